@@ -1,0 +1,179 @@
+//! Finds where one JSON object ends in a stream that may be cut at any byte.
+
+use memchr::memchr2;
+
+use super::MAX_NESTING;
+
+/// What [`Splitter::next`] found at the front of the input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Split {
+    /// A balanced object stands at `start..end` of the input. It is not yet known to be valid
+    /// JSON: only braces, brackets and strings were looked at.
+    Object { start: usize, end: usize },
+    /// No whole object yet. The first `skip` bytes are separators and may be dropped; the rest
+    /// must be given again, with more behind it.
+    Partial { skip: usize },
+}
+
+/// Why the input cannot be followed any further; the connection must be closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Broken {
+    #[error("a message must be one JSON object")]
+    NotAnObject,
+    #[error("nesting is deeper than {MAX_NESTING}")]
+    TooDeep,
+    #[error("message too large")]
+    TooLarge,
+}
+
+/// Resumable boundary search over one connection's input.
+///
+/// The state survives from call to call, so a byte is looked at once however finely the stream is
+/// cut. The caller keeps the bytes: after [`Split::Partial`] it passes the same input again (less
+/// the skipped separators), with whatever has come since appended.
+#[derive(Debug, Default, Clone)]
+pub struct Splitter {
+    /// How far into the unfinished object the search has come.
+    scanned: u32,
+    /// Open braces and brackets; 0 means between objects.
+    depth: u16,
+    in_string: bool,
+    /// The last byte looked at was a backslash inside a string.
+    escaped: bool,
+}
+
+/// What may stand between objects, in any number: the C++ client sends NUL, telnet CR LF.
+pub(super) fn is_separator(byte: u8) -> bool {
+    matches!(byte, 0 | b' ' | b'\t' | b'\r' | b'\n')
+}
+
+impl Splitter {
+    /// True while an object has begun and not ended; the stream's end here is an error.
+    pub fn inside_object(&self) -> bool {
+        self.depth > 0
+    }
+
+    /// Looks for the end of the first object in `input`, whose size may be `max_object` bytes at
+    /// most. After an error the splitter must not be used again.
+    pub fn next(&mut self, input: &[u8], max_object: usize) -> Result<Split, Broken> {
+        let mut start = 0;
+        if self.depth == 0 {
+            start = input.iter().position(|&b| !is_separator(b)).unwrap_or(input.len());
+            match input.get(start) {
+                None => return Ok(Split::Partial { skip: start }),
+                Some(b'{') => {
+                    self.depth = 1;
+                    self.scanned = 1;
+                }
+                Some(_) => return Err(Broken::NotAnObject),
+            }
+        }
+        let object = &input[start..];
+        // One byte past the limit is enough to know that the object is too large.
+        let window = &object[..object.len().min(max_object.saturating_add(1))];
+        match self.scan(window)? {
+            Some(end) if end <= max_object => Ok(Split::Object { start, end: start + end }),
+            None if object.len() <= max_object => Ok(Split::Partial { skip: start }),
+            _ => Err(Broken::TooLarge),
+        }
+    }
+
+    /// Continues over `object`, which begins with the unfinished object's first byte. Returns the
+    /// length of the object when its last brace is found.
+    fn scan(&mut self, object: &[u8]) -> Result<Option<usize>, Broken> {
+        let mut at = self.scanned as usize;
+        while at < object.len() {
+            if self.in_string {
+                if self.escaped {
+                    self.escaped = false;
+                    at += 1;
+                    continue;
+                }
+                match memchr2(b'"', b'\\', &object[at..]) {
+                    None => {
+                        at = object.len();
+                        break;
+                    }
+                    Some(skip) => {
+                        at += skip;
+                        if object[at] == b'"' {
+                            self.in_string = false;
+                        } else {
+                            self.escaped = true;
+                        }
+                    }
+                }
+            } else {
+                match object[at] {
+                    b'"' => self.in_string = true,
+                    b'{' | b'[' => {
+                        self.depth += 1;
+                        if u32::from(self.depth) > MAX_NESTING {
+                            return Err(Broken::TooDeep);
+                        }
+                    }
+                    b'}' | b']' => {
+                        self.depth -= 1;
+                        if self.depth == 0 {
+                            *self = Splitter::default();
+                            return Ok(Some(at + 1));
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            at += 1;
+        }
+        // A flag sets the largest object; an offset past 4 GiB cannot come up.
+        self.scanned = u32::try_from(at).map_err(|_| Broken::TooLarge)?;
+        Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn split_all(input: &[u8]) -> Result<Vec<&[u8]>, Broken> {
+        let (mut splitter, mut at, mut found) = (Splitter::default(), 0, Vec::new());
+        loop {
+            match splitter.next(&input[at..], 100)? {
+                Split::Object { start, end } => {
+                    found.push(&input[at + start..at + end]);
+                    at += end;
+                }
+                Split::Partial { .. } => return Ok(found),
+            }
+        }
+    }
+
+    #[test]
+    fn objects_are_found_between_any_separators() {
+        let found = split_all(b"\0 {\"a\":1}{\"b\":\"}\\\"{\"}\0\r\n\t{\"c\":[{}]}\n{").unwrap();
+        assert_eq!(found, [&b"{\"a\":1}"[..], b"{\"b\":\"}\\\"{\"}", b"{\"c\":[{}]}"]);
+    }
+
+    #[test]
+    fn what_is_no_object_is_broken() {
+        for input in [&b"hello"[..], b"[1,2]", b" 1", b"\"{}\"", b"\xff{}"] {
+            assert_eq!(split_all(input), Err(Broken::NotAnObject));
+        }
+    }
+
+    #[test]
+    fn nesting_of_32_is_followed_and_33_is_not() {
+        let nested = |n: usize| [b"[".repeat(n), b"]".repeat(n)].concat();
+        let object = |n: usize| [b"{\"a\":", &nested(n - 1)[..], b"}"].concat();
+        assert_eq!(split_all(&object(32)).unwrap().len(), 1);
+        assert_eq!(split_all(&object(33)), Err(Broken::TooDeep));
+    }
+
+    #[test]
+    fn an_object_of_the_limit_passes_and_one_byte_more_is_refused_before_it_ends() {
+        let object = |n: usize| format!("{{\"a\":\"{}\"}}", "x".repeat(n - 8)).into_bytes();
+        assert_eq!(split_all(&object(100)).unwrap().len(), 1);
+        assert_eq!(split_all(&object(101)), Err(Broken::TooLarge));
+        assert_eq!(Splitter::default().next(&object(200)[..101], 100), Err(Broken::TooLarge));
+        assert_eq!(Splitter::default().next(&object(200)[..100], 100), Ok(Split::Partial { skip: 0 }));
+    }
+}
