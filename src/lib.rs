@@ -1,2 +1,23 @@
 //! A cluster chat server: JSON over TCP on a hand-rolled main/sub reactor.
+//!
+//! The modules, each using only those above it:
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`password`] | Argon2id |
+//! | [`config`] | the command line |
+//! | [`wire`] | bytes to messages and back; pure |
+//! | [`reactor`] | the acceptor, the event loops, their mailboxes; knows bytes and connections, no chat |
+//! | [`pool`] | workers for what blocks, in lanes that keep order |
+//! | [`store`] | accounts, groups, offline messages: a trait, and SQLite |
+//! | [`service`] | the chat: inputs and time in, effects out; no I/O |
+//! | [`server`] | the wiring, and the order in which things end |
+
+pub mod config;
+pub mod password;
+pub mod pool;
+pub mod reactor;
+pub mod server;
+pub mod service;
+pub mod store;
 pub mod wire;

@@ -1,0 +1,272 @@
+//! The command line: flags, their defaults, units and bounds.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use crate::password::Cost;
+
+/// Where accounts, groups and offline messages are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreUrl {
+    Sqlite(PathBuf),
+    MySql(String),
+}
+
+/// What a server started under this name takes for its defaults: the C++ server's MySQL and Redis.
+const DROP_IN_NAME: &str = "ChatServer";
+const DROP_IN_STORE: &str = "mysql://root:123456@127.0.0.1:3306/chat";
+
+/// Everything the server can be told.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub listen: SocketAddr,
+    pub store: StoreUrl,
+    pub reactors: usize,
+    pub workers: usize,
+    /// `None`: what the file-descriptor limit allows.
+    pub max_connections: Option<usize>,
+    pub max_message: usize,
+    pub max_message_before_login: usize,
+    pub login_timeout: Option<Duration>,
+    pub idle_timeout: Option<Duration>,
+    pub high_water: usize,
+    pub password_cost: Cost,
+    pub legacy_client: bool,
+}
+
+/// A cluster chat server: a drop-in for the muduo ChatServer.
+#[derive(Parser, Debug)]
+#[command(name = "chat-server", version, after_help = "Logging is set with RUST_LOG: error, warn, info, debug.")]
+struct Flags {
+    /// Where to listen: nothing: 127.0.0.1 6000; PORT: on all addresses; IP PORT: there.
+    /// Port 0 takes any free one, and the first line of the log names it
+    #[arg(value_name = "[IP] PORT", num_args = 0..=2)]
+    listen: Vec<String>,
+
+    /// sqlite:PATH, or mysql://USER:PASSWORD@HOST:PORT/DATABASE
+    #[arg(long, env = "CHAT_STORE", value_name = "URL", default_value = "sqlite:chat.db")]
+    store: StoreUrl,
+
+    /// Redis, for a cluster, as redis://HOST:PORT. Without it, this server is alone
+    #[arg(long, env = "CHAT_REDIS", value_name = "URL")]
+    redis: Option<String>,
+
+    /// Sub-reactor threads, 1 to 256 [default: one for each core]
+    #[arg(long, env = "CHAT_REACTORS", value_name = "N", value_parser = count(1, 256))]
+    reactors: Option<u64>,
+
+    /// Worker threads for the store and for password hashing, 1 to 256
+    #[arg(long, env = "CHAT_WORKERS", value_name = "N", value_parser = count(1, 256), default_value = "4")]
+    workers: u64,
+
+    /// Connections at a time; more wait until some leave
+    /// [default: the file-descriptor limit less a reserve]
+    #[arg(long, env = "CHAT_MAX_CONNECTIONS", value_name = "N", value_parser = count(1, 10_000_000))]
+    max_connections: Option<u64>,
+
+    /// The largest message of a user who has logged in, in bytes
+    #[arg(long, env = "CHAT_MAX_MESSAGE", value_name = "BYTES", value_parser = count(256, 16 << 20), default_value = "65536")]
+    max_message: u64,
+
+    /// The largest message before that, in bytes
+    #[arg(long, env = "CHAT_MAX_MESSAGE_BEFORE_LOGIN", value_name = "BYTES", value_parser = count(256, 16 << 20), default_value = "8192")]
+    max_message_before_login: u64,
+
+    /// How long a connection may stay without a login, like 90s or 10m; off: for ever
+    #[arg(long, env = "CHAT_LOGIN_TIMEOUT", value_name = "TIME", default_value = "10m")]
+    login_timeout: Timeout,
+
+    /// How long a connection may stay silent, like 90s or 10m; off: for ever
+    #[arg(long, env = "CHAT_IDLE_TIMEOUT", value_name = "TIME", default_value = "off")]
+    idle_timeout: Timeout,
+
+    /// What may wait to be written to one connection before its messages take the way through the
+    /// store, in bytes
+    #[arg(long, env = "CHAT_HIGH_WATER", value_name = "BYTES", value_parser = count(4096, 1 << 30), default_value = "1048576")]
+    high_water: u64,
+
+    /// The cost of hashing a password: memory in KiB and passes. Stored passwords of another cost
+    /// are hashed anew at the next login
+    #[arg(long, env = "CHAT_PASSWORD_COST", value_name = "KIB,ITERATIONS", default_value_t = Cost::default())]
+    password_cost: Cost,
+
+    /// For the C++ client, which loses or dies of what shares a segment or passes 1023 bytes:
+    /// messages to clients that end theirs with NUL and never use "seq" leave 10 ms apart, and
+    /// their login replies stay small
+    #[arg(long, env = "CHAT_LEGACY_CLIENT")]
+    legacy_client: bool,
+}
+
+fn count(min: u64, max: u64) -> clap::builder::RangedU64ValueParser<u64> {
+    clap::value_parser!(u64).range(min..=max)
+}
+
+/// A duration, or `off`.
+#[derive(Debug, Clone, Copy)]
+struct Timeout(Option<Duration>);
+
+impl FromStr for Timeout {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Timeout(None));
+        }
+        match humantime::parse_duration(text) {
+            Ok(time) if time >= Duration::from_millis(1) => Ok(Timeout(Some(time))),
+            Ok(_) => Err("must be at least 1ms, or off".to_owned()),
+            Err(_) => Err("must be a time like 500ms, 90s or 10m, or off".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for StoreUrl {
+    /// Without the password that a MySQL address bears: this goes to the log.
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            StoreUrl::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
+            StoreUrl::MySql(url) => write!(f, "mysql://{}", url.rsplit_once('@').map_or("…", |(_, host)| host)),
+        }
+    }
+}
+
+impl FromStr for StoreUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            Some(("sqlite", path)) if !path.is_empty() => Ok(StoreUrl::Sqlite(PathBuf::from(path))),
+            Some(("mysql", _)) => Ok(StoreUrl::MySql(text.to_owned())),
+            _ => Err("must be sqlite:PATH or mysql://USER:PASSWORD@HOST:PORT/DATABASE".to_owned()),
+        }
+    }
+}
+
+/// Why there is no [`Config`].
+#[derive(Debug)]
+pub enum Stop {
+    /// It was asked for: print it, exit status 0.
+    Help(String),
+    /// One line, exit status 2.
+    Usage(String),
+}
+
+impl Config {
+    /// Reads a command line, the program's name first, and the environment.
+    pub fn from_args(args: impl IntoIterator<Item = OsString>) -> Result<Config, Stop> {
+        let mut args: Vec<OsString> = args.into_iter().collect();
+        let is_drop_in = args.first().and_then(|name| Path::new(name).file_name()).is_some_and(|n| n == DROP_IN_NAME);
+        if is_drop_in && std::env::var_os("CHAT_STORE").is_none() && !args.iter().any(names_store) {
+            args.insert(1, format!("--store={DROP_IN_STORE}").into());
+        }
+        let flags = Flags::try_parse_from(args).map_err(|error| match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Stop::Help(error.to_string()),
+            _ => {
+                let text = error.to_string();
+                let line = text.lines().next().unwrap_or_default();
+                Stop::Usage(line.strip_prefix("error: ").unwrap_or(line).to_owned())
+            }
+        })?;
+        Config::from_flags(flags)
+    }
+
+    fn from_flags(flags: Flags) -> Result<Config, Stop> {
+        let listen = listen_address(&flags.listen).map_err(Stop::Usage)?;
+        if flags.redis.is_some() {
+            return Err(Stop::Usage("--redis: this version serves one node only, and has no Redis bus".to_owned()));
+        }
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Config {
+            listen,
+            store: flags.store,
+            reactors: flags.reactors.map_or(cores.min(256), |n| n as usize),
+            workers: flags.workers as usize,
+            max_connections: flags.max_connections.map(|n| n as usize),
+            max_message: flags.max_message as usize,
+            max_message_before_login: flags.max_message_before_login as usize,
+            login_timeout: flags.login_timeout.0,
+            idle_timeout: flags.idle_timeout.0,
+            high_water: flags.high_water as usize,
+            password_cost: flags.password_cost,
+            legacy_client: flags.legacy_client,
+        })
+    }
+}
+
+fn names_store(arg: &OsString) -> bool {
+    arg.to_str().is_some_and(|arg| arg == "--store" || arg.starts_with("--store="))
+}
+
+fn listen_address(words: &[String]) -> Result<SocketAddr, String> {
+    let ip = |text: &String| text.parse::<IpAddr>().map_err(|_| format!("'{text}' is not an IP address"));
+    let port = |text: &String| text.parse::<u16>().map_err(|_| format!("'{text}' is not a port (0 to 65535)"));
+    match words {
+        [] => Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, 6000))),
+        [one] => Ok(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port(one)?))),
+        [first, second, ..] => Ok(SocketAddr::new(ip(first)?, port(second)?)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(line: &str) -> Result<Config, Stop> {
+        Config::from_args(line.split_whitespace().map(OsString::from))
+    }
+
+    fn usage(line: &str) -> String {
+        match config(line) {
+            Err(Stop::Usage(text)) => text,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn none_one_or_two_words_say_where_to_listen() {
+        let listen = |line: &str| config(line).unwrap().listen.to_string();
+        assert_eq!(listen("chat-server"), "127.0.0.1:6000");
+        assert_eq!(listen("chat-server 7000"), "0.0.0.0:7000");
+        assert_eq!(listen("chat-server 127.0.0.2 0"), "127.0.0.2:0");
+        assert_eq!(listen("chat-server ::1 6000"), "[::1]:6000");
+    }
+
+    #[test]
+    fn a_bad_value_is_one_line_that_names_it() {
+        for (line, word) in [
+            ("chat-server 127.0.0.1 70000", "70000"),
+            ("chat-server localhost 6000", "localhost"),
+            ("chat-server 1 2 3", "3"),
+            ("chat-server --reactors 0", "--reactors"),
+            ("chat-server --store redis:x", "--store"),
+            ("chat-server --password-cost x", "--password-cost"),
+            ("chat-server --login-timeout soon", "--login-timeout"),
+            ("chat-server --high-water 1", "--high-water"),
+            ("chat-server --colour", "--colour"),
+        ] {
+            let text = usage(line);
+            assert!(text.contains(word) && text.lines().count() == 1, "{line}: {text}");
+        }
+    }
+
+    #[test]
+    fn under_the_cpp_servers_name_its_database_is_the_default() {
+        let store = |line: &str| config(line).unwrap().store;
+        assert_eq!(store("/usr/bin/ChatServer 127.0.0.1 6000"), StoreUrl::MySql(DROP_IN_STORE.to_owned()));
+        assert_eq!(store("ChatServer --store sqlite:a.db"), StoreUrl::Sqlite("a.db".into()));
+        assert_eq!(store("chat-server"), StoreUrl::Sqlite("chat.db".into()));
+    }
+
+    #[test]
+    fn times_may_be_off() {
+        let config = config("chat-server --login-timeout off --idle-timeout 90s").unwrap();
+        assert_eq!((config.login_timeout, config.idle_timeout), (None, Some(Duration::from_secs(90))));
+    }
+}

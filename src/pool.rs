@@ -1,0 +1,271 @@
+//! The worker pool: everything that blocks.
+//!
+//! A job either belongs to a lane or to nobody. A lane's jobs run in the order in which they were
+//! submitted, one worker at a time, and a worker takes all that its lane has queued: that keeps
+//! one recipient's messages in order and lets a store commit them together. Jobs of no lane
+//! (password hashing) run on any worker, but never on all of them, since they take long.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+/// What one worker does with jobs. It lives in the worker's thread.
+pub trait Worker: Send + 'static {
+    type Job: Send + 'static;
+
+    /// Does `batch`, in order, and empties it. May block.
+    fn run(&mut self, batch: &mut Vec<Self::Job>);
+}
+
+struct Lane<J> {
+    queue: Vec<J>,
+    /// A worker has it, or it stands in `ready`.
+    scheduled: bool,
+}
+
+struct State<J> {
+    lanes: Vec<Lane<J>>,
+    /// Lanes with jobs that no worker has.
+    ready: VecDeque<usize>,
+    /// Jobs of no lane.
+    free: VecDeque<J>,
+    /// Workers that run a job of no lane.
+    free_running: usize,
+    closed: bool,
+}
+
+struct Shared<J> {
+    state: Mutex<State<J>>,
+    work: Condvar,
+    /// At most so many jobs of no lane at once.
+    max_free: usize,
+}
+
+impl<J> Shared<J> {
+    fn state(&self) -> MutexGuard<'_, State<J>> {
+        // Jobs run outside the lock; nothing inside it can panic half-way.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Submits jobs; cheap to clone, and never blocks on a job.
+pub struct Submitter<J>(Arc<Shared<J>>);
+
+impl<J> Clone for Submitter<J> {
+    fn clone(&self) -> Self {
+        Submitter(Arc::clone(&self.0))
+    }
+}
+
+impl<J> Submitter<J> {
+    /// Queues a job behind all others of its lane; a number past the last lane begins at the first
+    /// again.
+    pub fn in_lane(&self, number: usize, job: J) {
+        let mut state = self.0.state();
+        let index = number % state.lanes.len();
+        let lane = &mut state.lanes[index];
+        lane.queue.push(job);
+        if !lane.scheduled {
+            lane.scheduled = true;
+            state.ready.push_back(index);
+            drop(state);
+            self.0.work.notify_one();
+        }
+    }
+
+    /// Queues a job that needs no order.
+    pub fn anywhere(&self, job: J) {
+        self.0.state().free.push_back(job);
+        self.0.work.notify_one();
+    }
+}
+
+/// The worker threads.
+pub struct Pool<J> {
+    shared: Arc<Shared<J>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl<J: Send + 'static> Pool<J> {
+    /// Starts a thread for each of `workers`, for so many lanes (at least one of both). A few more
+    /// lanes than workers let jobs pile up while the workers are busy, so that a commit takes
+    /// several. Jobs of no lane use at most `max_free` workers, and leave one for the lanes if
+    /// there are several.
+    ///
+    /// # Errors
+    /// The operating system starts no more threads.
+    pub fn start<W: Worker<Job = J>>(workers: Vec<W>, lanes: usize, max_free: usize) -> io::Result<Self> {
+        let count = workers.len();
+        let lanes = (0..lanes).map(|_| Lane { queue: Vec::new(), scheduled: false }).collect();
+        let state = State { lanes, ready: VecDeque::new(), free: VecDeque::new(), free_running: 0, closed: false };
+        let max_free = max_free.min(count.saturating_sub(1)).max(1);
+        let shared = Arc::new(Shared { state: Mutex::new(state), work: Condvar::new(), max_free });
+        let threads = workers
+            .into_iter()
+            .enumerate()
+            .map(|(i, worker)| {
+                let shared = Arc::clone(&shared);
+                std::thread::Builder::new().name(format!("worker-{i}")).spawn(move || work(&shared, worker))
+            })
+            .collect::<io::Result<_>>()?;
+        Ok(Pool { shared, threads })
+    }
+
+    pub fn submitter(&self) -> Submitter<J> {
+        Submitter(Arc::clone(&self.shared))
+    }
+
+    /// Finishes what the lanes hold, drops jobs of no lane, and ends the threads.
+    pub fn finish(self) {
+        {
+            let mut state = self.shared.state();
+            state.closed = true;
+            state.free.clear();
+        }
+        self.shared.work.notify_all();
+        for thread in self.threads {
+            // A worker's panic has ended the process already.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What a worker takes next.
+enum Turn {
+    Lane(usize),
+    Free,
+}
+
+fn next_turn<J>(state: &mut State<J>, max_free: usize) -> Option<Turn> {
+    let free = !state.free.is_empty();
+    // Lanes first, since their jobs are short; yet hashing must go on, however busy the lanes are.
+    if free && state.free_running == 0 {
+        return Some(Turn::Free);
+    }
+    if let Some(lane) = state.ready.pop_front() {
+        return Some(Turn::Lane(lane));
+    }
+    (free && state.free_running < max_free).then_some(Turn::Free)
+}
+
+fn work<W: Worker>(shared: &Shared<W::Job>, mut worker: W) {
+    let mut batch = Vec::new();
+    let mut state = shared.state();
+    loop {
+        let Some(turn) = next_turn(&mut state, shared.max_free) else {
+            if state.closed {
+                return;
+            }
+            state = shared.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            continue;
+        };
+        match turn {
+            Turn::Lane(lane) => std::mem::swap(&mut state.lanes[lane].queue, &mut batch),
+            Turn::Free => {
+                batch.extend(state.free.pop_front());
+                state.free_running += 1;
+            }
+        }
+        drop(state);
+        worker.run(&mut batch);
+        batch.clear();
+        state = shared.state();
+        match turn {
+            Turn::Lane(index) => {
+                let lane = &mut state.lanes[index];
+                if lane.queue.is_empty() {
+                    lane.scheduled = false;
+                } else {
+                    state.ready.push_back(index); // this worker goes on with something anyway
+                }
+            }
+            Turn::Free => state.free_running -= 1,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::time::Duration;
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(20);
+
+    enum Job {
+        Number(usize, u32),
+        Meet(Arc<Barrier>),
+        Wait(Receiver<()>),
+    }
+
+    struct Report(Sender<(usize, u32)>);
+
+    impl Worker for Report {
+        type Job = Job;
+        fn run(&mut self, batch: &mut Vec<Job>) {
+            for job in batch.drain(..) {
+                match job {
+                    Job::Number(lane, n) => self.0.send((lane, n)).unwrap(),
+                    Job::Meet(barrier) => _ = barrier.wait(),
+                    Job::Wait(until) => _ = until.recv_timeout(SOON),
+                }
+            }
+        }
+    }
+
+    fn pool(workers: usize, max_free: usize) -> (Pool<Job>, Receiver<(usize, u32)>) {
+        let (sender, receiver) = channel();
+        let workers = (0..workers).map(|_| Report(sender.clone())).collect();
+        (Pool::start(workers, 8, max_free).unwrap(), receiver)
+    }
+
+    #[test]
+    fn a_lanes_jobs_keep_their_order_over_many_workers() {
+        let (pool, done) = pool(4, 2);
+        let submit = pool.submitter();
+        let (keys, each) = (37, 500);
+        for n in 0..each {
+            (0..keys).for_each(|key| submit.in_lane(key, Job::Number(key, n)));
+        }
+        pool.finish();
+        let mut next = vec![0; keys];
+        for (key, n) in done {
+            assert_eq!(n, next[key], "lane {key}");
+            next[key] += 1;
+        }
+        assert!(next.iter().all(|&n| n == each), "finish dropped jobs");
+    }
+
+    #[test]
+    fn long_jobs_of_no_lane_leave_a_worker_to_the_lanes() {
+        let (pool, done) = pool(3, 8);
+        let submit = pool.submitter();
+        let stop: Vec<_> = (0..10)
+            .map(|_| {
+                let (stop, until) = channel();
+                submit.anywhere(Job::Wait(until));
+                stop
+            })
+            .collect();
+        submit.in_lane(1, Job::Number(1, 1));
+        assert_eq!(done.recv_timeout(SOON), Ok((1, 1)));
+        drop(stop);
+        pool.finish();
+    }
+
+    #[test]
+    fn jobs_of_no_lane_run_side_by_side_and_on_a_single_worker_too() {
+        let (two, _done) = pool(3, 2);
+        let barrier = Arc::new(Barrier::new(3));
+        (0..2).for_each(|_| two.submitter().anywhere(Job::Meet(Arc::clone(&barrier))));
+        barrier.wait(); // returns only when both run at once
+        two.finish();
+        let (one, done) = pool(1, 4);
+        one.submitter().anywhere(Job::Number(0, 7));
+        assert_eq!(done.recv_timeout(SOON), Ok((0, 7)));
+        one.finish();
+    }
+}

@@ -1,0 +1,215 @@
+//! Accepts, and hands each socket to the next reactor in turn.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use mio::net::TcpListener;
+use mio::{Events, Interest, Poll, Token, Waker};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+
+use super::mailbox::{Mail, Mailbox, WAKER};
+
+const LISTENER: Token = Token(0);
+/// Accepts in a turn.
+const ACCEPT_BUDGET: usize = 64;
+/// After a failure that only time can mend, such as no free descriptors.
+const RETRY: Duration = Duration::from_millis(500);
+/// Waiting connections; the kernel caps it at net.core.somaxconn.
+const BACKLOG: i32 = 4096;
+/// What the kernel buffers for a client: bytes it took for a dead one cannot be known.
+const SEND_BUFFER: usize = 64 * 1024;
+/// When an idle client is asked whether it still lives, and how long an unanswered byte waits.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+const USER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Binds a listening socket. Its options are those of every accepted socket, which inherits them:
+/// no delay, keep-alive after 60 s, 30 s until unacknowledged data ends the connection, and a send
+/// buffer of 64 KiB.
+///
+/// # Errors
+/// What the operating system says, such as an address in use.
+pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(Duration::from_secs(10)))?;
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    socket.set_send_buffer_size(SEND_BUFFER)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Counts open connections over all reactors, and wakes the acceptor when there is room again.
+pub struct ConnectionLimit {
+    open: AtomicUsize,
+    max: usize,
+    /// The acceptor waits for a free place.
+    full: AtomicBool,
+    waker: Waker,
+}
+
+impl ConnectionLimit {
+    fn acquire(self: &Arc<Self>) -> Option<ConnectionSlot> {
+        // Only the acceptor adds, so the count cannot pass the limit between load and add.
+        if self.open.load(Ordering::SeqCst) >= self.max {
+            return None;
+        }
+        self.open.fetch_add(1, Ordering::SeqCst);
+        Some(ConnectionSlot(Arc::clone(self)))
+    }
+}
+
+/// One connection's place under the limit, free again when dropped.
+pub struct ConnectionSlot(Arc<ConnectionLimit>);
+
+impl Drop for ConnectionSlot {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::SeqCst);
+        if self.0.full.swap(false, Ordering::SeqCst) {
+            // At worst the acceptor looks again by itself, within its longest sleep.
+            let _ = self.0.waker.wake();
+        }
+    }
+}
+
+/// Why the acceptor does not accept although clients may wait. Each state names what ends it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// The listener was drained; its next event.
+    Waiting,
+    /// The budget of a turn was used up; the next turn.
+    Ready,
+    /// All places are taken; the waker, by the drop of a [`ConnectionSlot`].
+    Full,
+    /// The system lacks something; this moment. The listener is deregistered until then.
+    Failed { until: Instant },
+}
+
+/// The acceptor: its own Poll and the listener. Client sockets are never registered here.
+pub struct Acceptor<L> {
+    poll: Poll,
+    listener: TcpListener,
+    mailboxes: Arc<[Mailbox<Mail<L>>]>,
+    next: usize,
+    limit: Arc<ConnectionLimit>,
+    stop: Arc<AtomicBool>,
+    state: State,
+    /// The current lack was logged.
+    complained: bool,
+}
+
+/// Stops an acceptor from another thread.
+#[derive(Clone)]
+pub struct AcceptorHandle {
+    stop: Arc<AtomicBool>,
+    limit: Arc<ConnectionLimit>,
+}
+
+impl AcceptorHandle {
+    /// Ends the acceptor's loop and closes the listener.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::SeqCst);
+        let _ = self.limit.waker.wake();
+    }
+}
+
+impl<L> Acceptor<L> {
+    /// An acceptor on `listener`, for at most `max` connections at a time.
+    pub fn new(
+        listener: std::net::TcpListener,
+        mailboxes: Arc<[Mailbox<Mail<L>>]>,
+        max: usize,
+    ) -> io::Result<(Self, AcceptorHandle)> {
+        let poll = Poll::new()?;
+        let mut listener = TcpListener::from_std(listener);
+        poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
+        let waker = Waker::new(poll.registry(), WAKER)?;
+        let limit = Arc::new(ConnectionLimit { open: AtomicUsize::new(0), max, full: AtomicBool::new(false), waker });
+        let stop = Arc::new(AtomicBool::new(false));
+        let handle = AcceptorHandle { stop: Arc::clone(&stop), limit: Arc::clone(&limit) };
+        let acceptor =
+            Acceptor { poll, listener, mailboxes, next: 0, limit, stop, state: State::Ready, complained: false };
+        Ok((acceptor, handle))
+    }
+
+    /// Accepts until stopped.
+    pub fn run(mut self) -> io::Result<()> {
+        let mut events = Events::with_capacity(16);
+        while !self.stop.load(Ordering::SeqCst) {
+            let timeout = match self.state {
+                State::Ready => Duration::ZERO,
+                State::Waiting | State::Full => Duration::from_secs(1),
+                State::Failed { until } => until.saturating_duration_since(Instant::now()),
+            };
+            match self.poll.poll(&mut events, Some(timeout)) {
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+                _ => {}
+            }
+            if events.iter().any(|event| event.token() == LISTENER) && self.state == State::Waiting {
+                self.state = State::Ready;
+            }
+            self.resume(Instant::now())?;
+            if self.state == State::Ready {
+                self.state = self.accept_some();
+                if let State::Failed { .. } = self.state {
+                    self.poll.registry().deregister(&mut self.listener)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a state whose reason is over.
+    fn resume(&mut self, now: Instant) -> io::Result<()> {
+        match self.state {
+            State::Full if !self.limit.full.load(Ordering::SeqCst) => self.state = State::Ready,
+            State::Failed { until } if until <= now => {
+                self.poll.registry().register(&mut self.listener, LISTENER, Interest::READABLE)?;
+                self.state = State::Ready;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn accept_some(&mut self) -> State {
+        for _ in 0..ACCEPT_BUDGET {
+            let Some(slot) = self.limit.acquire() else {
+                self.limit.full.store(true, Ordering::SeqCst);
+                // A place that came free before `full` was set has woken nobody.
+                let Some(slot) = self.limit.acquire() else {
+                    if !std::mem::replace(&mut self.complained, true) {
+                        log::warn!("all {} connections are taken; others wait until some leave", self.limit.max);
+                    }
+                    return State::Full;
+                };
+                self.limit.full.store(false, Ordering::SeqCst);
+                drop(slot);
+                continue;
+            };
+            match self.listener.accept() {
+                Ok((stream, peer)) => {
+                    self.complained = false;
+                    self.mailboxes[self.next].post(Mail::Connection(stream, peer, slot));
+                    self.next = (self.next + 1) % self.mailboxes.len();
+                }
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock => return State::Waiting,
+                    io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset => {}
+                    _ => {
+                        if !std::mem::replace(&mut self.complained, true) {
+                            log::warn!("cannot accept: {error}; trying again every {} ms", RETRY.as_millis());
+                        }
+                        return State::Failed { until: Instant::now() + RETRY };
+                    }
+                },
+            }
+        }
+        State::Ready
+    }
+}

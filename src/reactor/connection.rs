@@ -1,0 +1,138 @@
+//! One client's socket and what the loop must remember about it.
+
+use std::time::Instant;
+
+use mio::net::TcpStream;
+
+use super::acceptor::ConnectionSlot;
+use super::id::ConnId;
+use super::outbox::Outbox;
+
+/// Why a connection was closed; counted and logged once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CloseReason {
+    /// The client closed, and everything it had sent is settled.
+    ByClient,
+    /// The stream could not be followed any further.
+    Unfollowable,
+    TooLarge,
+    LoginTimeout,
+    IdleTimeout,
+    /// It did not read what was queued for it.
+    SlowConsumer,
+    /// A socket error: reset, timed out, unreachable.
+    SocketError,
+    ShuttingDown,
+}
+
+impl CloseReason {
+    pub fn text(self) -> &'static str {
+        match self {
+            CloseReason::ByClient => "closed by the client",
+            CloseReason::Unfollowable => "input could not be followed",
+            CloseReason::TooLarge => "message too large",
+            CloseReason::LoginTimeout => "no login in time",
+            CloseReason::IdleTimeout => "idle",
+            CloseReason::SlowConsumer => "slow consumer",
+            CloseReason::SocketError => "socket error",
+            CloseReason::ShuttingDown => "shutting down",
+        }
+    }
+}
+
+/// One message to be written.
+pub struct Message<'a, T> {
+    pub body: super::outbox::Body<'a>,
+    /// Follows the body.
+    pub terminator: &'static [u8],
+    /// Comes back through [`super::Handler::written`] once the kernel has taken the last byte, or
+    /// through [`super::Handler::closed`] if it never does.
+    pub tag: Option<T>,
+    /// In a write of its own, for clients that lose what shares a segment.
+    pub alone: bool,
+    /// Neither this nor what is queued before it counts towards the high-water mark.
+    pub exempt: bool,
+}
+
+/// Where a connection stands in its life. It only ever goes down this list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    Open,
+    /// We close: what is queued is flushed, nothing more is read.
+    Flushing(CloseReason),
+    /// Our side is shut; the client's last bytes are read and dropped, since closing a socket
+    /// with unread input sends a reset, which can destroy the reply on its way.
+    Lingering,
+    /// To be swept at the end of the turn, after a word to the handler if there is a reason.
+    Dead(Option<CloseReason>),
+}
+
+pub(super) struct Connection<T> {
+    pub id: ConnId,
+    pub stream: TcpStream,
+    pub state: State,
+    /// The kernel may have input: an event said so and no read has shown otherwise.
+    pub readable: bool,
+    /// An event said that the client has finished sending, so a short read is not the last one.
+    pub read_closed: bool,
+    /// The stream's end was read.
+    pub eof: bool,
+    /// The handler was told of `eof`.
+    pub ended: bool,
+    /// The handler wants no input for now.
+    pub paused: bool,
+    /// `input` holds bytes that the handler has not looked at since it stopped.
+    pub unhandled: bool,
+    /// Over the high-water mark and not drained since.
+    pub over: bool,
+    /// In the loop's ready list.
+    pub in_ready: bool,
+    /// In the loop's dirty list.
+    pub in_dirty: bool,
+    /// Registered for WRITABLE.
+    pub armed: bool,
+    /// Each message leaves alone and spaced out, for C++ clients.
+    pub paced: bool,
+    /// A timer will go on with a paced connection's queue.
+    pub pacing: bool,
+    /// When it went over the mark.
+    pub over_since: Instant,
+    /// Input that the handler has not consumed: the head of an object, or what waits behind a
+    /// login. Empty and without memory while nothing is pending.
+    pub input: Vec<u8>,
+    /// `None` while there is nothing to write.
+    pub outbox: Option<Box<Outbox<T>>>,
+    /// Counts this connection for the acceptor; given back when dropped.
+    pub _slot: ConnectionSlot,
+}
+
+impl<T> Connection<T> {
+    pub fn new(id: ConnId, stream: TcpStream, slot: ConnectionSlot, now: Instant) -> Self {
+        Connection {
+            id,
+            stream,
+            state: State::Open,
+            readable: false,
+            read_closed: false,
+            eof: false,
+            ended: false,
+            paused: false,
+            unhandled: false,
+            over: false,
+            in_ready: false,
+            in_dirty: false,
+            armed: false,
+            paced: false,
+            pacing: false,
+            over_since: now,
+            input: Vec::new(),
+            outbox: None,
+            _slot: slot,
+        }
+    }
+
+    /// Bytes that wait to be written and count towards the high-water mark.
+    pub fn counted(&self) -> usize {
+        self.outbox.as_ref().map_or(0, |outbox| outbox.counted())
+    }
+}

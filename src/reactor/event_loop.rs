@@ -1,0 +1,707 @@
+//! One sub-reactor: a Poll, its connections, timers and buffers, in one thread.
+
+use std::collections::VecDeque;
+use std::io::{self, Read};
+use std::net::{Shutdown, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mio::event::Event;
+use mio::net::TcpStream;
+use mio::{Events, Interest, Poll, Registry, Token};
+
+use super::acceptor::ConnectionSlot;
+use super::connection::{CloseReason, Connection, Message, State};
+use super::id::{ConnId, ConnIds, ConnMap};
+use super::mailbox::{Mail, Mailbox, WAKER};
+use super::outbox::{Outbox, Progress, Unwritten};
+use super::timers::Timers;
+
+/// What one connection may read in a turn before the others have theirs, in bytes.
+const READ_BUDGET: usize = 64 * 1024;
+/// The longest sleep. Every wait has its own wake; this bounds the damage if one is missing.
+const MAX_SLEEP: Duration = Duration::from_secs(1);
+/// How long a connection that we close may take to flush, and then again to say goodbye.
+const LINGER: Duration = Duration::from_secs(5);
+/// How long the last clients may take to say goodbye when the process ends.
+const EXIT_LINGER: Duration = Duration::from_millis(500);
+/// How long a connection may stay over the high-water mark.
+const SLOW_CONSUMER: Duration = Duration::from_secs(10);
+/// Between two messages to a paced connection: longer than a client takes to come back to `recv`.
+const PACE: Duration = Duration::from_millis(10);
+/// Outboxes kept for the next connection that has something to write.
+const SPARE_OUTBOXES: usize = 64;
+/// With so many letters waiting in some mailbox, its feeders stop reading for the moment.
+const CONGESTED: usize = 64 * 1024;
+/// How soon a reactor that stopped for a congested mailbox looks again.
+const CONGESTED_RETRY: Duration = Duration::from_millis(1);
+
+/// The business behind one reactor. Every method runs in the reactor's thread and must not block.
+pub trait Handler: Sized {
+    /// What reactors and workers send each other.
+    type Letter: Send;
+    /// Marks a message whose fate matters.
+    type Tag: Clone;
+    /// Names a timer.
+    type Timer;
+
+    /// A connection has been accepted.
+    fn opened(&mut self, io: &mut Io<Self>, conn: ConnId, peer: SocketAddr);
+
+    /// Bytes have arrived, or input that waited may go on. `input` begins with what the last call
+    /// left unconsumed.
+    fn input(&mut self, io: &mut Io<Self>, conn: ConnId, input: &[u8]) -> Taken;
+
+    /// The client has finished sending and all its input was given; `rest` bytes stay unconsumed.
+    /// The connection stays open for replies until the handler closes it.
+    fn ended(&mut self, io: &mut Io<Self>, conn: ConnId, rest: usize);
+
+    /// A letter from another thread.
+    fn letter(&mut self, io: &mut Io<Self>, letter: Self::Letter);
+
+    /// The kernel has taken the last byte of a tagged message.
+    fn written(&mut self, io: &mut Io<Self>, conn: ConnId, tag: Self::Tag);
+
+    /// Whether a message with this tag may be taken back from a slow connection's queue.
+    fn recallable(tag: &Self::Tag) -> bool;
+
+    /// The connection's queue has passed the high-water mark; `recalled` was taken back from it.
+    fn high_water(&mut self, io: &mut Io<Self>, conn: ConnId, recalled: Vec<Unwritten<Self::Tag>>);
+
+    /// The queue of a connection that was over the mark is empty.
+    fn drained(&mut self, io: &mut Io<Self>, conn: ConnId);
+
+    /// The connection is gone; `unwritten` are the tagged messages that did not get out whole.
+    /// Nothing can be sent to it any more.
+    fn closed(&mut self, io: &mut Io<Self>, conn: ConnId, reason: CloseReason, unwritten: Vec<Unwritten<Self::Tag>>);
+
+    /// A timer set with [`Io::set_timer`] has fired.
+    fn timer(&mut self, io: &mut Io<Self>, timer: Self::Timer);
+
+    /// The process is to end: take nothing new, wind up what there is, and say so to whoever will
+    /// post [`Mail::Exit`].
+    fn stopping(&mut self, io: &mut Io<Self>);
+}
+
+/// How much of its input a handler has used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Taken {
+    /// Bytes consumed from the front.
+    pub bytes: usize,
+    /// It stopped for fairness, and wants the rest in the next turn.
+    pub more: bool,
+}
+
+/// What bounds a connection's queue, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// The soft mark: past it, messages are recalled and the client has 10 s to catch up.
+    pub high_water: usize,
+    /// The hard mark: past it, the connection is closed at once.
+    pub hard: usize,
+}
+
+enum LoopTimer<K> {
+    Handler(K),
+    /// A connection that we close has had its time.
+    Linger(ConnId),
+    /// A connection was over the mark since this moment.
+    Slow(ConnId, Instant),
+    /// A paced connection may send its next message.
+    Pace(ConnId),
+}
+
+/// The loop's side that a handler may use.
+pub struct Io<H: Handler> {
+    now: Instant,
+    index: usize,
+    registry: Registry,
+    ids: ConnIds,
+    connections: ConnMap<Box<Connection<H::Tag>>>,
+    limits: Limits,
+    timers: Timers<LoopTimer<H::Timer>>,
+    mailboxes: Arc<[Mailbox<Mail<H::Letter>>]>,
+    /// Letters of this turn, by reactor.
+    outgoing: Vec<Vec<Mail<H::Letter>>>,
+    /// Connections with input to be read or handled.
+    ready: VecDeque<ConnId>,
+    /// Connections with something to flush.
+    dirty: Vec<ConnId>,
+    /// Connections that have just passed a mark.
+    over: Vec<ConnId>,
+    /// Connections to be swept.
+    dead: Vec<ConnId>,
+    /// Boxed as they are in their connections, so that an idle one pays for a pointer only.
+    #[expect(clippy::vec_box)]
+    spare: Vec<Box<Outbox<H::Tag>>>,
+    /// Some mailbox was filled faster than its reactor empties it.
+    congested: bool,
+}
+
+impl<H: Handler> Io<H> {
+    /// The time of this turn.
+    pub fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// This reactor's index.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Connections that this reactor owns.
+    pub fn connections(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Queues a message; it is written at the end of the turn, together with what else is queued.
+    /// False: the connection is gone, and nothing was queued.
+    pub fn send(&mut self, conn: ConnId, message: Message<'_, H::Tag>) -> bool {
+        let Some(connection) = self.connections.get_mut(conn) else { return false };
+        // A dead one takes messages until it is swept: then they are handed back with the rest.
+        if matches!(connection.state, State::Lingering | State::Dead(None)) {
+            return false;
+        }
+        let outbox = connection.outbox.get_or_insert_with(|| self.spare.pop().unwrap_or_default());
+        outbox.push(message.body, message.terminator, message.tag, message.alone || connection.paced);
+        if message.exempt {
+            outbox.exempt_all();
+        }
+        let counted = outbox.counted();
+        if counted > self.limits.high_water && (!connection.over || counted > self.limits.hard) {
+            self.over.push(conn);
+        }
+        mark_dirty(connection, &mut self.dirty);
+        true
+    }
+
+    /// Stops handing input to the handler; the socket is not read either, so the client feels it.
+    pub fn pause(&mut self, conn: ConnId) {
+        if let Some(connection) = self.connections.get_mut(conn) {
+            connection.paused = true;
+        }
+    }
+
+    /// Input goes on, with what was left unconsumed.
+    pub fn resume(&mut self, conn: ConnId) {
+        if let Some(connection) = self.connections.get_mut(conn) {
+            connection.paused = false;
+            mark_ready(connection, &mut self.ready);
+        }
+    }
+
+    /// Flushes what is queued, then closes.
+    pub fn close(&mut self, conn: ConnId, reason: CloseReason) {
+        if let Some(connection) = self.connections.get_mut(conn)
+            && connection.state == State::Open
+        {
+            connection.state = State::Flushing(reason);
+            connection.input = Vec::new();
+            mark_dirty(connection, &mut self.dirty);
+            self.timers.set(self.now + LINGER, LoopTimer::Linger(conn));
+        }
+    }
+
+    /// From now on every message to this connection leaves in a write of its own, 10 ms apart.
+    pub fn pace(&mut self, conn: ConnId) {
+        if let Some(connection) = self.connections.get_mut(conn) {
+            connection.paced = true;
+        }
+    }
+
+    /// Has [`Handler::timer`] called at `at` or a little later.
+    pub fn set_timer(&mut self, at: Instant, timer: H::Timer) {
+        self.timers.set(at, LoopTimer::Handler(timer));
+    }
+
+    /// Sends a letter to a reactor, itself included; it is posted at the end of the turn.
+    pub fn post(&mut self, reactor: usize, letter: H::Letter) {
+        self.outgoing[reactor].push(Mail::Letter(letter));
+    }
+
+    fn kill(&mut self, conn: ConnId, reason: CloseReason) {
+        if let Some(connection) = self.connections.get_mut(conn) {
+            let reason = match connection.state {
+                State::Open => Some(reason),
+                // We were closing it anyway, and know a better reason than how that went.
+                State::Flushing(reason) => Some(reason),
+                State::Lingering => None,
+                State::Dead(_) => return,
+            };
+            connection.state = State::Dead(reason);
+            self.dead.push(conn);
+        }
+    }
+
+    /// Gives an emptied outbox to the next connection.
+    #[expect(clippy::vec_box)]
+    fn put_back(spare: &mut Vec<Box<Outbox<H::Tag>>>, mut outbox: Box<Outbox<H::Tag>>) {
+        if spare.len() < SPARE_OUTBOXES {
+            outbox.shrink();
+            spare.push(outbox);
+        }
+    }
+
+    /// Posts this turn's letters, with at most one wake for each reactor.
+    fn post_outgoing(&mut self) {
+        for (mailbox, letters) in self.mailboxes.iter().zip(&mut self.outgoing) {
+            if !letters.is_empty() {
+                self.congested |= mailbox.post_all(letters) > CONGESTED;
+            }
+        }
+    }
+}
+
+fn mark_dirty<T>(connection: &mut Connection<T>, dirty: &mut Vec<ConnId>) {
+    if !connection.in_dirty {
+        connection.in_dirty = true;
+        dirty.push(connection.id);
+    }
+}
+
+fn mark_ready<T>(connection: &mut Connection<T>, ready: &mut VecDeque<ConnId>) {
+    if !connection.in_ready {
+        connection.in_ready = true;
+        ready.push_back(connection.id);
+    }
+}
+
+/// A sub-reactor's loop.
+pub struct EventLoop<H: Handler> {
+    poll: Poll,
+    events: Events,
+    io: Io<H>,
+    handler: H,
+    /// What a read goes into before anybody knows whether it must be kept.
+    scratch: Box<[u8]>,
+    mail: Vec<Mail<H::Letter>>,
+    tags: Vec<H::Tag>,
+    /// The loop ends at this moment, or earlier when all connections have said goodbye.
+    exit_by: Option<Instant>,
+}
+
+impl<H: Handler> EventLoop<H> {
+    /// A loop on `poll`, which the mailbox at `index` wakes.
+    pub fn new(
+        index: usize,
+        poll: Poll,
+        mailboxes: Arc<[Mailbox<Mail<H::Letter>>]>,
+        limits: Limits,
+        handler: H,
+    ) -> io::Result<Self> {
+        let reactor = u16::try_from(index).map_err(|_| io::Error::other("more than 65,536 reactors"))?;
+        let io = Io {
+            now: Instant::now(),
+            index,
+            registry: poll.registry().try_clone()?,
+            ids: ConnIds::new(reactor),
+            connections: ConnMap::default(),
+            limits,
+            timers: Timers::default(),
+            outgoing: mailboxes.iter().map(|_| Vec::new()).collect(),
+            mailboxes,
+            ready: VecDeque::new(),
+            dirty: Vec::new(),
+            over: Vec::new(),
+            dead: Vec::new(),
+            spare: Vec::new(),
+            congested: false,
+        };
+        Ok(EventLoop {
+            poll,
+            events: Events::with_capacity(1024),
+            io,
+            handler,
+            scratch: vec![0; READ_BUDGET].into_boxed_slice(),
+            mail: Vec::new(),
+            tags: Vec::new(),
+            exit_by: None,
+        })
+    }
+
+    /// Runs until [`Mail::Exit`].
+    pub fn run(mut self) -> io::Result<()> {
+        loop {
+            self.turn()?;
+            if self.exit_by.is_some_and(|by| self.io.connections.is_empty() || by <= self.io.now) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// One turn: events, letters, input, timers, then every flush, then the sweep.
+    fn turn(&mut self) -> io::Result<()> {
+        let sleep = self.sleep();
+        match self.poll.poll(&mut self.events, Some(sleep)) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+            _ => {}
+        }
+        self.io.now = Instant::now();
+        self.note_readiness();
+        self.read_mail()?;
+        self.read_ready();
+        self.fire_timers();
+        // The others may begin with their letters while this reactor is busy writing.
+        self.io.post_outgoing();
+        self.flush_dirty();
+        self.sweep();
+        // What the sweep has caused (stored messages' acks) must not wait for the next event.
+        self.flush_dirty();
+        self.io.post_outgoing();
+        Ok(())
+    }
+
+    fn sleep(&self) -> Duration {
+        if !self.io.ready.is_empty() {
+            return if self.io.congested { CONGESTED_RETRY } else { Duration::ZERO };
+        }
+        if !self.io.dead.is_empty() || !self.io.dirty.is_empty() {
+            return Duration::ZERO;
+        }
+        let next = [self.io.timers.next(), self.exit_by].into_iter().flatten().min();
+        next.map_or(MAX_SLEEP, |at| at.saturating_duration_since(self.io.now).min(MAX_SLEEP))
+    }
+
+    fn note_readiness(&mut self) {
+        let io = &mut self.io;
+        for event in &self.events {
+            if event.token() == WAKER {
+                continue; // the mailbox is looked into every turn
+            }
+            let Some(id) = io.connections.owner(event.token().0) else { continue };
+            let Some(connection) = io.connections.get_mut(id) else { continue };
+            if wants_read(event) {
+                connection.readable = true;
+                connection.read_closed |= event.is_read_closed() || event.is_error();
+                mark_ready(connection, &mut io.ready);
+            }
+            // Error and hang-up bits only mean "go and look": the system call reports.
+            if event.is_writable() || event.is_error() {
+                mark_dirty(connection, &mut io.dirty);
+            }
+        }
+    }
+
+    fn read_mail(&mut self) -> io::Result<()> {
+        let mut mail = std::mem::take(&mut self.mail);
+        self.io.mailboxes[self.io.index].take(&mut mail);
+        for letter in mail.drain(..) {
+            match letter {
+                Mail::Letter(letter) => {
+                    self.handler.letter(&mut self.io, letter);
+                    self.settle_over();
+                }
+                Mail::Connection(stream, peer, slot) => self.adopt(stream, peer, slot),
+                Mail::Stop => self.handler.stopping(&mut self.io),
+                Mail::Exit => self.exit_by = Some(self.io.now + EXIT_LINGER),
+            }
+        }
+        // A burst's memory is not kept.
+        if mail.capacity() > 16 * 1024 {
+            mail = Vec::new();
+        }
+        self.mail = mail;
+        Ok(())
+    }
+
+    /// Takes an accepted socket over, for life.
+    fn adopt(&mut self, mut stream: TcpStream, peer: SocketAddr, slot: ConnectionSlot) {
+        let io = &mut self.io;
+        let id = io.ids.allocate();
+        if let Err(error) = io.registry.register(&mut stream, Token(id.slot()), Interest::READABLE) {
+            log::warn!("{peer}: cannot be watched: {error}");
+            io.ids.free(id);
+            return;
+        }
+        io.connections.insert(id, Box::new(Connection::new(id, stream, slot, io.now)));
+        self.handler.opened(io, id, peer);
+    }
+
+    /// Lets every connection in the ready list have its share of this turn.
+    fn read_ready(&mut self) {
+        if self.io.congested {
+            self.io.congested = self.io.mailboxes.iter().any(|mailbox| mailbox.len() > CONGESTED);
+            if self.io.congested {
+                return;
+            }
+        }
+        for _ in 0..self.io.ready.len() {
+            let Some(id) = self.io.ready.pop_front() else { break };
+            self.read_one(id);
+            self.settle_over();
+        }
+    }
+
+    /// Reads and handles one connection's input, until it waits, is paused, or has had its share.
+    fn read_one(&mut self, id: ConnId) {
+        let Some(connection) = self.io.connections.get_mut(id) else { return };
+        connection.in_ready = false;
+        let mut budget = READ_BUDGET;
+        loop {
+            let Some(connection) = self.io.connections.get_mut(id) else { return };
+            match connection.state {
+                State::Open if connection.paused || connection.over => return,
+                State::Open => {}
+                State::Lingering => return self.drop_input(id),
+                State::Flushing(_) | State::Dead(_) => return,
+            }
+            if connection.unhandled {
+                if self.handle_input(id, 0) {
+                    return self.requeue(id);
+                }
+                continue;
+            }
+            if connection.eof {
+                if !connection.ended {
+                    connection.ended = true;
+                    let rest = connection.input.len();
+                    self.handler.ended(&mut self.io, id, rest);
+                }
+                return;
+            }
+            if !connection.readable {
+                return;
+            }
+            if budget == 0 {
+                return self.requeue(id);
+            }
+            let room = self.scratch.len().min(budget);
+            match connection.stream.read(&mut self.scratch[..room]) {
+                Ok(0) => {
+                    connection.eof = true;
+                    connection.readable = false;
+                }
+                Ok(n) => {
+                    budget -= n;
+                    // A short read has emptied the socket, unless the end of the stream has
+                    // arrived already: its event is this one, and there will be no other.
+                    if n < room && !connection.read_closed {
+                        connection.readable = false;
+                    }
+                    if self.handle_input(id, n) {
+                        return self.requeue(id);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => connection.readable = false,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    log::debug!("{id}: {error}");
+                    return self.io.kill(id, CloseReason::SocketError);
+                }
+            }
+        }
+    }
+
+    fn requeue(&mut self, id: ConnId) {
+        if let Some(connection) = self.io.connections.get_mut(id) {
+            mark_ready(connection, &mut self.io.ready);
+        }
+    }
+
+    /// Gives the handler what was left over plus the first `fresh` bytes of the scratch buffer.
+    /// True: it stopped for fairness.
+    fn handle_input(&mut self, id: ConnId, fresh: usize) -> bool {
+        let Some(connection) = self.io.connections.get_mut(id) else { return false };
+        connection.unhandled = false;
+        let mut kept = std::mem::take(&mut connection.input);
+        let input = if kept.is_empty() {
+            &self.scratch[..fresh]
+        } else {
+            kept.extend_from_slice(&self.scratch[..fresh]);
+            &kept[..]
+        };
+        let taken = self.handler.input(&mut self.io, id, input);
+        let rest = input.len() - taken.bytes.min(input.len());
+        let Some(connection) = self.io.connections.get_mut(id) else { return false };
+        if rest > 0 && connection.state == State::Open {
+            // Paused or out of turn: it has not seen all of the rest yet.
+            connection.unhandled = connection.paused || taken.more;
+            if kept.is_empty() {
+                connection.input = self.scratch[fresh - rest..fresh].to_vec();
+            } else {
+                kept.drain(..taken.bytes);
+                connection.input = kept;
+            }
+        }
+        taken.more
+    }
+
+    /// After our own end of a connection is shut: reads until the client has closed, too.
+    fn drop_input(&mut self, id: ConnId) {
+        let Some(connection) = self.io.connections.get_mut(id) else { return };
+        let mut budget = READ_BUDGET;
+        while budget > 0 {
+            match connection.stream.read(&mut self.scratch) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(n) if n > 0 => budget = budget.saturating_sub(n),
+                _ => return self.io.kill(id, CloseReason::ByClient),
+            }
+        }
+        self.requeue(id);
+    }
+
+    fn fire_timers(&mut self) {
+        while let Some(timer) = self.io.timers.pop_due(self.io.now) {
+            match timer {
+                LoopTimer::Handler(timer) => {
+                    self.handler.timer(&mut self.io, timer);
+                    self.settle_over();
+                }
+                LoopTimer::Linger(id) => {
+                    if self.io.connections.get(id).is_some_and(|connection| connection.state != State::Open) {
+                        self.io.kill(id, CloseReason::SlowConsumer);
+                    }
+                }
+                LoopTimer::Slow(id, since) => {
+                    if self.io.connections.get(id).is_some_and(|c| c.over && c.over_since == since) {
+                        self.io.kill(id, CloseReason::SlowConsumer);
+                    }
+                }
+                LoopTimer::Pace(id) => {
+                    if let Some(connection) = self.io.connections.get_mut(id) {
+                        connection.pacing = false;
+                        mark_dirty(connection, &mut self.io.dirty);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Acts on connections whose queue has just grown past a mark. A full queue in the middle of a
+    /// turn says nothing about the client yet, so it is flushed first.
+    fn settle_over(&mut self) {
+        while let Some(id) = self.io.over.pop() {
+            self.flush_one(id);
+            let (limits, now) = (self.io.limits, self.io.now);
+            let Some(connection) = self.io.connections.get_mut(id) else { continue };
+            let counted = connection.counted();
+            if counted > limits.high_water && !connection.over {
+                connection.over = true;
+                connection.over_since = now;
+                let outbox = connection.outbox.as_mut();
+                let recalled = outbox.map_or_else(Vec::new, |outbox| outbox.recall(H::recallable));
+                self.io.timers.set(now + SLOW_CONSUMER, LoopTimer::Slow(id, now));
+                self.handler.high_water(&mut self.io, id, recalled);
+                self.flush_one(id);
+            } else if counted > limits.hard {
+                self.io.kill(id, CloseReason::SlowConsumer);
+            }
+        }
+    }
+
+    /// Writes everybody's queue, until no write has caused another message.
+    fn flush_dirty(&mut self) {
+        while !self.io.dirty.is_empty() {
+            let mut dirty = std::mem::take(&mut self.io.dirty);
+            for id in dirty.drain(..) {
+                if let Some(connection) = self.io.connections.get_mut(id) {
+                    connection.in_dirty = false;
+                }
+                self.flush_one(id);
+                self.settle_over();
+            }
+            if self.io.dirty.is_empty() {
+                self.io.dirty = dirty; // its capacity
+            }
+        }
+    }
+
+    fn flush_one(&mut self, id: ConnId) {
+        let io = &mut self.io;
+        let Some(connection) = io.connections.get_mut(id) else { return };
+        if connection.pacing || matches!(connection.state, State::Dead(_)) {
+            return;
+        }
+        let mut tags = std::mem::take(&mut self.tags);
+        let progress = loop {
+            let Some(outbox) = &mut connection.outbox else { break Ok(Progress::Empty) };
+            match outbox.write_to(&mut connection.stream, &mut tags) {
+                Ok(Progress::Boundary) if !connection.paced => {}
+                other => break other,
+            }
+        };
+        let blocked = matches!(progress, Ok(Progress::Blocked));
+        let interest = if blocked { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+        let mut failed = false;
+        if connection.armed != blocked {
+            connection.armed = blocked;
+            failed = io.registry.reregister(&mut connection.stream, Token(id.slot()), interest).is_err();
+        }
+        let mut drained = false;
+        match progress {
+            Err(error) => {
+                log::debug!("{id}: {error}");
+                failed = true;
+            }
+            Ok(Progress::Blocked) => {}
+            Ok(Progress::Boundary) => {
+                connection.pacing = true;
+                io.timers.set(io.now + PACE, LoopTimer::Pace(id));
+            }
+            Ok(Progress::Empty) => {
+                if let Some(outbox) = connection.outbox.take() {
+                    Io::<H>::put_back(&mut io.spare, outbox);
+                }
+                drained = std::mem::take(&mut connection.over);
+                if drained {
+                    mark_ready(connection, &mut io.ready);
+                }
+            }
+        }
+        if failed {
+            io.kill(id, CloseReason::SocketError);
+        }
+        for tag in tags.drain(..) {
+            self.handler.written(&mut self.io, id, tag);
+        }
+        self.tags = tags;
+        if drained {
+            self.handler.drained(&mut self.io, id);
+        }
+        self.say_goodbye(id);
+    }
+
+    /// A connection that we close has been flushed: tell the handler, shut our side, and wait for
+    /// the client's.
+    fn say_goodbye(&mut self, id: ConnId) {
+        let io = &mut self.io;
+        let Some(connection) = io.connections.get_mut(id) else { return };
+        let State::Flushing(reason) = connection.state else { return };
+        if connection.outbox.is_some() {
+            return;
+        }
+        connection.state = State::Lingering;
+        // It fails if the client has gone already; reading will tell.
+        let _ = connection.stream.shutdown(Shutdown::Write);
+        if connection.eof {
+            io.kill(id, reason);
+        } else {
+            io.timers.set(io.now + LINGER, LoopTimer::Linger(id));
+            mark_ready(connection, &mut io.ready);
+        }
+        self.handler.closed(io, id, reason, Vec::new());
+    }
+
+    /// Drops what was marked dead in this turn. It is the only place that frees a connection, so
+    /// an event, letter or tag that was still on its way in this turn found it, or nobody.
+    fn sweep(&mut self) {
+        while let Some(id) = self.io.dead.pop() {
+            let Some(mut connection) = self.io.connections.remove(id) else { continue };
+            let _ = self.io.registry.deregister(&mut connection.stream);
+            self.io.ids.free(id);
+            let unwritten = match connection.outbox.take() {
+                Some(mut outbox) => outbox.recall(|_| true),
+                None => Vec::new(),
+            };
+            if let State::Dead(Some(reason)) = connection.state {
+                self.handler.closed(&mut self.io, id, reason, unwritten);
+            }
+        }
+    }
+}
+
+/// Hang-ups and errors show themselves to whoever reads.
+fn wants_read(event: &Event) -> bool {
+    event.is_readable() || event.is_read_closed() || event.is_error()
+}

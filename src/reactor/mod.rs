@@ -1,0 +1,37 @@
+//! The reactor: one acceptor, N sub-reactors, no chat.
+//!
+//! ```text
+//!            ┌──────────┐ round robin  ┌────────────┐   letters    ┌────────────┐
+//!  listener ─▶ acceptor ├──────┬──────▶│ reactor-0  │◀────────────▶│ reactor-1  │ …
+//!            └──────────┘      └──────▶│ Poll, conns│              │            │
+//!                                      └─────┬──────┘              └─────┬──────┘
+//!                                            │ jobs           results ▲  │
+//!                                            ▼                        │  ▼
+//!                                      ┌───────────────────────────────────────┐
+//!                                      │ worker pool: store, password hashing  │
+//!                                      └───────────────────────────────────────┘
+//! ```
+//!
+//! As in muduo, the acceptor owns the listening socket and hands each accepted one to a sub-reactor
+//! in turn; from then on everything about a connection happens in that reactor's thread. Other
+//! threads reach a reactor only through its [`Mailbox`]: what muduo calls `runInLoop` is a letter
+//! here. Unlike muduo, epoll is edge-triggered (mio's choice), which is why a reactor remembers
+//! readiness that it has not used up.
+//!
+//! What the bytes mean is the business of a [`Handler`], one for each reactor.
+
+mod acceptor;
+mod connection;
+mod event_loop;
+mod id;
+mod mailbox;
+mod outbox;
+mod timers;
+
+pub use acceptor::{Acceptor, AcceptorHandle, ConnectionLimit, ConnectionSlot, listen};
+pub use connection::{CloseReason, Message};
+pub use event_loop::{EventLoop, Handler, Io, Limits, Taken};
+pub use id::{ConnId, ConnMap};
+pub use mailbox::{Mail, Mailbox};
+pub use outbox::{Body, Outbox, Progress, Unwritten};
+pub use timers::Timers;

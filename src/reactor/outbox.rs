@@ -1,0 +1,423 @@
+//! What waits to be written to one connection.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, Write};
+use std::sync::Arc;
+
+/// A message's bytes.
+#[derive(Debug, Clone)]
+pub enum Body<'a> {
+    Borrowed(&'a [u8]),
+    /// Encoded once, for many connections.
+    Shared(&'a Arc<[u8]>),
+}
+
+/// Below this size copying a shared body is cheaper than a reference and a place in the gathered
+/// write of its own.
+const COPY_BELOW: usize = 1024;
+
+/// At most this many parts go into one `writev`.
+const MAX_SLICES: usize = 64;
+
+/// A queue of messages, each with a tag if somebody wants to know when it was written.
+#[derive(Debug)]
+pub struct Outbox<T> {
+    messages: VecDeque<Queued<T>>,
+    /// The bytes of the messages that were copied, in the messages' order.
+    copied: Vec<u8>,
+    /// How many bytes of `copied` belong to messages that are gone.
+    copied_head: usize,
+    /// How many bytes of the first message the kernel has taken.
+    written: usize,
+    /// What is queued and not written, in bytes.
+    bytes: usize,
+    /// So many of the next bytes do not count towards the high-water mark.
+    exempt: usize,
+}
+
+#[derive(Debug)]
+struct Queued<T> {
+    /// `None`: the bytes stand in `copied`.
+    shared: Option<Arc<[u8]>>,
+    /// Body and terminator.
+    len: u32,
+    terminator: &'static [u8],
+    /// Leaves in a write of its own.
+    alone: bool,
+    tag: Option<T>,
+}
+
+/// A message that the kernel has not taken whole.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Unwritten<T> {
+    pub tag: T,
+    /// The body, without its terminator.
+    pub body: Arc<[u8]>,
+    /// Some of it was written: it is still in the outbox, and will be finished if it can.
+    pub begun: bool,
+}
+
+/// How far one call of [`Outbox::write_to`] came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// All is written.
+    Empty,
+    /// The socket takes no more; its writable event goes on.
+    Blocked,
+    /// A message that stands alone was written, and there is more.
+    Boundary,
+}
+
+impl<T> Default for Outbox<T> {
+    fn default() -> Self {
+        Outbox { messages: VecDeque::new(), copied: Vec::new(), copied_head: 0, written: 0, bytes: 0, exempt: 0 }
+    }
+}
+
+impl<T> Outbox<T> {
+    /// Appends a message and its terminator. An empty one with a tag is a barrier: it counts as
+    /// written when all before it is.
+    pub fn push(&mut self, body: Body<'_>, terminator: &'static [u8], tag: Option<T>, alone: bool) {
+        let shared = match body {
+            Body::Shared(bytes) if bytes.len() >= COPY_BELOW => Some(Arc::clone(bytes)),
+            _ => None,
+        };
+        let bytes: &[u8] = match body {
+            Body::Borrowed(bytes) => bytes,
+            Body::Shared(bytes) => bytes,
+        };
+        let len = bytes.len() + terminator.len();
+        if shared.is_none() {
+            self.copied.extend_from_slice(bytes);
+            self.copied.extend_from_slice(terminator);
+        }
+        self.bytes += len;
+        // Nobody asks for an untagged message again, so it joins its untagged neighbour.
+        if let Some(last) = self.messages.back_mut()
+            && shared.is_none()
+            && last.shared.is_none()
+            && last.tag.is_none()
+            && tag.is_none()
+            && !last.alone
+            && !alone
+            && let Ok(joined) = u32::try_from(last.len as usize + len)
+        {
+            last.len = joined;
+            return;
+        }
+        self.messages.push_back(Queued { shared, len: len as u32, terminator, alone, tag });
+    }
+
+    /// What has been queued so far does not count towards the high-water mark.
+    pub fn exempt_all(&mut self) {
+        self.exempt = self.bytes;
+    }
+
+    /// Bytes that count towards the high-water mark.
+    pub fn counted(&self) -> usize {
+        self.bytes - self.exempt
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    /// Writes until all is gone, the socket is full, or a message that stands alone was written.
+    /// The tags of messages that were written whole are appended to `done`.
+    pub fn write_to(&mut self, socket: &mut impl Write, done: &mut Vec<T>) -> io::Result<Progress> {
+        self.finish_written(0, done); // barriers at the front
+        while !self.messages.is_empty() {
+            let alone = self.messages[0].alone;
+            let (offered, wrote) = {
+                let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+                let (count, offered) = self.gather(&mut slices);
+                (offered, socket.write_vectored(&slices[..count]))
+            };
+            match wrote {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => {
+                    self.finish_written(n, done);
+                    if self.messages.is_empty() {
+                        break;
+                    }
+                    if n < offered {
+                        // A short write means a full socket, yet only WouldBlock promises an event.
+                        continue;
+                    }
+                    if alone {
+                        return Ok(Progress::Boundary);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Progress::Blocked),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Progress::Empty)
+    }
+
+    /// Collects what one `writev` is offered: up to a message that stands alone, or just that one.
+    fn gather<'a>(&'a self, slices: &mut [IoSlice<'a>; MAX_SLICES]) -> (usize, usize) {
+        let (mut count, mut offered) = (0, 0);
+        let mut add = |part: &'a [u8]| {
+            slices[count] = IoSlice::new(part);
+            count += 1;
+            offered += part.len();
+            count + 3 <= MAX_SLICES
+        };
+        // Neighbours in `copied` make one part.
+        let (mut run_from, mut run_to) = (self.copied_head, self.copied_head);
+        let mut skip = self.written;
+        let mut room = true;
+        for (i, message) in self.messages.iter().enumerate() {
+            if !room || (message.alone && i > 0) {
+                break;
+            }
+            let len = message.len as usize;
+            match &message.shared {
+                None => {
+                    if skip > 0 {
+                        run_from += skip;
+                    }
+                    run_to += len;
+                }
+                Some(body) => {
+                    if run_to > run_from {
+                        add(&self.copied[run_from..run_to]);
+                        run_from = run_to;
+                    }
+                    if skip < body.len() {
+                        add(&body[skip..]);
+                    }
+                    room = add(&message.terminator[skip.saturating_sub(body.len())..]);
+                }
+            }
+            skip = 0;
+            if message.alone {
+                break;
+            }
+        }
+        if run_to > run_from {
+            add(&self.copied[run_from..run_to]);
+        }
+        (count, offered)
+    }
+
+    /// The kernel has taken `n` more bytes.
+    fn finish_written(&mut self, n: usize, done: &mut Vec<T>) {
+        self.bytes -= n;
+        self.exempt = self.exempt.saturating_sub(n);
+        self.written += n;
+        while let Some(first) = self.messages.front() {
+            let len = first.len as usize;
+            if self.written < len {
+                break;
+            }
+            self.written -= len;
+            if first.shared.is_none() {
+                self.copied_head += len;
+            }
+            if let Some(tag) = self.messages.pop_front().and_then(|message| message.tag) {
+                done.push(tag);
+            }
+        }
+        if self.messages.is_empty() {
+            self.copied.clear();
+            self.copied_head = 0;
+        } else if self.copied_head > 64 * 1024 && self.copied_head > self.copied.len() / 2 {
+            self.copied.drain(..self.copied_head);
+            self.copied_head = 0;
+        }
+    }
+
+    /// Takes back the messages whose tag `wanted` picks. One that is begun stays queued, with its
+    /// tag: half an object on the wire could never be followed; what is returned is a copy.
+    pub fn recall(&mut self, wanted: impl Fn(&T) -> bool) -> Vec<Unwritten<T>>
+    where
+        T: Clone,
+    {
+        let (mut recalled, mut kept) = (Vec::new(), Outbox::default());
+        let exempt = self.exempt;
+        let mut at = self.copied_head;
+        let mut begun = self.written;
+        for message in std::mem::take(&mut self.messages) {
+            let len = message.len as usize;
+            let start = at;
+            if message.shared.is_none() {
+                at += len;
+            }
+            let body = || match &message.shared {
+                Some(body) => Arc::clone(body),
+                None => Arc::from(&self.copied[start..start + len - message.terminator.len()]),
+            };
+            let is_begun = begun > 0;
+            match &message.tag {
+                Some(tag) if wanted(tag) => {
+                    recalled.push(Unwritten { tag: tag.clone(), body: body(), begun: is_begun });
+                    if !is_begun {
+                        continue;
+                    }
+                }
+                _ => {}
+            }
+            if message.shared.is_none() {
+                kept.copied.extend_from_slice(&self.copied[start..start + len]);
+            }
+            kept.bytes += len - begun;
+            kept.messages.push_back(message);
+            kept.written += begun;
+            begun = 0;
+        }
+        // Exempt bytes stand in front, and they are never the ones that are recalled.
+        kept.exempt = exempt.min(kept.bytes);
+        *self = kept;
+        recalled
+    }
+
+    /// Lets go of large buffers; what stays is kept for the next connection.
+    pub fn shrink(&mut self) {
+        const KEEP: usize = 16 * 1024;
+        if self.copied.capacity() > KEEP {
+            self.copied = Vec::new();
+        }
+        if self.messages.capacity() > 256 {
+            self.messages = VecDeque::new();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes at most `room` bytes, then blocks.
+    #[derive(Default)]
+    struct Socket {
+        room: usize,
+        got: Vec<Vec<u8>>,
+    }
+
+    impl Write for Socket {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.write_vectored(&[IoSlice::new(bytes)])
+        }
+        fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+            if self.room == 0 {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            let all: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).collect();
+            let n = all.len().min(self.room);
+            self.room -= n;
+            self.got.push(all[..n].to_vec());
+            Ok(n)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn text(pieces: &[Vec<u8>]) -> Vec<u8> {
+        pieces.concat()
+    }
+
+    #[test]
+    fn everything_queued_leaves_in_one_write_wherever_the_bytes_lie() {
+        let mut outbox = Outbox::default();
+        let big: Arc<[u8]> = vec![b'x'; 5000].into();
+        let mut expected = Vec::new();
+        for i in 0..10 {
+            outbox.push(Body::Borrowed(b"{small}"), b"\0", Some(i), false);
+            outbox.push(Body::Shared(&big), b"\n", None, false);
+            expected.extend_from_slice(b"{small}\0");
+            expected.extend_from_slice(&big);
+            expected.push(b'\n');
+        }
+        let (mut socket, mut done) = (Socket { room: usize::MAX, ..Socket::default() }, Vec::new());
+        assert_eq!(outbox.write_to(&mut socket, &mut done).unwrap(), Progress::Empty);
+        assert_eq!((socket.got.len(), done), (1, (0..10).collect()));
+        assert_eq!(text(&socket.got), expected);
+    }
+
+    #[test]
+    fn a_write_cut_at_every_byte_loses_and_repeats_nothing() {
+        let big: Arc<[u8]> = vec![b'x'; 1030].into();
+        for cut in 0..2200 {
+            let (mut outbox, mut expected) = (Outbox::default(), Vec::new());
+            for i in 0..6 {
+                let body = if i % 3 == 1 { Body::Shared(&big) } else { Body::Borrowed(b"0123456") };
+                outbox.push(body.clone(), b"\r\n", (i % 2 == 0).then_some(i), i == 4);
+                expected.extend_from_slice(match &body {
+                    Body::Borrowed(bytes) => bytes,
+                    Body::Shared(bytes) => bytes,
+                });
+                expected.extend_from_slice(b"\r\n");
+            }
+            let (mut socket, mut done) = (Socket { room: cut, ..Socket::default() }, Vec::new());
+            let mut turns = 0;
+            while outbox.write_to(&mut socket, &mut done).unwrap() != Progress::Empty {
+                socket.room += 700;
+                turns += 1;
+                assert!(turns < 20);
+            }
+            assert_eq!((text(&socket.got), &done[..]), (expected, &[0, 2, 4][..]), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_message_that_stands_alone_shares_its_write_with_nobody() {
+        let mut outbox: Outbox<()> = Outbox::default();
+        for (text, alone) in [("a", false), ("b", false), ("ACK", true), ("c", false), ("d", false)] {
+            outbox.push(Body::Borrowed(text.as_bytes()), b"", None, alone);
+        }
+        let (mut socket, mut done) = (Socket { room: 100, ..Socket::default() }, Vec::new());
+        assert_eq!(outbox.write_to(&mut socket, &mut done).unwrap(), Progress::Boundary);
+        assert_eq!(outbox.write_to(&mut socket, &mut done).unwrap(), Progress::Empty);
+        assert_eq!(socket.got, [b"ab".to_vec(), b"ACK".to_vec(), b"cd".to_vec()]);
+    }
+
+    #[test]
+    fn recall_takes_whole_messages_and_copies_the_one_that_is_begun() {
+        let mut outbox = Outbox::default();
+        for i in 0..4 {
+            outbox.push(Body::Borrowed(format!("message{i}").as_bytes()), b"\n", Some(i), false);
+            outbox.push(Body::Borrowed(b"ack"), b"\n", None, false);
+        }
+        let (mut socket, mut done) = (Socket { room: 3, ..Socket::default() }, Vec::new());
+        assert_eq!(outbox.write_to(&mut socket, &mut done).unwrap(), Progress::Blocked);
+        let recalled = outbox.recall(|tag| *tag != 2);
+        let seen: Vec<_> = recalled.iter().map(|m| (m.tag, &*m.body, m.begun)).collect();
+        assert_eq!(seen, [(0, &b"message0"[..], true), (1, b"message1", false), (3, b"message3", false)]);
+        socket.room = usize::MAX;
+        assert_eq!(outbox.write_to(&mut socket, &mut done).unwrap(), Progress::Empty);
+        assert_eq!(text(&socket.got), b"message0\nack\nack\nmessage2\nack\nack\n");
+        assert_eq!((done, outbox.counted()), (vec![0, 2], 0));
+    }
+
+    #[test]
+    fn a_barrier_counts_as_written_when_all_before_it_is() {
+        let mut outbox = Outbox::default();
+        let (mut socket, mut done) = (Socket { room: 2, ..Socket::default() }, Vec::new());
+        outbox.push(Body::Borrowed(b""), b"", Some(1), false);
+        outbox.write_to(&mut socket, &mut done).unwrap();
+        assert_eq!(done, [1]);
+        outbox.push(Body::Borrowed(b"abc"), b"", Some(2), false);
+        outbox.push(Body::Borrowed(b""), b"", Some(3), false);
+        assert_eq!(outbox.write_to(&mut socket, &mut done).unwrap(), Progress::Blocked);
+        assert_eq!(done, [1]);
+        socket.room = 1;
+        assert_eq!(outbox.write_to(&mut socket, &mut done).unwrap(), Progress::Empty);
+        assert_eq!(done, [1, 2, 3]);
+    }
+
+    #[test]
+    fn exempt_bytes_do_not_count_until_they_are_gone() {
+        let mut outbox: Outbox<()> = Outbox::default();
+        outbox.push(Body::Borrowed(&[b'r'; 1000]), b"", None, true);
+        outbox.exempt_all();
+        outbox.push(Body::Borrowed(b"chat"), b"", None, false);
+        assert_eq!(outbox.counted(), 4);
+        let mut socket = Socket { room: 999, ..Socket::default() };
+        outbox.write_to(&mut socket, &mut Vec::new()).unwrap();
+        assert_eq!(outbox.counted(), 4);
+    }
+}

@@ -1,0 +1,188 @@
+//! The wiring: store, workers, reactors and acceptor, and the order in which they end.
+
+mod bridge;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use crossbeam_channel::{Receiver, bounded};
+use mio::Poll;
+
+use crate::config::{Config, StoreUrl};
+use crate::password::Hasher;
+use crate::pool::{Pool, Submitter};
+use crate::reactor::{Acceptor, AcceptorHandle, EventLoop, Limits, Mail, Mailbox, listen};
+use crate::service::{Job, JobRunner, Letter, Settings, Shard};
+use crate::store::Store;
+use crate::store::sqlite::SqliteStore;
+use bridge::{Bridge, StoreWorker};
+
+type Mailboxes = Arc<[Mailbox<Mail<Letter>>]>;
+
+/// Descriptors kept for everything that is no client: the store's files, polls, wakers, logs.
+const RESERVED_DESCRIPTORS: u64 = 64;
+/// How long users may take to be logged out when the server ends.
+const WIND_UP: Duration = Duration::from_millis(3000);
+/// How long the store may take after that. In all, an end takes less than 5 s.
+const LAST_WRITES: Duration = Duration::from_millis(1200);
+/// A few more lanes than workers: what piles up in one while the workers are busy is committed
+/// together.
+const LANES_PER_WORKER: usize = 2;
+
+/// A server that runs.
+pub struct Server {
+    address: SocketAddr,
+    store: Arc<dyn Store>,
+    acceptor: AcceptorHandle,
+    acceptor_thread: JoinHandle<()>,
+    mailboxes: Mailboxes,
+    reactor_threads: Vec<JoinHandle<()>>,
+    pool: Pool<Job>,
+    wound_up: Receiver<usize>,
+}
+
+impl Server {
+    /// Opens the store, starts all threads, and listens.
+    ///
+    /// # Errors
+    /// The store or the address cannot be had, or the system has no more threads.
+    pub fn start(config: &Config) -> Result<Server> {
+        let descriptors = rlimit::increase_nofile_limit(u64::MAX).context("cannot read the file-descriptor limit")?;
+        let store = open_store(&config.store)?;
+        let listener = listen(config.listen).with_context(|| format!("cannot listen on {}", config.listen))?;
+        let address = listener.local_addr()?;
+
+        // First the polls, then their mailboxes, then threads that know all mailboxes.
+        let polls: Vec<Poll> = (0..config.reactors).map(|_| Poll::new()).collect::<std::io::Result<_>>()?;
+        let mailboxes: Mailboxes =
+            polls.iter().map(|poll| Mailbox::new(poll.registry())).collect::<std::io::Result<Vec<_>>>()?.into();
+        let lanes = config.workers * LANES_PER_WORKER;
+        let pool = start_pool(config, lanes, &store, &mailboxes)?;
+        let (report, wound_up) = bounded(config.reactors);
+        let settings = settings(config, lanes);
+        let limits = Limits {
+            high_water: config.high_water,
+            // Far enough above the soft mark for a page of offline messages and a large message.
+            hard: config.high_water.saturating_mul(4).saturating_add(config.max_message.saturating_mul(2)),
+        };
+        let mut reactor_threads = Vec::new();
+        for (index, poll) in polls.into_iter().enumerate() {
+            let shard = Shard::new(index, config.reactors, settings.clone());
+            let bridge = Bridge::new(shard, pool.submitter(), report.clone());
+            let event_loop = EventLoop::new(index, poll, Arc::clone(&mailboxes), limits, bridge)?;
+            reactor_threads.push(thread(format!("reactor-{index}"), move || event_loop.run())?);
+        }
+        let room = descriptors.saturating_sub(RESERVED_DESCRIPTORS + config.reactors as u64 * 4).max(1);
+        let max = config.max_connections.unwrap_or(usize::MAX).min(usize::try_from(room).unwrap_or(usize::MAX));
+        let (acceptor, handle) = Acceptor::new(listener, Arc::clone(&mailboxes), max)?;
+        let acceptor_thread = thread("acceptor".to_owned(), move || acceptor.run())?;
+
+        log::info!(
+            "listening on {address}; store {}; bus in-process; reactors {}; workers {}; file descriptors {descriptors}",
+            config.store,
+            config.reactors,
+            config.workers,
+        );
+        Ok(Server { address, store, acceptor: handle, acceptor_thread, mailboxes, reactor_threads, pool, wound_up })
+    }
+
+    /// Where it listens, with the real port.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Accepts no more, finishes what is in flight, flushes, sets everybody offline, and returns
+    /// when that is on disk: within 5 s.
+    ///
+    /// # Errors
+    /// The store did not take it in time; the next start sets everybody offline.
+    pub fn stop(self) -> Result<()> {
+        let started = Instant::now();
+        self.acceptor.stop();
+        join(self.acceptor_thread);
+        self.mailboxes.iter().for_each(|mailbox| mailbox.post(Mail::Stop));
+        let deadline = started + WIND_UP;
+        let wound_up = self.mailboxes.iter().filter(|_| self.wound_up.recv_deadline(deadline).is_ok()).count();
+        if wound_up < self.mailboxes.len() {
+            log::warn!(
+                "{} of {} reactors did not wind up in time",
+                self.mailboxes.len() - wound_up,
+                self.mailboxes.len()
+            );
+        }
+        self.mailboxes.iter().for_each(|mailbox| mailbox.post(Mail::Exit));
+        self.reactor_threads.into_iter().for_each(join);
+        // The store may hang; the process must not.
+        let (pool, store) = (self.pool, self.store);
+        let (done, released) = bounded(1);
+        thread("last-writes".to_owned(), move || {
+            pool.finish();
+            let _ = done.send(store.release_all());
+            Ok(())
+        })?;
+        match released.recv_timeout(LAST_WRITES) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => bail!("could not set everybody offline: {error}; the next start does it"),
+            Err(_) => bail!("the store did not finish in time; the next start sets everybody offline"),
+        }
+    }
+}
+
+fn open_store(url: &StoreUrl) -> Result<Arc<dyn Store>> {
+    match url {
+        StoreUrl::Sqlite(path) => Ok(Arc::new(SqliteStore::open(Path::new(path))?)),
+        StoreUrl::MySql(_) => bail!("this version has no MySQL store; start it with --store sqlite:PATH"),
+    }
+}
+
+fn start_pool(config: &Config, lanes: usize, store: &Arc<dyn Store>, mailboxes: &Mailboxes) -> Result<Pool<Job>> {
+    let worker = |_| {
+        let runner = JobRunner::new(store.connection(), Hasher::new(config.password_cost));
+        StoreWorker::new(runner, Arc::clone(mailboxes))
+    };
+    // More hashes at a time than cores would only wait for each other, with 19 MiB each.
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    Pool::start((0..config.workers).map(worker).collect(), lanes, cores).context("cannot start the workers")
+}
+
+fn settings(config: &Config, lanes: usize) -> Settings {
+    Settings {
+        max_message_before_login: config.max_message_before_login,
+        max_message: config.max_message,
+        login_timeout: config.login_timeout,
+        idle_timeout: config.idle_timeout,
+        high_water: config.high_water,
+        lanes,
+        legacy_client: config.legacy_client,
+    }
+}
+
+/// Starts a named thread. One that fails ends the process: a server without one of its reactors
+/// would look alive and serve only some.
+fn thread(name: String, run: impl FnOnce() -> std::io::Result<()> + Send + 'static) -> Result<JoinHandle<()>> {
+    let label = name.clone();
+    let body = move || {
+        if let Err(error) = run() {
+            log::error!("{label} cannot go on: {error}");
+            std::process::exit(70);
+        }
+    };
+    std::thread::Builder::new().name(name.clone()).spawn(body).with_context(|| format!("cannot start {name}"))
+}
+
+fn join(thread: JoinHandle<()>) {
+    // A panic has ended the process already.
+    let _ = thread.join();
+}
+
+/// Submits an effect's job.
+fn submit(pool: &Submitter<Job>, lane: crate::service::Lane, job: Job) {
+    match lane {
+        crate::service::Lane::Number(number) => pool.in_lane(number, job),
+        crate::service::Lane::None => pool.anywhere(job),
+    }
+}

@@ -1,0 +1,196 @@
+//! One-to-one chat: its way to the recipient, and what became of it.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use super::letters::{Fate, Letter, Receipt};
+use super::session::{Mode, Session};
+use super::{Answer, Call, Effect, Effects, Lane, Op, Shard, Then, user_id};
+use crate::reactor::ConnId;
+use crate::store::{GroupId, Outcome, StoreError, UserId, Write};
+use crate::wire::reply::FanOut;
+use crate::wire::{Errno, Refusal, msgid, reply, rewrite_chat};
+
+/// A chat's bytes: still in the read buffer, or on their way.
+pub(super) enum Text<'a> {
+    Borrowed(&'a [u8]),
+    Shared(Arc<[u8]>),
+}
+
+impl Text<'_> {
+    pub fn into_shared(self) -> Arc<[u8]> {
+        match self {
+            Text::Borrowed(bytes) => bytes.into(),
+            Text::Shared(bytes) => bytes,
+        }
+    }
+}
+
+impl Shard {
+    pub(super) fn one_chat(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
+        let user = self.me(call)?.user;
+        let to = call.request.toid()?;
+        let text = self.outgoing(call)?;
+        let to = user_id(to).ok_or(Errno::NoSuchUser)?;
+        // Somebody who is there gets it in this turn; then a sender that asks for no ack need not
+        // be told anything.
+        let direct =
+            self.presence.get(&to).is_some_and(|place| place.held.is_none()) && !self.leaving.contains_key(&to);
+        let owed = call.seq.is_some() || !direct;
+        if owed {
+            self.owe_send(call.conn, user, fx);
+        }
+        let receipt = Receipt::Sender { conn: call.conn, user, seq: call.seq, owed };
+        self.route(to, Text::Borrowed(&text), receipt, fx);
+        Ok(())
+    }
+
+    /// The session a request speaks for: `id` must be the logged-in user.
+    pub(super) fn me(&self, call: &Call<'_>) -> Result<&Session, Refusal> {
+        let session = self.clients.get(call.conn).and_then(|client| client.session.as_deref());
+        let session = session.ok_or(Errno::NotLoggedIn)?;
+        if call.request.id()? == i64::from(session.user) { Ok(session) } else { Err(Errno::NotYou.into()) }
+    }
+
+    /// A chat as it is forwarded: as it came, unless `name` or `time` must be set.
+    pub(super) fn outgoing<'a>(&mut self, call: &Call<'a>) -> Result<Cow<'a, [u8]>, Refusal> {
+        let chat = call.request.chat()?;
+        let name = &self.me(call)?.name;
+        if chat.is_complete(name) {
+            return Ok(Cow::Borrowed(call.object));
+        }
+        let name = name.clone();
+        let mut text = Vec::with_capacity(call.object.len() + 128);
+        rewrite_chat(call.object, chat, &name, self.local_time(call.now), &mut text);
+        Ok(Cow::Owned(text))
+    }
+
+    /// Notes a chat whose fate its sender's session waits for.
+    pub(super) fn owe_send(&mut self, conn: ConnId, user: UserId, fx: &mut Effects) {
+        self.owe(conn, fx);
+        if let Some(session) = self.session_mut(conn, user) {
+            session.sends += 1;
+        }
+    }
+
+    /// A chat that was owed is settled.
+    pub(super) fn pay_send(&mut self, conn: ConnId, user: UserId, fx: &mut Effects) {
+        self.send_settled(conn, user, fx);
+        self.paid(conn, fx);
+    }
+
+    /// Sends a message on its way: to the shard where the recipient lives, or to the store.
+    pub(super) fn route(&mut self, to: UserId, text: Text<'_>, receipt: Receipt, fx: &mut Effects) {
+        match self.presence.get_mut(&to) {
+            None => self.keep(to, text.into_shared(), receipt, fx),
+            Some(place) => match &mut place.held {
+                Some(held) => held.push((text.into_shared(), receipt)),
+                None if place.conn.reactor() == self.index => self.deliver(to, text, receipt, fx),
+                None => {
+                    let letter = Letter::Chat { to, body: text.into_shared(), receipt };
+                    fx.push(Effect::Post(place.conn.reactor(), letter));
+                }
+            },
+        }
+    }
+
+    /// Hands a message to a user of this shard, or to the store, if the session is ending.
+    pub(super) fn deliver(&mut self, to: UserId, text: Text<'_>, receipt: Receipt, fx: &mut Effects) {
+        let Some(conn) = self.presence.get(&to).map(|place| place.conn) else {
+            return self.keep(to, text.into_shared(), receipt, fx);
+        };
+        let high_water = self.settings.high_water;
+        let Some(session) = self.session_mut(conn, to) else {
+            return match self.leaving.get_mut(&to) {
+                Some(leaving) if leaving.barrier => leaving.queue.push((text.into_shared(), receipt)),
+                _ => self.keep(to, text.into_shared(), receipt, fx),
+            };
+        };
+        match &mut session.mode {
+            Mode::Live => self.push_live(conn, to, text, receipt, fx),
+            Mode::Spill(_) => self.spill(conn, to, text.into_shared(), receipt, fx),
+            Mode::Joining(joining) if joining.spilled => self.keep(to, text.into_shared(), receipt, fx),
+            Mode::Joining(joining) => {
+                let text = text.into_shared();
+                joining.bytes += text.len();
+                joining.queue.push_back((text, receipt));
+                if joining.bytes > high_water {
+                    joining.spilled = true;
+                    for (body, receipt) in std::mem::take(&mut joining.queue) {
+                        self.keep(to, body, receipt, fx);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Stores a message for somebody who is not there.
+    pub(super) fn keep(&mut self, to: UserId, message: Arc<[u8]>, receipt: Receipt, fx: &mut Effects) {
+        let write = Write::Keep { to: vec![to], message };
+        self.submit(self.user_lane(to), Then::Kept { receipt, recipients: 1 }, Op::Write(write), fx);
+    }
+
+    /// A message is stored, or could not be.
+    pub(super) fn kept(
+        &mut self,
+        receipt: Receipt,
+        recipients: u32,
+        answer: Result<Answer, StoreError>,
+        fx: &mut Effects,
+    ) {
+        let rows = match answer {
+            Ok(Answer::Wrote(Outcome::Kept(rows))) => Some(rows),
+            _ => None,
+        };
+        if let Receipt::Fan { shard, key } = receipt {
+            let stored = rows.map_or(0, |rows| rows.iter().flatten().count() as u32);
+            let part = FanOut { stored, failed: recipients - stored, ..FanOut::default() };
+            return self.fan_part(usize::from(shard), key, part, fx);
+        }
+        let fate = match rows.as_deref() {
+            Some([Some(_)]) => Fate::Stored,
+            Some(_) => Fate::Failed(Errno::NoSuchUser),
+            None => Fate::Failed(Errno::StoreUnavailable),
+        };
+        self.settle(receipt, fate, fx);
+    }
+
+    /// Tells whoever waits for it what became of a message.
+    pub(super) fn settle(&mut self, receipt: Receipt, fate: Fate, fx: &mut Effects) {
+        match receipt {
+            Receipt::Fan { shard, key } => {
+                let mut part = FanOut::default();
+                match fate {
+                    Fate::Delivered => part.delivered = 1,
+                    Fate::Stored => part.stored = 1,
+                    Fate::Failed(_) => part.failed = 1,
+                }
+                self.fan_part(usize::from(shard), key, part, fx);
+            }
+            Receipt::Sender { conn, owed, .. } if conn.reactor() != self.index => {
+                if owed || matches!(fate, Fate::Failed(_)) {
+                    fx.push(Effect::Post(conn.reactor(), Letter::Settled { receipt, fate }));
+                }
+            }
+            Receipt::Sender { conn, user, seq, owed } => {
+                match (fate, seq) {
+                    (Fate::Failed(errno), _) => self.refuse(conn, Some(msgid::ONE_CHAT), seq, &errno.into(), fx),
+                    (_, Some(seq)) => self.reply(conn, fx, |out| reply::ack_chat(out, seq, fate == Fate::Delivered)),
+                    (_, None) => {}
+                }
+                if owed {
+                    self.pay_send(conn, user, fx);
+                }
+            }
+        }
+    }
+
+    /// The lane of everything about one user's account and offline messages.
+    pub(super) fn user_lane(&self, user: UserId) -> Lane {
+        Lane::Number(user as usize % self.settings.lanes)
+    }
+
+    pub(super) fn group_lane(&self, group: GroupId) -> Lane {
+        Lane::Number(group as usize % self.settings.lanes)
+    }
+}

@@ -1,0 +1,288 @@
+//! What the service has the pool do, and how a worker does it.
+
+use std::sync::Arc;
+
+use super::letters::Receipt;
+use crate::password::{HashError, Hasher, Verdict};
+use crate::reactor::ConnId;
+use crate::store::{Connection, GroupId, Outcome, Page, RowId, StoreError, UserId, Write};
+use crate::wire::reply::{self, LoginReply, OFFLINE_IN_REPLY};
+
+/// Which jobs a job must not overtake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// The pool's lane of this number. All jobs about one user's account and offline messages
+    /// share one.
+    Number(usize),
+    /// It needs no order, and may take long.
+    None,
+}
+
+/// Something that blocks, for a worker.
+#[derive(Debug)]
+pub struct Job {
+    /// The shard that gets the answer.
+    pub shard: usize,
+    /// What that shard does with it.
+    pub then: Then,
+    pub op: Op,
+}
+
+#[derive(Debug)]
+pub enum Op {
+    Write(Write),
+    /// Is this the user's password?
+    Verify {
+        user: UserId,
+        password: Box<str>,
+    },
+    /// Hash the password, then create the account.
+    Register {
+        name: String,
+        password: Box<str>,
+    },
+    /// Everything a login reply says, as bytes.
+    Load {
+        user: UserId,
+        name: Box<str>,
+        seq: Option<i64>,
+        limit: Option<usize>,
+    },
+    /// The oldest offline messages.
+    Page {
+        user: UserId,
+        max_bytes: usize,
+    },
+    /// The 200 of LIST, as bytes.
+    Lists {
+        user: UserId,
+        seq: Option<i64>,
+    },
+    Members(GroupId),
+}
+
+/// What a job came to.
+#[derive(Debug)]
+pub enum Answer {
+    Wrote(Outcome),
+    /// The account's name, if the password was right.
+    Verified(Option<String>),
+    Loaded(Loaded),
+    Page(Page),
+    Bytes(Vec<u8>),
+    /// In ascending order; `None` if there is no such group.
+    Members(Option<Vec<UserId>>),
+}
+
+/// A login reply.
+#[derive(Debug)]
+pub struct Loaded {
+    pub reply: Vec<u8>,
+    /// The offline messages that are in it.
+    pub rows: Vec<RowId>,
+    /// Whether there are more.
+    pub more: bool,
+}
+
+/// What a shard does with an answer. It names whom the answer is for by id; who is gone when it
+/// comes gets nothing.
+#[derive(Debug)]
+pub enum Then {
+    Verified(Login),
+    Claimed(Login),
+    Loaded {
+        conn: ConnId,
+        user: UserId,
+    },
+    Registered {
+        conn: ConnId,
+        seq: Option<i64>,
+    },
+    /// Tell the client whether it was done.
+    Ack {
+        conn: ConnId,
+        request: i64,
+        seq: Option<i64>,
+    },
+    GroupCreated {
+        conn: ConnId,
+        seq: Option<i64>,
+    },
+    GroupJoined {
+        conn: ConnId,
+        seq: Option<i64>,
+        user: UserId,
+        group: GroupId,
+    },
+    Listed {
+        conn: ConnId,
+        seq: Option<i64>,
+    },
+    Members(GroupId),
+    /// A message is stored for so many recipients, or not.
+    Kept {
+        receipt: Receipt,
+        recipients: u32,
+    },
+    /// The message that a slow reader has half read is stored as well, in case it reads no more.
+    KeptBegun {
+        conn: ConnId,
+        user: UserId,
+        receipt: Receipt,
+    },
+    Page {
+        conn: ConnId,
+        user: UserId,
+    },
+    Removed {
+        conn: ConnId,
+        user: UserId,
+        rows: Arc<[RowId]>,
+    },
+    Released(UserId),
+}
+
+/// A login on its way.
+#[derive(Debug, Clone)]
+pub struct Login {
+    pub conn: ConnId,
+    pub user: UserId,
+    pub seq: Option<i64>,
+    /// The account's name, once it is known.
+    pub name: Box<str>,
+    /// How often the account was found in use although nobody here uses it.
+    pub tries: u8,
+}
+
+/// Does jobs: the blocking half of the service, with one worker's connection and hasher.
+pub struct JobRunner {
+    connection: Box<dyn Connection>,
+    hasher: Hasher,
+}
+
+impl JobRunner {
+    pub fn new(connection: Box<dyn Connection>, hasher: Hasher) -> Self {
+        JobRunner { connection, hasher }
+    }
+
+    /// Does the jobs in order; neighbouring writes go to the store together. Each answer is handed
+    /// to `done`, in order.
+    pub fn run(&mut self, batch: &mut Vec<Job>, mut done: impl FnMut(usize, Then, Result<Answer, StoreError>)) {
+        let (mut writes, mut waiting) = (Vec::new(), Vec::new());
+        for Job { shard, then, op } in batch.drain(..) {
+            match op {
+                Op::Write(write) => {
+                    writes.push(write);
+                    waiting.push((shard, then));
+                }
+                op => {
+                    self.write(&mut writes, &mut waiting, &mut done);
+                    let answer = self.run_one(op);
+                    done(shard, then, answer);
+                }
+            }
+        }
+        self.write(&mut writes, &mut waiting, &mut done);
+    }
+
+    fn write(
+        &mut self,
+        writes: &mut Vec<Write>,
+        waiting: &mut Vec<(usize, Then)>,
+        done: &mut impl FnMut(usize, Then, Result<Answer, StoreError>),
+    ) {
+        if writes.is_empty() {
+            return;
+        }
+        match self.connection.write(writes) {
+            Ok(outcomes) => {
+                for ((shard, then), outcome) in waiting.drain(..).zip(outcomes) {
+                    done(shard, then, Ok(Answer::Wrote(outcome)));
+                }
+            }
+            Err(error) => {
+                log::warn!("{} writes: {error}", writes.len());
+                waiting.drain(..).for_each(|(shard, then)| done(shard, then, Err(error.clone())));
+            }
+        }
+        writes.clear();
+    }
+
+    fn run_one(&mut self, op: Op) -> Result<Answer, StoreError> {
+        let answer = match op {
+            Op::Write(write) => {
+                let outcome = self.connection.write(&[write])?.pop();
+                Ok(Answer::Wrote(outcome.unwrap_or(Outcome::Done)))
+            }
+            Op::Verify { user, password } => self.verify(user, &password).map(Answer::Verified),
+            Op::Register { name, password } => {
+                let password = self.hash(&password)?;
+                self.run_one(Op::Write(Write::Register { name, password }))
+            }
+            Op::Load { user, name, seq, limit } => self.load(user, &name, seq, limit).map(Answer::Loaded),
+            Op::Page { user, max_bytes } => self.connection.page(user, max_bytes).map(Answer::Page),
+            Op::Lists { user, seq } => {
+                let friends = self.connection.friends(user)?;
+                let groups = self.connection.groups(user)?;
+                let mut bytes = Vec::new();
+                reply::lists(&mut bytes, seq, &friends, &groups);
+                Ok(Answer::Bytes(bytes))
+            }
+            Op::Members(group) => self.connection.members(group).map(Answer::Members),
+        };
+        answer.inspect_err(|error| log::warn!("{error}"))
+    }
+
+    fn hash(&mut self, password: &str) -> Result<String, StoreError> {
+        self.hasher.hash(password).map_err(cannot_hash)
+    }
+
+    /// The account's name if the password is right. Where the stored one is plain text or of
+    /// another cost, it is hashed anew.
+    fn verify(&mut self, user: UserId, password: &str) -> Result<Option<String>, StoreError> {
+        let Some(account) = self.connection.account(user)? else {
+            self.hasher.verify_nobody(password).map_err(cannot_hash)?;
+            return Ok(None);
+        };
+        match self.hasher.verify(password, &account.password).map_err(cannot_hash)? {
+            Verdict::Wrong => Ok(None),
+            Verdict::Right => Ok(Some(account.name)),
+            Verdict::RightButUpgrade => {
+                let password = self.hash(password)?;
+                // The login does not depend on it; the next one tries again.
+                if let Err(error) = self.connection.write(&[Write::SetPassword { user, password }]) {
+                    log::warn!("the password of user {user} stays as it is: {error}");
+                }
+                Ok(Some(account.name))
+            }
+        }
+    }
+
+    fn load(&mut self, user: UserId, name: &str, seq: Option<i64>, limit: Option<usize>) -> Result<Loaded, StoreError> {
+        let friends = self.connection.friends(user)?;
+        let groups = self.connection.groups(user)?;
+        let page = self.connection.page(user, OFFLINE_IN_REPLY)?;
+        let texts: Vec<&str> = page.messages.iter().map_while(|(_, text)| std::str::from_utf8(text).ok()).collect();
+        let mut bytes = Vec::new();
+        let login = LoginReply { seq, id: user, name, friends: &friends, groups: &groups, offline: &texts, limit };
+        let listed = login.write(&mut bytes);
+        if listed.friends < friends.len() || listed.groups < groups.len() {
+            log::info!(
+                "login of user {user}: {} friends and {} groups did not fit into a reply of {} bytes",
+                friends.len() - listed.friends,
+                groups.len() - listed.groups,
+                bytes.len(),
+            );
+        }
+        Ok(Loaded {
+            reply: bytes,
+            rows: page.messages[..listed.offline].iter().map(|(row, _)| *row).collect(),
+            more: page.more || listed.offline < page.messages.len(),
+        })
+    }
+}
+
+/// Hashing fails for lack of memory or randomness: nothing the client did, and worth another try.
+fn cannot_hash(error: HashError) -> StoreError {
+    StoreError::Unavailable(format!("cannot hash a password: {error}"))
+}

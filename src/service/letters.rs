@@ -1,0 +1,120 @@
+//! What shards say to each other, and what they note on their own messages and timers.
+
+use std::sync::Arc;
+
+use super::jobs::{Answer, Then};
+use crate::reactor::ConnId;
+use crate::store::{GroupId, RowId, StoreError, UserId};
+use crate::wire::Errno;
+use crate::wire::reply::FanOut;
+
+/// From shard to shard (or from a worker). Letters between two shards arrive in the order in
+/// which they were sent; all the rules on order rest on that.
+#[derive(Debug)]
+pub enum Letter {
+    /// A chat for a user who lives on the receiving shard.
+    Chat {
+        to: UserId,
+        body: Arc<[u8]>,
+        receipt: Receipt,
+    },
+    /// A group chat for some users who live there; `receipt` is for all of them together.
+    GroupChat {
+        to: Vec<UserId>,
+        body: Arc<[u8]>,
+        receipt: Receipt,
+    },
+    /// What became of a message that a connection of the receiving shard has sent.
+    Settled {
+        receipt: Receipt,
+        fate: Fate,
+    },
+    /// The same for a part of a fan-out.
+    FanSettled {
+        key: u64,
+        part: FanOut,
+    },
+    /// `user` lives on the sending shard from now on; answered with `JoinSeen`.
+    Join {
+        user: UserId,
+        conn: ConnId,
+    },
+    /// The sending shard has submitted all it had for the user's store, and sends letters now.
+    JoinSeen {
+        user: UserId,
+        conn: ConnId,
+    },
+    /// The session is ending; answered with `LeaveSeen`.
+    Leave {
+        user: UserId,
+        conn: ConnId,
+    },
+    /// The sending shard holds messages for the user back from now on: no letter follows.
+    LeaveSeen {
+        user: UserId,
+        conn: ConnId,
+    },
+    /// The session has ended, and all that reached it is in the store or on its way there.
+    Gone {
+        user: UserId,
+        conn: ConnId,
+    },
+    /// A user has joined a group; answered with `MemberSeen`.
+    Member {
+        group: GroupId,
+        user: UserId,
+        shard: usize,
+        key: u64,
+    },
+    MemberSeen {
+        key: u64,
+    },
+    /// A job is done.
+    Done {
+        then: Then,
+        answer: Result<Answer, StoreError>,
+    },
+}
+
+/// What became of a message to one user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// The kernel took its last byte for the recipient's connection.
+    Delivered,
+    /// It is committed to the store.
+    Stored,
+    /// It was not served; the sender is told.
+    Failed(Errno),
+}
+
+/// Who is to be told of a message's [`Fate`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Receipt {
+    /// The user who has sent it on this connection. Where it is `owed`, the sender's shard counts
+    /// it as unsettled and must hear of it in any case; otherwise of a failure only.
+    Sender { conn: ConnId, user: UserId, seq: Option<i64>, owed: bool },
+    /// A fan-out that a shard adds up.
+    Fan { shard: u16, key: u64 },
+}
+
+/// What a shard notes on a message in a connection's queue.
+#[derive(Debug, Clone)]
+pub enum Tag {
+    /// A chat: unless it gets out whole, it is stored.
+    Chat { to: UserId, receipt: Receipt },
+    /// The last of some offline messages: these rows may now be removed.
+    Offline { user: UserId, rows: Arc<[RowId]> },
+    /// All that was queued for a user who has logged out is written.
+    Barrier { user: UserId },
+}
+
+/// What a timer is for. Whoever it names may be gone when it fires.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Timer {
+    Login(ConnId),
+    Idle(ConnId),
+    /// The store failed while a session's offline messages were being drained.
+    Drain(ConnId),
+    /// The store failed to take a claim back.
+    Release(UserId),
+}

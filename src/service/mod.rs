@@ -1,0 +1,466 @@
+//! The chat: what the messages mean, and the promises about them.
+//!
+//! The service does no I/O and reads no clock. It is cut into shards, one for each reactor; a
+//! [`Shard`] takes an input and the time and fills a list of [`Effects`], which somebody else
+//! carries out: the server with sockets and threads, a test with a loop. Shards share nothing.
+//! They write each other [`Letter`]s, and everything about order rests on those arriving in the
+//! order in which they were sent.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `mod.rs` | inputs, and the table of handlers |
+//! | `account.rs` | register, log in, log out |
+//! | `presence.rs` | who lives on which shard: the handshakes around a session's begin and end |
+//! | `session.rs` | one client, one session, and how a slow reader's messages are drained |
+//! | `chat.rs` | one-to-one chat, and what becomes of a message |
+//! | `groups.rs` | groups, their cached members, fan-out |
+//! | `friends.rs` | friends and lists |
+//! | `jobs.rs` | what blocks, for the workers |
+
+mod account;
+mod chat;
+mod effects;
+mod friends;
+mod groups;
+mod jobs;
+mod letters;
+mod presence;
+mod session;
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use chrono::{Local, TimeZone};
+
+pub use effects::{Effect, Effects, Payload};
+pub use jobs::{Answer, Job, JobRunner, Lane, Op, Then};
+pub use letters::{Fate, Letter, Receipt, Tag, Timer};
+
+use crate::reactor::{CloseReason, ConnId, ConnMap, Taken, Unwritten};
+use crate::store::{GroupId, StoreError, UserId};
+use crate::wire::{Broken, Errno, Refusal, Request, Split, msgid, reply};
+use groups::{FanOuts, GroupCache};
+use jobs::Login;
+use presence::{Leaving, Place};
+use session::Client;
+
+/// What an operator can set.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The largest object of a client that has not logged in, in bytes.
+    pub max_message_before_login: usize,
+    /// The largest object of one that has, in bytes.
+    pub max_message: usize,
+    /// How long a connection may stay without a login; `None`: for ever.
+    pub login_timeout: Option<Duration>,
+    /// How long a connection may stay silent; `None`: for ever.
+    pub idle_timeout: Option<Duration>,
+    /// The soft mark of a connection's queue, in bytes.
+    pub high_water: usize,
+    /// How many lanes the pool has.
+    pub lanes: usize,
+    /// Treat clients that end their objects with NUL and never use `seq` as the C++ client needs.
+    pub legacy_client: bool,
+}
+
+/// The time of an input.
+#[derive(Debug, Clone, Copy)]
+pub struct Now {
+    pub at: Instant,
+    /// Seconds since 1970, UTC.
+    pub unix: i64,
+}
+
+/// After so many objects of one connection the others have their turn.
+const OBJECTS_A_TURN: usize = 32;
+/// A connection with so many unsettled requests is not read any further…
+const MAX_PENDING: u32 = 256;
+/// …nor is one with any while a shard has so many jobs in the pool.
+const MAX_JOBS: usize = 8192;
+
+/// One request on its way to its handler.
+struct Call<'a> {
+    conn: ConnId,
+    msgid: i64,
+    seq: Option<i64>,
+    request: &'a Request<'a>,
+    /// The object as it came.
+    object: &'a [u8],
+    now: Now,
+}
+
+/// Carries a request out, or says why not.
+type RequestHandler = fn(&mut Shard, &Call<'_>, &mut Effects) -> Result<(), Refusal>;
+
+/// The handlers by msgid, as in the original: the network side knows none of them by name.
+const HANDLERS: &[(i64, RequestHandler)] = &[
+    (msgid::ONE_CHAT, Shard::one_chat),
+    (msgid::GROUP_CHAT, Shard::group_chat),
+    (msgid::LOGIN, Shard::login),
+    (msgid::LOGOUT, Shard::logout),
+    (msgid::REGISTER, Shard::register),
+    (msgid::ADD_FRIEND, Shard::add_friend),
+    (msgid::CREATE_GROUP, Shard::create_group),
+    (msgid::JOIN_GROUP, Shard::join_group),
+    (msgid::LIST, Shard::list),
+    (msgid::PING, Shard::ping),
+    (msgid::PONG, Shard::pong),
+];
+
+/// The service's part that belongs to one reactor.
+pub struct Shard {
+    index: usize,
+    /// How many shards there are.
+    shards: usize,
+    settings: Settings,
+    /// The connections of this reactor.
+    clients: ConnMap<Client>,
+    /// Where every user of this node lives, whichever shard it is.
+    presence: HashMap<UserId, Place>,
+    /// Users of this shard whose session is ending.
+    leaving: HashMap<UserId, Leaving>,
+    /// Logins that wait for a session to end.
+    waiting: HashMap<UserId, Vec<Login>>,
+    groups: GroupCache,
+    fans: FanOuts,
+    /// Jobs in the pool.
+    jobs: usize,
+    shutting_down: bool,
+    wound_up: bool,
+    /// The last formatted time, and the second it is of.
+    clock: (i64, String),
+}
+
+impl Shard {
+    /// Shard `index` of `shards`.
+    pub fn new(index: usize, shards: usize, settings: Settings) -> Self {
+        Shard {
+            index,
+            shards,
+            settings,
+            clients: ConnMap::default(),
+            presence: HashMap::new(),
+            leaving: HashMap::new(),
+            waiting: HashMap::new(),
+            groups: GroupCache::default(),
+            fans: FanOuts::default(),
+            jobs: 0,
+            shutting_down: false,
+            wound_up: false,
+            clock: (i64::MIN, String::new()),
+        }
+    }
+
+    /// A connection was accepted.
+    pub fn opened(&mut self, conn: ConnId, now: Now, fx: &mut Effects) {
+        self.clients.insert(conn, Client::new(now.at));
+        if self.shutting_down {
+            self.refuse_and_close(conn, Errno::ShuttingDown.into(), CloseReason::ShuttingDown, fx);
+            return;
+        }
+        if let Some(timeout) = self.settings.login_timeout {
+            fx.push(Effect::Timer(now.at + timeout, Timer::Login(conn)));
+        }
+        if let Some(timeout) = self.settings.idle_timeout {
+            fx.push(Effect::Timer(now.at + timeout, Timer::Idle(conn)));
+        }
+    }
+
+    /// Bytes have arrived; `input` begins with what the last call left.
+    pub fn input(&mut self, conn: ConnId, input: &[u8], now: Now, fx: &mut Effects) -> Taken {
+        let mut taken = 0;
+        if let Some(client) = self.clients.get_mut(conn) {
+            client.last_input = now.at;
+            if !client.splitter.inside_object() {
+                client.framing.more(input);
+            }
+        }
+        for _ in 0..OBJECTS_A_TURN {
+            let Some(client) = self.clients.get_mut(conn) else { return Taken { bytes: input.len(), more: false } };
+            if client.closing {
+                return Taken { bytes: input.len(), more: false };
+            }
+            if client.is_paused() {
+                return Taken { bytes: taken, more: false };
+            }
+            let limit = match client.session {
+                Some(_) => self.settings.max_message,
+                None => self.settings.max_message_before_login,
+            };
+            match client.splitter.next(&input[taken..], limit) {
+                Ok(Split::Partial { skip }) => return Taken { bytes: taken + skip, more: false },
+                Ok(Split::Object { start, end }) => {
+                    let object = &input[taken + start..taken + end];
+                    taken += end;
+                    client.framing.object_ended(&input[taken..]);
+                    self.object(conn, object, now, fx);
+                }
+                Err(broken) => {
+                    let (errno, reason) = match broken {
+                        Broken::TooLarge => (Errno::TooLarge, CloseReason::TooLarge),
+                        Broken::NotAnObject | Broken::TooDeep => (Errno::Unfollowable, CloseReason::Unfollowable),
+                    };
+                    self.refuse_and_close(conn, Refusal::new(errno, broken.to_string()), reason, fx);
+                }
+            }
+        }
+        Taken { bytes: taken, more: taken < input.len() }
+    }
+
+    /// The client has finished sending; `rest` bytes of its input were left.
+    pub fn ended(&mut self, conn: ConnId, rest: usize, fx: &mut Effects) {
+        let Some(client) = self.clients.get_mut(conn) else { return };
+        client.ended = true;
+        if rest > 0 || client.splitter.inside_object() {
+            let refusal = Refusal::new(Errno::Unfollowable, "the stream ended inside an object");
+            self.refuse_and_close(conn, refusal, CloseReason::Unfollowable, fx);
+        } else {
+            self.close_if_done(conn, fx);
+        }
+    }
+
+    /// A message with this tag was written whole.
+    pub fn written(&mut self, conn: ConnId, tag: Tag, fx: &mut Effects) {
+        match tag {
+            Tag::Chat { to, receipt } => {
+                if !self.begun_was_written(conn, to, fx) {
+                    self.settle(receipt, Fate::Delivered, fx);
+                }
+            }
+            Tag::Offline { user, rows } => self.offline_written(conn, user, rows, fx),
+            Tag::Barrier { user } => self.barrier_passed(user, fx),
+        }
+        self.check_wound_up(fx);
+    }
+
+    /// A slow reader's queue has passed the mark, and these were taken back from it.
+    pub fn high_water(&mut self, conn: ConnId, recalled: Vec<Unwritten<Tag>>, fx: &mut Effects) {
+        self.begin_spill(conn, recalled, fx);
+    }
+
+    /// A slow reader has read all that was queued.
+    pub fn drained(&mut self, conn: ConnId, fx: &mut Effects) {
+        self.queue_drained(conn, fx);
+    }
+
+    /// A connection is gone; `unwritten` did not get out.
+    pub fn closed(&mut self, conn: ConnId, reason: CloseReason, unwritten: Vec<Unwritten<Tag>>, fx: &mut Effects) {
+        log::debug!("{conn}: {}", reason.text());
+        if let Some(client) = self.clients.remove(conn) {
+            self.client_gone(conn, client, unwritten, fx);
+        }
+        self.check_wound_up(fx);
+    }
+
+    /// A letter from another shard, or a job's answer.
+    pub fn letter(&mut self, letter: Letter, now: Now, fx: &mut Effects) {
+        match letter {
+            Letter::Chat { to, body, receipt } => self.deliver(to, chat::Text::Shared(body), receipt, fx),
+            Letter::GroupChat { to, body, receipt } => self.deliver_group(to, body, receipt, fx),
+            Letter::Settled { receipt, fate } => self.settle(receipt, fate, fx),
+            Letter::FanSettled { key, part } => self.fan_settled(key, part, fx),
+            Letter::Join { user, conn } => self.peer_joined(user, conn, fx),
+            Letter::JoinSeen { user, conn } => self.join_seen(user, conn, fx),
+            Letter::Leave { user, conn } => self.peer_leaves(user, conn, fx),
+            Letter::LeaveSeen { user, conn } => self.leave_seen(user, conn, fx),
+            Letter::Gone { user, conn } => self.peer_gone(user, conn, fx),
+            Letter::Member { group, user, shard, key } => self.peer_joined_group(group, user, shard, key, fx),
+            Letter::MemberSeen { key } => self.member_seen(key, fx),
+            Letter::Done { then, answer } => {
+                self.jobs -= 1;
+                self.done(then, answer, now, fx);
+            }
+        }
+        self.check_wound_up(fx);
+    }
+
+    /// A timer has fired.
+    pub fn timer(&mut self, timer: Timer, now: Now, fx: &mut Effects) {
+        match timer {
+            Timer::Login(conn) => self.login_timer(conn, now, fx),
+            Timer::Idle(conn) => self.idle_timer(conn, now, fx),
+            Timer::Drain(conn) => self.retry_drain(conn, fx),
+            Timer::Release(user) => self.release(user, fx),
+        }
+    }
+
+    /// The process is to end: everybody is logged out and disconnected, once what they asked for
+    /// is done. [`Effect::WoundUp`] follows.
+    pub fn stop(&mut self, fx: &mut Effects) {
+        self.shutting_down = true;
+        for login in std::mem::take(&mut self.waiting).into_values().flatten() {
+            self.refuse_login(&login, Errno::ShuttingDown, fx);
+        }
+        let conns: Vec<ConnId> = self.clients.ids().collect();
+        for conn in conns {
+            let Some(client) = self.clients.get_mut(conn) else { continue };
+            if client.authenticating && client.session.is_none() {
+                // Its turn to be hashed may be a minute away.
+                self.refuse_and_close(conn, Errno::ShuttingDown.into(), CloseReason::ShuttingDown, fx);
+            } else {
+                self.close_if_done(conn, fx);
+            }
+        }
+        self.check_wound_up(fx);
+    }
+
+    /// The number of this shard's connections, and how many of them are logged in.
+    pub fn population(&self) -> (usize, usize) {
+        let here = |place: &&Place| place.conn.reactor() == self.index;
+        (self.clients.len(), self.presence.values().filter(here).count())
+    }
+
+    /// One object: find its handler and answer a refusal.
+    fn object(&mut self, conn: ConnId, object: &[u8], now: Now, fx: &mut Effects) {
+        let request = match Request::parse(object) {
+            Ok(request) => request,
+            Err(refusal) => return self.refuse_and_close(conn, refusal, CloseReason::Unfollowable, fx),
+        };
+        let (id, seq) = (request.msgid(), request.seq());
+        let (msgid, seq) = match (id, seq) {
+            (Ok(msgid), Ok(seq)) => (msgid, seq),
+            (msgid, Err(refusal)) => return self.refuse(conn, msgid.ok(), None, &refusal, fx),
+            (Err(refusal), Ok(seq)) => return self.refuse(conn, None, seq, &refusal, fx),
+        };
+        if seq.is_some()
+            && let Some(client) = self.clients.get_mut(conn)
+        {
+            client.uses_seq = true;
+        }
+        let handler = HANDLERS.iter().find(|(id, _)| *id == msgid).map(|(_, handler)| *handler);
+        let call = Call { conn, msgid, seq, request: &request, object, now };
+        let result = match handler {
+            None => Err(Errno::UnknownMsgid.into()),
+            Some(_) if self.shutting_down => Err(Errno::ShuttingDown.into()),
+            Some(handler) => handler(self, &call, fx),
+        };
+        if let Err(refusal) = result {
+            self.refuse(conn, Some(msgid), seq, &refusal, fx);
+        }
+    }
+
+    /// Sends a reply in the connection's framing; nobody is there: nobody hears it.
+    fn reply(&mut self, conn: ConnId, fx: &mut Effects, write: impl FnOnce(&mut Vec<u8>)) {
+        if let Some(client) = self.clients.get(conn) {
+            fx.reply(conn, client.framing.framing(), false, write);
+        }
+    }
+
+    fn refuse(&mut self, conn: ConnId, request: Option<i64>, seq: Option<i64>, refusal: &Refusal, fx: &mut Effects) {
+        if let Some(client) = self.clients.get(conn) {
+            // Clients that read one object a time wait for exactly these two.
+            let alone = matches!(request, Some(msgid::LOGIN | msgid::REGISTER));
+            fx.reply(conn, client.framing.framing(), alone, |out| reply::refused(out, request, seq, refusal));
+        }
+    }
+
+    /// For what no request can be blamed for: says why, then closes.
+    fn refuse_and_close(&mut self, conn: ConnId, refusal: Refusal, reason: CloseReason, fx: &mut Effects) {
+        let Some(client) = self.clients.get_mut(conn) else { return };
+        if !std::mem::replace(&mut client.closing, true) {
+            log::debug!("{conn}: {}", refusal.text);
+            self.refuse(conn, None, None, &refusal, fx);
+            fx.push(Effect::Close(conn, reason));
+        }
+    }
+
+    /// Notes that a request of this connection will be settled later.
+    fn owe(&mut self, conn: ConnId, fx: &mut Effects) {
+        let crowded = self.jobs >= MAX_JOBS;
+        if let Some(client) = self.clients.get_mut(conn) {
+            client.pending += 1;
+            if !client.throttled && (client.pending >= MAX_PENDING || crowded) {
+                client.throttled = true;
+                fx.push(Effect::Pause(conn));
+            }
+        }
+    }
+
+    /// A request of this connection is settled.
+    fn paid(&mut self, conn: ConnId, fx: &mut Effects) {
+        let Some(client) = self.clients.get_mut(conn) else { return };
+        client.pending -= 1;
+        if client.throttled && client.pending <= MAX_PENDING / 2 && (self.jobs < MAX_JOBS || client.pending == 0) {
+            client.throttled = false;
+            if !client.authenticating {
+                fx.push(Effect::Resume(conn));
+            }
+        }
+        self.close_if_done(conn, fx);
+    }
+
+    /// Closes a connection that has nothing more to say, once it is owed nothing more.
+    fn close_if_done(&mut self, conn: ConnId, fx: &mut Effects) {
+        let Some(client) = self.clients.get_mut(conn) else { return };
+        if client.pending == 0 && (client.ended || self.shutting_down) && !std::mem::replace(&mut client.closing, true)
+        {
+            let reason = if client.ended { CloseReason::ByClient } else { CloseReason::ShuttingDown };
+            fx.push(Effect::Close(conn, reason));
+        }
+    }
+
+    fn submit(&mut self, lane: Lane, then: Then, op: Op, fx: &mut Effects) {
+        self.jobs += 1;
+        fx.push(Effect::Submit(lane, Job { shard: self.index, then, op }));
+    }
+
+    /// A letter to every other shard.
+    fn broadcast(&self, letter: impl Fn() -> Letter, fx: &mut Effects) {
+        for shard in (0..self.shards).filter(|shard| *shard != self.index) {
+            fx.push(Effect::Post(shard, letter()));
+        }
+    }
+
+    /// A job's answer, for whoever asked.
+    fn done(&mut self, then: Then, answer: Result<Answer, StoreError>, now: Now, fx: &mut Effects) {
+        match then {
+            Then::Verified(login) => self.verified(login, answer, fx),
+            Then::Claimed(login) => self.claimed(login, answer, fx),
+            Then::Loaded { conn, user } => self.loaded(conn, user, answer, now, fx),
+            Then::Registered { conn, seq } => self.registered(conn, seq, answer, fx),
+            Then::Ack { conn, request, seq } => self.acked(conn, request, seq, answer, fx),
+            Then::GroupCreated { conn, seq } => self.group_created(conn, seq, answer, fx),
+            Then::GroupJoined { conn, seq, user, group } => self.group_joined(conn, seq, user, group, answer, fx),
+            Then::Listed { conn, seq } => self.listed(conn, seq, answer, fx),
+            Then::Members(group) => self.members_loaded(group, answer, fx),
+            Then::Kept { receipt, recipients } => self.kept(receipt, recipients, answer, fx),
+            Then::KeptBegun { conn, user, receipt } => self.begun_kept(conn, user, receipt, answer, fx),
+            Then::Page { conn, user } => self.page_read(conn, user, answer, now, fx),
+            Then::Removed { conn, user, rows } => self.removed(conn, user, rows, answer, now, fx),
+            Then::Released(user) => self.released(user, answer, now, fx),
+        }
+    }
+
+    fn check_wound_up(&mut self, fx: &mut Effects) {
+        if self.shutting_down && !self.wound_up && self.clients.is_empty() && self.leaving.is_empty() && self.jobs == 0
+        {
+            self.wound_up = true;
+            fx.push(Effect::WoundUp);
+        }
+    }
+
+    /// The server's local time, as chats bear it.
+    fn local_time(&mut self, now: Now) -> &str {
+        if self.clock.0 != now.unix {
+            let time = Local.timestamp_opt(now.unix, 0).earliest();
+            let text = time.map(|time| time.format("%Y-%m-%d %H:%M:%S").to_string());
+            self.clock = (now.unix, text.unwrap_or_default());
+        }
+        &self.clock.1
+    }
+}
+
+/// A user's id, if the number can be one.
+fn user_id(id: i64) -> Option<UserId> {
+    i32::try_from(id).ok().filter(|id| *id > 0).map(|id| id as UserId)
+}
+
+/// A group's id, if the number can be one.
+fn group_id(id: i64) -> Option<GroupId> {
+    user_id(id)
+}
+
+/// What is refused where the store gave an answer that its question does not have, or none.
+fn store_failure<T>(_: T) -> Refusal {
+    Errno::StoreUnavailable.into()
+}

@@ -1,0 +1,193 @@
+//! Who lives on which shard, and how a session begins and ends without a gap.
+//!
+//! Every shard keeps its own table of all users of the node, so that a chat finds its way without
+//! a lock. The tables agree through two handshakes, whose point is always the same: a change of
+//! way is finished only when everything that took the old way has arrived.
+//!
+//! - **Join.** The user's shard S has the claim and tells the others. Each answers `JoinSeen`: what
+//!   it had for the user is in the user's lane, what follows comes by letter. Then S reads the
+//!   store, which by now holds all that ever took the old way, and replies.
+//! - **Leave.** S tells the others. Each answers `LeaveSeen`, behind its last letter, and holds
+//!   back what comes next. Then S has put all that reached it into the user's lane, says `Gone`,
+//!   and the others follow with what they held, in the same lane.
+//!
+//! The claim is released last: not before everything that the user has sent is settled, and all
+//! that was queued for it is written or stored.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::chat::Text;
+use super::letters::{Letter, Receipt, Timer};
+use super::session::{Joining, Mode, Session};
+use super::{Answer, Effect, Effects, Login, Now, Op, Shard, Then};
+use crate::reactor::ConnId;
+use crate::store::{StoreError, UserId, Write};
+
+/// How soon a claim that the store would not take back is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Where a user of this node lives.
+pub(super) struct Place {
+    pub conn: ConnId,
+    /// The session is ending on another shard: what comes now waits here for its end.
+    pub held: Option<Vec<(Arc<[u8]>, Receipt)>>,
+}
+
+/// A session of this shard that is ending.
+pub(super) struct Leaving {
+    conn: ConnId,
+    /// Shards whose letters may still be on their way.
+    unseen: usize,
+    /// Messages queued before a logout are still being written; what comes now waits for them.
+    pub barrier: bool,
+    /// Chats of this user that are not settled.
+    pub sends: u32,
+    /// What came behind the barrier.
+    pub queue: Vec<(Arc<[u8]>, Receipt)>,
+}
+
+impl Shard {
+    /// The account is claimed for this connection.
+    pub(super) fn join(&mut self, login: Login, fx: &mut Effects) {
+        let Login { conn, user, seq, name, .. } = login;
+        let unseen = self.shards - 1;
+        let Some(client) = self.clients.get_mut(conn) else { return };
+        let joining = Joining { seq, unseen, queue: Default::default(), bytes: 0, spilled: false };
+        client.session = Some(Box::new(Session { user, name, sends: 0, mode: Mode::Joining(joining) }));
+        self.presence.insert(user, Place { conn, held: None });
+        self.broadcast(|| Letter::Join { user, conn }, fx);
+        if unseen == 0 {
+            self.load(conn, user, fx);
+        }
+    }
+
+    /// A user has joined another shard.
+    pub(super) fn peer_joined(&mut self, user: UserId, conn: ConnId, fx: &mut Effects) {
+        let former = self.presence.insert(user, Place { conn, held: None });
+        // The end of the former session may be heard of later than the next one's begin.
+        for (body, receipt) in former.and_then(|place| place.held).into_iter().flatten() {
+            fx.push(Effect::Post(conn.reactor(), Letter::Chat { to: user, body, receipt }));
+        }
+        fx.push(Effect::Post(conn.reactor(), Letter::JoinSeen { user, conn }));
+    }
+
+    /// One more shard sends letters instead of storing.
+    pub(super) fn join_seen(&mut self, user: UserId, conn: ConnId, fx: &mut Effects) {
+        let Some(session) = self.session_mut(conn, user) else { return };
+        let Mode::Joining(joining) = &mut session.mode else { return };
+        joining.unseen -= 1;
+        if joining.unseen == 0 {
+            self.load(conn, user, fx);
+        }
+    }
+
+    /// Ends a session. `barrier`: the connection lives on, and what is queued on it goes out first.
+    pub(super) fn leave(&mut self, conn: ConnId, session: Session, barrier: bool, fx: &mut Effects) {
+        let Session { user, sends, mode, .. } = session;
+        if let Mode::Joining(joining) = mode {
+            for (body, receipt) in joining.queue {
+                self.keep(user, body, receipt, fx);
+            }
+        }
+        let leaving = Leaving { conn, unseen: self.shards - 1, barrier, sends, queue: Vec::new() };
+        self.leaving.insert(user, leaving);
+        self.broadcast(|| Letter::Leave { user, conn }, fx);
+        self.try_release(user, fx);
+    }
+
+    /// A session on another shard is ending.
+    pub(super) fn peer_leaves(&mut self, user: UserId, conn: ConnId, fx: &mut Effects) {
+        if let Some(place) = self.presence.get_mut(&user)
+            && place.conn == conn
+        {
+            place.held = Some(Vec::new());
+        }
+        fx.push(Effect::Post(conn.reactor(), Letter::LeaveSeen { user, conn }));
+    }
+
+    /// One more shard holds its messages back.
+    pub(super) fn leave_seen(&mut self, user: UserId, conn: ConnId, fx: &mut Effects) {
+        if let Some(leaving) = self.leaving.get_mut(&user)
+            && leaving.conn == conn
+        {
+            leaving.unseen -= 1;
+            self.try_release(user, fx);
+        }
+    }
+
+    /// What was queued before the logout is written, or stored: what waited behind it follows.
+    pub(super) fn barrier_passed(&mut self, user: UserId, fx: &mut Effects) {
+        let Some(leaving) = self.leaving.get_mut(&user) else { return };
+        leaving.barrier = false;
+        for (body, receipt) in std::mem::take(&mut leaving.queue) {
+            self.keep(user, body, receipt, fx);
+        }
+        self.try_release(user, fx);
+    }
+
+    /// Something that `user` had sent on this connection is settled.
+    pub(super) fn send_settled(&mut self, conn: ConnId, user: UserId, fx: &mut Effects) {
+        if let Some(session) = self.session_mut(conn, user) {
+            session.sends -= 1;
+        } else if let Some(leaving) = self.leaving.get_mut(&user)
+            && leaving.conn == conn
+        {
+            leaving.sends -= 1;
+            self.try_release(user, fx);
+        }
+    }
+
+    /// Ends a session for good, if nothing of it is left.
+    fn try_release(&mut self, user: UserId, fx: &mut Effects) {
+        let Some(leaving) = self.leaving.get(&user) else { return };
+        if leaving.unseen > 0 || leaving.barrier || leaving.sends > 0 {
+            return;
+        }
+        let conn = leaving.conn;
+        self.leaving.remove(&user);
+        self.presence.remove(&user);
+        // The lane holds everything for the user's store by now, and a login's claim comes behind.
+        self.release(user, fx);
+        self.broadcast(|| Letter::Gone { user, conn }, fx);
+        self.resume_waiting(user, fx);
+    }
+
+    /// A session on another shard has ended.
+    pub(super) fn peer_gone(&mut self, user: UserId, conn: ConnId, fx: &mut Effects) {
+        if self.presence.get(&user).is_some_and(|place| place.conn == conn) {
+            let held = self.presence.remove(&user).and_then(|place| place.held);
+            for (body, receipt) in held.into_iter().flatten() {
+                self.route(user, Text::Shared(body), receipt, fx);
+            }
+        }
+        self.resume_waiting(user, fx);
+    }
+
+    /// Logins that found the account's last session still ending.
+    fn resume_waiting(&mut self, user: UserId, fx: &mut Effects) {
+        for login in self.waiting.remove(&user).into_iter().flatten() {
+            self.claim(login, fx);
+        }
+    }
+
+    /// Whether a session of this user is just ending, anywhere on this node.
+    pub(super) fn is_leaving(&self, user: UserId) -> bool {
+        self.leaving.contains_key(&user) || self.presence.get(&user).is_some_and(|place| place.held.is_some())
+    }
+
+    /// Gives an account back to the store.
+    pub(super) fn release(&mut self, user: UserId, fx: &mut Effects) {
+        if !self.presence.contains_key(&user) {
+            let lane = self.user_lane(user);
+            self.submit(lane, Then::Released(user), Op::Write(Write::Release { user }), fx);
+        }
+    }
+
+    pub(super) fn released(&mut self, user: UserId, answer: Result<Answer, StoreError>, now: Now, fx: &mut Effects) {
+        // At the very end the server releases everybody at once.
+        if answer.is_err() && !self.shutting_down {
+            fx.push(Effect::Timer(now.at + RETRY, Timer::Release(user)));
+        }
+    }
+}

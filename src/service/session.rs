@@ -1,0 +1,446 @@
+//! One client, one session, and the draining of a slow reader's messages from the store.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::chat::Text;
+use super::letters::{Fate, Receipt, Tag, Timer};
+use super::{Answer, Effect, Effects, Now, Op, Payload, Shard, Then};
+use crate::reactor::{CloseReason, ConnId, Unwritten};
+use crate::store::{Outcome, RowId, StoreError, UserId, Write};
+use crate::wire::reply::OFFLINE_IN_REPLY;
+use crate::wire::{FramingMirror, Splitter};
+
+/// How soon a drain that the store refused is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// A connection, as the service sees it.
+pub(super) struct Client {
+    pub splitter: Splitter,
+    pub framing: FramingMirror,
+    pub session: Option<Box<Session>>,
+    /// Requests that are not settled: replies owed, and chats whose fate is open.
+    pub pending: u32,
+    /// A login or a registration is on its way; input waits behind it.
+    pub authenticating: bool,
+    /// Too many requests are unsettled; input waits.
+    pub throttled: bool,
+    /// It has used `seq`, so it is no C++ client.
+    pub uses_seq: bool,
+    /// It has finished sending.
+    pub ended: bool,
+    /// We are closing it.
+    pub closing: bool,
+    /// When it last sent anything.
+    pub last_input: Instant,
+    /// Since when nobody is logged in on it.
+    pub out_since: Instant,
+}
+
+impl Client {
+    pub fn new(now: Instant) -> Self {
+        Client {
+            splitter: Splitter::default(),
+            framing: FramingMirror::default(),
+            session: None,
+            pending: 0,
+            authenticating: false,
+            throttled: false,
+            uses_seq: false,
+            ended: false,
+            closing: false,
+            last_input: now,
+            out_since: now,
+        }
+    }
+
+    pub fn is_paused(&self) -> bool {
+        self.authenticating || self.throttled
+    }
+}
+
+/// A logged-in user.
+pub(super) struct Session {
+    pub user: UserId,
+    pub name: Box<str>,
+    /// Chats of this user that are not settled. The claim is not released while there are any.
+    pub sends: u32,
+    pub mode: Mode,
+}
+
+/// Where a session's incoming messages go.
+pub(super) enum Mode {
+    /// It has the claim; the login reply is not out yet, and messages queue behind it.
+    Joining(Joining),
+    /// To the connection.
+    Live,
+    /// To the store, behind what is there already, until all of it has been drained.
+    Spill(Spill),
+}
+
+pub(super) struct Joining {
+    /// The login's, for its reply.
+    pub seq: Option<i64>,
+    /// Shards that still send to the store.
+    pub unseen: usize,
+    pub queue: VecDeque<(Arc<[u8]>, Receipt)>,
+    /// Bytes in `queue`.
+    pub bytes: usize,
+    /// The queue became too long and went to the store, and so does all that follows.
+    pub spilled: bool,
+}
+
+/// A drain: read a page, write it, remove it, until nothing is left.
+pub(super) struct Spill {
+    stage: Stage,
+    /// Something was stored since the last page was asked for.
+    dirty: bool,
+    /// The message of which half is on the wire; it stands in the store too, in case the other
+    /// half never gets out.
+    begun: Begun,
+}
+
+#[derive(Clone)]
+enum Stage {
+    /// The connection's queue must get empty.
+    Queue,
+    /// A page is being read.
+    Reading,
+    /// A page, or the login reply, is being written.
+    Writing,
+    /// What was written is being removed.
+    Removing(Arc<[RowId]>),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Begun {
+    None,
+    /// It is being stored; `true`: the rest of it was written meanwhile.
+    Storing(bool),
+    Stored(RowId),
+}
+
+impl Spill {
+    fn new(stage: Stage) -> Self {
+        Spill { stage, dirty: false, begun: Begun::None }
+    }
+
+    /// After a login reply that could not carry everything. `reply_has_rows`: its rows must be
+    /// removed before the next page is read.
+    pub fn after_login(reply_has_rows: bool) -> Self {
+        Spill::new(if reply_has_rows { Stage::Writing } else { Stage::Queue })
+    }
+}
+
+impl Shard {
+    /// The session of `user` on this connection, if it still is.
+    pub(super) fn session_mut(&mut self, conn: ConnId, user: UserId) -> Option<&mut Session> {
+        self.clients.get_mut(conn)?.session.as_deref_mut().filter(|session| session.user == user)
+    }
+
+    fn spill_mut(&mut self, conn: ConnId) -> Option<(UserId, &mut Spill)> {
+        let session = self.clients.get_mut(conn)?.session.as_deref_mut()?;
+        match &mut session.mode {
+            Mode::Spill(spill) => Some((session.user, spill)),
+            Mode::Joining(_) | Mode::Live => None,
+        }
+    }
+
+    /// Stores one message for a session that is being drained.
+    pub(super) fn spill(&mut self, conn: ConnId, user: UserId, body: Arc<[u8]>, receipt: Receipt, fx: &mut Effects) {
+        if let Some((_, spill)) = self.spill_mut(conn) {
+            spill.dirty = true;
+        }
+        self.keep(user, body, receipt, fx);
+    }
+
+    /// A reader falls behind: from now on its messages take the way through the store. What was
+    /// taken back from its queue goes first, so that the order holds.
+    pub(super) fn begin_spill(&mut self, conn: ConnId, recalled: Vec<Unwritten<Tag>>, fx: &mut Effects) {
+        // A message that is begun stays in the queue, and so does its tag, which speaks for it.
+        let Some(session) = self.clients.get_mut(conn).and_then(|client| client.session.as_deref_mut()) else {
+            return self.return_unwritten(recalled.into_iter().filter(|message| !message.begun), fx);
+        };
+        let user = session.user;
+        if matches!(session.mode, Mode::Live) {
+            log::debug!("{conn}: user {user} reads slowly; messages go through the store");
+            session.mode = Mode::Spill(Spill::new(Stage::Queue));
+        }
+        for Unwritten { tag, body, begun } in recalled {
+            let Tag::Chat { to, receipt } = tag else { continue };
+            if !begun {
+                self.spill(conn, to, body, receipt, fx);
+                continue;
+            }
+            if to != user {
+                continue; // for somebody who has just logged out here
+            }
+            if let Some((_, spill)) = self.spill_mut(conn) {
+                spill.begun = Begun::Storing(false);
+            }
+            let write = Write::Keep { to: vec![user], message: body };
+            self.submit(self.user_lane(user), Then::KeptBegun { conn, user, receipt }, Op::Write(write), fx);
+        }
+    }
+
+    /// The half-written message is stored as well, or could not be.
+    pub(super) fn begun_kept(
+        &mut self,
+        conn: ConnId,
+        user: UserId,
+        receipt: Receipt,
+        answer: Result<Answer, StoreError>,
+        fx: &mut Effects,
+    ) {
+        let row = match &answer {
+            Ok(Answer::Wrote(Outcome::Kept(rows))) => rows.first().copied().flatten(),
+            _ => None,
+        };
+        let spill = self.spill_mut(conn).filter(|(owner, _)| *owner == user).map(|(_, spill)| spill);
+        let Some(spill) = spill else {
+            // The session has ended; if the message got out after all, it is repeated.
+            return self.settle(
+                receipt,
+                row.map_or(Fate::Failed(super::Errno::StoreUnavailable), |_| Fate::Stored),
+                fx,
+            );
+        };
+        match (row, spill.begun) {
+            (Some(row), Begun::Storing(written)) => {
+                spill.begun = if written { Begun::None } else { Begun::Stored(row) };
+                self.settle(receipt, Fate::Stored, fx);
+                if written {
+                    self.remove_begun(conn, user, row, fx);
+                }
+            }
+            (None, Begun::Storing(written)) => {
+                spill.begun = Begun::None;
+                if written {
+                    self.settle(receipt, Fate::Delivered, fx);
+                }
+                // Otherwise its tag in the queue still speaks for it.
+            }
+            (_, Begun::None | Begun::Stored(_)) => {}
+        }
+        self.advance_drain(conn, fx);
+    }
+
+    /// A chat was written whole. True: it was the half-written one of a slow reader, which the
+    /// store has taken over.
+    pub(super) fn begun_was_written(&mut self, conn: ConnId, to: UserId, fx: &mut Effects) -> bool {
+        let Some((user, spill)) = self.spill_mut(conn) else { return false };
+        match spill.begun {
+            _ if user != to => false,
+            Begun::None => false,
+            Begun::Storing(_) => {
+                spill.begun = Begun::Storing(true);
+                true
+            }
+            Begun::Stored(row) => {
+                spill.begun = Begun::None;
+                self.remove_begun(conn, user, row, fx);
+                true
+            }
+        }
+    }
+
+    fn remove_begun(&mut self, conn: ConnId, user: UserId, row: RowId, fx: &mut Effects) {
+        // The next page is read behind this in the user's lane. Should it fail, the message is
+        // repeated; it is never lost.
+        self.remove(conn, user, Arc::from([row]), fx);
+    }
+
+    fn remove(&mut self, conn: ConnId, user: UserId, rows: Arc<[RowId]>, fx: &mut Effects) {
+        let write = Write::Remove { user, rows: rows.to_vec() };
+        self.submit(self.user_lane(user), Then::Removed { conn, user, rows }, Op::Write(write), fx);
+    }
+
+    /// The queue of a slow reader is empty.
+    pub(super) fn queue_drained(&mut self, conn: ConnId, fx: &mut Effects) {
+        self.advance_drain(conn, fx);
+    }
+
+    /// Reads the next page, if nothing stands before it.
+    pub(super) fn advance_drain(&mut self, conn: ConnId, fx: &mut Effects) {
+        let max_bytes = OFFLINE_IN_REPLY.min(self.settings.high_water / 2);
+        let Some((user, spill)) = self.spill_mut(conn) else { return };
+        if matches!(spill.stage, Stage::Queue) && spill.begun == Begun::None {
+            spill.stage = Stage::Reading;
+            spill.dirty = false;
+            self.submit(self.user_lane(user), Then::Page { conn, user }, Op::Page { user, max_bytes }, fx);
+        }
+    }
+
+    /// A page has been read: it is pushed, or the drain is over.
+    pub(super) fn page_read(
+        &mut self,
+        conn: ConnId,
+        user: UserId,
+        answer: Result<Answer, StoreError>,
+        now: Now,
+        fx: &mut Effects,
+    ) {
+        if self.session_mut(conn, user).is_none() {
+            return;
+        }
+        let Some(client) = self.clients.get_mut(conn) else { return };
+        let framing = client.framing.framing();
+        let Some((_, spill)) = self.spill_mut(conn) else { return };
+        let Ok(Answer::Page(page)) = answer else {
+            return fx.push(Effect::Timer(now.at + RETRY, Timer::Drain(conn)));
+        };
+        if page.messages.is_empty() {
+            spill.stage = Stage::Queue;
+            if spill.dirty {
+                return self.advance_drain(conn, fx);
+            }
+            if let Some(session) = self.session_mut(conn, user) {
+                session.mode = Mode::Live;
+            }
+            return;
+        }
+        spill.stage = Stage::Writing;
+        let rows: Arc<[RowId]> = page.messages.iter().map(|(row, _)| *row).collect();
+        let last = page.messages.len() - 1;
+        for (i, (_, text)) in page.messages.into_iter().enumerate() {
+            let from = fx.bytes.len();
+            fx.bytes.extend_from_slice(&text);
+            let body = Payload::Own(from..fx.bytes.len());
+            let tag = (i == last).then(|| Tag::Offline { user, rows: Arc::clone(&rows) });
+            fx.push(Effect::Send { conn, body, framing, tag, alone: false, exempt: false });
+        }
+    }
+
+    /// The reply or push that carries these offline messages was written whole: now they go.
+    pub(super) fn offline_written(&mut self, conn: ConnId, user: UserId, rows: Arc<[RowId]>, fx: &mut Effects) {
+        if self.session_mut(conn, user).is_some()
+            && let Some((_, spill)) = self.spill_mut(conn)
+        {
+            spill.stage = Stage::Removing(Arc::clone(&rows));
+        }
+        self.remove(conn, user, rows, fx);
+    }
+
+    /// Rows were removed, or not: a page is read only when they are gone, or it would repeat them.
+    pub(super) fn removed(
+        &mut self,
+        conn: ConnId,
+        user: UserId,
+        rows: Arc<[RowId]>,
+        answer: Result<Answer, StoreError>,
+        now: Now,
+        fx: &mut Effects,
+    ) {
+        if self.session_mut(conn, user).is_none() {
+            return;
+        }
+        let Some((_, spill)) = self.spill_mut(conn) else { return };
+        if !matches!(&spill.stage, Stage::Removing(removing) if *removing == rows) {
+            return;
+        }
+        if answer.is_ok() {
+            spill.stage = Stage::Queue;
+            self.advance_drain(conn, fx);
+        } else {
+            fx.push(Effect::Timer(now.at + RETRY, Timer::Drain(conn)));
+        }
+    }
+
+    /// Goes on with a drain that the store has refused.
+    pub(super) fn retry_drain(&mut self, conn: ConnId, fx: &mut Effects) {
+        let Some((user, spill)) = self.spill_mut(conn) else { return };
+        match spill.stage.clone() {
+            Stage::Removing(rows) => self.remove(conn, user, rows, fx),
+            Stage::Reading => {
+                spill.stage = Stage::Queue;
+                self.advance_drain(conn, fx);
+            }
+            Stage::Queue | Stage::Writing => {}
+        }
+    }
+
+    /// A connection is gone. What did not get out is stored, then its session ends.
+    pub(super) fn client_gone(
+        &mut self,
+        conn: ConnId,
+        mut client: Client,
+        mut unwritten: Vec<Unwritten<Tag>>,
+        fx: &mut Effects,
+    ) {
+        let Some(session) = client.session.take() else { return self.return_unwritten(unwritten, fx) };
+        if let Mode::Spill(spill) = &session.mode
+            && spill.begun != Begun::None
+        {
+            // It stands in the store already.
+            let is_begun = |tag: &Tag| matches!(tag, Tag::Chat { to, .. } if *to == session.user);
+            unwritten.retain(|message| !(message.begun && is_begun(&message.tag)));
+        }
+        self.return_unwritten(unwritten, fx);
+        self.leave(conn, *session, false, fx);
+    }
+
+    /// Messages that a connection did not take: each goes to its recipient's store, in order.
+    pub(super) fn return_unwritten(&mut self, unwritten: impl IntoIterator<Item = Unwritten<Tag>>, fx: &mut Effects) {
+        for Unwritten { tag, body, .. } in unwritten {
+            match tag {
+                Tag::Chat { to, receipt } => self.keep(to, body, receipt, fx),
+                Tag::Offline { .. } => {} // they are still in the store
+                Tag::Barrier { user } => self.barrier_passed(user, fx),
+            }
+        }
+    }
+
+    /// Has the login timer found somebody who has not logged in?
+    pub(super) fn login_timer(&mut self, conn: ConnId, now: Now, fx: &mut Effects) {
+        let Some(timeout) = self.settings.login_timeout else { return };
+        let Some(client) = self.clients.get(conn) else { return };
+        if client.session.is_some() {
+            return; // a logout sets it again
+        }
+        let due = client.out_since + timeout;
+        if client.authenticating || due > now.at {
+            fx.push(Effect::Timer(due.max(now.at + RETRY), Timer::Login(conn)));
+        } else {
+            self.refuse_and_close(
+                conn,
+                super::Refusal::new(super::Errno::NotLoggedIn, "no login in time"),
+                CloseReason::LoginTimeout,
+                fx,
+            );
+        }
+    }
+
+    /// Has the idle timer found somebody who has been silent?
+    pub(super) fn idle_timer(&mut self, conn: ConnId, now: Now, fx: &mut Effects) {
+        let Some(timeout) = self.settings.idle_timeout else { return };
+        let Some(client) = self.clients.get(conn) else { return };
+        let due = client.last_input + timeout;
+        if client.pending > 0 || due > now.at {
+            fx.push(Effect::Timer(due.max(now.at + RETRY), Timer::Idle(conn)));
+        } else {
+            self.refuse_and_close(
+                conn,
+                super::Refusal::new(super::Errno::Busy, "closed for being idle"),
+                CloseReason::IdleTimeout,
+                fx,
+            );
+        }
+    }
+
+    /// Queues one chat on a live session's connection.
+    pub(super) fn push_live(&mut self, conn: ConnId, to: UserId, text: Text<'_>, receipt: Receipt, fx: &mut Effects) {
+        let Some(client) = self.clients.get(conn) else { return };
+        let body = match text {
+            Text::Borrowed(bytes) => {
+                let from = fx.bytes.len();
+                fx.bytes.extend_from_slice(bytes);
+                Payload::Own(from..fx.bytes.len())
+            }
+            Text::Shared(bytes) => Payload::Shared(bytes),
+        };
+        let framing = client.framing.framing();
+        let tag = Some(Tag::Chat { to, receipt });
+        fx.push(Effect::Send { conn, body, framing, tag, alone: false, exempt: false });
+    }
+}

@@ -1,0 +1,115 @@
+//! The store: accounts, friends, groups and offline messages.
+//!
+//! [`Store`] is the database; each worker holds one [`Connection`] of it, for as long as it runs.
+//! Writes are data ([`Write`]) and come in batches, because a commit costs more than everything
+//! in it: a worker hands over all that its lane has queued, and SQLite's one writer thread commits
+//! together what all workers have handed over. Within a batch order holds; across batches it is
+//! the caller's business (one lane per recipient or account).
+
+pub mod sqlite;
+
+use std::sync::Arc;
+
+pub use crate::wire::reply::{Friend, Group, Member};
+
+/// `User.id`: 1 to 2^31-1, as MySQL's INT has it.
+pub type UserId = u32;
+/// `AllGroup.id`.
+pub type GroupId = u32;
+/// The key of one stored offline message. Rows of one recipient are ordered by it; it is never
+/// used again.
+pub type RowId = u64;
+
+/// The store could not do it. Nothing is known of whether a write was done.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// The disk is full or read-only, the database is away: it may work again later.
+    #[error("storage is unavailable: {0}")]
+    Unavailable(String),
+}
+
+/// One write. What it can come to is the [`Outcome`] named beside it.
+#[derive(Debug, Clone)]
+pub enum Write {
+    /// A new account, offline: `Id`, or `Already` if the name is taken (without regard to case).
+    Register { name: String, password: String },
+    /// Replaces the stored password: `Done`.
+    SetPassword { user: UserId, password: String },
+    /// Takes the account, `offline` to `online`: `Done`, `InUse`, or `NoUser`.
+    Claim { user: UserId },
+    /// Gives the account back: `Done`.
+    Release { user: UserId },
+    /// One row, user to friend: `Done`, `Already`, or `NoUser` if there is no such friend.
+    AddFriend { user: UserId, friend: UserId },
+    /// A group with its creator as its first member: `Id`, or `Already` if the name is taken.
+    CreateGroup { creator: UserId, name: String, description: String },
+    /// A "normal" member: `Done`, `Already`, or `NoGroup`.
+    JoinGroup { user: UserId, group: GroupId },
+    /// An offline message for each recipient, in this order: `Kept`. Recipients without an
+    /// account are passed over.
+    Keep { to: Vec<UserId>, message: Arc<[u8]> },
+    /// Removes exactly these of the user's offline messages: `Done`. Rows that are gone are no
+    /// error.
+    Remove { user: UserId, rows: Vec<RowId> },
+}
+
+/// What a [`Write`] came to, once it is committed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    Done,
+    Id(u32),
+    Already,
+    InUse,
+    NoUser,
+    NoGroup,
+    /// The row of each recipient, in the order of `to`; `None` where there is no such account.
+    Kept(Vec<Option<RowId>>),
+}
+
+/// An account, as a login needs it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    pub name: String,
+    /// A PHC string; plain text in rows that a C++ server has written.
+    pub password: String,
+}
+
+/// Some of a user's offline messages, oldest first.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Page {
+    pub messages: Vec<(RowId, Box<[u8]>)>,
+    /// Whether there were more behind these.
+    pub more: bool,
+}
+
+/// A database. Shared by all workers.
+pub trait Store: Send + Sync {
+    /// A connection for one worker. It connects when first used, and again after a failure.
+    fn connection(&self) -> Box<dyn Connection>;
+
+    /// Sets this server's users offline: at the start, after a crash, and at the end.
+    fn release_all(&self) -> Result<(), StoreError>;
+}
+
+/// One worker's connection. Every call blocks.
+pub trait Connection: Send {
+    /// Does the writes, in order, in one transaction, and returns one outcome for each when they
+    /// are on disk. After an error none of them is known to be done.
+    fn write(&mut self, batch: &[Write]) -> Result<Vec<Outcome>, StoreError>;
+
+    fn account(&mut self, user: UserId) -> Result<Option<Account>, StoreError>;
+
+    /// In the order of their ids.
+    fn friends(&mut self, user: UserId) -> Result<Vec<Friend>, StoreError>;
+
+    /// The groups `user` is in, in the order of their ids, each with its first
+    /// [`crate::wire::reply::LISTED_MEMBERS`] members by id (the user among them) and a count.
+    fn groups(&mut self, user: UserId) -> Result<Vec<Group>, StoreError>;
+
+    /// All members in ascending order; `None` if there is no such group.
+    fn members(&mut self, group: GroupId) -> Result<Option<Vec<UserId>>, StoreError>;
+
+    /// The user's oldest offline messages: at least one, if there is any, then as many as fit
+    /// into `max_bytes` in sum.
+    fn page(&mut self, user: UserId, max_bytes: usize) -> Result<Page, StoreError>;
+}
