@@ -29,7 +29,7 @@ impl std::fmt::Display for ConnId {
 
 /// Gives out the ids of one reactor's connections.
 #[derive(Debug)]
-pub(super) struct ConnIds {
+pub struct ConnIds {
     reactor: u16,
     next_serial: u64,
     slots: u32,
@@ -37,10 +37,12 @@ pub(super) struct ConnIds {
 }
 
 impl ConnIds {
+    /// The ids of the reactor with this index.
     pub fn new(reactor: u16) -> Self {
         ConnIds { reactor, next_serial: 0, slots: 0, free: Vec::new() }
     }
 
+    /// A new connection's id: its serial is new, its slot may have been somebody else's.
     pub fn allocate(&mut self) -> ConnId {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots += 1;
@@ -50,6 +52,7 @@ impl ConnIds {
         ConnId { serial: self.next_serial, slot, reactor: self.reactor }
     }
 
+    /// The connection is gone from all tables.
     pub fn free(&mut self, id: ConnId) {
         self.free.push(id.slot);
     }

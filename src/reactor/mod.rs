@@ -31,7 +31,7 @@ mod timers;
 pub use acceptor::{Acceptor, AcceptorHandle, ConnectionLimit, ConnectionSlot, listen};
 pub use connection::{CloseReason, Message};
 pub use event_loop::{EventLoop, Handler, Io, Limits, Taken};
-pub use id::{ConnId, ConnMap};
+pub use id::{ConnId, ConnIds, ConnMap};
 pub use mailbox::{Mail, Mailbox};
 pub use outbox::{Body, Outbox, Progress, Unwritten};
 pub use timers::Timers;

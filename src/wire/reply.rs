@@ -178,7 +178,8 @@ pub fn pong(out: &mut Vec<u8>, seq: Option<i64>) {
 
 /// REG_MSG_ACK of success.
 pub fn registered(out: &mut Vec<u8>, seq: Option<i64>, id: u32) {
-    let reply = Reply { msgid: msgid::REGISTER_ACK, seq, errno: Some(0), error: Some(0), id: Some(id), ..Reply::default() };
+    let reply =
+        Reply { msgid: msgid::REGISTER_ACK, seq, errno: Some(0), error: Some(0), id: Some(id), ..Reply::default() };
     write(out, &reply);
 }
 

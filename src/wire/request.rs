@@ -60,8 +60,8 @@ impl<'a> Request<'a> {
     /// Parses one object. The error is the reply's text, for errno 10.
     pub fn parse(object: &'a [u8]) -> Result<Self, Refusal> {
         // `from_slice` would let invalid UTF-8 through in fields that nobody reads.
-        let text = std::str::from_utf8(object)
-            .map_err(|_| Refusal::new(Errno::Unfollowable, "a message must be UTF-8"))?;
+        let text =
+            std::str::from_utf8(object).map_err(|_| Refusal::new(Errno::Unfollowable, "a message must be UTF-8"))?;
         serde_json::from_str(text).map_err(|error| Refusal::new(Errno::Unfollowable, format!("not JSON: {error}")))
     }
 

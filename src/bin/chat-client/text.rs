@@ -1,0 +1,254 @@
+//! Everything the client says of itself, in both languages side by side.
+//!
+//! What scripts look for stays the same in both: the shape of a chat, `userid is N`,
+//! `invalid input command!`.
+
+use clap::ValueEnum;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Lang {
+    En,
+    Zh,
+}
+
+impl Lang {
+    /// The language of the locale: the first of LC_ALL, LC_MESSAGES and LANG that is set decides.
+    pub fn of_locale(variable: impl Fn(&str) -> Option<String>) -> Lang {
+        let locale = ["LC_ALL", "LC_MESSAGES", "LANG"].into_iter().filter_map(variable).find(|value| !value.is_empty());
+        if locale.is_some_and(|locale| locale.starts_with("zh")) { Lang::Zh } else { Lang::En }
+    }
+}
+
+/// One thing to say.
+#[derive(Debug, Clone, Copy)]
+pub enum Text<'a> {
+    Menu,
+    AskChoice,
+    AskUserId,
+    AskLoginPassword,
+    AskUserName,
+    AskNewPassword,
+    InvalidChoice,
+    UnknownCommand,
+    CommandUsage { usage: &'a str },
+    Help,
+    CurrentUser { id: i64, name: &'a str },
+    LoginHead,
+    FriendsHead,
+    GroupsHead,
+    Foot,
+    NoFriends,
+    NoGroups,
+    Registered { name: &'a str, id: i64 },
+    NameTaken { name: &'a str },
+    LoggedOut,
+    Delivered { to: i64 },
+    Stored { to: i64 },
+    GroupDelivered { group: i64, delivered: i64, stored: i64, failed: i64 },
+    FriendAdded { id: i64 },
+    GroupCreated { name: &'a str, id: i64 },
+    GroupJoined { id: i64 },
+    Unconfirmed { what: &'a str },
+    Refused { why: &'a str, what: &'a str },
+    RefusedFor { errno: i64 },
+    RetryAfter { seconds: i64 },
+    ServerSays { why: &'a str },
+    NoAnswerYet { what: &'a str },
+    NotConnected { what: &'a str },
+    NotKnownDelivered { what: &'a str },
+    NotKnownDone { what: &'a str },
+    ConnectionLost { why: &'a str },
+    Reconnected,
+    LoggedInAgain { name: &'a str },
+    LoginRetried { why: &'a str },
+    LoginLost { why: &'a str },
+    StatusConnected { server: &'a str },
+    StatusDisconnected { server: &'a str },
+    ServerClosed,
+    NotAChatServer,
+    CannotConnect { server: &'a str, why: &'a str },
+}
+
+impl Text<'_> {
+    /// The text; several lines are separated by LF.
+    pub fn render(self, lang: Lang) -> String {
+        /// Both languages of one line of the table.
+        macro_rules! say {
+            ($en:literal, $zh:literal) => {
+                match lang {
+                    Lang::En => format!($en),
+                    Lang::Zh => format!($zh),
+                }
+            };
+        }
+        match self {
+            Text::Menu => say!(
+                "========================\n1. login\n2. register\n3. quit\n========================",
+                "========================\n1. 登录 login\n2. 注册 register\n3. 退出 quit\n========================"
+            ),
+            Text::AskChoice => say!("choice:", "请选择:"),
+            Text::AskUserId => say!("userid:", "用户 id:"),
+            Text::AskLoginPassword => say!("user password:", "密码:"),
+            Text::AskUserName => say!("username:", "用户名:"),
+            Text::AskNewPassword => say!("userpassword:", "设置密码:"),
+            Text::InvalidChoice => say!("invalid input!", "invalid input! 输入无效！"),
+            Text::UnknownCommand => {
+                say!("invalid input command!", "invalid input command! 无效的命令，输入 help 查看帮助")
+            }
+            Text::CommandUsage { usage } => {
+                say!("invalid input command! it is written {usage}", "invalid input command! 正确的格式是 {usage}")
+            }
+            Text::Help => say!(
+                "help                          this list
+chat:ID:TEXT                  send a message to a user
+addfriend:ID                  add a friend
+creategroup:NAME:DESCRIPTION  create a group
+addgroup:GROUPID              join a group
+groupchat:GROUPID:TEXT        send a message to a group
+friends                       show your friends
+groups                        show your groups and their members
+whoami                        show who you are
+status                        show the connection
+loginout                      log out, back to the menu
+quit                          log out and leave",
+                "help                          显示所有支持的命令
+chat:ID:TEXT                  一对一聊天
+addfriend:ID                  添加好友
+creategroup:NAME:DESCRIPTION  创建群组
+addgroup:GROUPID              加入群组
+groupchat:GROUPID:TEXT        群聊
+friends                       显示好友列表
+groups                        显示群组和成员
+whoami                        显示当前用户
+status                        显示连接状态
+loginout                      注销，返回菜单
+quit                          注销并退出"
+            ),
+            Text::CurrentUser { id, name } => {
+                say!("current login user => id:{id} name:{name}", "当前登录用户 => id:{id} name:{name}")
+            }
+            Text::LoginHead => say!(
+                "======================login user======================",
+                "======================登录用户========================"
+            ),
+            Text::FriendsHead => say!(
+                "----------------------friend list---------------------",
+                "----------------------好友列表------------------------"
+            ),
+            Text::GroupsHead => say!(
+                "----------------------group list----------------------",
+                "----------------------群组列表------------------------"
+            ),
+            Text::Foot => "======================================================".into(),
+            Text::NoFriends => say!("no friends yet", "还没有好友"),
+            Text::NoGroups => say!("no groups yet", "还没有群组"),
+            Text::Registered { name, id } => say!(
+                "{name} register success, userid is {id}, do not forget it!",
+                "{name} 注册成功，userid is {id}，请牢记！"
+            ),
+            Text::NameTaken { name } => {
+                say!("{name} is already exist, register error!", "{name} 已存在，注册失败！")
+            }
+            Text::LoggedOut => say!("logged out", "已注销"),
+            Text::Delivered { to } => say!("delivered to {to}", "已送达 {to}"),
+            Text::Stored { to } => {
+                say!("stored for {to}, delivered at the next login", "已为 {to} 保存，对方登录后送达")
+            }
+            Text::GroupDelivered { group, delivered, stored, failed: 0 } => say!(
+                "group {group}: delivered to {delivered}, stored for {stored}",
+                "群 {group}：送达 {delivered} 人，保存 {stored} 人"
+            ),
+            Text::GroupDelivered { group, delivered, stored, failed } => say!(
+                "group {group}: delivered to {delivered}, stored for {stored}, failed for {failed}",
+                "群 {group}：送达 {delivered} 人，保存 {stored} 人，失败 {failed} 人"
+            ),
+            Text::FriendAdded { id } => say!("{id} is your friend now", "已添加好友 {id}"),
+            Text::GroupCreated { name, id } => {
+                say!("group {name} created, groupid is {id}", "群组 {name} 创建成功，groupid is {id}")
+            }
+            Text::GroupJoined { id } => say!("you joined group {id}", "已加入群组 {id}"),
+            Text::Unconfirmed { what } => {
+                say!("sent, this server confirms nothing: {what}", "已发送，此服务器不确认结果：{what}")
+            }
+            Text::Refused { why, what } => say!("refused: {why} ({what})", "被拒绝：{why}（{what}）"),
+            Text::RefusedFor { errno } => say!("refused, errno {errno}", "被拒绝，errno {errno}"),
+            Text::RetryAfter { seconds } => say!("try again in {seconds} s", "请在 {seconds} 秒后重试"),
+            Text::ServerSays { why } => say!("server: {why}", "服务器：{why}"),
+            Text::NoAnswerYet { what } => {
+                say!("no answer yet, not known to be done: {what}", "尚无回复，不确定是否完成：{what}")
+            }
+            Text::NotConnected { what } => say!("not connected, not sent: {what}", "未连接，没有发送：{what}"),
+            Text::NotKnownDelivered { what } => {
+                say!("not known to be delivered, and not sent again: {what}", "不确定是否送达，不会重发：{what}")
+            }
+            Text::NotKnownDone { what } => {
+                say!("not known to be done, and not sent again: {what}", "不确定是否完成，不会重发：{what}")
+            }
+            Text::ConnectionLost { why } => {
+                say!("connection lost ({why}), reconnecting", "连接已断开（{why}），正在重连")
+            }
+            Text::Reconnected => say!("connected again", "已重新连接"),
+            Text::LoggedInAgain { name } => say!("logged in again as {name}", "已重新登录：{name}"),
+            Text::LoginRetried { why } => say!("cannot log in yet: {why}", "暂时无法登录：{why}"),
+            Text::LoginLost { why } => say!("you are logged out: {why}", "登录已失效：{why}"),
+            Text::StatusConnected { server } => say!("connected to {server}", "已连接 {server}"),
+            Text::StatusDisconnected { server } => {
+                say!("not connected to {server}, reconnecting", "未连接 {server}，正在重连")
+            }
+            Text::ServerClosed => say!("the server closed it", "服务器关闭了连接"),
+            Text::NotAChatServer => say!("what answers there is not a chat server", "对方不是聊天服务器"),
+            Text::CannotConnect { server, why } => {
+                say!("cannot connect to {server}: {why}", "无法连接 {server}：{why}")
+            }
+        }
+    }
+}
+
+/// Makes received text harmless to a terminal: what would move the cursor, change colours or
+/// reverse the reading direction is shown as an escape such as `\u{1b}`.
+pub fn plain(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        // The ranges: line and paragraph separators, bidirectional marks, embeddings and isolates.
+        let hidden =
+            matches!(c, '\u{61c}' | '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if c.is_control() || hidden {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_variable_that_is_set_decides_the_language() {
+        let lang = |set: &[(&str, &str)]| {
+            Lang::of_locale(|name| set.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_string()))
+        };
+        assert_eq!(lang(&[]), Lang::En);
+        assert_eq!(lang(&[("LANG", "zh_CN.UTF-8")]), Lang::Zh);
+        assert_eq!(lang(&[("LC_ALL", "C"), ("LANG", "zh_CN.UTF-8")]), Lang::En);
+        assert_eq!(lang(&[("LC_ALL", ""), ("LC_MESSAGES", "zh_TW"), ("LANG", "en_US")]), Lang::Zh);
+    }
+
+    #[test]
+    fn a_peer_cannot_drive_the_terminal() {
+        assert_eq!(plain("\x1b[2J\x07\r\n\t\u{9b}31m\x7f"), r"\u{1b}[2J\u{7}\r\n\t\u{9b}31m\u{7f}");
+        assert_eq!(plain("a\u{202e}b\u{2066}c\u{2028}"), r"a\u{202e}b\u{2066}c\u{2028}");
+        assert_eq!(plain("你好, \"wörld\" \\n 👍"), "你好, \"wörld\" \\n 👍");
+    }
+
+    #[test]
+    fn what_scripts_look_for_is_the_same_in_both_languages() {
+        for lang in [Lang::En, Lang::Zh] {
+            assert!(Text::Registered { name: "li", id: 7 }.render(lang).contains("userid is 7"));
+            assert!(Text::GroupCreated { name: "Rust", id: 7 }.render(lang).contains("groupid is 7"));
+            assert!(Text::UnknownCommand.render(lang).starts_with("invalid input command!"));
+        }
+    }
+}

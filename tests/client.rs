@@ -1,0 +1,420 @@
+//! The terminal client against the real server, as child processes.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+const CLIENT: &str = env!("CARGO_BIN_EXE_chat-client");
+
+/// A server on a store of its own; killed with -9 when dropped.
+struct Server {
+    child: Child,
+    port: u16,
+}
+
+impl Server {
+    /// Port 0 takes any that is free.
+    fn start(directory: &Path, port: u16) -> Server {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_chat-server"))
+            .args([
+                "--store",
+                &format!("sqlite:{}", directory.join("chat.db").display()),
+                "127.0.0.1",
+                &port.to_string(),
+            ])
+            .env("RUST_LOG", "info")
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = BufReader::new(child.stderr.take().unwrap());
+        let (sender, ports) = mpsc::channel();
+        // The log is read to its end, or the server would block on it.
+        thread::spawn(move || {
+            for line in log.lines().map_while(Result::ok) {
+                if let Some((_, port)) = line.split_once("listening on 127.0.0.1:") {
+                    let digits: String = port.chars().take_while(char::is_ascii_digit).collect();
+                    let _ = sender.send(digits.parse().unwrap());
+                }
+            }
+        });
+        let port = ports.recv_timeout(DEADLINE).expect("the server does not come up");
+        Server { child, port }
+    }
+
+    fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A client whose input is written line by line and whose output is watched.
+struct Client {
+    child: Child,
+    input: Option<ChildStdin>,
+    output: mpsc::Receiver<Vec<u8>>,
+    /// Everything so far.
+    seen: Vec<u8>,
+    /// What has been waited for stands before this offset.
+    read: usize,
+}
+
+impl Client {
+    fn start(port: u16, options: &[&str]) -> Client {
+        Client::spawn(Command::new(CLIENT).args(options).args(["127.0.0.1", &port.to_string()]))
+    }
+
+    fn spawn(command: &mut Command) -> Client {
+        let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).env("LC_ALL", "C");
+        let mut child = command.spawn().unwrap();
+        let mut stdout = child.stdout.take().unwrap();
+        let (sender, output) = mpsc::channel();
+        thread::spawn(move || {
+            let mut chunk = [0; 4096];
+            while let Ok(read @ 1..) = stdout.read(&mut chunk) {
+                if sender.send(chunk[..read].to_vec()).is_err() {
+                    return;
+                }
+            }
+        });
+        let input = child.stdin.take();
+        Client { child, input, output, seen: Vec::new(), read: 0 }
+    }
+
+    /// A client that is logged in.
+    fn login(port: u16, id: u32) -> Client {
+        let mut client = Client::start(port, &[]);
+        client.line(&format!("1\n{id}\nsecret"));
+        client.wait_for(&format!("current login user => id:{id} "));
+        client
+    }
+
+    fn send(&mut self, text: &str) {
+        self.input.as_mut().unwrap().write_all(text.as_bytes()).unwrap();
+    }
+
+    fn line(&mut self, line: &str) {
+        self.send(&format!("{line}\n"));
+    }
+
+    /// Waits until `text` is printed behind what was waited for last.
+    fn wait_for(&mut self, text: &str) {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            let new = String::from_utf8_lossy(&self.seen[self.read..]).into_owned();
+            if let Some(at) = new.find(text) {
+                self.read += at + text.len();
+                return;
+            }
+            match self.output.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(chunk) => self.seen.extend(chunk),
+                Err(_) => panic!("{text:?} does not come; there is {:?}", self.text()),
+            }
+        }
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.seen).into_owned()
+    }
+
+    /// Ends the input, and returns all that was printed.
+    fn finish(mut self) -> (String, ExitStatus) {
+        drop(self.input.take());
+        let end = Instant::now() + DEADLINE;
+        while let Ok(chunk) = self.output.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            self.seen.extend(chunk);
+        }
+        assert!(Instant::now() < end, "the client does not end; there is {:?}", self.text());
+        (self.text(), self.child.wait().unwrap())
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs a whole script through a pipe.
+fn script(port: u16, lines: &str) -> String {
+    let mut client = Client::start(port, &[]);
+    client.send(lines);
+    let (text, status) = client.finish();
+    assert_eq!(status.code(), Some(0), "{text}");
+    text
+}
+
+/// A server with the users 1 "zhang san" and 2 "li si".
+fn server_with_two() -> (TempDir, Server) {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(directory.path(), 0);
+    let text = script(server.port, "2\nzhang san\nsecret\n2\nli si\nsecret\n3\n");
+    assert!(text.contains("zhang san register success, userid is 1,"), "{text}");
+    assert!(text.contains("li si register success, userid is 2,"), "{text}");
+    (directory, server)
+}
+
+/// Asserts that the pieces stand in `text`, in this order.
+fn assert_in_order(text: &str, pieces: &[&str]) {
+    let mut rest = text;
+    for piece in pieces {
+        let at = rest.find(piece).unwrap_or_else(|| panic!("{piece:?} is not where it should be in:\n{text}"));
+        rest = &rest[at + piece.len()..];
+    }
+}
+
+#[test]
+fn two_clients_chat_live_and_in_a_group() {
+    let (_directory, server) = server_with_two();
+    let mut zhang = Client::login(server.port, 1);
+    let mut li = Client::login(server.port, 2);
+    zhang.line("addfriend:2\nchat:2:hello: li\ncreategroup:Rust:all of it");
+    zhang.wait_for("2 is your friend now\ndelivered to 2\ngroup Rust created, groupid is 1\n");
+    li.wait_for("[1]zhang san said: hello: li\n");
+    li.line("addgroup:1\ngroupchat:1:hi all");
+    li.wait_for("you joined group 1\ngroup 1: delivered to 1, stored for 0\n");
+    zhang.wait_for("群消息[1]:");
+    zhang.wait_for(" [2]li si said: hi all\n");
+    zhang.line("friends\ngroups\nwhoami");
+    zhang.wait_for("2 li si online\n");
+    zhang.wait_for("1 Rust all of it\n  1 zhang san online creator\n  2 li si online normal\n");
+    zhang.wait_for("current login user => id:1 name:zhang san\n");
+    zhang.line("loginout");
+    zhang.wait_for("logged out\n");
+    zhang.wait_for("choice:\n");
+    zhang.line("3");
+    assert_eq!(zhang.finish().1.code(), Some(0));
+}
+
+#[test]
+fn a_script_in_a_pipe_gets_its_answers_in_order_and_what_it_sends_is_kept() {
+    let (_directory, server) = server_with_two();
+    let sender = script(
+        server.port,
+        "1\n1\nsecret\naddfriend:2\ncreategroup:Rust:all of it\nchat:2:first\nchat:2:second\nloginout\n3\n",
+    );
+    assert_in_order(
+        &sender,
+        &[
+            "1. login\n",
+            "choice:\nuserid:\nuser password:\n",
+            "current login user => id:1 name:zhang san\n",
+            "2 is your friend now\ngroup Rust created, groupid is 1\n",
+            "stored for 2, delivered at the next login\nstored for 2, delivered at the next login\nlogged out\n",
+            "choice:\n",
+        ],
+    );
+    let recipient = script(server.port, "1\n2\nsecret\naddgroup:1\ngroupchat:1:hi\n");
+    assert_in_order(
+        &recipient,
+        &[
+            "[1]zhang san said: first\n",
+            "[1]zhang san said: second\n",
+            "you joined group 1\ngroup 1: delivered to 0, stored for 1\nlogged out\n",
+        ],
+    );
+    let back = script(server.port, "1\n1\nsecret\n");
+    assert_in_order(&back, &["2 li si offline\n", "1 Rust all of it\n", "  2 li si offline normal\n", "群消息[1]:"]);
+    assert!(!script(server.port, "1\n1\nsecret\n").contains("群消息"), "an offline message comes once");
+}
+
+#[test]
+fn refusals_say_why() {
+    let (_directory, server) = server_with_two();
+    let text = script(
+        server.port,
+        "5\n2\nZhang San\nother\n1\n1\nwrong\n1\n1\nsecret\nchat:99:hi\naddgroup:9\ngroupchat:9:hi\naddfriend:2\n\
+         addfriend:2\ndance\nchat:2\nhelp\n",
+    );
+    assert_in_order(
+        &text,
+        &[
+            "invalid input!\n",
+            "choice:\nusername:\nuserpassword:\n",
+            "id or password is invalid!\n",
+            "current login user => id:1",
+            "(chat:99:hi)\nrefused: ",
+            "(addgroup:9)\nrefused: ",
+            "(groupchat:9:hi)\n2 is your friend now\nrefused: ",
+            "(addfriend:2)\ninvalid input command!\ninvalid input command! it is written chat:ID:TEXT\n",
+            "groupchat:GROUPID:TEXT",
+        ],
+    );
+    assert!(!text.contains("userid is"), "a name is taken whatever its case");
+    let mut twice = Client::login(server.port, 1);
+    let second = script(server.port, "1\n1\nsecret\n");
+    assert!(second.contains("this account is using, input another!\n"), "{second}");
+    twice.line("whoami");
+    twice.wait_for("current login user => id:1 ");
+}
+
+#[test]
+fn a_server_killed_and_restarted_is_found_again_and_logged_in_to() {
+    let (directory, mut server) = server_with_two();
+    let mut li = Client::login(server.port, 2);
+    server.kill();
+    li.wait_for("connection lost");
+    let server = Server::start(directory.path(), server.port);
+    li.wait_for("connected again\n");
+    li.wait_for("logged in again as li si\n");
+    let zhang = script(server.port, "1\n1\nsecret\nchat:2:are you back?\n");
+    assert!(zhang.contains("delivered to 2\n"), "{zhang}");
+    li.wait_for("[1]zhang san said: are you back?\n");
+    li.line("chat:1:yes");
+    li.wait_for("stored for 1");
+}
+
+#[test]
+fn a_peer_cannot_drive_the_terminal() {
+    let (_directory, server) = server_with_two();
+    let mut li = Client::login(server.port, 2);
+    script(server.port, "1\n1\nsecret\nchat:2:\x1b[2J\x07owned\rmasked\u{9b}1m\n");
+    li.wait_for(r"said: \u{1b}[2J\u{7}owned\rmasked\u{9b}1m");
+    let (text, _) = li.finish();
+    assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text:?}");
+}
+
+#[test]
+fn the_language_follows_the_flag_and_the_locale() {
+    let (_directory, server) = server_with_two();
+    let mut li = Client::start(server.port, &["--lang", "zh"]);
+    li.line("1\n2\nsecret\nchat:1:你好");
+    li.wait_for("登录");
+    li.wait_for("已为 1 保存");
+    let port = server.port.to_string();
+    let mut zhang = Client::start(server.port, &[]);
+    zhang.line("1\n1\nsecret");
+    zhang.wait_for("[2]li si said: 你好\n");
+    let locale =
+        Command::new(CLIENT).args(["127.0.0.1", &port]).env("LC_ALL", "zh_CN.UTF-8").stdin(Stdio::null()).output();
+    assert!(String::from_utf8(locale.unwrap().stdout).unwrap().contains("注册"));
+}
+
+#[test]
+fn what_cannot_be_reached_is_told_in_one_line() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let run = |arguments: &[&str]| {
+        let output = Command::new(CLIENT).args(arguments).env("LC_ALL", "C").stdin(Stdio::null()).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, error) = run(&["127.0.0.1", &free]);
+    assert_eq!((code, error.lines().count()), (Some(2), 1), "{error}");
+    assert!(error.starts_with(&format!("cannot connect to 127.0.0.1:{free}: ")), "{error}");
+    for arguments in [&["127.0.0.1", "0"][..], &["127.0.0.1", "nine"], &["a", "1", "b"], &["--lang", "fr"]] {
+        assert_eq!(run(arguments).0, Some(2), "{arguments:?}");
+    }
+}
+
+/// A client on a pseudo-terminal that echoes, as a person's does.
+fn on_a_terminal(port: u16, home: &Path) -> Client {
+    let command = format!("{CLIENT} 127.0.0.1 {port}");
+    Client::spawn(
+        Command::new("script")
+            .args(["-q", "-e", "-E", "always", "-c", &command, "/dev/null"])
+            .env("TERM", "xterm")
+            .env("XDG_STATE_HOME", home),
+    )
+}
+
+/// What a terminal of unlimited width shows after `output`: as much of one as the line editor uses.
+fn screen(output: &str) -> Vec<String> {
+    let (mut rows, mut row, mut column) = (vec![Vec::new()], 0, 0);
+    let mut chars = output.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '\r' => column = 0,
+            '\n' => {
+                row += 1;
+                rows.resize(rows.len().max(row + 1), Vec::new());
+            }
+            '\x1b' => {
+                assert_eq!(chars.next(), Some('['), "{output:?}");
+                let mut argument = String::new();
+                let command = chars.by_ref().find(|c| {
+                    !matches!(c, '0'..='9' | ';' | '?') || {
+                        argument.push(*c);
+                        false
+                    }
+                });
+                let count = argument.parse().unwrap_or(1);
+                match command.unwrap() {
+                    'A' => row -= count,
+                    'C' => column += count,
+                    'D' => column -= count,
+                    'K' => rows[row].truncate(column),
+                    'J' => {
+                        rows.truncate(row + 1);
+                        rows[row].truncate(column);
+                    }
+                    'h' | 'l' | 'm' => {}
+                    other => panic!("the screen does not know {other:?} in {output:?}"),
+                }
+            }
+            c => {
+                let length = rows[row].len().max(column + 1);
+                rows[row].resize(length, ' ');
+                rows[row][column] = c;
+                column += 1;
+            }
+        }
+    }
+    rows.into_iter().map(|row| row.into_iter().collect()).collect()
+}
+
+#[test]
+fn on_a_terminal_an_incoming_line_leaves_alone_what_is_being_typed() {
+    let (directory, server) = server_with_two();
+    let mut li = on_a_terminal(server.port, directory.path());
+    li.wait_for("choice:");
+    li.send("1\r");
+    li.wait_for("userid:");
+    li.send("2\r");
+    li.wait_for("user password:");
+    li.send("secret\r");
+    li.wait_for("li si> ");
+    li.send("chat:1:half");
+    li.wait_for("chat:1:half");
+    script(server.port, "1\n1\nsecret\nchat:2:in between\n");
+    li.wait_for("said: in between");
+    li.wait_for("li si> chat:1:half");
+    let shown = screen(&li.text());
+    let (last, before) = shown.split_last().unwrap();
+    assert_eq!(last, "li si> chat:1:half");
+    let incoming = before.last().unwrap();
+    assert!(incoming.ends_with(" [1]zhang san said: in between"), "{shown:#?}");
+    assert_eq!(incoming.len(), "2026-01-02 03:04:05 [1]zhang san said: in between".len(), "{shown:#?}");
+    li.send(" done\r");
+    li.wait_for("stored for 1");
+    li.send("\x04");
+    let (text, status) = li.finish();
+    assert_eq!(status.code(), Some(0), "{text}");
+    assert!(script(server.port, "1\n1\nsecret\n").contains("[2]li si said: half done\n"));
+    assert!(!text.contains("secret"), "the password was echoed: {text:?}");
+    let history = fs::read_to_string(directory.path().join("chat-client/history")).unwrap();
+    assert!(history.contains("chat:1:half done") && !history.contains("secret"), "{history}");
+}
+
+#[test]
+fn a_client_that_goes_away_is_logged_out() {
+    let (_directory, server) = server_with_two();
+    for _ in 0..3 {
+        let text = script(server.port, "1\n1\nsecret\n");
+        assert!(text.contains("current login user => id:1 "), "{text}");
+    }
+    assert!(TcpStream::connect(("127.0.0.1", server.port)).is_ok());
+}

@@ -1,0 +1,137 @@
+//! `--legacy-client`: what the C++ client needs, which reads with one `recv` into 1024 bytes,
+//! parses up to the first NUL, and forgets the rest.
+
+use std::io::Read;
+
+use chat_server::wire::{Framing, msgid};
+use serde_json::{Value, json};
+
+use crate::support::{Account, Client, Config, World, eventually, login, parse, strings};
+
+in_every_configuration! {
+    a_login_reply_stays_under_1024_bytes_and_the_rest_follows_as_pushes,
+    friends_that_do_not_fit_are_left_out,
+    a_burst_reaches_a_cpp_client_one_object_to_a_recv,
+    a_client_that_uses_seq_is_not_held_back,
+    without_the_flag_a_login_reply_is_whole,
+}
+
+fn legacy_world(config: &Config) -> World {
+    config.own(&["--legacy-client"])
+}
+
+/// A client as the C++ one is: NUL behind its objects, no `seq`, nothing else sent before.
+fn cpp_client(world: &World) -> Client {
+    world.client_on(1).framed(Framing::Nul)
+}
+
+/// One `recv` of the C++ client: all that is there, up to 1024 bytes.
+fn cpp_recv(client: &mut Client) -> Vec<u8> {
+    let mut buffer = vec![0; 1024];
+    let n = client.stream.read(&mut buffer).expect("something comes");
+    assert!(n > 0, "the connection has ended");
+    buffer.truncate(n);
+    buffer
+}
+
+/// The objects of one `recv`, of which the C++ client would see the first.
+fn objects(received: &[u8]) -> Vec<Value> {
+    assert_eq!(received.last(), Some(&0), "cut off: {:?}", String::from_utf8_lossy(received));
+    let parts = received.split(|&byte| byte == 0).filter(|part| !part.is_empty());
+    parts.map(|part| parse(std::str::from_utf8(part).unwrap())).collect()
+}
+
+fn store(world: &World, to: &Account, n: usize) {
+    let mut sender = world.online("sender");
+    for number in 0..n {
+        assert!(!sender.chat(to.id, &format!("{number} {}", "x".repeat(100))));
+    }
+}
+
+fn a_login_reply_stays_under_1024_bytes_and_the_rest_follows_as_pushes(config: &'static Config) {
+    let world = legacy_world(config);
+    let account = world.account("cpp");
+    store(&world, &account, 30);
+    let mut client = cpp_client(&world);
+    client.post(&login(&account));
+    let reply = client.next_text().expect("a login reply");
+    assert!(reply.len() < 1024, "{} bytes", reply.len());
+    let listed = strings(&parse(&reply)["offlinemsg"]);
+    assert!(!listed.is_empty());
+    let rest: Vec<String> = (listed.len()..30).map(|_| client.push_text()).collect();
+    for (number, text) in listed.iter().chain(&rest).enumerate() {
+        let message = parse(text);
+        assert!(message["msg"].as_str().unwrap().starts_with(&format!("{number} ")), "{message}");
+    }
+    eventually("the rows' removal", || world.kept_for(account.id) == 0);
+}
+
+fn friends_that_do_not_fit_are_left_out(config: &'static Config) {
+    let world = legacy_world(config);
+    let mut owner = world.online("owner");
+    let account = owner.me().clone();
+    for friend in world.accounts("friend", 40) {
+        owner.befriend(friend.id);
+    }
+    owner.create_group("the last in the reply");
+    owner.logout();
+    let mut client = cpp_client(&world);
+    client.post(&login(&account));
+    let reply = client.next_text().expect("a login reply");
+    assert!(reply.len() < 1024, "{} bytes", reply.len());
+    let reply = parse(&reply);
+    assert_eq!(reply["errno"], 0);
+    let friends = strings(&reply["friends"]).len();
+    assert!((1..40).contains(&friends), "{friends} friends");
+}
+
+fn a_burst_reaches_a_cpp_client_one_object_to_a_recv(config: &'static Config) {
+    let world = legacy_world(config);
+    let mut sender = world.online("sender");
+    // The writes are apart in time, so a stalled machine may still join two: tried a few times.
+    let mut joined = Vec::new();
+    for _ in 0..5 {
+        let account = world.account("cpp");
+        let mut client = cpp_client(&world);
+        client.post(&login(&account));
+        assert_eq!(objects(&cpp_recv(&mut client))[0]["errno"], 0);
+        let receiving = std::thread::spawn(move || {
+            let (mut received, mut most) = (0, 0);
+            while received < 20 {
+                let now = objects(&cpp_recv(&mut client));
+                for chat in &now {
+                    assert!(chat["msg"].as_str().unwrap().starts_with(&received.to_string()), "{chat}");
+                    received += 1;
+                }
+                most = most.max(now.len());
+            }
+            most
+        });
+        let burst: String = (0..20).map(|n| sender.chat_to(account.id, &n.to_string()).to_string()).collect();
+        sender.send_raw(burst);
+        let most = receiving.join().expect("all have come, in order");
+        if most == 1 {
+            return;
+        }
+        joined.push(most);
+    }
+    panic!("objects in one recv, at most, in each attempt: {joined:?}");
+}
+
+fn a_client_that_uses_seq_is_not_held_back(config: &'static Config) {
+    let world = legacy_world(config);
+    let account = world.account("modern");
+    store(&world, &account, 30);
+    let mut client = world.client_on(1).framed(Framing::Nul);
+    client.login(&account);
+    assert_eq!(strings(&client.greeting["offlinemsg"]).len(), 30, "the reply is not cut");
+}
+
+fn without_the_flag_a_login_reply_is_whole(config: &'static Config) {
+    let world = config.shared();
+    let account = world.account("nul");
+    store(&world, &account, 30);
+    let mut client = cpp_client(&world);
+    client.post(&json!({"msgid": msgid::LOGIN, "id": account.id, "password": account.password}));
+    assert_eq!(strings(&client.recv()["offlinemsg"]).len(), 30);
+}

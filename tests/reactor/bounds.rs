@@ -1,0 +1,230 @@
+//! Rule 8: what a client that does not read, or says nothing, may cost.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use chat_server::reactor::{Body, CloseReason, ConnId, Limits, Message, Outbox, Unwritten};
+
+use crate::probe;
+use crate::support::eventually;
+use crate::toy::{Event, Reactors, Setup, Tag, echo, expect_bytes, message, send};
+
+const LIMITS: Limits = Limits { high_water: 256 * 1024, hard: 1 << 20 };
+const CHAT: usize = 10_007; // no socket is full at a multiple of it
+
+fn reactors() -> Reactors {
+    Setup { script: echo, limits: LIMITS, ..Setup::default() }.start()
+}
+
+fn chat(n: usize) -> Vec<u8> {
+    vec![b'a' + (n % 26) as u8; CHAT]
+}
+
+/// Fills the sockets with what counts towards no mark, and more than they hold.
+const JAM: usize = 8 << 20;
+
+fn jam(reactors: &Reactors, conn: ConnId) {
+    reactors.ask(0, move |_, io| {
+        let much = vec![b'x'; JAM];
+        io.send(conn, Message { exempt: true, ..message(&much, None) })
+    });
+}
+
+/// Sends chats, one a turn, until the connection is over the soft mark. Returns how many, and what
+/// was recalled.
+fn send_until_over(reactors: &Reactors, conn: ConnId) -> (usize, Vec<Unwritten<Tag>>) {
+    for n in 0.. {
+        reactors.ask(0, move |_, io| send(io, conn, &chat(n), Some(Tag::Chat(n))));
+        reactors.turns(0, 1);
+        match reactors.told().pop() {
+            None => {}
+            Some(Event::HighWater(id, recalled)) if id == conn => return (n + 1, recalled),
+            Some(other) => panic!("{other:?}"),
+        }
+    }
+    unreachable!("the mark is passed before")
+}
+
+#[test]
+fn over_the_soft_mark_chats_are_recalled_in_order_and_drained_after() {
+    let reactors = reactors();
+    let (mut client, conn) = reactors.connect();
+    jam(&reactors, conn);
+    let (sent, recalled) = send_until_over(&reactors, conn);
+    assert_eq!(sent, LIMITS.high_water / CHAT + 1);
+    assert!(recalled.iter().map(|message| number(message.tag)).eq(0..sent));
+    assert!(recalled.iter().all(|message| *message.body == chat(number(message.tag))[..] && !message.begun));
+    reactors.turns(0, 5);
+    assert_eq!(reactors.told(), [], "drained although nobody has read");
+    expect_bytes(&mut client, &vec![b'x'; JAM]);
+    reactors.expect(&Event::Drained(conn));
+    client.write_all(b"nothing else").unwrap();
+    expect_bytes(&mut client, b"nothing else");
+}
+
+fn number(tag: Tag) -> usize {
+    match tag {
+        Tag::Chat(n) | Tag::Reply(n) => n,
+    }
+}
+
+#[test]
+fn a_queue_that_was_recalled_whole_is_not_drained_while_the_socket_is_full() {
+    let reactors = reactors();
+    let (_client, conn) = reactors.connect();
+    // Messages of one byte are never begun, so all that wait can be recalled.
+    let send_dots = |count| {
+        reactors.ask(0, move |_, io| (0..count).for_each(|n| assert!(send(io, conn, b".", Some(Tag::Chat(n))))));
+        reactors.pass(Duration::from_millis(100));
+        reactors.told()
+    };
+    while send_dots(LIMITS.high_water / 2).len() == LIMITS.high_water / 2 {}
+    let told = send_dots(LIMITS.high_water);
+    assert!(told.iter().any(|event| matches!(event, Event::HighWater(..))), "not over the mark");
+    assert!(!told.contains(&Event::Drained(conn)), "the way through the store leads into a full socket");
+}
+
+#[test]
+fn nobody_else_waits_for_a_slow_client_and_its_own_requests_do() {
+    let reactors = reactors();
+    let (mut slow, conn) = reactors.connect();
+    let (mut other, _) = reactors.connect();
+    jam(&reactors, conn);
+    send_until_over(&reactors, conn);
+    slow.write_all(b"more please").unwrap();
+    other.write_all(b"hello").unwrap();
+    expect_bytes(&mut other, b"hello");
+    reactors.turns(0, 5);
+    assert!(!reactors.told().iter().any(|event| matches!(event, Event::Input(id, _) if *id == conn)));
+    read_until(&mut slow, b"more please");
+}
+
+fn read_until(client: &mut TcpStream, end: &[u8]) {
+    let (mut all, mut chunk) = (Vec::new(), vec![0; 64 * 1024]);
+    while !all.ends_with(end) {
+        let n = client.read(&mut chunk).expect("more comes");
+        assert!(n > 0, "it ended");
+        all.extend_from_slice(&chunk[..n]);
+    }
+}
+
+#[test]
+fn over_the_soft_mark_for_ten_seconds_it_is_closed_and_its_chats_handed_back() {
+    let reactors = reactors();
+    let (_client, conn) = reactors.connect();
+    let began = Instant::now();
+    jam(&reactors, conn);
+    send_until_over(&reactors, conn);
+    reactors.ask(0, move |_, io| send(io, conn, b"late", Some(Tag::Chat(1_000_000))));
+    let (reason, unwritten) = reactors.closed(conn);
+    let took = began.elapsed();
+    assert_eq!(reason, CloseReason::SlowConsumer);
+    assert!(took >= Duration::from_millis(9900) && took < Duration::from_secs(20), "after {took:?}");
+    assert_eq!(unwritten, [(Tag::Chat(1_000_000), false)]);
+    reactors.wait_until_empty(0);
+}
+
+#[test]
+fn a_client_that_caught_up_is_not_closed_by_the_timer_of_its_first_lapse() {
+    let reactors = reactors();
+    let (mut client, conn) = reactors.connect();
+    jam(&reactors, conn);
+    send_until_over(&reactors, conn);
+    reactors.pass(Duration::from_secs(3));
+    client.write_all(b"caught up").unwrap();
+    read_until(&mut client, b"caught up");
+    jam(&reactors, conn);
+    reactors.told();
+    let again = Instant::now();
+    send_until_over(&reactors, conn);
+    assert_eq!(reactors.closed(conn).0, CloseReason::SlowConsumer);
+    assert!(again.elapsed() >= Duration::from_millis(9900), "closed after {:?}", again.elapsed());
+}
+
+#[test]
+fn over_the_hard_mark_it_is_closed_at_once_and_nothing_is_lost() {
+    let reactors = reactors();
+    let (_client, conn) = reactors.connect();
+    let began = Instant::now();
+    for n in 0..1000 {
+        reactors.tell(0, move |_, io| _ = send(io, conn, &chat(n), Some(Tag::Reply(n))));
+    }
+    let mut written = 0;
+    let (reason, unwritten) = reactors.wait("its end", |event| match event {
+        Event::Closed(_, reason, unwritten) => {
+            Some((*reason, unwritten.iter().map(|message| number(message.tag)).collect::<Vec<_>>()))
+        }
+        Event::Written(_, tag, _) => {
+            assert_eq!(number(*tag), written);
+            written += 1;
+            None
+        }
+        _ => None,
+    });
+    assert_eq!(reason, CloseReason::SlowConsumer);
+    assert!(began.elapsed() < Duration::from_secs(8), "only after {:?}", began.elapsed());
+    let queued = written + unwritten.len();
+    assert!(unwritten.iter().copied().eq(written..queued), "{written} written, then {unwritten:?}");
+    assert!(unwritten.len() * CHAT > LIMITS.hard, "closed before the mark");
+}
+
+#[test]
+fn one_message_over_the_hard_mark_does_not_wait_for_a_second_one() {
+    let reactors = reactors();
+    let (_client, conn) = reactors.connect();
+    let began = Instant::now();
+    reactors.ask(0, move |_, io| send(io, conn, &vec![b'x'; 10 << 20], Some(Tag::Reply(0))));
+    assert_eq!(reactors.closed(conn).0, CloseReason::SlowConsumer);
+    assert!(began.elapsed() < Duration::from_secs(8), "only after {:?}", began.elapsed());
+}
+
+#[test]
+fn a_recall_does_not_leave_its_bytes_exemption_to_others() {
+    let mut outbox: Outbox<Tag> = Outbox::default();
+    outbox.push(Body::Borrowed(&[b'c'; 1000]), b"", Some(Tag::Chat(0)), false);
+    outbox.push(Body::Borrowed(&[b'r'; 100]), b"", None, false);
+    outbox.exempt_all();
+    outbox.push(Body::Borrowed(&[b'a'; 500]), b"", None, false);
+    assert_eq!(outbox.counted(), 500);
+    outbox.recall(|tag| matches!(tag, Tag::Chat(_)));
+    assert_eq!(outbox.counted(), 500);
+}
+
+#[test]
+fn a_message_for_many_is_not_copied_for_each() {
+    const CLIENTS: usize = 50;
+    let reactors = reactors();
+    let clients: Vec<(TcpStream, ConnId)> = (0..CLIENTS).map(|_| reactors.connect()).collect();
+    let body: Arc<[u8]> = vec![b'g'; 200 * 1024].into();
+    let recipients: Vec<ConnId> = clients.iter().map(|(_, id)| *id).collect();
+    let shared = Arc::clone(&body);
+    let grown = reactors.ask(0, move |_, io| {
+        let before = probe::held();
+        for conn in recipients {
+            io.send(conn, Message { body: Body::Shared(&shared), ..message(b"", None) });
+        }
+        probe::held() - before
+    });
+    assert!(grown < (CLIENTS * 1024) as isize, "{grown} bytes for {CLIENTS} recipients");
+    for (mut client, _) in clients {
+        expect_bytes(&mut client, &body);
+    }
+    eventually("the message to be freed", || Arc::strong_count(&body) == 1);
+}
+
+#[test]
+fn an_idle_connection_holds_no_buffers() {
+    const CLIENTS: usize = 1000;
+    let reactors = reactors();
+    let before = reactors.ask(0, |_, _| probe::held());
+    let mut clients: Vec<TcpStream> = (0..CLIENTS).map(|_| reactors.client()).collect();
+    let text = vec![b't'; 4096];
+    clients.iter_mut().for_each(|client| client.write_all(&text).unwrap());
+    clients.iter_mut().for_each(|client| expect_bytes(client, &text));
+    reactors.turns(0, 2);
+    reactors.told();
+    let each = (reactors.ask(0, |_, _| probe::held()) - before) / CLIENTS as isize;
+    assert!(each < 600, "{each} bytes for each idle connection");
+}

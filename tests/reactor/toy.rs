@@ -1,0 +1,409 @@
+//! Real reactors with a handler that does what a test says.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io::{self, Read};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, RawFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use chat_server::reactor::{
+    Acceptor, AcceptorHandle, Body, CloseReason, ConnId, EventLoop, Handler, Io, Limits, Mail, Mailbox, Message, Taken,
+    Unwritten, listen,
+};
+use mio::Poll;
+
+use crate::support::DEADLINE;
+
+/// What a test has done in a reactor's thread.
+pub type Letter = Box<dyn FnOnce(&mut Toy, &mut Io<Toy>) + Send>;
+
+/// What the toy does with input.
+pub type Script = fn(&mut Toy, &mut Io<Toy>, ConnId, &[u8]) -> Taken;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tag {
+    /// May be recalled.
+    Chat(usize),
+    Reply(usize),
+}
+
+/// What the reactor told its handler.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Event {
+    Opened(ConnId, SocketAddr),
+    Input(ConnId, usize),
+    Ended(ConnId, usize),
+    Written(ConnId, Tag, Instant),
+    HighWater(ConnId, Vec<Unwritten<Tag>>),
+    Drained(ConnId),
+    Closed(ConnId, CloseReason, Vec<Unwritten<Tag>>),
+    Timer(u32),
+}
+
+/// The handler: reports what it is told, and answers by its script.
+pub struct Toy {
+    events: Sender<Event>,
+    script: Script,
+    /// Whether a client's end is answered with ours at once.
+    pub close_at_end: bool,
+}
+
+impl Toy {
+    pub fn report(&self, event: Event) {
+        // The test may have ended already.
+        let _ = self.events.send(event);
+    }
+}
+
+impl Handler for Toy {
+    type Letter = Letter;
+    type Tag = Tag;
+    type Timer = u32;
+
+    fn opened(&mut self, _io: &mut Io<Self>, conn: ConnId, peer: SocketAddr) {
+        self.report(Event::Opened(conn, peer));
+    }
+
+    fn input(&mut self, io: &mut Io<Self>, conn: ConnId, input: &[u8]) -> Taken {
+        self.report(Event::Input(conn, input.len()));
+        (self.script)(self, io, conn, input)
+    }
+
+    fn ended(&mut self, io: &mut Io<Self>, conn: ConnId, rest: usize) {
+        self.report(Event::Ended(conn, rest));
+        if self.close_at_end {
+            io.close(conn, CloseReason::ByClient);
+        }
+    }
+
+    fn letter(&mut self, io: &mut Io<Self>, letter: Letter) {
+        letter(self, io);
+    }
+
+    fn written(&mut self, io: &mut Io<Self>, conn: ConnId, tag: Tag) {
+        self.report(Event::Written(conn, tag, io.now()));
+    }
+
+    fn recallable(tag: &Tag) -> bool {
+        matches!(tag, Tag::Chat(_))
+    }
+
+    fn high_water(&mut self, _io: &mut Io<Self>, conn: ConnId, recalled: Vec<Unwritten<Tag>>) {
+        self.report(Event::HighWater(conn, recalled));
+    }
+
+    fn drained(&mut self, _io: &mut Io<Self>, conn: ConnId) {
+        self.report(Event::Drained(conn));
+    }
+
+    fn closed(&mut self, _io: &mut Io<Self>, conn: ConnId, reason: CloseReason, unwritten: Vec<Unwritten<Tag>>) {
+        self.report(Event::Closed(conn, reason, unwritten));
+    }
+
+    fn timer(&mut self, _io: &mut Io<Self>, timer: u32) {
+        self.report(Event::Timer(timer));
+    }
+
+    fn stopping(&mut self, _io: &mut Io<Self>) {}
+}
+
+/// Takes everything and says nothing.
+pub fn swallow(_: &mut Toy, _: &mut Io<Toy>, _: ConnId, input: &[u8]) -> Taken {
+    Taken { bytes: input.len(), more: false }
+}
+
+/// Sends back what came.
+pub fn echo(_: &mut Toy, io: &mut Io<Toy>, conn: ConnId, input: &[u8]) -> Taken {
+    send(io, conn, input, None);
+    Taken { bytes: input.len(), more: false }
+}
+
+/// Answers anything with "no" and closes.
+pub fn refuse(_: &mut Toy, io: &mut Io<Toy>, conn: ConnId, input: &[u8]) -> Taken {
+    send(io, conn, b"no", None);
+    io.close(conn, CloseReason::Unfollowable);
+    Taken { bytes: input.len(), more: false }
+}
+
+pub fn message<'a>(bytes: &'a [u8], tag: Option<Tag>) -> Message<'a, Tag> {
+    Message { body: Body::Borrowed(bytes), terminator: b"", tag, alone: false, exempt: false }
+}
+
+pub fn send(io: &mut Io<Toy>, conn: ConnId, bytes: &[u8], tag: Option<Tag>) -> bool {
+    io.send(conn, message(bytes, tag))
+}
+
+/// What to start.
+pub struct Setup {
+    pub reactors: usize,
+    pub limits: Limits,
+    pub max_connections: usize,
+    pub script: Script,
+    /// Clients that connect before anybody accepts.
+    pub early: usize,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        let limits = Limits { high_water: 1 << 20, hard: 8 << 20 };
+        Setup { reactors: 1, limits, max_connections: usize::MAX, script: echo, early: 0 }
+    }
+}
+
+impl Setup {
+    pub fn start(self) -> Reactors {
+        Reactors::start(self).expect("reactors start")
+    }
+}
+
+pub fn start(script: Script) -> Reactors {
+    Setup { script, ..Setup::default() }.start()
+}
+
+/// One sub-reactor as the system shows it.
+pub struct Thread {
+    handle: Option<JoinHandle<io::Result<()>>>,
+    /// Its folder in /proc.
+    pub proc: PathBuf,
+    /// Its Poll's descriptor.
+    pub epoll: RawFd,
+}
+
+type Running = (JoinHandle<io::Result<()>>, PathBuf);
+
+/// Starts a thread, and tells its folder in /proc.
+fn spawn(run: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<Running> {
+    let (tell, folder) = channel();
+    let handle = std::thread::spawn(move || {
+        tell.send(std::fs::read_link("/proc/thread-self")?).map_err(io::Error::other)?;
+        run()
+    });
+    let folder = folder.recv_timeout(DEADLINE).map_err(io::Error::other)?;
+    Ok((handle, PathBuf::from("/proc").join(folder)))
+}
+
+/// An acceptor and its reactors, which end with the test.
+pub struct Reactors {
+    pub address: SocketAddr,
+    pub mailboxes: Arc<[Mailbox<Mail<Letter>>]>,
+    pub threads: Vec<Thread>,
+    pub early: Vec<TcpStream>,
+    acceptor: AcceptorHandle,
+    acceptor_thread: Option<JoinHandle<io::Result<()>>>,
+    /// The acceptor's folder in /proc.
+    pub acceptor_proc: PathBuf,
+    events: Receiver<Event>,
+    /// Events that nobody has waited for yet.
+    seen: RefCell<VecDeque<Event>>,
+}
+
+impl Reactors {
+    fn start(setup: Setup) -> io::Result<Reactors> {
+        let listener: TcpListener = listen((Ipv4Addr::LOCALHOST, 0).into())?;
+        let address = listener.local_addr()?;
+        let polls: Vec<Poll> = (0..setup.reactors).map(|_| Poll::new()).collect::<io::Result<_>>()?;
+        let mailboxes: Arc<[_]> =
+            polls.iter().map(|poll| Mailbox::new(poll.registry())).collect::<io::Result<Vec<_>>>()?.into();
+        let (sender, events) = channel();
+        let mut threads = Vec::new();
+        for (index, poll) in polls.into_iter().enumerate() {
+            let epoll = poll.as_raw_fd();
+            let toy = Toy { events: sender.clone(), script: setup.script, close_at_end: true };
+            let event_loop = EventLoop::new(index, poll, Arc::clone(&mailboxes), setup.limits, toy)?;
+            let (handle, proc) = spawn(move || event_loop.run())?;
+            threads.push(Thread { handle: Some(handle), proc, epoll });
+        }
+        let early = (0..setup.early).map(|_| TcpStream::connect(address)).collect::<io::Result<_>>()?;
+        let (acceptor, handle) = Acceptor::new(listener, Arc::clone(&mailboxes), setup.max_connections)?;
+        let (thread, acceptor_proc) = spawn(move || acceptor.run())?;
+        Ok(Reactors {
+            address,
+            mailboxes,
+            threads,
+            early,
+            acceptor: handle,
+            acceptor_thread: Some(thread),
+            acceptor_proc,
+            events,
+            seen: RefCell::default(),
+        })
+    }
+
+    /// A client, connected but perhaps not accepted.
+    #[track_caller]
+    pub fn client(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address).expect("connect");
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.set_write_timeout(Some(DEADLINE)).unwrap();
+        stream
+    }
+
+    /// A client and its connection.
+    #[track_caller]
+    pub fn connect(&self) -> (TcpStream, ConnId) {
+        let client = self.client();
+        let id = self.opened(&client);
+        (client, id)
+    }
+
+    #[track_caller]
+    pub fn opened(&self, client: &TcpStream) -> ConnId {
+        let own = client.local_addr().unwrap();
+        self.wait("a connection", |event| match event {
+            Event::Opened(id, peer) if *peer == own => Some(*id),
+            _ => None,
+        })
+    }
+
+    /// The first event that `wanted` picks, wherever it stands. The others are kept, in order.
+    #[track_caller]
+    pub fn wait<R>(&self, what: &str, mut wanted: impl FnMut(&Event) -> Option<R>) -> R {
+        let deadline = Instant::now() + DEADLINE;
+        let mut seen = self.seen.borrow_mut();
+        let mut at = 0;
+        loop {
+            if at == seen.len() {
+                match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                    Ok(event) => seen.push_back(event),
+                    Err(RecvTimeoutError::Timeout) => panic!("in vain for {DEADLINE:?}: {what}; seen: {seen:?}"),
+                    Err(RecvTimeoutError::Disconnected) => panic!("the reactors are dead; seen: {seen:?}"),
+                }
+            }
+            if let Some(found) = wanted(&seen[at]) {
+                seen.remove(at);
+                return found;
+            }
+            at += 1;
+        }
+    }
+
+    #[track_caller]
+    pub fn expect(&self, expected: &Event) {
+        self.wait(&format!("{expected:?}"), |event| (event == expected).then_some(()));
+    }
+
+    #[track_caller]
+    pub fn closed(&self, conn: ConnId) -> (CloseReason, Vec<(Tag, bool)>) {
+        self.wait(&format!("the end of {conn}"), |event| match event {
+            Event::Closed(id, reason, unwritten) if *id == conn => {
+                Some((*reason, unwritten.iter().map(|message| (message.tag, message.begun)).collect()))
+            }
+            _ => None,
+        })
+    }
+
+    /// What has been told until now and nobody has waited for.
+    pub fn told(&self) -> Vec<Event> {
+        let mut seen = self.seen.borrow_mut();
+        seen.extend(self.events.try_iter());
+        seen.drain(..).collect()
+    }
+
+    /// Has `what` done in a reactor's thread, some time.
+    pub fn tell(&self, reactor: usize, what: impl FnOnce(&mut Toy, &mut Io<Toy>) + Send + 'static) {
+        self.mailboxes[reactor].post(Mail::Letter(Box::new(what)));
+    }
+
+    /// Has `what` done in a reactor's thread, and waits for the result.
+    #[track_caller]
+    pub fn ask<R: Send + 'static>(
+        &self,
+        reactor: usize,
+        what: impl FnOnce(&mut Toy, &mut Io<Toy>) -> R + Send + 'static,
+    ) -> R {
+        let (answer, result) = channel();
+        self.tell(reactor, move |toy, io| _ = answer.send(what(toy, io)));
+        result.recv_timeout(DEADLINE).expect("the reactor lives")
+    }
+
+    /// Waits until whole turns have passed: everything that was ready is done.
+    #[track_caller]
+    pub fn turns(&self, reactor: usize, turns: usize) {
+        (0..turns).for_each(|_| self.ask(reactor, |_, _| ()));
+    }
+
+    /// Holds a reactor still until the result is dropped.
+    #[track_caller]
+    #[must_use]
+    pub fn stall(&self, reactor: usize) -> Stall {
+        let (go_on, wait) = channel::<()>();
+        let (stalled, is_stalled) = channel();
+        self.tell(reactor, move |_, _| {
+            let _ = stalled.send(());
+            let _ = wait.recv_timeout(DEADLINE);
+        });
+        is_stalled.recv_timeout(DEADLINE).expect("the reactor lives");
+        Stall { _go_on: go_on }
+    }
+
+    /// Waits for so long by a reactor's own clock.
+    #[track_caller]
+    pub fn pass(&self, time: Duration) {
+        const PASSED: u32 = u32::MAX;
+        self.tell(0, move |_, io| io.set_timer(io.now() + time, PASSED));
+        self.expect(&Event::Timer(PASSED));
+    }
+
+    #[track_caller]
+    pub fn wait_until_empty(&self, reactor: usize) {
+        crate::support::eventually("all connections to be swept", || self.ask(reactor, |_, io| io.connections()) == 0);
+    }
+}
+
+impl Drop for Reactors {
+    fn drop(&mut self) {
+        self.acceptor.stop();
+        let accepted = self.acceptor_thread.take().map(JoinHandle::join);
+        for mail in [|| Mail::Stop, || Mail::Exit] {
+            self.mailboxes.iter().for_each(|mailbox| mailbox.post(mail()));
+        }
+        let ended: Vec<_> =
+            self.threads.iter_mut().filter_map(|thread| thread.handle.take()).map(JoinHandle::join).collect();
+        if !std::thread::panicking() {
+            assert!(matches!(accepted, Some(Ok(Ok(())))), "the acceptor failed");
+            assert!(ended.iter().all(|end| matches!(end, Ok(Ok(())))), "a reactor failed: {ended:?}");
+        }
+    }
+}
+
+/// Holds a reactor still.
+pub struct Stall {
+    _go_on: Sender<()>,
+}
+
+/// Exactly these bytes must come.
+#[track_caller]
+pub fn expect_bytes(client: &mut TcpStream, expected: &[u8]) {
+    let mut got = vec![0; expected.len()];
+    client.read_exact(&mut got).expect("the reply comes");
+    assert!(got == expected, "got {:?}", String::from_utf8_lossy(&got[..got.len().min(200)]));
+}
+
+/// The stream must end here, in order.
+#[track_caller]
+pub fn expect_end(client: &mut TcpStream) {
+    assert_eq!(client.read(&mut [0]).expect("an end without a reset"), 0);
+}
+
+/// Writes until the kernel takes no more, and returns how much that was.
+#[track_caller]
+pub fn fill(client: &TcpStream, at_most: usize) -> usize {
+    use std::io::Write;
+    client.set_nonblocking(true).unwrap();
+    let (chunk, mut written) = (vec![b'x'; 64 * 1024], 0);
+    while written < at_most {
+        match (&*client).write(&chunk[..chunk.len().min(at_most - written)]) {
+            Ok(n) => written += n,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    client.set_nonblocking(false).unwrap();
+    written
+}

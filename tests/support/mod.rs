@@ -1,0 +1,33 @@
+//! What every test of the server over real sockets stands on: a [`Server`] as a child process,
+//! a blocking [`Client`], and the [`World`] that a test gets its clients from, so that it need not
+//! know how many nodes, reactors and databases are below.
+//!
+//! Nothing here sleeps for a time: everything waits for a condition, with a [`DEADLINE`].
+
+// Each test binary uses its own part of this.
+#![allow(dead_code, unused_imports)]
+
+mod client;
+mod rng;
+mod server;
+mod world;
+
+use std::time::{Duration, Instant};
+
+pub use client::{Account, Client, Ending, listed, login, parse, strings, text_of};
+pub use rng::Rng;
+pub use server::{Launch, Server, refused_start};
+pub use world::{Config, World};
+
+/// How long a test waits for what must come. Generous, because test machines are noisy.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Waits until `condition` holds; `what` says what was waited for in vain.
+#[track_caller]
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "in vain for {DEADLINE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

@@ -1,0 +1,173 @@
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
+
+use super::{DEADLINE, eventually};
+
+/// How to start a server.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    /// `--store`.
+    pub store: String,
+    pub reactors: usize,
+    pub workers: usize,
+    /// Further flags.
+    pub flags: Vec<String>,
+    /// Shell commands to run before, in the same process: `ulimit -n 64`, `export A=b`.
+    pub setup: String,
+    /// 0 lets the system choose.
+    pub port: u16,
+}
+
+impl Launch {
+    fn command(&self) -> Command {
+        // `exec` keeps the pid, so that signals and /proc reach the server itself.
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(format!("{}\nexec \"$0\" \"$@\"", self.setup));
+        command.arg(env!("CARGO_BIN_EXE_chat-server"));
+        command.args(["--store", &self.store, "--password-cost", "8,1"]);
+        command.args(["--reactors", &self.reactors.to_string(), "--workers", &self.workers.to_string()]);
+        command.args(&self.flags).arg("127.0.0.1").arg(self.port.to_string());
+        // The environment of whoever runs the tests must not change what they test.
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CHAT_")) {
+            command.env_remove(name);
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+    }
+}
+
+/// The last lines a server has logged.
+type LogTail = Arc<Mutex<VecDeque<String>>>;
+
+/// A server as a child process. Dropping it kills it.
+#[derive(Debug)]
+pub struct Server {
+    child: Child,
+    pub address: SocketAddr,
+    log: LogTail,
+}
+
+impl Server {
+    /// Starts a server and waits until it listens. A fixed port may still be held by the server
+    /// that a test has just killed, so that is tried again.
+    pub fn start(launch: &Launch) -> Server {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            match Server::try_start(launch) {
+                Ok(server) => return server,
+                Err(log) if launch.port == 0 || Instant::now() > deadline => {
+                    panic!("the server did not start: {launch:?}\n{log}")
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
+    }
+
+    fn try_start(launch: &Launch) -> Result<Server, String> {
+        let mut child = launch.command().spawn().expect("sh can be started");
+        let log = LogTail::default();
+        let (listening, started) = mpsc::channel();
+        let lines = BufReader::new(child.stderr.take().expect("stderr is piped")).lines();
+        let tail = log.clone();
+        std::thread::spawn(move || {
+            // Dropping `listening` at the end of the log tells that the server has ended.
+            for line in lines.map_while(Result::ok) {
+                if let Some(port) = port_in(&line) {
+                    let _ = listening.send(port);
+                }
+                let mut tail = tail.lock().unwrap();
+                if tail.len() == 200 {
+                    tail.pop_front();
+                }
+                tail.push_back(line);
+            }
+        });
+        let port = started.recv_timeout(DEADLINE);
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port.unwrap_or(0)));
+        let server = Server { child, address, log };
+        if port.is_ok() { Ok(server) } else { Err(server.log_tail()) }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn log_tail(&self) -> String {
+        let tail = self.log.lock().unwrap();
+        tail.iter().map(|line| format!("    {line}\n")).collect()
+    }
+
+    /// `kill -9`, and waits for its end.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    pub fn signal(&self, signal: &str) {
+        let status = Command::new("kill").arg(format!("-{signal}")).arg(self.pid().to_string()).status();
+        assert!(status.expect("kill can be started").success());
+    }
+
+    /// Sends TERM or INT and waits for the exit.
+    pub fn stop(&mut self, signal: &str) -> ExitStatus {
+        self.signal(signal);
+        self.wait()
+    }
+
+    pub fn wait(&mut self) -> ExitStatus {
+        let mut status = None;
+        eventually("the server's exit", || {
+            status = self.child.try_wait().expect("a child can be waited for");
+            status.is_some()
+        });
+        status.unwrap()
+    }
+
+    pub fn is_alive(&mut self) -> bool {
+        self.child.try_wait().expect("a child can be waited for").is_none()
+    }
+
+    /// How many descriptors the server holds.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("the server lives").count()
+    }
+
+    /// The server's resident memory, in KiB.
+    pub fn resident_kib(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the server lives");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The port in `… listening on 127.0.0.1:PORT …`.
+fn port_in(line: &str) -> Option<u16> {
+    let rest = line.split("listening on 127.0.0.1:").nth(1)?;
+    rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+/// Starts a server that is expected to refuse, and returns what it said. One that listens instead
+/// fails the test.
+#[track_caller]
+pub fn refused_start(launch: &Launch) -> Output {
+    let mut child = launch.command().spawn().expect("sh can be started");
+    let deadline = Instant::now() + DEADLINE;
+    while child.try_wait().expect("a child can be waited for").is_none() {
+        if Instant::now() > deadline {
+            let _ = child.kill();
+            panic!("still running: {launch:?}");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.wait_with_output().expect("its output can be read")
+}

@@ -1,0 +1,270 @@
+//! The wire, by properties: whatever the stream and however it is cut, the same objects come out,
+//! nothing panics, and nothing is changed that need not be.
+
+use chat_server::wire::{Broken, Errno, Framing, FramingMirror, MAX_NESTING, Request, Split, Splitter, rewrite_chat};
+use proptest::collection::{btree_map, vec};
+use proptest::prelude::*;
+use serde_json::{Map, Value, json};
+
+const LIMIT: usize = 64 * 1024;
+
+/// What a connection makes of its input: the objects, how it wants its replies ended, and what
+/// broke it.
+#[derive(Debug, PartialEq)]
+struct Heard {
+    objects: Vec<Vec<u8>>,
+    framing: Framing,
+    broken: Option<Broken>,
+}
+
+/// Reads a stream that comes in these pieces, as a connection does.
+fn hear<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Heard {
+    let (mut splitter, mut mirror) = (Splitter::default(), FramingMirror::default());
+    let mut heard = Heard { objects: Vec::new(), framing: Framing::Bare, broken: None };
+    let mut input = Vec::new();
+    for piece in pieces {
+        mirror.more(piece);
+        input.extend_from_slice(piece);
+        let mut at = 0;
+        loop {
+            match splitter.next(&input[at..], LIMIT) {
+                Ok(Split::Object { start, end }) => {
+                    heard.objects.push(input[at + start..at + end].to_vec());
+                    at += end;
+                    mirror.object_ended(&input[at..]);
+                }
+                Ok(Split::Partial { skip }) => {
+                    input.drain(..at + skip);
+                    break;
+                }
+                Err(broken) => {
+                    heard.broken = Some(broken);
+                    heard.framing = mirror.framing();
+                    return heard;
+                }
+            }
+        }
+    }
+    heard.framing = mirror.framing();
+    heard
+}
+
+/// Cuts `stream` into pieces whose lengths are `lengths`, again and again.
+fn cut<'a>(stream: &'a [u8], lengths: &[usize]) -> Vec<&'a [u8]> {
+    let (mut rest, mut pieces) = (stream, Vec::new());
+    for &length in lengths.iter().cycle() {
+        if rest.is_empty() {
+            break;
+        }
+        let (piece, behind) = rest.split_at(length.min(rest.len()));
+        pieces.push(piece);
+        rest = behind;
+    }
+    pieces
+}
+
+/// Text with what is awkward in JSON.
+fn text() -> impl Strategy<Value = String> {
+    prop_oneof![
+        any::<String>(),
+        "[{}\\[\\]\"\\\\:, \u{0}\n]{0,12}",
+        "[a-z]{0,8}",
+        Just("名\u{1F600}\u{10FFFF}".to_owned())
+    ]
+}
+
+fn value() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<u64>().prop_map(Value::from),
+        any::<f64>().prop_filter("JSON has no such number", |f| f.is_finite()).prop_map(Value::from),
+        text().prop_map(Value::from),
+    ];
+    leaf.prop_recursive(4, 24, 5, |inner| {
+        prop_oneof![
+            vec(inner.clone(), 0..5).prop_map(Value::from),
+            btree_map(text(), inner, 0..5).prop_map(Value::from_iter),
+        ]
+    })
+}
+
+fn object() -> impl Strategy<Value = Map<String, Value>> {
+    btree_map(text(), value(), 0..6).prop_map(Map::from_iter)
+}
+
+/// An object as bytes, with or without blanks inside.
+fn encoded() -> impl Strategy<Value = Vec<u8>> {
+    (object(), any::<bool>()).prop_map(|(object, pretty)| {
+        let encode = if pretty { serde_json::to_vec_pretty } else { serde_json::to_vec };
+        encode(&object).expect("a Map can be written")
+    })
+}
+
+fn separators() -> impl Strategy<Value = Vec<u8>> {
+    vec(prop_oneof![Just(0), Just(b' '), Just(b'\t'), Just(b'\r'), Just(b'\n')], 0..4)
+}
+
+/// What a stream of objects must be heard as, its separators and nothing else considered.
+fn expected_framing(behind: &[Vec<u8>]) -> Framing {
+    let of = |run: &[u8], is_last: bool| -> Option<Framing> {
+        for (at, &byte) in run.iter().enumerate() {
+            match byte {
+                0 if at == 0 || run[at - 1] != b'\r' => return Some(Framing::Nul),
+                b'\n' if at > 0 && run[at - 1] == b'\r' => return Some(Framing::CrLf),
+                b'\n' => return Some(Framing::Lf),
+                b'\r' => {}
+                // A CR with something else behind it is no terminator.
+                _ if at > 0 && run[at - 1] == b'\r' => return Some(Framing::Bare),
+                _ => {}
+            }
+        }
+        (!is_last).then_some(Framing::Bare)
+    };
+    let last = behind.len() - 1;
+    behind.iter().enumerate().filter_map(|(n, run)| of(run, n == last)).next_back().unwrap_or_default()
+}
+
+/// Like `Request::parse`, but by serde_json's own reading, which is strict in the same ways.
+fn is_strict_object(bytes: &[u8]) -> bool {
+    std::str::from_utf8(bytes).is_ok_and(|text| serde_json::from_str::<Map<String, Value>>(text).is_ok())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_cut_and_any_separators_give_the_same_objects(
+        objects in vec((encoded(), separators()), 1..12),
+        lengths in vec(1..40usize, 1..20),
+        lead in separators(),
+    ) {
+        let mut stream = lead;
+        for (object, behind) in &objects {
+            stream.extend_from_slice(object);
+            stream.extend_from_slice(behind);
+        }
+        let sent: Vec<Vec<u8>> = objects.iter().map(|(object, _)| object.clone()).collect();
+        let whole = hear([&stream[..]]);
+        prop_assert_eq!(&whole.objects, &sent);
+        prop_assert_eq!(whole.broken, None);
+        prop_assert_eq!(&hear(cut(&stream, &lengths)), &whole);
+        prop_assert_eq!(hear(stream.chunks(1)), whole);
+    }
+
+    #[test]
+    fn any_cut_of_any_bytes_is_heard_the_same(
+        bytes in vec(prop_oneof![any::<u8>(), prop::sample::select(b"{}[]\"\\ \0\r\n".to_vec())], 0..200),
+        lengths in vec(1..20usize, 1..10),
+    ) {
+        let whole = hear([&bytes[..]]);
+        let pieces = hear(cut(&bytes, &lengths));
+        prop_assert_eq!(&whole.objects, &pieces.objects);
+        prop_assert_eq!(whole.broken, pieces.broken);
+    }
+
+    #[test]
+    fn the_mirror_hears_the_last_terminator_however_it_is_cut(
+        runs in vec(separators(), 1..6),
+        lengths in vec(1..8usize, 1..8),
+    ) {
+        let stream: Vec<u8> = runs.iter().flat_map(|run| [&b"{}"[..], run].concat()).collect();
+        let expected = expected_framing(&runs);
+        prop_assert_eq!(hear([&stream[..]]).framing, expected, "{:?}", runs);
+        prop_assert_eq!(hear(cut(&stream, &lengths)).framing, expected, "{:?}", runs);
+    }
+
+    #[test]
+    fn an_object_is_taken_up_to_its_limit(object in encoded(), behind in separators()) {
+        let input = [&object[..], &behind].concat();
+        let taken = Splitter::default().next(&input, object.len());
+        prop_assert_eq!(taken, Ok(Split::Object { start: 0, end: object.len() }));
+        prop_assert_eq!(Splitter::default().next(&input, object.len() - 1), Err(Broken::TooLarge));
+    }
+
+    #[test]
+    fn nesting_is_counted_as_it_is(depth in 1..80usize, braces in any::<bool>()) {
+        let (open, close) = if braces { ("{\"a\":", "}") } else { ("[", "]") };
+        let inner = depth - 1;
+        let text = format!("{{\"x\":{}0{}}}", open.repeat(inner), close.repeat(inner));
+        let heard = hear([text.as_bytes()]);
+        if depth <= MAX_NESTING as usize {
+            prop_assert_eq!(heard.objects, [text.into_bytes()]);
+        } else {
+            prop_assert_eq!(heard.broken, Some(Broken::TooDeep));
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_parsed_or_refused_as_unfollowable(bytes in vec(any::<u8>(), 0..100)) {
+        if let Err(refusal) = Request::parse(&bytes) {
+            prop_assert_eq!(refusal.errno, Errno::Unfollowable);
+        }
+    }
+
+    /// Valid objects with a few bytes changed: near enough to JSON to reach every branch.
+    #[test]
+    fn what_is_parsed_is_what_a_strict_parser_takes(
+        object in encoded(),
+        changes in vec((any::<prop::sample::Index>(), prop_oneof![
+            any::<u8>(),
+            prop::sample::select(b"{}[]\"\\,:0123456789eE+-.u \ndD8".to_vec()),
+        ]), 0..4),
+    ) {
+        let mut bytes = object;
+        for (at, byte) in changes {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        prop_assert_eq!(Request::parse(&bytes).is_ok(), is_strict_object(&bytes), "{}", String::from_utf8_lossy(&bytes));
+    }
+
+    #[test]
+    fn escapes_and_numbers_are_taken_as_a_strict_parser_takes_them(
+        inside in prop_oneof!["\"(\\\\u[dD][89abcdefABCDEF]{0,1}[0-9a-f]{0,3}|[a-z])*\"", "-?[0-9]{0,3}[.]?[0-9]{0,2}([eE][+-]?[0-9]{0,3})?"],
+    ) {
+        let text = format!("{{\"x\":{inside}}}");
+        prop_assert_eq!(Request::parse(text.as_bytes()).is_ok(), is_strict_object(text.as_bytes()), "{}", text);
+    }
+
+    #[test]
+    fn integers_are_read_as_they_are(number in any::<i64>()) {
+        for object in [json!({"id": number}), json!({"id": number.to_string()})] {
+            let text = object.to_string();
+            prop_assert_eq!(Request::parse(text.as_bytes()).unwrap().id(), Ok(number));
+        }
+    }
+
+    #[test]
+    fn rewriting_sets_name_and_time_and_keeps_every_other_value(
+        mut chat in object(),
+        name in prop::option::of(text()),
+        time in prop::option::of(text()),
+        account in text(),
+        pretty in any::<bool>(),
+    ) {
+        const NOW: &str = "2026-01-02 03:04:05";
+        chat.insert("msg".into(), "hi".into());
+        chat.remove("name");
+        chat.remove("time");
+        chat.extend(name.map(|name| ("name".to_owned(), name.into())));
+        chat.extend(time.map(|time| ("time".to_owned(), time.into())));
+        let bytes = if pretty { serde_json::to_vec_pretty(&chat) } else { serde_json::to_vec(&chat) }.unwrap();
+        let request = Request::parse(&bytes).unwrap();
+        let read = request.chat().unwrap();
+        let mut out = Vec::new();
+        rewrite_chat(&bytes, read, &account, NOW, &mut out);
+        if read.is_complete(&account) {
+            prop_assert_eq!(&out, &bytes, "nothing has to change");
+        }
+        // Read back like the other one, because reading rounds some numbers.
+        let mut expected: Map<String, Value> = serde_json::from_slice(&bytes).unwrap();
+        expected.insert("name".into(), account.into());
+        expected.entry("time").or_insert(NOW.into());
+        let got: Map<String, Value> = serde_json::from_slice(&out).unwrap();
+        prop_assert_eq!(got, expected);
+        prop_assert!(Request::parse(&out).is_ok());
+        prop_assert_eq!(hear([&out[..]]).objects, [out]);
+    }
+}
