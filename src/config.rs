@@ -66,7 +66,7 @@ struct Flags {
     #[arg(long, env = "CHAT_WORKERS", value_name = "N", value_parser = count(1, 256), default_value = "4")]
     workers: u64,
 
-    /// Connections at a time; more wait until some leave
+    /// Connections at a time; more are refused with error 20
     /// [default: the file-descriptor limit less a reserve]
     #[arg(long, env = "CHAT_MAX_CONNECTIONS", value_name = "N", value_parser = count(1, 10_000_000))]
     max_connections: Option<u64>,

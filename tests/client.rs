@@ -1,65 +1,31 @@
 //! The terminal client against the real server, as child processes.
 
+mod support;
+
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use support::{DEADLINE, Launch, Server};
 use tempfile::TempDir;
 
-const DEADLINE: Duration = Duration::from_secs(30);
 const CLIENT: &str = env!("CARGO_BIN_EXE_chat-client");
 
-/// A server on a store of its own; killed with -9 when dropped.
-struct Server {
-    child: Child,
-    port: u16,
-}
-
-impl Server {
-    /// Port 0 takes any that is free.
-    fn start(directory: &Path, port: u16) -> Server {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_chat-server"))
-            .args([
-                "--store",
-                &format!("sqlite:{}", directory.join("chat.db").display()),
-                "127.0.0.1",
-                &port.to_string(),
-            ])
-            .env("RUST_LOG", "info")
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let log = BufReader::new(child.stderr.take().unwrap());
-        let (sender, ports) = mpsc::channel();
-        // The log is read to its end, or the server would block on it.
-        thread::spawn(move || {
-            for line in log.lines().map_while(Result::ok) {
-                if let Some((_, port)) = line.split_once("listening on 127.0.0.1:") {
-                    let digits: String = port.chars().take_while(char::is_ascii_digit).collect();
-                    let _ = sender.send(digits.parse().unwrap());
-                }
-            }
-        });
-        let port = ports.recv_timeout(DEADLINE).expect("the server does not come up");
-        Server { child, port }
-    }
-
-    fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// A server on the store in `directory`; port 0 takes any that is free.
+fn start_server(directory: &Path, port: u16) -> Server {
+    Server::start(&Launch {
+        store: format!("sqlite:{}", directory.join("chat.db").display()),
+        reactors: 2,
+        workers: 2,
+        flags: Vec::new(),
+        setup: String::new(),
+        port,
+    })
 }
 
 /// A client whose input is written line by line and whose output is watched.
@@ -109,6 +75,12 @@ impl Client {
 
     fn line(&mut self, line: &str) {
         self.send(&format!("{line}\n"));
+    }
+
+    /// Types a line when the prompt is there.
+    fn answer(&mut self, prompt: &str, line: &str) {
+        self.wait_for(prompt);
+        self.send(&format!("{line}\r"));
     }
 
     /// Waits until `text` is printed behind what was waited for last.
@@ -162,8 +134,8 @@ fn script(port: u16, lines: &str) -> String {
 /// A server with the users 1 "zhang san" and 2 "li si".
 fn server_with_two() -> (TempDir, Server) {
     let directory = tempfile::tempdir().unwrap();
-    let server = Server::start(directory.path(), 0);
-    let text = script(server.port, "2\nzhang san\nsecret\n2\nli si\nsecret\n3\n");
+    let server = start_server(directory.path(), 0);
+    let text = script(server.address.port(), "2\nzhang san\nsecret\n2\nli si\nsecret\n3\n");
     assert!(text.contains("zhang san register success, userid is 1,"), "{text}");
     assert!(text.contains("li si register success, userid is 2,"), "{text}");
     (directory, server)
@@ -181,8 +153,8 @@ fn assert_in_order(text: &str, pieces: &[&str]) {
 #[test]
 fn two_clients_chat_live_and_in_a_group() {
     let (_directory, server) = server_with_two();
-    let mut zhang = Client::login(server.port, 1);
-    let mut li = Client::login(server.port, 2);
+    let mut zhang = Client::login(server.address.port(), 1);
+    let mut li = Client::login(server.address.port(), 2);
     zhang.line("addfriend:2\nchat:2:hello: li\ncreategroup:Rust:all of it");
     zhang.wait_for("2 is your friend now\ndelivered to 2\ngroup Rust created, groupid is 1\n");
     li.wait_for("[1]zhang san said: hello: li\n");
@@ -205,7 +177,7 @@ fn two_clients_chat_live_and_in_a_group() {
 fn a_script_in_a_pipe_gets_its_answers_in_order_and_what_it_sends_is_kept() {
     let (_directory, server) = server_with_two();
     let sender = script(
-        server.port,
+        server.address.port(),
         "1\n1\nsecret\naddfriend:2\ncreategroup:Rust:all of it\nchat:2:first\nchat:2:second\nloginout\n3\n",
     );
     assert_in_order(
@@ -219,7 +191,7 @@ fn a_script_in_a_pipe_gets_its_answers_in_order_and_what_it_sends_is_kept() {
             "choice:\n",
         ],
     );
-    let recipient = script(server.port, "1\n2\nsecret\naddgroup:1\ngroupchat:1:hi\n");
+    let recipient = script(server.address.port(), "1\n2\nsecret\naddgroup:1\ngroupchat:1:hi\n");
     assert_in_order(
         &recipient,
         &[
@@ -228,16 +200,16 @@ fn a_script_in_a_pipe_gets_its_answers_in_order_and_what_it_sends_is_kept() {
             "you joined group 1\ngroup 1: delivered to 0, stored for 1\nlogged out\n",
         ],
     );
-    let back = script(server.port, "1\n1\nsecret\n");
+    let back = script(server.address.port(), "1\n1\nsecret\n");
     assert_in_order(&back, &["2 li si offline\n", "1 Rust all of it\n", "  2 li si offline normal\n", "群消息[1]:"]);
-    assert!(!script(server.port, "1\n1\nsecret\n").contains("群消息"), "an offline message comes once");
+    assert!(!script(server.address.port(), "1\n1\nsecret\n").contains("群消息"), "an offline message comes once");
 }
 
 #[test]
 fn refusals_say_why() {
     let (_directory, server) = server_with_two();
     let text = script(
-        server.port,
+        server.address.port(),
         "5\n2\nZhang San\nother\n1\n1\nwrong\n1\n1\nsecret\nchat:99:hi\naddgroup:9\ngroupchat:9:hi\naddfriend:2\n\
          addfriend:2\ndance\nchat:2\nhelp\n",
     );
@@ -256,8 +228,8 @@ fn refusals_say_why() {
         ],
     );
     assert!(!text.contains("userid is"), "a name is taken whatever its case");
-    let mut twice = Client::login(server.port, 1);
-    let second = script(server.port, "1\n1\nsecret\n");
+    let mut twice = Client::login(server.address.port(), 1);
+    let second = script(server.address.port(), "1\n1\nsecret\n");
     assert!(second.contains("this account is using, input another!\n"), "{second}");
     twice.line("whoami");
     twice.wait_for("current login user => id:1 ");
@@ -266,13 +238,15 @@ fn refusals_say_why() {
 #[test]
 fn a_server_killed_and_restarted_is_found_again_and_logged_in_to() {
     let (directory, mut server) = server_with_two();
-    let mut li = Client::login(server.port, 2);
+    let mut li = Client::login(server.address.port(), 2);
     server.kill();
     li.wait_for("connection lost");
-    let server = Server::start(directory.path(), server.port);
+    li.line("chat:1:meanwhile");
+    li.wait_for("not connected, not sent: chat:1:meanwhile\n");
+    let server = start_server(directory.path(), server.address.port());
     li.wait_for("connected again\n");
     li.wait_for("logged in again as li si\n");
-    let zhang = script(server.port, "1\n1\nsecret\nchat:2:are you back?\n");
+    let zhang = script(server.address.port(), "1\n1\nsecret\nchat:2:are you back?\n");
     assert!(zhang.contains("delivered to 2\n"), "{zhang}");
     li.wait_for("[1]zhang san said: are you back?\n");
     li.line("chat:1:yes");
@@ -282,8 +256,8 @@ fn a_server_killed_and_restarted_is_found_again_and_logged_in_to() {
 #[test]
 fn a_peer_cannot_drive_the_terminal() {
     let (_directory, server) = server_with_two();
-    let mut li = Client::login(server.port, 2);
-    script(server.port, "1\n1\nsecret\nchat:2:\x1b[2J\x07owned\rmasked\u{9b}1m\n");
+    let mut li = Client::login(server.address.port(), 2);
+    script(server.address.port(), "1\n1\nsecret\nchat:2:\x1b[2J\x07owned\rmasked\u{9b}1m\n");
     li.wait_for(r"said: \u{1b}[2J\u{7}owned\rmasked\u{9b}1m");
     let (text, _) = li.finish();
     assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text:?}");
@@ -292,12 +266,12 @@ fn a_peer_cannot_drive_the_terminal() {
 #[test]
 fn the_language_follows_the_flag_and_the_locale() {
     let (_directory, server) = server_with_two();
-    let mut li = Client::start(server.port, &["--lang", "zh"]);
+    let mut li = Client::start(server.address.port(), &["--lang", "zh"]);
     li.line("1\n2\nsecret\nchat:1:你好");
     li.wait_for("登录");
     li.wait_for("已为 1 保存");
-    let port = server.port.to_string();
-    let mut zhang = Client::start(server.port, &[]);
+    let port = server.address.port().to_string();
+    let mut zhang = Client::start(server.address.port(), &[]);
     zhang.line("1\n1\nsecret");
     zhang.wait_for("[2]li si said: 你好\n");
     let locale =
@@ -307,14 +281,20 @@ fn the_language_follows_the_flag_and_the_locale() {
 
 #[test]
 fn what_cannot_be_reached_is_told_in_one_line() {
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
     let run = |arguments: &[&str]| {
         let output = Command::new(CLIENT).args(arguments).env("LC_ALL", "C").stdin(Stdio::null()).output().unwrap();
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
     };
-    let (code, error) = run(&["127.0.0.1", &free]);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    let other = thread::spawn(move || listener.accept().unwrap().0.write_all(b"SSH-2.0-OpenSSH\r\n"));
+    let expected = format!("cannot connect to 127.0.0.1:{port}: what answers there is not a chat server\n");
+    assert_eq!(run(&["127.0.0.1", &port]), (Some(2), expected));
+    // The listener is gone with its thread.
+    other.join().unwrap().unwrap();
+    let (code, error) = run(&["127.0.0.1", &port]);
     assert_eq!((code, error.lines().count()), (Some(2), 1), "{error}");
-    assert!(error.starts_with(&format!("cannot connect to 127.0.0.1:{free}: ")), "{error}");
+    assert!(error.starts_with(&format!("cannot connect to 127.0.0.1:{port}: Connection refused")), "{error}");
     for arguments in [&["127.0.0.1", "0"][..], &["127.0.0.1", "nine"], &["a", "1", "b"], &["--lang", "fr"]] {
         assert_eq!(run(arguments).0, Some(2), "{arguments:?}");
     }
@@ -379,17 +359,14 @@ fn screen(output: &str) -> Vec<String> {
 #[test]
 fn on_a_terminal_an_incoming_line_leaves_alone_what_is_being_typed() {
     let (directory, server) = server_with_two();
-    let mut li = on_a_terminal(server.port, directory.path());
-    li.wait_for("choice:");
-    li.send("1\r");
-    li.wait_for("userid:");
-    li.send("2\r");
-    li.wait_for("user password:");
-    li.send("secret\r");
+    let mut li = on_a_terminal(server.address.port(), directory.path());
+    li.answer("choice:", "1");
+    li.answer("userid:", "2");
+    li.answer("user password:", "secret");
     li.wait_for("li si> ");
     li.send("chat:1:half");
     li.wait_for("chat:1:half");
-    script(server.port, "1\n1\nsecret\nchat:2:in between\n");
+    script(server.address.port(), "1\n1\nsecret\nchat:2:in between\n");
     li.wait_for("said: in between");
     li.wait_for("li si> chat:1:half");
     let shown = screen(&li.text());
@@ -403,18 +380,59 @@ fn on_a_terminal_an_incoming_line_leaves_alone_what_is_being_typed() {
     li.send("\x04");
     let (text, status) = li.finish();
     assert_eq!(status.code(), Some(0), "{text}");
-    assert!(script(server.port, "1\n1\nsecret\n").contains("[2]li si said: half done\n"));
+    assert!(script(server.address.port(), "1\n1\nsecret\n").contains("[2]li si said: half done\n"));
     assert!(!text.contains("secret"), "the password was echoed: {text:?}");
     let history = fs::read_to_string(directory.path().join("chat-client/history")).unwrap();
     assert!(history.contains("chat:1:half done") && !history.contains("secret"), "{history}");
 }
 
+/// With `--nocapture` it prints what both of them see.
 #[test]
-fn a_client_that_goes_away_is_logged_out() {
-    let (_directory, server) = server_with_two();
-    for _ in 0..3 {
-        let text = script(server.port, "1\n1\nsecret\n");
-        assert!(text.contains("current login user => id:1 "), "{text}");
+fn two_people_talk_at_their_terminals() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = start_server(directory.path(), 0);
+    let mut zhang = on_a_terminal(server.address.port(), &directory.path().join("zhang"));
+    let mut li = on_a_terminal(server.address.port(), &directory.path().join("li"));
+    for (person, id, name) in [(&mut zhang, 1, "zhang san"), (&mut li, 2, "li si")] {
+        person.answer("choice:", "2");
+        person.answer("username:", name);
+        person.answer("userpassword:", "secret");
+        person.wait_for(&format!("{name} register success, userid is {id}, do not forget it!"));
+        person.answer("choice:", "1");
+        person.answer("userid:", &id.to_string());
+        person.answer("user password:", "secret");
+        person.wait_for(&format!("current login user => id:{id} name:{name}"));
     }
-    assert!(TcpStream::connect(("127.0.0.1", server.port)).is_ok());
+    for (command, outcome) in [
+        ("addfriend:2", "2 is your friend now"),
+        ("chat:2:hello, li si", "delivered to 2"),
+        ("creategroup:Rust:all about Rust", "group Rust created, groupid is 1"),
+    ] {
+        zhang.answer("zhang san> ", command);
+        zhang.wait_for(outcome);
+    }
+    li.wait_for("[1]zhang san said: hello, li si");
+    li.answer("li si> ", "addgroup:1");
+    li.wait_for("you joined group 1");
+    li.answer("li si> ", "groupchat:1:hello, everybody");
+    li.wait_for("group 1: delivered to 1, stored for 0");
+    zhang.wait_for("[2]li si said: hello, everybody");
+    li.answer("li si> ", "loginout");
+    li.answer("choice:", "3");
+    let (li, status) = li.finish();
+    assert_eq!(status.code(), Some(0), "{li}");
+    zhang.answer("zhang san> ", "chat:2:see you tomorrow");
+    zhang.wait_for("stored for 2, delivered at the next login");
+    zhang.answer("zhang san> ", "groups");
+    zhang.wait_for("  2 li si offline normal");
+    zhang.answer("zhang san> ", "chat:3:who are you?");
+    zhang.wait_for("refused: ");
+    zhang.answer("zhang san> ", "quit");
+    let (zhang, status) = zhang.finish();
+    assert_eq!(status.code(), Some(0), "{zhang}");
+    for (name, output) in [("zhang san", zhang), ("li si", li)] {
+        let shown = screen(&output).join("\n");
+        assert!(!output.contains("secret") && shown.contains("userpassword:******"), "{shown}");
+        println!("{name} sees:\n\n{shown}");
+    }
 }

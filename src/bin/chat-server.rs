@@ -60,3 +60,25 @@ fn end_with_any_thread() {
         std::process::abort();
     }));
 }
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn a_dead_thread_does_not_leave_a_process_that_looks_alive() {
+        const CHILD: &str = "CHAT_SERVER_TEST_CHILD";
+        const SIGABRT: i32 = 6;
+        if std::env::var_os(CHILD).is_some() {
+            end_with_any_thread();
+            let _ = std::thread::spawn(|| panic!("a reactor dies")).join();
+            return;
+        }
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", "tests::a_dead_thread_does_not_leave_a_process_that_looks_alive"]).env(CHILD, "1");
+        let status = child.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+        assert_eq!(status.signal(), Some(SIGABRT), "{status}");
+    }
+}

@@ -1,12 +1,12 @@
 //! Accepts, and hands each socket to the next reactor in turn.
 
-use std::io;
-use std::net::SocketAddr;
+use std::io::{self, Write};
+use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use mio::net::TcpListener;
+use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token, Waker};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
@@ -26,8 +26,8 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Binds a listening socket. Its options are those of every accepted socket, which inherits them:
-/// no delay, keep-alive after 60 s, 30 s until unacknowledged data ends the connection, and a send
-/// buffer of 64 KiB.
+/// no delay, keep-alive after 60 s, 30 s until unacknowledged data ends the connection, a send
+/// buffer of 64 KiB, and urgent bytes in line, since a read that stops at one looks like the last.
 ///
 /// # Errors
 /// What the operating system says, such as an address in use.
@@ -38,43 +38,29 @@ pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(Duration::from_secs(10)))?;
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
     socket.set_send_buffer_size(SEND_BUFFER)?;
+    socket.set_out_of_band_inline(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
 
-/// Counts open connections over all reactors, and wakes the acceptor when there is room again.
-pub struct ConnectionLimit {
-    open: AtomicUsize,
-    max: usize,
-    /// The acceptor waits for a free place.
-    full: AtomicBool,
-    waker: Waker,
-}
-
-impl ConnectionLimit {
-    fn acquire(self: &Arc<Self>) -> Option<ConnectionSlot> {
-        // Only the acceptor adds, so the count cannot pass the limit between load and add.
-        if self.open.load(Ordering::SeqCst) >= self.max {
-            return None;
-        }
-        self.open.fetch_add(1, Ordering::SeqCst);
-        Some(ConnectionSlot(Arc::clone(self)))
-    }
-}
-
 /// One connection's place under the limit, free again when dropped.
-pub struct ConnectionSlot(Arc<ConnectionLimit>);
+pub struct ConnectionSlot(Arc<AtomicUsize>);
 
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::SeqCst);
-        if self.0.full.swap(false, Ordering::SeqCst) {
-            // At worst the acceptor looks again by itself, within its longest sleep.
-            let _ = self.0.waker.wake();
-        }
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// How many clients are let in, and what the others are told.
+#[derive(Debug, Clone)]
+pub struct Admission {
+    /// Connections at a time, over all reactors.
+    pub max: usize,
+    /// What a client gets that finds all places taken, before its connection is closed.
+    pub refusal: Vec<u8>,
 }
 
 /// Why the acceptor does not accept although clients may wait. Each state names what ends it.
@@ -84,8 +70,6 @@ enum State {
     Waiting,
     /// The budget of a turn was used up; the next turn.
     Ready,
-    /// All places are taken; the waker, by the drop of a [`ConnectionSlot`].
-    Full,
     /// The system lacks something; this moment. The listener is deregistered until then.
     Failed { until: Instant },
 }
@@ -96,7 +80,9 @@ pub struct Acceptor<L> {
     listener: TcpListener,
     mailboxes: Arc<[Mailbox<Mail<L>>]>,
     next: usize,
-    limit: Arc<ConnectionLimit>,
+    /// Open connections over all reactors. Only the acceptor adds to it.
+    open: Arc<AtomicUsize>,
+    admission: Admission,
     stop: Arc<AtomicBool>,
     state: State,
     /// The current lack was logged.
@@ -107,33 +93,43 @@ pub struct Acceptor<L> {
 #[derive(Clone)]
 pub struct AcceptorHandle {
     stop: Arc<AtomicBool>,
-    limit: Arc<ConnectionLimit>,
+    waker: Arc<Waker>,
 }
 
 impl AcceptorHandle {
     /// Ends the acceptor's loop and closes the listener.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::SeqCst);
-        let _ = self.limit.waker.wake();
+        // At worst it looks by itself, within its longest sleep.
+        let _ = self.waker.wake();
     }
 }
 
 impl<L> Acceptor<L> {
-    /// An acceptor on `listener`, for at most `max` connections at a time.
+    /// An acceptor on `listener`.
     pub fn new(
         listener: std::net::TcpListener,
         mailboxes: Arc<[Mailbox<Mail<L>>]>,
-        max: usize,
+        admission: Admission,
     ) -> io::Result<(Self, AcceptorHandle)> {
         let poll = Poll::new()?;
         let mut listener = TcpListener::from_std(listener);
         poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
-        let waker = Waker::new(poll.registry(), WAKER)?;
-        let limit = Arc::new(ConnectionLimit { open: AtomicUsize::new(0), max, full: AtomicBool::new(false), waker });
+        let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
         let stop = Arc::new(AtomicBool::new(false));
-        let handle = AcceptorHandle { stop: Arc::clone(&stop), limit: Arc::clone(&limit) };
-        let acceptor =
-            Acceptor { poll, listener, mailboxes, next: 0, limit, stop, state: State::Ready, complained: false };
+        let handle = AcceptorHandle { stop: Arc::clone(&stop), waker };
+        let open = Arc::new(AtomicUsize::new(0));
+        let acceptor = Acceptor {
+            poll,
+            listener,
+            mailboxes,
+            next: 0,
+            open,
+            admission,
+            stop,
+            state: State::Ready,
+            complained: false,
+        };
         Ok((acceptor, handle))
     }
 
@@ -143,7 +139,7 @@ impl<L> Acceptor<L> {
         while !self.stop.load(Ordering::SeqCst) {
             let timeout = match self.state {
                 State::Ready => Duration::ZERO,
-                State::Waiting | State::Full => Duration::from_secs(1),
+                State::Waiting => Duration::from_secs(1),
                 State::Failed { until } => until.saturating_duration_since(Instant::now()),
             };
             match self.poll.poll(&mut events, Some(timeout)) {
@@ -167,7 +163,6 @@ impl<L> Acceptor<L> {
     /// Ends a state whose reason is over.
     fn resume(&mut self, now: Instant) -> io::Result<()> {
         match self.state {
-            State::Full if !self.limit.full.load(Ordering::SeqCst) => self.state = State::Ready,
             State::Failed { until } if until <= now => {
                 self.poll.registry().register(&mut self.listener, LISTENER, Interest::READABLE)?;
                 self.state = State::Ready;
@@ -179,25 +174,15 @@ impl<L> Acceptor<L> {
 
     fn accept_some(&mut self) -> State {
         for _ in 0..ACCEPT_BUDGET {
-            let Some(slot) = self.limit.acquire() else {
-                self.limit.full.store(true, Ordering::SeqCst);
-                // A place that came free before `full` was set has woken nobody.
-                let Some(slot) = self.limit.acquire() else {
-                    if !std::mem::replace(&mut self.complained, true) {
-                        log::warn!("all {} connections are taken; others wait until some leave", self.limit.max);
-                    }
-                    return State::Full;
-                };
-                self.limit.full.store(false, Ordering::SeqCst);
-                drop(slot);
-                continue;
-            };
             match self.listener.accept() {
-                Ok((stream, peer)) => {
-                    self.complained = false;
-                    self.mailboxes[self.next].post(Mail::Connection(stream, peer, slot));
-                    self.next = (self.next + 1) % self.mailboxes.len();
-                }
+                Ok((stream, peer)) => match self.admit() {
+                    Some(slot) => {
+                        self.complained = false;
+                        self.mailboxes[self.next].post(Mail::Connection(stream, peer, slot));
+                        self.next = (self.next + 1) % self.mailboxes.len();
+                    }
+                    None => self.refuse(stream, peer),
+                },
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => return State::Waiting,
                     io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset => {}
@@ -211,5 +196,23 @@ impl<L> Acceptor<L> {
             }
         }
         State::Ready
+    }
+
+    fn admit(&self) -> Option<ConnectionSlot> {
+        if self.open.load(Ordering::Relaxed) >= self.admission.max {
+            return None;
+        }
+        self.open.fetch_add(1, Ordering::Relaxed);
+        Some(ConnectionSlot(Arc::clone(&self.open)))
+    }
+
+    /// Tells a client that there is no place for it. A new socket's buffer has room for that, and
+    /// should it fail, the client sees the connection end, which says the same.
+    fn refuse(&mut self, mut stream: TcpStream, peer: SocketAddr) {
+        if !std::mem::replace(&mut self.complained, true) {
+            log::warn!("all {} connections are taken; {peer} and others are refused", self.admission.max);
+        }
+        let _ = stream.write(&self.admission.refusal);
+        let _ = stream.shutdown(Shutdown::Write);
     }
 }

@@ -48,10 +48,7 @@ pub struct Message<'a, T> {
     /// Comes back through [`super::Handler::written`] once the kernel has taken the last byte, or
     /// through [`super::Handler::closed`] if it never does.
     pub tag: Option<T>,
-    /// In a write of its own, for clients that lose what shares a segment.
-    pub alone: bool,
-    /// Neither this nor what is queued before it counts towards the high-water mark.
-    pub exempt: bool,
+    pub manner: super::outbox::Manner,
 }
 
 /// Where a connection stands in its life. It only ever goes down this list.
@@ -91,12 +88,18 @@ pub(super) struct Connection<T> {
     pub in_dirty: bool,
     /// Registered for WRITABLE.
     pub armed: bool,
+    /// The last write found the socket full, and no event has said otherwise.
+    pub blocked: bool,
+    /// Its input waits until what is queued is written, exempt or not.
+    pub stuffed: bool,
     /// Each message leaves alone and spaced out, for C++ clients.
     pub paced: bool,
     /// A timer will go on with a paced connection's queue.
     pub pacing: bool,
     /// When it went over the mark.
     pub over_since: Instant,
+    /// When a connection that we close has had its time.
+    pub close_by: Option<Instant>,
     /// Input that the handler has not consumed: the head of an object, or what waits behind a
     /// login. Empty and without memory while nothing is pending.
     pub input: Vec<u8>,
@@ -122,13 +125,21 @@ impl<T> Connection<T> {
             in_ready: false,
             in_dirty: false,
             armed: false,
+            blocked: false,
+            stuffed: false,
             paced: false,
             pacing: false,
             over_since: now,
+            close_by: None,
             input: Vec::new(),
             outbox: None,
             _slot: slot,
         }
+    }
+
+    /// Bytes that wait to be written.
+    pub fn queued(&self) -> usize {
+        self.outbox.as_ref().map_or(0, |outbox| outbox.len())
     }
 
     /// Bytes that wait to be written and count towards the high-water mark.

@@ -14,7 +14,7 @@ use super::acceptor::ConnectionSlot;
 use super::connection::{CloseReason, Connection, Message, State};
 use super::id::{ConnId, ConnIds, ConnMap};
 use super::mailbox::{Mail, Mailbox, WAKER};
-use super::outbox::{Outbox, Progress, Unwritten};
+use super::outbox::{Manner, Outbox, Progress, Unwritten};
 use super::timers::Timers;
 
 /// What one connection may read in a turn before the others have theirs, in bytes.
@@ -163,10 +163,8 @@ impl<H: Handler> Io<H> {
             return false;
         }
         let outbox = connection.outbox.get_or_insert_with(|| self.spare.pop().unwrap_or_default());
-        outbox.push(message.body, message.terminator, message.tag, message.alone || connection.paced);
-        if message.exempt {
-            outbox.exempt_all();
-        }
+        let manner = Manner { alone: message.manner.alone || connection.paced, ..message.manner };
+        outbox.push(message.body, message.terminator, message.tag, manner);
         let counted = outbox.counted();
         if counted > self.limits.high_water && (!connection.over || counted > self.limits.hard) {
             self.over.push(conn);
@@ -198,7 +196,7 @@ impl<H: Handler> Io<H> {
             connection.state = State::Flushing(reason);
             connection.input = Vec::new();
             mark_dirty(connection, &mut self.dirty);
-            self.timers.set(self.now + LINGER, LoopTimer::Linger(conn));
+            set_close_by(connection, &mut self.timers, self.now + LINGER);
         }
     }
 
@@ -250,6 +248,11 @@ impl<H: Handler> Io<H> {
             }
         }
     }
+}
+
+fn set_close_by<T, K>(connection: &mut Connection<T>, timers: &mut Timers<LoopTimer<K>>, at: Instant) {
+    connection.close_by = Some(at);
+    timers.set(at, LoopTimer::Linger(connection.id));
 }
 
 fn mark_dirty<T>(connection: &mut Connection<T>, dirty: &mut Vec<ConnId>) {
@@ -377,6 +380,7 @@ impl<H: Handler> EventLoop<H> {
             }
             // Error and hang-up bits only mean "go and look": the system call reports.
             if event.is_writable() || event.is_error() {
+                connection.blocked = false;
                 mark_dirty(connection, &mut io.dirty);
             }
         }
@@ -436,11 +440,17 @@ impl<H: Handler> EventLoop<H> {
     fn read_one(&mut self, id: ConnId) {
         let Some(connection) = self.io.connections.get_mut(id) else { return };
         connection.in_ready = false;
+        let high_water = self.io.limits.high_water;
         let mut budget = READ_BUDGET;
         loop {
             let Some(connection) = self.io.connections.get_mut(id) else { return };
             match connection.state {
                 State::Open if connection.paused || connection.over => return,
+                // A client that asks for more than it reads must not fill the memory with replies.
+                State::Open if connection.queued() > high_water => {
+                    connection.stuffed = true;
+                    return;
+                }
                 State::Open => {}
                 State::Lingering => return self.drop_input(id),
                 State::Flushing(_) | State::Dead(_) => return,
@@ -549,7 +559,9 @@ impl<H: Handler> EventLoop<H> {
                     self.settle_over();
                 }
                 LoopTimer::Linger(id) => {
-                    if self.io.connections.get(id).is_some_and(|connection| connection.state != State::Open) {
+                    // A goodbye has begun its time anew.
+                    let close_by = self.io.connections.get(id).and_then(|connection| connection.close_by);
+                    if close_by.is_some_and(|at| at <= self.io.now) {
                         self.io.kill(id, CloseReason::SlowConsumer);
                     }
                 }
@@ -584,7 +596,8 @@ impl<H: Handler> EventLoop<H> {
                 self.io.timers.set(now + SLOW_CONSUMER, LoopTimer::Slow(id, now));
                 self.handler.high_water(&mut self.io, id, recalled);
                 self.flush_one(id);
-            } else if counted > limits.hard {
+            }
+            if self.io.connections.get(id).is_some_and(|connection| connection.counted() > limits.hard) {
                 self.io.kill(id, CloseReason::SlowConsumer);
             }
         }
@@ -610,9 +623,10 @@ impl<H: Handler> EventLoop<H> {
     fn flush_one(&mut self, id: ConnId) {
         let io = &mut self.io;
         let Some(connection) = io.connections.get_mut(id) else { return };
-        if connection.pacing || matches!(connection.state, State::Dead(_)) {
+        if connection.pacing || connection.blocked || matches!(connection.state, State::Dead(_)) {
             return;
         }
+        let queued = connection.queued();
         let mut tags = std::mem::take(&mut self.tags);
         let progress = loop {
             let Some(outbox) = &mut connection.outbox else { break Ok(Progress::Empty) };
@@ -622,6 +636,11 @@ impl<H: Handler> EventLoop<H> {
             }
         };
         let blocked = matches!(progress, Ok(Progress::Blocked));
+        connection.blocked = blocked;
+        if connection.paced && connection.queued() < queued {
+            connection.pacing = true;
+            io.timers.set(io.now + PACE, LoopTimer::Pace(id));
+        }
         let interest = if blocked { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
         let mut failed = false;
         if connection.armed != blocked {
@@ -634,17 +653,13 @@ impl<H: Handler> EventLoop<H> {
                 log::debug!("{id}: {error}");
                 failed = true;
             }
-            Ok(Progress::Blocked) => {}
-            Ok(Progress::Boundary) => {
-                connection.pacing = true;
-                io.timers.set(io.now + PACE, LoopTimer::Pace(id));
-            }
+            Ok(Progress::Blocked | Progress::Boundary) => {}
             Ok(Progress::Empty) => {
                 if let Some(outbox) = connection.outbox.take() {
                     Io::<H>::put_back(&mut io.spare, outbox);
                 }
                 drained = std::mem::take(&mut connection.over);
-                if drained {
+                if std::mem::take(&mut connection.stuffed) || drained {
                     mark_ready(connection, &mut io.ready);
                 }
             }
@@ -677,7 +692,7 @@ impl<H: Handler> EventLoop<H> {
         if connection.eof {
             io.kill(id, reason);
         } else {
-            io.timers.set(io.now + LINGER, LoopTimer::Linger(id));
+            set_close_by(connection, &mut io.timers, io.now + LINGER);
             mark_ready(connection, &mut io.ready);
         }
         self.handler.closed(io, id, reason, Vec::new());

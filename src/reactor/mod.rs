@@ -28,10 +28,10 @@ mod mailbox;
 mod outbox;
 mod timers;
 
-pub use acceptor::{Acceptor, AcceptorHandle, ConnectionLimit, ConnectionSlot, listen};
+pub use acceptor::{Acceptor, AcceptorHandle, Admission, ConnectionSlot, listen};
 pub use connection::{CloseReason, Message};
 pub use event_loop::{EventLoop, Handler, Io, Limits, Taken};
 pub use id::{ConnId, ConnIds, ConnMap};
 pub use mailbox::{Mail, Mailbox};
-pub use outbox::{Body, Outbox, Progress, Unwritten};
+pub use outbox::{Body, Manner, Outbox, Progress, Unwritten};
 pub use timers::Timers;

@@ -31,7 +31,7 @@ pub struct Outbox<T> {
     written: usize,
     /// What is queued and not written, in bytes.
     bytes: usize,
-    /// So many of the next bytes do not count towards the high-water mark.
+    /// Of those, bytes that do not count towards the high-water mark.
     exempt: usize,
 }
 
@@ -44,7 +44,18 @@ struct Queued<T> {
     terminator: &'static [u8],
     /// Leaves in a write of its own.
     alone: bool,
+    /// Does not count towards the high-water mark.
+    exempt: bool,
     tag: Option<T>,
+}
+
+/// How one message differs from others in the queue.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Manner {
+    /// It leaves in a write of its own, for clients that lose what shares a segment.
+    pub alone: bool,
+    /// It does not count towards the high-water mark.
+    pub exempt: bool,
 }
 
 /// A message that the kernel has not taken whole.
@@ -77,7 +88,8 @@ impl<T> Default for Outbox<T> {
 impl<T> Outbox<T> {
     /// Appends a message and its terminator. An empty one with a tag is a barrier: it counts as
     /// written when all before it is.
-    pub fn push(&mut self, body: Body<'_>, terminator: &'static [u8], tag: Option<T>, alone: bool) {
+    pub fn push(&mut self, body: Body<'_>, terminator: &'static [u8], tag: Option<T>, manner: Manner) {
+        let Manner { alone, exempt } = manner;
         let shared = match body {
             Body::Shared(bytes) if bytes.len() >= COPY_BELOW => Some(Arc::clone(bytes)),
             _ => None,
@@ -92,6 +104,9 @@ impl<T> Outbox<T> {
             self.copied.extend_from_slice(terminator);
         }
         self.bytes += len;
+        if exempt {
+            self.exempt += len;
+        }
         // Nobody asks for an untagged message again, so it joins its untagged neighbour.
         if let Some(last) = self.messages.back_mut()
             && shared.is_none()
@@ -99,18 +114,19 @@ impl<T> Outbox<T> {
             && last.tag.is_none()
             && tag.is_none()
             && !last.alone
-            && !alone
+            && !last.exempt
+            && manner == Manner::default()
             && let Ok(joined) = u32::try_from(last.len as usize + len)
         {
             last.len = joined;
             return;
         }
-        self.messages.push_back(Queued { shared, len: len as u32, terminator, alone, tag });
+        self.messages.push_back(Queued { shared, len: len as u32, terminator, alone, exempt, tag });
     }
 
-    /// What has been queued so far does not count towards the high-water mark.
-    pub fn exempt_all(&mut self) {
-        self.exempt = self.bytes;
+    /// Bytes that wait to be written.
+    pub fn len(&self) -> usize {
+        self.bytes
     }
 
     /// Bytes that count towards the high-water mark.
@@ -204,16 +220,20 @@ impl<T> Outbox<T> {
     }
 
     /// The kernel has taken `n` more bytes.
-    fn finish_written(&mut self, n: usize, done: &mut Vec<T>) {
+    fn finish_written(&mut self, mut n: usize, done: &mut Vec<T>) {
         self.bytes -= n;
-        self.exempt = self.exempt.saturating_sub(n);
-        self.written += n;
         while let Some(first) = self.messages.front() {
             let len = first.len as usize;
+            let of_first = n.min(len - self.written);
+            n -= of_first;
+            self.written += of_first;
+            if first.exempt {
+                self.exempt -= of_first;
+            }
             if self.written < len {
                 break;
             }
-            self.written -= len;
+            self.written = 0;
             if first.shared.is_none() {
                 self.copied_head += len;
             }
@@ -237,7 +257,6 @@ impl<T> Outbox<T> {
         T: Clone,
     {
         let (mut recalled, mut kept) = (Vec::new(), Outbox::default());
-        let exempt = self.exempt;
         let mut at = self.copied_head;
         let mut begun = self.written;
         for message in std::mem::take(&mut self.messages) {
@@ -264,12 +283,13 @@ impl<T> Outbox<T> {
                 kept.copied.extend_from_slice(&self.copied[start..start + len]);
             }
             kept.bytes += len - begun;
+            if message.exempt {
+                kept.exempt += len - begun;
+            }
             kept.messages.push_back(message);
             kept.written += begun;
             begun = 0;
         }
-        // Exempt bytes stand in front, and they are never the ones that are recalled.
-        kept.exempt = exempt.min(kept.bytes);
         *self = kept;
         recalled
     }
@@ -316,6 +336,12 @@ mod tests {
         }
     }
 
+    const PLAIN: Manner = Manner { alone: false, exempt: false };
+
+    fn alone(alone: bool) -> Manner {
+        Manner { alone, ..PLAIN }
+    }
+
     fn text(pieces: &[Vec<u8>]) -> Vec<u8> {
         pieces.concat()
     }
@@ -326,8 +352,8 @@ mod tests {
         let big: Arc<[u8]> = vec![b'x'; 5000].into();
         let mut expected = Vec::new();
         for i in 0..10 {
-            outbox.push(Body::Borrowed(b"{small}"), b"\0", Some(i), false);
-            outbox.push(Body::Shared(&big), b"\n", None, false);
+            outbox.push(Body::Borrowed(b"{small}"), b"\0", Some(i), PLAIN);
+            outbox.push(Body::Shared(&big), b"\n", None, PLAIN);
             expected.extend_from_slice(b"{small}\0");
             expected.extend_from_slice(&big);
             expected.push(b'\n');
@@ -345,7 +371,7 @@ mod tests {
             let (mut outbox, mut expected) = (Outbox::default(), Vec::new());
             for i in 0..6 {
                 let body = if i % 3 == 1 { Body::Shared(&big) } else { Body::Borrowed(b"0123456") };
-                outbox.push(body.clone(), b"\r\n", (i % 2 == 0).then_some(i), i == 4);
+                outbox.push(body.clone(), b"\r\n", (i % 2 == 0).then_some(i), alone(i == 4));
                 expected.extend_from_slice(match &body {
                     Body::Borrowed(bytes) => bytes,
                     Body::Shared(bytes) => bytes,
@@ -366,8 +392,8 @@ mod tests {
     #[test]
     fn a_message_that_stands_alone_shares_its_write_with_nobody() {
         let mut outbox: Outbox<()> = Outbox::default();
-        for (text, alone) in [("a", false), ("b", false), ("ACK", true), ("c", false), ("d", false)] {
-            outbox.push(Body::Borrowed(text.as_bytes()), b"", None, alone);
+        for (text, is_alone) in [("a", false), ("b", false), ("ACK", true), ("c", false), ("d", false)] {
+            outbox.push(Body::Borrowed(text.as_bytes()), b"", None, alone(is_alone));
         }
         let (mut socket, mut done) = (Socket { room: 100, ..Socket::default() }, Vec::new());
         assert_eq!(outbox.write_to(&mut socket, &mut done).unwrap(), Progress::Boundary);
@@ -379,8 +405,8 @@ mod tests {
     fn recall_takes_whole_messages_and_copies_the_one_that_is_begun() {
         let mut outbox = Outbox::default();
         for i in 0..4 {
-            outbox.push(Body::Borrowed(format!("message{i}").as_bytes()), b"\n", Some(i), false);
-            outbox.push(Body::Borrowed(b"ack"), b"\n", None, false);
+            outbox.push(Body::Borrowed(format!("message{i}").as_bytes()), b"\n", Some(i), PLAIN);
+            outbox.push(Body::Borrowed(b"ack"), b"\n", None, PLAIN);
         }
         let (mut socket, mut done) = (Socket { room: 3, ..Socket::default() }, Vec::new());
         assert_eq!(outbox.write_to(&mut socket, &mut done).unwrap(), Progress::Blocked);
@@ -397,11 +423,11 @@ mod tests {
     fn a_barrier_counts_as_written_when_all_before_it_is() {
         let mut outbox = Outbox::default();
         let (mut socket, mut done) = (Socket { room: 2, ..Socket::default() }, Vec::new());
-        outbox.push(Body::Borrowed(b""), b"", Some(1), false);
+        outbox.push(Body::Borrowed(b""), b"", Some(1), PLAIN);
         outbox.write_to(&mut socket, &mut done).unwrap();
         assert_eq!(done, [1]);
-        outbox.push(Body::Borrowed(b"abc"), b"", Some(2), false);
-        outbox.push(Body::Borrowed(b""), b"", Some(3), false);
+        outbox.push(Body::Borrowed(b"abc"), b"", Some(2), PLAIN);
+        outbox.push(Body::Borrowed(b""), b"", Some(3), PLAIN);
         assert_eq!(outbox.write_to(&mut socket, &mut done).unwrap(), Progress::Blocked);
         assert_eq!(done, [1]);
         socket.room = 1;
@@ -410,14 +436,19 @@ mod tests {
     }
 
     #[test]
-    fn exempt_bytes_do_not_count_until_they_are_gone() {
-        let mut outbox: Outbox<()> = Outbox::default();
-        outbox.push(Body::Borrowed(&[b'r'; 1000]), b"", None, true);
-        outbox.exempt_all();
-        outbox.push(Body::Borrowed(b"chat"), b"", None, false);
-        assert_eq!(outbox.counted(), 4);
-        let mut socket = Socket { room: 999, ..Socket::default() };
+    fn exempt_bytes_do_not_count_wherever_they_stand() {
+        let mut outbox = Outbox::default();
+        outbox.push(Body::Borrowed(b"chat"), b"", Some(1), PLAIN);
+        outbox.push(Body::Borrowed(&[b'r'; 1000]), b"", Some(2), Manner { exempt: true, ..PLAIN });
+        outbox.push(Body::Borrowed(b"more"), b"", Some(3), PLAIN);
+        assert_eq!((outbox.counted(), outbox.len()), (8, 1008));
+        let mut socket = Socket { room: 104, ..Socket::default() };
         outbox.write_to(&mut socket, &mut Vec::new()).unwrap();
-        assert_eq!(outbox.counted(), 4);
+        assert_eq!((outbox.counted(), outbox.len()), (4, 904));
+        outbox.recall(|tag| *tag == 3);
+        assert_eq!((outbox.counted(), outbox.len()), (0, 900));
+        socket.room = usize::MAX;
+        outbox.write_to(&mut socket, &mut Vec::new()).unwrap();
+        assert_eq!((outbox.counted(), outbox.len()), (0, 0));
     }
 }

@@ -28,12 +28,12 @@ impl Bridge {
         let Effects { list, bytes } = &mut self.effects;
         for effect in list.drain(..) {
             match effect {
-                Effect::Send { conn, body, framing, tag, alone, exempt } => {
+                Effect::Send { conn, body, framing, tag, manner } => {
                     let body = match &body {
                         Payload::Own(range) => Body::Borrowed(&bytes[range.clone()]),
                         Payload::Shared(bytes) => Body::Shared(bytes),
                     };
-                    io.send(conn, Message { body, terminator: framing.terminator(), tag, alone, exempt });
+                    io.send(conn, Message { body, terminator: framing.terminator(), tag, manner });
                 }
                 Effect::Pause(conn) => io.pause(conn),
                 Effect::Resume(conn) => io.resume(conn),

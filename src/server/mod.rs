@@ -15,10 +15,11 @@ use mio::Poll;
 use crate::config::{Config, StoreUrl};
 use crate::password::Hasher;
 use crate::pool::{Pool, Submitter};
-use crate::reactor::{Acceptor, AcceptorHandle, EventLoop, Limits, Mail, Mailbox, listen};
+use crate::reactor::{Acceptor, AcceptorHandle, Admission, EventLoop, Limits, Mail, Mailbox, listen};
 use crate::service::{Job, JobRunner, Letter, Settings, Shard};
 use crate::store::Store;
 use crate::store::sqlite::SqliteStore;
+use crate::wire::{Errno, Refusal, reply};
 use bridge::{Bridge, StoreWorker};
 
 type Mailboxes = Arc<[Mailbox<Mail<Letter>>]>;
@@ -78,7 +79,9 @@ impl Server {
         }
         let room = descriptors.saturating_sub(RESERVED_DESCRIPTORS + config.reactors as u64 * 4).max(1);
         let max = config.max_connections.unwrap_or(usize::MAX).min(usize::try_from(room).unwrap_or(usize::MAX));
-        let (acceptor, handle) = Acceptor::new(listener, Arc::clone(&mailboxes), max)?;
+        let mut refusal = Vec::new();
+        reply::refused(&mut refusal, None, None, &Refusal::new(Errno::Busy, "the server is full, try again later"));
+        let (acceptor, handle) = Acceptor::new(listener, Arc::clone(&mailboxes), Admission { max, refusal })?;
         let acceptor_thread = thread("acceptor".to_owned(), move || acceptor.run())?;
 
         log::info!(

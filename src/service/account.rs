@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::letters::{Tag, Timer};
 use super::session::{Mode, Spill};
 use super::{Answer, Call, Effect, Effects, Lane, Login, Now, Op, Payload, Shard, Then, user_id};
-use crate::reactor::ConnId;
+use crate::reactor::{ConnId, Manner};
 use crate::store::{Outcome, StoreError, UserId, Write};
 use crate::wire::{Errno, Framing, Refusal, msgid, reply};
 
@@ -19,7 +19,7 @@ impl Shard {
     pub(super) fn register(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
         let name = call.request.name()?.to_owned();
         let password = call.request.password()?.into();
-        self.begin_authenticating(call.conn, fx);
+        self.begin_waiting(call.conn, fx);
         let then = Then::Registered { conn: call.conn, seq: call.seq };
         self.submit(Lane::None, then, Op::Register { name, password }, fx);
         Ok(())
@@ -37,13 +37,13 @@ impl Shard {
                 if let Some(client) = self.clients.get(conn) {
                     fx.reply(conn, client.framing.framing(), true, |out| reply::registered(out, seq, id));
                 }
-                return self.end_authenticating(conn, fx);
+                return self.end_waiting(conn, fx);
             }
             Ok(Answer::Wrote(Outcome::Already)) => Refusal::new(Errno::Rejected, "this name is taken!"),
             other => super::store_failure(other),
         };
         self.refuse(conn, Some(msgid::REGISTER), seq, &refusal, fx);
-        self.end_authenticating(conn, fx);
+        self.end_waiting(conn, fx);
     }
 
     pub(super) fn login(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
@@ -57,7 +57,7 @@ impl Shard {
         }
         // No account has the id 0: it takes as long as any other wrong one.
         let user = user_id(id).unwrap_or(0);
-        self.begin_authenticating(conn, fx);
+        self.begin_waiting(conn, fx);
         let login = Login { conn, user, seq: call.seq, name: Box::default(), tries: 0 };
         self.submit(Lane::None, Then::Verified(login), Op::Verify { user, password }, fx);
         Ok(())
@@ -145,12 +145,12 @@ impl Shard {
         }
         let tag = reply_has_rows.then(|| Tag::Offline { user, rows: Arc::from(loaded.rows) });
         let body = Payload::Shared(loaded.reply.into());
-        fx.push(Effect::Send { conn, body, framing, tag, alone: true, exempt: true });
+        fx.push(Effect::Send { conn, body, framing, tag, manner: Manner { alone: true, exempt: true } });
         for (body, receipt) in queue {
             self.deliver(user, super::chat::Text::Shared(body), receipt, fx);
         }
         self.advance_drain(conn, fx);
-        self.end_authenticating(conn, fx);
+        self.end_waiting(conn, fx);
     }
 
     pub(super) fn logout(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
@@ -173,26 +173,27 @@ impl Shard {
         // What is queued for the user must be out, or stored, before anybody may claim it again.
         let body = Payload::Own(0..0);
         let tag = Some(Tag::Barrier { user: session.user });
-        fx.push(Effect::Send { conn, body, framing: Framing::Bare, tag, alone: false, exempt: false });
+        fx.push(Effect::Send { conn, body, framing: Framing::Bare, tag, manner: Manner::default() });
         self.leave(conn, *session, true, fx);
     }
 
     pub(super) fn refuse_login(&mut self, login: &Login, errno: Errno, fx: &mut Effects) {
         self.refuse(login.conn, Some(msgid::LOGIN), login.seq, &errno.into(), fx);
-        self.end_authenticating(login.conn, fx);
+        self.end_waiting(login.conn, fx);
     }
 
-    fn begin_authenticating(&mut self, conn: ConnId, fx: &mut Effects) {
+    /// Input waits from here on, until the request is answered.
+    pub(super) fn begin_waiting(&mut self, conn: ConnId, fx: &mut Effects) {
         self.owe(conn, fx);
         if let Some(client) = self.clients.get_mut(conn) {
-            client.authenticating = true;
+            client.waiting = true;
             fx.push(Effect::Pause(conn));
         }
     }
 
-    fn end_authenticating(&mut self, conn: ConnId, fx: &mut Effects) {
+    pub(super) fn end_waiting(&mut self, conn: ConnId, fx: &mut Effects) {
         let Some(client) = self.clients.get_mut(conn) else { return };
-        client.authenticating = false;
+        client.waiting = false;
         if !client.throttled {
             fx.push(Effect::Resume(conn));
         }
@@ -201,7 +202,7 @@ impl Shard {
 
     /// Whether somebody still waits for the outcome of a login on this connection.
     fn is_waited_for(&self, conn: ConnId) -> bool {
-        self.clients.get(conn).is_some_and(|client| client.authenticating && !client.closing)
+        self.clients.get(conn).is_some_and(|client| client.waiting && !client.closing)
     }
 
     fn is_legacy(&self, conn: ConnId) -> bool {

@@ -6,14 +6,14 @@ use std::time::Instant;
 
 use super::jobs::{Job, Lane};
 use super::letters::{Letter, Tag, Timer};
-use crate::reactor::{CloseReason, ConnId};
+use crate::reactor::{CloseReason, ConnId, Manner};
 use crate::wire::Framing;
 
 /// One thing to be done, in the order of the list.
 #[derive(Debug)]
 pub enum Effect {
     /// Queue a message on a connection of this shard.
-    Send { conn: ConnId, body: Payload, framing: Framing, tag: Option<Tag>, alone: bool, exempt: bool },
+    Send { conn: ConnId, body: Payload, framing: Framing, tag: Option<Tag>, manner: Manner },
     /// Hand over no more input of this connection.
     Pause(ConnId),
     /// Input goes on.
@@ -68,6 +68,6 @@ impl Effects {
         let from = self.bytes.len();
         write(&mut self.bytes);
         let body = Payload::Own(from..self.bytes.len());
-        self.push(Effect::Send { conn, body, framing, tag: None, alone, exempt: false });
+        self.push(Effect::Send { conn, body, framing, tag: None, manner: Manner { alone, exempt: false } });
     }
 }

@@ -1,7 +1,7 @@
 //! Friends, lists, and ping.
 
 use super::{Answer, Call, Effect, Effects, Op, Payload, Shard, Then, user_id};
-use crate::reactor::ConnId;
+use crate::reactor::{ConnId, Manner};
 use crate::store::{Outcome, StoreError, Write};
 use crate::wire::{Errno, Refusal, msgid, reply};
 
@@ -49,7 +49,8 @@ impl Shard {
     pub(super) fn list(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
         let session = self.clients.get(call.conn).and_then(|client| client.session.as_deref());
         let user = session.ok_or(Errno::NotLoggedIn)?.user;
-        self.owe(call.conn, fx);
+        // One at a time: the reply may be large, and input behind it waits until it is written.
+        self.begin_waiting(call.conn, fx);
         let then = Then::Listed { conn: call.conn, seq: call.seq };
         self.submit(self.user_lane(user), then, Op::Lists { user, seq: call.seq }, fx);
         Ok(())
@@ -66,12 +67,12 @@ impl Shard {
             if let Some(client) = self.clients.get(conn) {
                 let (framing, body) = (client.framing.framing(), Payload::Shared(bytes.into()));
                 // As a login reply: its size is not the client's doing.
-                fx.push(Effect::Send { conn, body, framing, tag: None, alone: false, exempt: true });
+                fx.push(Effect::Send { conn, body, framing, tag: None, manner: Manner { alone: false, exempt: true } });
             }
         } else {
             self.refuse(conn, Some(msgid::LIST), seq, &Errno::StoreUnavailable.into(), fx);
         }
-        self.paid(conn, fx);
+        self.end_waiting(conn, fx);
     }
 
     pub(super) fn ping(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {

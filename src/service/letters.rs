@@ -109,12 +109,18 @@ pub enum Tag {
 }
 
 /// What a timer is for. Whoever it names may be gone when it fires.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Timer {
     Login(ConnId),
     Idle(ConnId),
-    /// The store failed while a session's offline messages were being drained.
+    /// The store would not read a session's next offline messages.
     Drain(ConnId),
+    /// The store would not remove offline messages that were written.
+    Remove {
+        conn: ConnId,
+        user: UserId,
+        rows: Arc<[RowId]>,
+    },
     /// The store failed to take a claim back.
     Release(UserId),
 }

@@ -279,7 +279,8 @@ impl Shard {
         match timer {
             Timer::Login(conn) => self.login_timer(conn, now, fx),
             Timer::Idle(conn) => self.idle_timer(conn, now, fx),
-            Timer::Drain(conn) => self.retry_drain(conn, fx),
+            Timer::Drain(conn) => self.retry_page(conn, fx),
+            Timer::Remove { conn, user, rows } => self.retry_remove(conn, user, rows, fx),
             Timer::Release(user) => self.release(user, fx),
         }
     }
@@ -294,7 +295,7 @@ impl Shard {
         let conns: Vec<ConnId> = self.clients.ids().collect();
         for conn in conns {
             let Some(client) = self.clients.get_mut(conn) else { continue };
-            if client.authenticating && client.session.is_none() {
+            if client.waiting && client.session.is_none() {
                 // Its turn to be hashed may be a minute away.
                 self.refuse_and_close(conn, Errno::ShuttingDown.into(), CloseReason::ShuttingDown, fx);
             } else {
@@ -382,7 +383,7 @@ impl Shard {
         client.pending -= 1;
         if client.throttled && client.pending <= MAX_PENDING / 2 && (self.jobs < MAX_JOBS || client.pending == 0) {
             client.throttled = false;
-            if !client.authenticating {
+            if !client.waiting {
                 fx.push(Effect::Resume(conn));
             }
         }

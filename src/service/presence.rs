@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use super::chat::Text;
 use super::letters::{Letter, Receipt, Timer};
-use super::session::{Joining, Mode, Session};
+use super::session::{Begun, Joining, Mode, Session};
 use super::{Answer, Effect, Effects, Login, Now, Op, Shard, Then};
 use crate::reactor::ConnId;
 use crate::store::{StoreError, UserId, Write};
@@ -36,13 +36,15 @@ pub(super) struct Place {
 
 /// A session of this shard that is ending.
 pub(super) struct Leaving {
-    conn: ConnId,
+    pub conn: ConnId,
     /// Shards whose letters may still be on their way.
     unseen: usize,
     /// Messages queued before a logout are still being written; what comes now waits for them.
     pub barrier: bool,
     /// Chats of this user that are not settled.
     pub sends: u32,
+    /// A message that is half written, and stored as well.
+    pub begun: Begun,
     /// What came behind the barrier.
     pub queue: Vec<(Arc<[u8]>, Receipt)>,
 }
@@ -85,12 +87,13 @@ impl Shard {
     /// Ends a session. `barrier`: the connection lives on, and what is queued on it goes out first.
     pub(super) fn leave(&mut self, conn: ConnId, session: Session, barrier: bool, fx: &mut Effects) {
         let Session { user, sends, mode, .. } = session;
+        let begun = mode.begun();
         if let Mode::Joining(joining) = mode {
             for (body, receipt) in joining.queue {
                 self.keep(user, body, receipt, fx);
             }
         }
-        let leaving = Leaving { conn, unseen: self.shards - 1, barrier, sends, queue: Vec::new() };
+        let leaving = Leaving { conn, unseen: self.shards - 1, barrier, sends, begun, queue: Vec::new() };
         self.leaving.insert(user, leaving);
         self.broadcast(|| Letter::Leave { user, conn }, fx);
         self.try_release(user, fx);
@@ -139,9 +142,10 @@ impl Shard {
     }
 
     /// Ends a session for good, if nothing of it is left.
-    fn try_release(&mut self, user: UserId, fx: &mut Effects) {
+    pub(super) fn try_release(&mut self, user: UserId, fx: &mut Effects) {
         let Some(leaving) = self.leaving.get(&user) else { return };
-        if leaving.unseen > 0 || leaving.barrier || leaving.sends > 0 {
+        let is_being_stored = matches!(leaving.begun, Begun::Storing(_));
+        if leaving.unseen > 0 || leaving.barrier || leaving.sends > 0 || is_being_stored {
             return;
         }
         let conn = leaving.conn;

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use super::chat::Text;
 use super::letters::{Fate, Receipt, Tag, Timer};
 use super::{Answer, Effect, Effects, Now, Op, Payload, Shard, Then};
-use crate::reactor::{CloseReason, ConnId, Unwritten};
+use crate::reactor::{CloseReason, ConnId, Manner, Unwritten};
 use crate::store::{Outcome, RowId, StoreError, UserId, Write};
 use crate::wire::reply::OFFLINE_IN_REPLY;
-use crate::wire::{FramingMirror, Splitter};
+use crate::wire::{Errno, FramingMirror, Refusal, Splitter};
 
 /// How soon a drain that the store refused is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -22,8 +22,8 @@ pub(super) struct Client {
     pub session: Option<Box<Session>>,
     /// Requests that are not settled: replies owed, and chats whose fate is open.
     pub pending: u32,
-    /// A login or a registration is on its way; input waits behind it.
-    pub authenticating: bool,
+    /// A login, a registration or a list is on its way; input waits behind it.
+    pub waiting: bool,
     /// Too many requests are unsettled; input waits.
     pub throttled: bool,
     /// It has used `seq`, so it is no C++ client.
@@ -45,7 +45,7 @@ impl Client {
             framing: FramingMirror::default(),
             session: None,
             pending: 0,
-            authenticating: false,
+            waiting: false,
             throttled: false,
             uses_seq: false,
             ended: false,
@@ -56,7 +56,7 @@ impl Client {
     }
 
     pub fn is_paused(&self) -> bool {
-        self.authenticating || self.throttled
+        self.waiting || self.throttled
     }
 }
 
@@ -101,7 +101,6 @@ pub(super) struct Spill {
     begun: Begun,
 }
 
-#[derive(Clone)]
 enum Stage {
     /// The connection's queue must get empty.
     Queue,
@@ -114,11 +113,21 @@ enum Stage {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Begun {
+pub(super) enum Begun {
     None,
     /// It is being stored; `true`: the rest of it was written meanwhile.
     Storing(bool),
     Stored(RowId),
+}
+
+impl Mode {
+    /// What a session that ends leaves half-written.
+    pub fn begun(&self) -> Begun {
+        match self {
+            Mode::Spill(spill) => spill.begun,
+            Mode::Joining(_) | Mode::Live => Begun::None,
+        }
+    }
 }
 
 impl Spill {
@@ -197,49 +206,56 @@ impl Shard {
             Ok(Answer::Wrote(Outcome::Kept(rows))) => rows.first().copied().flatten(),
             _ => None,
         };
-        let spill = self.spill_mut(conn).filter(|(owner, _)| *owner == user).map(|(_, spill)| spill);
-        let Some(spill) = spill else {
-            // The session has ended; if the message got out after all, it is repeated.
-            return self.settle(
-                receipt,
-                row.map_or(Fate::Failed(super::Errno::StoreUnavailable), |_| Fate::Stored),
-                fx,
-            );
-        };
-        match (row, spill.begun) {
+        let Some(begun) = self.begun_mut(conn, user) else { return };
+        match (row, *begun) {
             (Some(row), Begun::Storing(written)) => {
-                spill.begun = if written { Begun::None } else { Begun::Stored(row) };
+                *begun = if written { Begun::None } else { Begun::Stored(row) };
                 self.settle(receipt, Fate::Stored, fx);
                 if written {
                     self.remove_begun(conn, user, row, fx);
                 }
             }
             (None, Begun::Storing(written)) => {
-                spill.begun = Begun::None;
+                *begun = Begun::None;
                 if written {
                     self.settle(receipt, Fate::Delivered, fx);
+                } else if self.clients.get(conn).is_none() {
+                    self.settle(receipt, Fate::Failed(Errno::StoreUnavailable), fx);
                 }
                 // Otherwise its tag in the queue still speaks for it.
             }
             (_, Begun::None | Begun::Stored(_)) => {}
         }
         self.advance_drain(conn, fx);
+        self.try_release(user, fx);
+    }
+
+    /// The half-written message of a session that is being drained, or is ending.
+    fn begun_mut(&mut self, conn: ConnId, user: UserId) -> Option<&mut Begun> {
+        if let Some(leaving) = self.leaving.get_mut(&user)
+            && leaving.conn == conn
+        {
+            return Some(&mut leaving.begun);
+        }
+        match self.clients.get_mut(conn)?.session.as_deref_mut() {
+            Some(Session { user: owner, mode: Mode::Spill(spill), .. }) if *owner == user => Some(&mut spill.begun),
+            _ => None,
+        }
     }
 
     /// A chat was written whole. True: it was the half-written one of a slow reader, which the
     /// store has taken over.
     pub(super) fn begun_was_written(&mut self, conn: ConnId, to: UserId, fx: &mut Effects) -> bool {
-        let Some((user, spill)) = self.spill_mut(conn) else { return false };
-        match spill.begun {
-            _ if user != to => false,
+        let Some(begun) = self.begun_mut(conn, to) else { return false };
+        match *begun {
             Begun::None => false,
             Begun::Storing(_) => {
-                spill.begun = Begun::Storing(true);
+                *begun = Begun::Storing(true);
                 true
             }
             Begun::Stored(row) => {
-                spill.begun = Begun::None;
-                self.remove_begun(conn, user, row, fx);
+                *begun = Begun::None;
+                self.remove_begun(conn, to, row, fx);
                 true
             }
         }
@@ -308,7 +324,7 @@ impl Shard {
             fx.bytes.extend_from_slice(&text);
             let body = Payload::Own(from..fx.bytes.len());
             let tag = (i == last).then(|| Tag::Offline { user, rows: Arc::clone(&rows) });
-            fx.push(Effect::Send { conn, body, framing, tag, alone: false, exempt: false });
+            fx.push(Effect::Send { conn, body, framing, tag, manner: Manner::default() });
         }
     }
 
@@ -333,30 +349,29 @@ impl Shard {
         fx: &mut Effects,
     ) {
         if self.session_mut(conn, user).is_none() {
-            return;
+            return; // the next login repeats them, should they still be there
+        }
+        if answer.is_err() {
+            return fx.push(Effect::Timer(now.at + RETRY, Timer::Remove { conn, user, rows }));
         }
         let Some((_, spill)) = self.spill_mut(conn) else { return };
-        if !matches!(&spill.stage, Stage::Removing(removing) if *removing == rows) {
-            return;
-        }
-        if answer.is_ok() {
+        if matches!(&spill.stage, Stage::Removing(removing) if *removing == rows) {
             spill.stage = Stage::Queue;
             self.advance_drain(conn, fx);
-        } else {
-            fx.push(Effect::Timer(now.at + RETRY, Timer::Drain(conn)));
         }
     }
 
-    /// Goes on with a drain that the store has refused.
-    pub(super) fn retry_drain(&mut self, conn: ConnId, fx: &mut Effects) {
-        let Some((user, spill)) = self.spill_mut(conn) else { return };
-        match spill.stage.clone() {
-            Stage::Removing(rows) => self.remove(conn, user, rows, fx),
-            Stage::Reading => {
-                spill.stage = Stage::Queue;
-                self.advance_drain(conn, fx);
-            }
-            Stage::Queue | Stage::Writing => {}
+    pub(super) fn retry_remove(&mut self, conn: ConnId, user: UserId, rows: Arc<[RowId]>, fx: &mut Effects) {
+        if self.session_mut(conn, user).is_some() {
+            self.remove(conn, user, rows, fx);
+        }
+    }
+
+    pub(super) fn retry_page(&mut self, conn: ConnId, fx: &mut Effects) {
+        let Some((_, spill)) = self.spill_mut(conn) else { return };
+        if matches!(spill.stage, Stage::Reading) {
+            spill.stage = Stage::Queue;
+            self.advance_drain(conn, fx);
         }
     }
 
@@ -368,16 +383,22 @@ impl Shard {
         mut unwritten: Vec<Unwritten<Tag>>,
         fx: &mut Effects,
     ) {
-        let Some(session) = client.session.take() else { return self.return_unwritten(unwritten, fx) };
-        if let Mode::Spill(spill) = &session.mode
-            && spill.begun != Begun::None
-        {
-            // It stands in the store already.
-            let is_begun = |tag: &Tag| matches!(tag, Tag::Chat { to, .. } if *to == session.user);
-            unwritten.retain(|message| !(message.begun && is_begun(&message.tag)));
-        }
+        // A half-written message that the store has taken over stands there already.
+        unwritten.retain(|message| match message.tag {
+            Tag::Chat { to, .. } if message.begun => {
+                let of_session = client.session.as_ref().filter(|session| session.user == to);
+                let begun = match of_session {
+                    Some(session) => Some(session.mode.begun()),
+                    None => self.leaving.get(&to).filter(|leaving| leaving.conn == conn).map(|leaving| leaving.begun),
+                };
+                begun.is_none_or(|begun| begun == Begun::None)
+            }
+            _ => true,
+        });
         self.return_unwritten(unwritten, fx);
-        self.leave(conn, *session, false, fx);
+        if let Some(session) = client.session.take() {
+            self.leave(conn, *session, false, fx);
+        }
     }
 
     /// Messages that a connection did not take: each goes to its recipient's store, in order.
@@ -399,12 +420,12 @@ impl Shard {
             return; // a logout sets it again
         }
         let due = client.out_since + timeout;
-        if client.authenticating || due > now.at {
+        if client.waiting || due > now.at {
             fx.push(Effect::Timer(due.max(now.at + RETRY), Timer::Login(conn)));
         } else {
             self.refuse_and_close(
                 conn,
-                super::Refusal::new(super::Errno::NotLoggedIn, "no login in time"),
+                Refusal::new(Errno::NotLoggedIn, "no login in time"),
                 CloseReason::LoginTimeout,
                 fx,
             );
@@ -421,7 +442,7 @@ impl Shard {
         } else {
             self.refuse_and_close(
                 conn,
-                super::Refusal::new(super::Errno::Busy, "closed for being idle"),
+                Refusal::new(Errno::Busy, "closed for being idle"),
                 CloseReason::IdleTimeout,
                 fx,
             );
@@ -441,6 +462,6 @@ impl Shard {
         };
         let framing = client.framing.framing();
         let tag = Some(Tag::Chat { to, receipt });
-        fx.push(Effect::Send { conn, body, framing, tag, alone: false, exempt: false });
+        fx.push(Effect::Send { conn, body, framing, tag, manner: Manner::default() });
     }
 }

@@ -5,11 +5,11 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chat_server::reactor::{Body, CloseReason, ConnId, Limits, Message, Outbox, Unwritten};
+use chat_server::reactor::{Body, CloseReason, ConnId, Limits, Manner, Message, Outbox, Unwritten};
 
 use crate::probe;
 use crate::support::eventually;
-use crate::toy::{Event, Reactors, Setup, Tag, echo, expect_bytes, message, send};
+use crate::toy::{EXEMPT, Event, Reactors, Setup, Tag, echo, expect_bytes, message, send};
 
 const LIMITS: Limits = Limits { high_water: 256 * 1024, hard: 1 << 20 };
 const CHAT: usize = 10_007; // no socket is full at a multiple of it
@@ -28,7 +28,7 @@ const JAM: usize = 8 << 20;
 fn jam(reactors: &Reactors, conn: ConnId) {
     reactors.ask(0, move |_, io| {
         let much = vec![b'x'; JAM];
-        io.send(conn, Message { exempt: true, ..message(&much, None) })
+        io.send(conn, Message { manner: EXEMPT, ..message(&much, None) })
     });
 }
 
@@ -183,11 +183,10 @@ fn one_message_over_the_hard_mark_does_not_wait_for_a_second_one() {
 #[test]
 fn a_recall_does_not_leave_its_bytes_exemption_to_others() {
     let mut outbox: Outbox<Tag> = Outbox::default();
-    outbox.push(Body::Borrowed(&[b'c'; 1000]), b"", Some(Tag::Chat(0)), false);
-    outbox.push(Body::Borrowed(&[b'r'; 100]), b"", None, false);
-    outbox.exempt_all();
-    outbox.push(Body::Borrowed(&[b'a'; 500]), b"", None, false);
-    assert_eq!(outbox.counted(), 500);
+    outbox.push(Body::Borrowed(&[b'c'; 1000]), b"", Some(Tag::Chat(0)), Manner::default());
+    outbox.push(Body::Borrowed(&[b'r'; 100]), b"", None, EXEMPT);
+    outbox.push(Body::Borrowed(&[b'a'; 500]), b"", None, Manner::default());
+    assert_eq!(outbox.counted(), 1500);
     outbox.recall(|tag| matches!(tag, Tag::Chat(_)));
     assert_eq!(outbox.counted(), 500);
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use chat_server::reactor::{CloseReason, ConnId, Io, Message, Taken};
 
-use crate::toy::{Event, Toy, echo, expect_bytes, expect_end, message, refuse, send, start, swallow};
+use crate::toy::{EXEMPT, Event, Toy, echo, expect_bytes, expect_end, message, refuse, send, start, swallow};
 
 #[test]
 fn a_request_and_fin_in_one_event_do_not_cost_the_reply() {
@@ -110,7 +110,7 @@ fn a_slow_flush_does_not_shorten_the_goodbye() {
     let reactors = start(swallow);
     let (mut client, conn) = reactors.connect();
     reactors.ask(0, move |_, io| {
-        io.send(conn, Message { exempt: true, ..message(&vec![b'x'; MUCH], None) });
+        io.send(conn, Message { manner: EXEMPT, ..message(&vec![b'x'; MUCH], None) });
         io.close(conn, CloseReason::Unfollowable);
     });
     reactors.pass(Duration::from_secs(4));
@@ -128,7 +128,7 @@ fn a_message_sent_just_before_the_close_is_not_lost() {
     let reactors = start(swallow);
     let (mut client, conn) = reactors.connect();
     reactors.ask(0, move |_, io| {
-        io.send(conn, Message { exempt: true, ..message(&vec![b'x'; MUCH], None) });
+        io.send(conn, Message { manner: EXEMPT, ..message(&vec![b'x'; MUCH], None) });
         io.close(conn, CloseReason::IdleTimeout);
     });
     expect_bytes(&mut client, &vec![b'x'; MUCH]);

@@ -12,8 +12,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use chat_server::reactor::{
-    Acceptor, AcceptorHandle, Body, CloseReason, ConnId, EventLoop, Handler, Io, Limits, Mail, Mailbox, Message, Taken,
-    Unwritten, listen,
+    Acceptor, AcceptorHandle, Admission, Body, CloseReason, ConnId, EventLoop, Handler, Io, Limits, Mail, Mailbox,
+    Manner, Message, Taken, Unwritten, listen,
 };
 use mio::Poll;
 
@@ -130,8 +130,11 @@ pub fn refuse(_: &mut Toy, io: &mut Io<Toy>, conn: ConnId, input: &[u8]) -> Take
     Taken { bytes: input.len(), more: false }
 }
 
+/// Counts towards no mark.
+pub const EXEMPT: Manner = Manner { alone: false, exempt: true };
+
 pub fn message<'a>(bytes: &'a [u8], tag: Option<Tag>) -> Message<'a, Tag> {
-    Message { body: Body::Borrowed(bytes), terminator: b"", tag, alone: false, exempt: false }
+    Message { body: Body::Borrowed(bytes), terminator: b"", tag, manner: Manner::default() }
 }
 
 pub fn send(io: &mut Io<Toy>, conn: ConnId, bytes: &[u8], tag: Option<Tag>) -> bool {
@@ -139,6 +142,9 @@ pub fn send(io: &mut Io<Toy>, conn: ConnId, bytes: &[u8], tag: Option<Tag>) -> b
 }
 
 /// What to start.
+/// What a client hears that finds all places taken.
+pub const FULL: &[u8] = b"full";
+
 pub struct Setup {
     pub reactors: usize,
     pub limits: Limits,
@@ -219,7 +225,11 @@ impl Reactors {
             threads.push(Thread { handle: Some(handle), proc, epoll });
         }
         let early = (0..setup.early).map(|_| TcpStream::connect(address)).collect::<io::Result<_>>()?;
-        let (acceptor, handle) = Acceptor::new(listener, Arc::clone(&mailboxes), setup.max_connections)?;
+        let (acceptor, handle) = Acceptor::new(
+            listener,
+            Arc::clone(&mailboxes),
+            Admission { max: setup.max_connections, refusal: FULL.to_vec() },
+        )?;
         let (thread, acceptor_proc) = spawn(move || acceptor.run())?;
         Ok(Reactors {
             address,
