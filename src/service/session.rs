@@ -415,7 +415,7 @@ impl Shard {
     /// Has the login timer found somebody who has not logged in?
     pub(super) fn login_timer(&mut self, conn: ConnId, now: Now, fx: &mut Effects) {
         let Some(timeout) = self.settings.login_timeout else { return };
-        let Some(client) = self.clients.get(conn) else { return };
+        let Some(client) = self.clients.get_mut(conn) else { return };
         if client.session.is_some() {
             return; // a logout sets it again
         }
@@ -423,12 +423,8 @@ impl Shard {
         if client.waiting || due > now.at {
             fx.push(Effect::Timer(due.max(now.at + RETRY), Timer::Login(conn)));
         } else {
-            self.refuse_and_close(
-                conn,
-                Refusal::new(Errno::NotLoggedIn, "no login in time"),
-                CloseReason::LoginTimeout,
-                fx,
-            );
+            client.closing = true;
+            fx.push(Effect::Close(conn, CloseReason::LoginTimeout));
         }
     }
 
