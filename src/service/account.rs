@@ -97,6 +97,9 @@ impl Shard {
                 if may_come_free || self.is_leaving(login.user) {
                     login.tries += 1;
                     self.claim(login, fx);
+                } else if self.unreleased.contains(&login.user) {
+                    // Nobody uses it: the store has not taken the last session's end yet.
+                    self.refuse_login(&login, Errno::StoreUnavailable, fx);
                 } else {
                     self.refuse_login(&login, Errno::InUse, fx);
                 }

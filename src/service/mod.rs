@@ -27,7 +27,7 @@ mod letters;
 mod presence;
 mod session;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use chrono::{Local, TimeZone};
@@ -119,6 +119,8 @@ pub struct Shard {
     presence: HashMap<UserId, Place>,
     /// Users of this shard whose session is ending.
     leaving: HashMap<UserId, Leaving>,
+    /// Users whose claim the store would not take back yet.
+    unreleased: HashSet<UserId>,
     /// Logins that wait for a session to end.
     waiting: HashMap<UserId, Vec<Login>>,
     groups: GroupCache,
@@ -141,6 +143,7 @@ impl Shard {
             clients: ConnMap::default(),
             presence: HashMap::new(),
             leaving: HashMap::new(),
+            unreleased: HashSet::new(),
             waiting: HashMap::new(),
             groups: GroupCache::default(),
             fans: FanOuts::default(),

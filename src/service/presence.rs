@@ -190,7 +190,10 @@ impl Shard {
 
     pub(super) fn released(&mut self, user: UserId, answer: Result<Answer, StoreError>, now: Now, fx: &mut Effects) {
         // At the very end the server releases everybody at once.
-        if answer.is_err() && !self.shutting_down {
+        if answer.is_ok() {
+            self.unreleased.remove(&user);
+        } else if !self.shutting_down {
+            self.unreleased.insert(user);
             fx.push(Effect::Timer(now.at + RETRY, Timer::Release(user)));
         }
     }
