@@ -59,24 +59,24 @@ struct Flags {
     redis: Option<String>,
 
     /// Sub-reactor threads, 1 to 256 [default: one for each core]
-    #[arg(long, env = "CHAT_REACTORS", value_name = "N", value_parser = count(1, 256))]
+    #[arg(long, env = "CHAT_REACTORS", value_name = "N", allow_negative_numbers = true, value_parser = count(1, 256))]
     reactors: Option<u64>,
 
     /// Worker threads for the store and for password hashing, 1 to 256
-    #[arg(long, env = "CHAT_WORKERS", value_name = "N", value_parser = count(1, 256), default_value = "4")]
+    #[arg(long, env = "CHAT_WORKERS", value_name = "N", allow_negative_numbers = true, value_parser = count(1, 256), default_value = "4")]
     workers: u64,
 
     /// Connections at a time; more are refused with error 20
     /// [default: the file-descriptor limit less a reserve]
-    #[arg(long, env = "CHAT_MAX_CONNECTIONS", value_name = "N", value_parser = count(1, 10_000_000))]
+    #[arg(long, env = "CHAT_MAX_CONNECTIONS", value_name = "N", allow_negative_numbers = true, value_parser = count(1, 10_000_000))]
     max_connections: Option<u64>,
 
     /// The largest message of a user who has logged in, in bytes
-    #[arg(long, env = "CHAT_MAX_MESSAGE", value_name = "BYTES", value_parser = count(256, 16 << 20), default_value = "65536")]
+    #[arg(long, env = "CHAT_MAX_MESSAGE", value_name = "BYTES", allow_negative_numbers = true, value_parser = count(256, 16 << 20), default_value = "65536")]
     max_message: u64,
 
     /// The largest message before that, in bytes
-    #[arg(long, env = "CHAT_MAX_MESSAGE_BEFORE_LOGIN", value_name = "BYTES", value_parser = count(256, 16 << 20), default_value = "8192")]
+    #[arg(long, env = "CHAT_MAX_MESSAGE_BEFORE_LOGIN", value_name = "BYTES", allow_negative_numbers = true, value_parser = count(256, 16 << 20), default_value = "8192")]
     max_message_before_login: u64,
 
     /// How long a connection may stay without a login, like 90s or 10m; off: for ever
@@ -89,7 +89,7 @@ struct Flags {
 
     /// What may wait to be written to one connection before its messages take the way through the
     /// store, in bytes
-    #[arg(long, env = "CHAT_HIGH_WATER", value_name = "BYTES", value_parser = count(4096, 1 << 30), default_value = "1048576")]
+    #[arg(long, env = "CHAT_HIGH_WATER", value_name = "BYTES", allow_negative_numbers = true, value_parser = count(4096, 1 << 30), default_value = "1048576")]
     high_water: u64,
 
     /// The cost of hashing a password: memory in KiB and passes. Stored passwords of another cost
@@ -249,6 +249,7 @@ mod tests {
             ("chat-server --password-cost x", "--password-cost"),
             ("chat-server --login-timeout soon", "--login-timeout"),
             ("chat-server --high-water 1", "--high-water"),
+            ("chat-server --max-connections -1", "--max-connections"),
             ("chat-server --colour", "--colour"),
         ] {
             let text = usage(line);
