@@ -27,7 +27,7 @@ const USER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Binds a listening socket. Its options are those of every accepted socket, which inherits them:
 /// no delay, keep-alive after 60 s, 30 s until unacknowledged data ends the connection, a send
-/// buffer of 64 KiB, and urgent bytes in line, since a read that stops at one looks like the last.
+/// buffer of 64 KiB, and urgent bytes in line, as any others.
 ///
 /// # Errors
 /// What the operating system says, such as an address in use.

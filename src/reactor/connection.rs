@@ -70,8 +70,9 @@ pub(super) struct Connection<T> {
     pub state: State,
     /// The kernel may have input: an event said so and no read has shown otherwise.
     pub readable: bool,
-    /// An event said that the client has finished sending, so a short read is not the last one.
-    pub read_closed: bool,
+    /// An event said that the client has finished sending, or has sent an urgent byte: a short read
+    /// is not the last one.
+    pub short_reads_lie: bool,
     /// The stream's end was read.
     pub eof: bool,
     /// The handler was told of `eof`.
@@ -90,6 +91,12 @@ pub(super) struct Connection<T> {
     pub armed: bool,
     /// The last write found the socket full, and no event has said otherwise.
     pub blocked: bool,
+    /// It has taken nothing for a second, and its messages were recalled; not drained since.
+    pub stalled: bool,
+    /// A timer will look whether it has stalled.
+    pub stall_timer: bool,
+    /// When the kernel last took something, or the queue began to wait for it.
+    pub progress: Instant,
     /// Its input waits until what is queued is written, exempt or not.
     pub stuffed: bool,
     /// Each message leaves alone and spaced out, for C++ clients.
@@ -116,7 +123,7 @@ impl<T> Connection<T> {
             stream,
             state: State::Open,
             readable: false,
-            read_closed: false,
+            short_reads_lie: false,
             eof: false,
             ended: false,
             paused: false,
@@ -126,6 +133,9 @@ impl<T> Connection<T> {
             in_dirty: false,
             armed: false,
             blocked: false,
+            stalled: false,
+            stall_timer: false,
+            progress: now,
             stuffed: false,
             paced: false,
             pacing: false,

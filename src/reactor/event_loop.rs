@@ -27,6 +27,9 @@ const LINGER: Duration = Duration::from_secs(5);
 const EXIT_LINGER: Duration = Duration::from_millis(500);
 /// How long a connection may stay over the high-water mark.
 const SLOW_CONSUMER: Duration = Duration::from_secs(10);
+/// How long a connection may take nothing before its messages take another way. Senders wait for
+/// what becomes of them, also while too few wait to pass the high-water mark.
+const STALLED: Duration = Duration::from_secs(1);
 /// Between two messages to a paced connection: longer than a client takes to come back to `recv`.
 const PACE: Duration = Duration::from_millis(10);
 /// Outboxes kept for the next connection that has something to write.
@@ -35,6 +38,9 @@ const SPARE_OUTBOXES: usize = 64;
 const CONGESTED: usize = 64 * 1024;
 /// How soon a reactor that stopped for a congested mailbox looks again.
 const CONGESTED_RETRY: Duration = Duration::from_millis(1);
+
+/// What every connection waits for: input, and to hear of urgent bytes, at which a read stops short.
+const INPUT: Interest = Interest::READABLE.add(Interest::PRIORITY);
 
 /// The business behind one reactor. Every method runs in the reactor's thread and must not block.
 pub trait Handler: Sized {
@@ -65,10 +71,11 @@ pub trait Handler: Sized {
     /// Whether a message with this tag may be taken back from a slow connection's queue.
     fn recallable(tag: &Self::Tag) -> bool;
 
-    /// The connection's queue has passed the high-water mark; `recalled` was taken back from it.
+    /// The connection's queue has passed the high-water mark, or the client has read nothing of it
+    /// for a second; `recalled` was taken back from it.
     fn high_water(&mut self, io: &mut Io<Self>, conn: ConnId, recalled: Vec<Unwritten<Self::Tag>>);
 
-    /// The queue of a connection that was over the mark is empty.
+    /// The queue of a connection that [`Handler::high_water`] told of is empty.
     fn drained(&mut self, io: &mut Io<Self>, conn: ConnId);
 
     /// The connection is gone; `unwritten` are the tagged messages that did not get out whole.
@@ -107,6 +114,8 @@ enum LoopTimer<K> {
     Linger(ConnId),
     /// A connection was over the mark since this moment.
     Slow(ConnId, Instant),
+    /// A connection's socket was full at some moment.
+    Stalled(ConnId),
     /// A paced connection may send its next message.
     Pace(ConnId),
 }
@@ -375,7 +384,7 @@ impl<H: Handler> EventLoop<H> {
             let Some(connection) = io.connections.get_mut(id) else { continue };
             if wants_read(event) {
                 connection.readable = true;
-                connection.read_closed |= event.is_read_closed() || event.is_error();
+                connection.short_reads_lie |= event.is_read_closed() || event.is_error() || event.is_priority();
                 mark_ready(connection, &mut io.ready);
             }
             // Error and hang-up bits only mean "go and look": the system call reports.
@@ -412,7 +421,7 @@ impl<H: Handler> EventLoop<H> {
     fn adopt(&mut self, mut stream: TcpStream, peer: SocketAddr, slot: ConnectionSlot) {
         let io = &mut self.io;
         let id = io.ids.allocate();
-        if let Err(error) = io.registry.register(&mut stream, Token(id.slot()), Interest::READABLE) {
+        if let Err(error) = io.registry.register(&mut stream, Token(id.slot()), INPUT) {
             log::warn!("{peer}: cannot be watched: {error}");
             io.ids.free(id);
             return;
@@ -484,8 +493,9 @@ impl<H: Handler> EventLoop<H> {
                 Ok(n) => {
                     budget -= n;
                     // A short read has emptied the socket, unless the end of the stream has
-                    // arrived already: its event is this one, and there will be no other.
-                    if n < room && !connection.read_closed {
+                    // arrived already (its event is this one, and there will be no other) or the
+                    // read has stopped before an urgent byte.
+                    if n < room && !connection.short_reads_lie {
                         connection.readable = false;
                     }
                     if self.handle_input(id, n) {
@@ -570,6 +580,7 @@ impl<H: Handler> EventLoop<H> {
                         self.io.kill(id, CloseReason::SlowConsumer);
                     }
                 }
+                LoopTimer::Stalled(id) => self.check_stalled(id),
                 LoopTimer::Pace(id) => {
                     if let Some(connection) = self.io.connections.get_mut(id) {
                         connection.pacing = false;
@@ -591,15 +602,38 @@ impl<H: Handler> EventLoop<H> {
             if counted > limits.high_water && !connection.over {
                 connection.over = true;
                 connection.over_since = now;
-                let outbox = connection.outbox.as_mut();
-                let recalled = outbox.map_or_else(Vec::new, |outbox| outbox.recall(H::recallable));
                 self.io.timers.set(now + SLOW_CONSUMER, LoopTimer::Slow(id, now));
-                self.handler.high_water(&mut self.io, id, recalled);
-                self.flush_one(id);
+                self.recall(id);
             }
             if self.io.connections.get(id).is_some_and(|connection| connection.counted() > limits.hard) {
                 self.io.kill(id, CloseReason::SlowConsumer);
             }
+        }
+    }
+
+    /// Takes back what may take another way to a client that does not read.
+    fn recall(&mut self, id: ConnId) {
+        let Some(connection) = self.io.connections.get_mut(id) else { return };
+        let recalled = connection.outbox.as_mut().map_or_else(Vec::new, |outbox| outbox.recall(H::recallable));
+        self.handler.high_water(&mut self.io, id, recalled);
+        self.flush_one(id);
+    }
+
+    /// A socket was full: has it taken anything since?
+    fn check_stalled(&mut self, id: ConnId) {
+        let io = &mut self.io;
+        let Some(connection) = io.connections.get_mut(id) else { return };
+        connection.stall_timer = false;
+        if !connection.blocked || connection.over || connection.stalled || connection.state != State::Open {
+            return;
+        }
+        let due = connection.progress + STALLED;
+        if due > io.now {
+            connection.stall_timer = true;
+            io.timers.set(due, LoopTimer::Stalled(id));
+        } else {
+            connection.stalled = true;
+            self.recall(id);
         }
     }
 
@@ -637,11 +671,19 @@ impl<H: Handler> EventLoop<H> {
         };
         let blocked = matches!(progress, Ok(Progress::Blocked));
         connection.blocked = blocked;
-        if connection.paced && connection.queued() < queued {
+        let moved = connection.queued() < queued;
+        if moved || (blocked && !connection.armed) {
+            connection.progress = io.now;
+        }
+        if blocked && !connection.stall_timer && !connection.stalled {
+            connection.stall_timer = true;
+            io.timers.set(connection.progress + STALLED, LoopTimer::Stalled(id));
+        }
+        if connection.paced && moved {
             connection.pacing = true;
             io.timers.set(io.now + PACE, LoopTimer::Pace(id));
         }
-        let interest = if blocked { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+        let interest = if blocked { INPUT | Interest::WRITABLE } else { INPUT };
         let mut failed = false;
         if connection.armed != blocked {
             connection.armed = blocked;
@@ -658,7 +700,7 @@ impl<H: Handler> EventLoop<H> {
                 if let Some(outbox) = connection.outbox.take() {
                     Io::<H>::put_back(&mut io.spare, outbox);
                 }
-                drained = std::mem::take(&mut connection.over);
+                drained = std::mem::take(&mut connection.over) | std::mem::take(&mut connection.stalled);
                 if std::mem::take(&mut connection.stuffed) || drained {
                     mark_ready(connection, &mut io.ready);
                 }
@@ -718,5 +760,5 @@ impl<H: Handler> EventLoop<H> {
 
 /// Hang-ups and errors show themselves to whoever reads.
 fn wants_read(event: &Event) -> bool {
-    event.is_readable() || event.is_read_closed() || event.is_error()
+    event.is_readable() || event.is_read_closed() || event.is_error() || event.is_priority()
 }

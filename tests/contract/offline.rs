@@ -118,8 +118,7 @@ fn rows_stay_until_the_reply_was_written_whole(config: &'static Config) {
     let world = config.own(&[]);
     let (mut sender, absent) = (world.online("sender"), world.account("absent"));
     store_backlog(&mut sender, absent.id, 700);
-    let mut recipient = world.client();
-    recipient.set_receive_buffer(4096);
+    let mut recipient = world.client_with_receive_buffer(0, 4096);
     recipient.post(&login(&absent));
     // The reply has begun, and its end can be in no buffer of the kernel's.
     recipient.expect_bytes(r#"{"msgid":2,"#);

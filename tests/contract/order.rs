@@ -193,8 +193,7 @@ fn what_was_acked_around_a_reset_was_delivered_or_is_found_later(config: &'stati
     let mut sender = world.online("sender");
     for round in 0..10 {
         let account = world.account("recipient");
-        let mut recipient = world.client_on(1);
-        recipient.set_receive_buffer(4096);
+        let mut recipient = world.client_with_receive_buffer(1, 4096);
         recipient.login(&account);
         let chat = sender.chat_to(account.id, "");
         let mut stream = Stream::new(&mut sender, chat);
@@ -211,15 +210,15 @@ fn what_was_acked_around_a_reset_was_delivered_or_is_found_later(config: &'stati
             stream.send(PAD);
         }
         stream.finish();
-        let (sent, delivered) = (stream.sent, stream.delivered);
+        let sent = stream.sent;
         let mut back = world.client_on(1);
         eventually("the account to be free", || back.try_login(&account)["errno"] == 0);
         let found: Vec<usize> = back.pushed().iter().map(number_of).collect();
         // One gap, of messages that the kernel took; what follows it is complete and in order.
         let first = found.first().copied().unwrap_or(sent);
         assert_eq!(found, (first..sent).collect::<Vec<_>>(), "after {read} were read");
+        // Whether they went there live, or were stored first and pushed when it read again.
         let lost = read..first.max(read);
-        assert!(lost.clone().all(|number| delivered[number] == true), "{lost:?} were acked as stored");
         assert!(lost.len() * PAD <= IN_FLIGHT, "{lost:?} are more than the kernel can have taken");
     }
 }
@@ -228,8 +227,7 @@ fn a_slow_reader_gets_everything_in_order_and_disturbs_nobody(config: &'static C
     let world = config.own(&["--high-water", "65536"]);
     let (mut sender, account) = (world.online("sender"), world.account("slow"));
     let (mut one, mut other) = (world.online("one"), world.online_on(1, "other"));
-    let mut slow = world.client_on(1);
-    slow.set_receive_buffer(4096);
+    let mut slow = world.client_with_receive_buffer(1, 4096);
     slow.login(&account);
     let chat = sender.chat_to(account.id, "");
     let mut stream = Stream::new(&mut sender, chat);
@@ -254,9 +252,12 @@ fn a_slow_reader_gets_everything_in_order_and_disturbs_nobody(config: &'static C
             }),
         }
     }
-    // And what is sent from now on comes behind it, live.
-    assert!(sender.chat(account.id, "1500"));
-    sequence.take(&slow.push());
+    // What is sent from now on comes behind it, and live again as soon as the store is seen empty.
+    eventually("a live delivery", || {
+        let live = sender.chat(account.id, &sequence.next.to_string());
+        sequence.take(&slow.push());
+        live
+    });
 }
 
 fn a_logout_amid_a_stream_loses_none(config: &'static Config) {

@@ -84,7 +84,8 @@ fn what_was_acked_before_the_store_was_full_is_there_and_it_works_again_with_roo
     let (mut sender, absent) = (world.online("sender"), world.account("absent"));
     let leaver = world.online("leaver");
     let kept = fill(&mut sender, absent.id);
-    let leaver = leaver.me().clone(); // and its connection ends, while nothing can be written
+    let account = leaver.me().clone();
+    drop(leaver); // its connection ends, while nothing can be written
     let pid = world.server().pid().try_into().expect("a pid");
     rlimit::prlimit(pid, rlimit::Resource::FSIZE, Some((rlimit::INFINITY, rlimit::INFINITY)), None)
         .expect("one's own child's limit can be raised");
@@ -92,7 +93,7 @@ fn what_was_acked_before_the_store_was_full_is_there_and_it_works_again_with_roo
         let chat = sender.chat_to(absent.id, "room");
         sender.request(chat)["errno"] == 0
     });
-    eventually("the account to be free", || world.client().try_login(&leaver)["errno"] == 0);
+    eventually("the account to be free", || world.client().try_login(&account)["errno"] == 0);
     // Those that were refused may be there too ("not known to be done"); the acked ones must be.
     let texts = world.login(&absent).pushed();
     let numbers: Vec<&str> =

@@ -71,6 +71,41 @@ fn number(tag: Tag) -> usize {
 }
 
 #[test]
+fn a_client_that_reads_nothing_for_a_second_holds_up_no_message_however_few_wait() {
+    let reactors = reactors();
+    let (mut client, conn) = reactors.connect();
+    jam(&reactors, conn);
+    let began = Instant::now();
+    reactors.ask(0, move |_, io| send(io, conn, b"few", Some(Tag::Chat(0))));
+    let recalled = reactors.wait("the message to be handed back", |event| match event {
+        Event::HighWater(id, recalled) if *id == conn => Some(recalled.len()),
+        _ => None,
+    });
+    let took = began.elapsed();
+    assert_eq!(recalled, 1);
+    assert!(took >= Duration::from_millis(900) && took < Duration::from_secs(3), "after {took:?}");
+    // It is not over the mark, so nobody closes it for being slow.
+    reactors.pass(Duration::from_millis(9500));
+    expect_bytes(&mut client, &vec![b'x'; JAM]);
+    reactors.expect(&Event::Drained(conn));
+}
+
+#[test]
+fn a_client_that_reads_a_little_all_the_time_has_not_stalled() {
+    let reactors = reactors();
+    let (mut client, conn) = reactors.connect();
+    jam(&reactors, conn);
+    reactors.ask(0, move |_, io| send(io, conn, b"few", Some(Tag::Chat(0))));
+    let began = Instant::now();
+    // A tenth of a megabyte every tenth of a second is progress, though far from all.
+    while began.elapsed() < Duration::from_millis(2500) {
+        expect_bytes(&mut client, &vec![b'x'; 100 << 10]);
+        reactors.pass(Duration::from_millis(100));
+    }
+    assert!(!reactors.told().iter().any(|event| matches!(event, Event::HighWater(..))), "recalled too early");
+}
+
+#[test]
 fn a_queue_that_was_recalled_whole_is_not_drained_while_the_socket_is_full() {
     let reactors = reactors();
     let (_client, conn) = reactors.connect();

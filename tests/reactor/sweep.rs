@@ -4,20 +4,21 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::time::Duration;
 
-use chat_server::reactor::{CloseReason, ConnId, Limits};
+use chat_server::reactor::{CloseReason, ConnId, Limits, Message};
 use socket2::SockRef;
 
-use crate::toy::{Event, Setup, Tag, echo, expect_bytes, send, start, swallow};
+use crate::toy::{EXEMPT, Event, Setup, Tag, echo, expect_bytes, message, send, start, swallow};
 
 #[test]
 fn a_connection_that_dies_in_mid_turn_is_not_freed_before_the_turn_ends() {
     let limits = Limits { high_water: 64 * 1024, hard: 128 * 1024 };
     let reactors = Setup { script: swallow, limits, ..Setup::default() }.start();
     let (_client, conn) = reactors.connect();
-    // It takes what the sockets take, and is over the soft mark afterwards.
-    reactors.ask(0, move |_, io| send(io, conn, &vec![b'x'; 8 << 20], None));
+    // More than the sockets take, and counting towards no mark.
+    reactors.ask(0, move |_, io| io.send(conn, Message { manner: EXEMPT, ..message(&vec![b'x'; 8 << 20], None) }));
     let stall = reactors.stall(0);
-    reactors.tell(0, move |_, io| _ = send(io, conn, b"over the hard mark, so it dies", None));
+    let over_the_hard_mark = vec![b'y'; 256 * 1024];
+    reactors.tell(0, move |_, io| _ = send(io, conn, &over_the_hard_mark, None));
     reactors.tell(0, move |toy, io| {
         let taken = send(io, conn, b"late", Some(Tag::Chat(7)));
         toy.report(Event::Timer(u32::from(taken)));

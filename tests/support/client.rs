@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use chat_server::wire::{Framing, Split, Splitter, msgid};
 use serde_json::{Value, json};
-use socket2::SockRef;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::DEADLINE;
 
@@ -53,7 +53,24 @@ impl Client {
     }
 
     pub fn try_connect(address: SocketAddr) -> std::io::Result<Client> {
-        let stream = TcpStream::connect_timeout(&address, DEADLINE)?;
+        Client::connect_with(address, |_| Ok(()))
+    }
+
+    /// A client for whom the kernel takes no more than about `bytes` while it does not read. That
+    /// is set before it connects: a window that shrinks below what was offered has the kernel drop
+    /// what it then receives, and the stream stalls.
+    pub fn connect_with_receive_buffer(address: SocketAddr, bytes: usize) -> std::io::Result<Client> {
+        Client::connect_with(address, |socket| socket.set_recv_buffer_size(bytes))
+    }
+
+    fn connect_with(
+        address: SocketAddr,
+        prepare: impl FnOnce(&Socket) -> std::io::Result<()>,
+    ) -> std::io::Result<Client> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        prepare(&socket)?;
+        socket.connect_timeout(&address.into(), DEADLINE)?;
+        let stream = TcpStream::from(socket);
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(DEADLINE))?;
         stream.set_write_timeout(Some(DEADLINE))?;
@@ -79,11 +96,6 @@ impl Client {
     /// Gives up a silent server after `timeout`, where silence is what a test looks for.
     pub fn set_patience(&self, timeout: Duration) {
         self.stream.set_read_timeout(Some(timeout)).unwrap();
-    }
-
-    /// Bounds what the kernel takes for this client while it does not read.
-    pub fn set_receive_buffer(&self, bytes: usize) {
-        SockRef::from(&self.stream).set_recv_buffer_size(bytes).unwrap();
     }
 
     pub fn id(&self) -> u32 {

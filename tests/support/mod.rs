@@ -24,10 +24,16 @@ pub const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Waits until `condition` holds; `what` says what was waited for in vain.
 #[track_caller]
-pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + DEADLINE;
+pub fn eventually(what: &str, condition: impl FnMut() -> bool) {
+    eventually_within(DEADLINE, what, condition);
+}
+
+/// The same, for what takes its time.
+#[track_caller]
+pub fn eventually_within(time: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + time;
     while !condition() {
-        assert!(Instant::now() < deadline, "in vain for {DEADLINE:?}: {what}");
+        assert!(Instant::now() < deadline, "in vain for {time:?}: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -101,6 +101,11 @@ impl World {
         Client::connect(self.0.server().address)
     }
 
+    /// The same, bounding what the kernel takes for it while it does not read.
+    pub fn client_with_receive_buffer(&self, _node: usize, bytes: usize) -> Client {
+        Client::connect_with_receive_buffer(self.0.server().address, bytes).expect("the server accepts")
+    }
+
     /// A name that nobody else has.
     pub fn name(&self, tag: &str) -> String {
         static NEXT: AtomicU32 = AtomicU32::new(1);
