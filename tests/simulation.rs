@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use chat_server::password::{Cost, Hasher};
 use chat_server::reactor::{CloseReason, ConnId, ConnIds, Unwritten};
 use chat_server::service::{Effect, Effects, Job, JobRunner, Lane, Letter, Now, Payload, Settings, Shard, Tag, Timer};
-use chat_server::store::{Account, Connection, Friend, Group, Outcome, Page, RowId, StoreError, UserId, Write};
+use chat_server::store::{
+    Account, Connection, Friend, Group, Holder, Kept, Outcome, Page, Parcel, RowId, StoreError, UserId, Write,
+};
 use serde_json::Value;
 
 const USERS: u32 = 5;
@@ -62,20 +64,23 @@ impl Connection for Memories {
     fn write(&mut self, batch: &[Write]) -> Result<Vec<Outcome>, StoreError> {
         let mut memory = self.get()?;
         let one = |write: &Write| match write {
-            Write::Claim { user } if memory.online.insert(*user) => Outcome::Done,
-            Write::Claim { .. } => Outcome::InUse,
-            Write::Release { user } => {
+            Write::Claim { user, .. } if memory.online.insert(*user) => Outcome::Done,
+            Write::Claim { .. } => Outcome::InUse(Holder::Foreign),
+            Write::Release { user, .. } => {
                 assert!(memory.online.remove(user), "user {user} was released twice");
                 Outcome::Done
             }
-            Write::Keep { to, message } => {
-                let mut keep = |to: &UserId| {
-                    memory.next_row += 1;
-                    let row = memory.next_row;
-                    memory.rows.insert(row, (*to, Arc::clone(message)));
-                    Some(row)
+            Write::Keep(parcels) => {
+                let mut keep = |parcel: &Parcel| {
+                    let first = memory.next_row + 1;
+                    for message in &parcel.messages {
+                        memory.next_row += 1;
+                        let row = memory.next_row;
+                        memory.rows.insert(row, (parcel.to, Arc::clone(message)));
+                    }
+                    Kept::Stored(first)
                 };
-                Outcome::Kept(to.iter().map(&mut keep).collect())
+                Outcome::Kept(parcels.iter().map(&mut keep).collect())
             }
             Write::Remove { user, rows } => {
                 for row in rows {

@@ -85,14 +85,19 @@ impl Shard {
             return;
         }
         let user = login.user;
-        self.submit(self.user_lane(user), Then::Claimed(login), Op::Write(Write::Claim { user }), fx);
+        self.submit(
+            self.user_lane(user),
+            Then::Claimed(login),
+            Op::Write(Write::Claim { user, epoch: 0, past: None }),
+            fx,
+        );
     }
 
     pub(super) fn claimed(&mut self, mut login: Login, answer: Result<Answer, StoreError>, fx: &mut Effects) {
         match answer {
             Ok(Answer::Wrote(Outcome::Done)) if self.is_waited_for(login.conn) => self.join(login, fx),
             Ok(Answer::Wrote(Outcome::Done)) => self.release(login.user, fx),
-            Ok(Answer::Wrote(Outcome::InUse)) => {
+            Ok(Answer::Wrote(Outcome::InUse(_))) => {
                 let may_come_free = !self.presence.contains_key(&login.user) && login.tries < CLAIM_TRIES;
                 if may_come_free || self.is_leaving(login.user) {
                     login.tries += 1;

@@ -7,7 +7,7 @@ use super::letters::{Fate, Letter, Receipt};
 use super::session::{Mode, Session};
 use super::{Answer, Call, Effect, Effects, Lane, Op, Shard, Then, user_id};
 use crate::reactor::ConnId;
-use crate::store::{GroupId, Outcome, StoreError, UserId, Write};
+use crate::store::{GroupId, Kept, Outcome, Parcel, StoreError, UserId, Write};
 use crate::wire::reply::FanOut;
 use crate::wire::{Errno, Refusal, msgid, reply, rewrite_chat};
 
@@ -126,7 +126,7 @@ impl Shard {
 
     /// Stores a message for somebody who is not there.
     pub(super) fn keep(&mut self, to: UserId, message: Arc<[u8]>, receipt: Receipt, fx: &mut Effects) {
-        let write = Write::Keep { to: vec![to], message };
+        let write = Write::Keep(vec![Parcel { to, messages: vec![message], past: None }]);
         self.submit(self.user_lane(to), Then::Kept { receipt, recipients: 1 }, Op::Write(write), fx);
     }
 
@@ -143,12 +143,13 @@ impl Shard {
             _ => None,
         };
         if let Receipt::Fan { shard, key } = receipt {
-            let stored = rows.map_or(0, |rows| rows.iter().flatten().count() as u32);
+            let stored =
+                rows.map_or(0, |rows| rows.iter().filter(|kept| matches!(kept, Kept::Stored(_))).count() as u32);
             let part = FanOut { stored, failed: recipients - stored, ..FanOut::default() };
             return self.fan_part(usize::from(shard), key, part, fx);
         }
         let fate = match rows.as_deref() {
-            Some([Some(_)]) => Fate::Stored,
+            Some([Kept::Stored(_)]) => Fate::Stored,
             Some(_) => Fate::Failed(Errno::NoSuchUser),
             None => Fate::Failed(Errno::StoreUnavailable),
         };

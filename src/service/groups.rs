@@ -7,7 +7,7 @@ use super::chat::Text;
 use super::letters::{Letter, Receipt};
 use super::{Answer, Call, Effect, Effects, Lane, Op, Shard, Then, group_id};
 use crate::reactor::ConnId;
-use crate::store::{GroupId, Outcome, StoreError, UserId, Write};
+use crate::store::{GroupId, Outcome, Parcel, StoreError, UserId, Write};
 use crate::wire::reply::FanOut;
 use crate::wire::{Errno, Refusal, msgid, reply};
 
@@ -262,7 +262,8 @@ impl Shard {
         }
         for (lane, to) in by_lane.into_iter().enumerate().filter(|(_, to)| !to.is_empty()) {
             let then = Then::Kept { receipt, recipients: to.len() as u32 };
-            let write = Write::Keep { to, message: Arc::clone(&body) };
+            let parcel = |to| Parcel { to, messages: vec![Arc::clone(&body)], past: None };
+            let write = Write::Keep(to.into_iter().map(parcel).collect());
             self.submit(Lane::Number(lane), then, Op::Write(write), fx);
         }
     }

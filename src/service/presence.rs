@@ -184,7 +184,7 @@ impl Shard {
     pub(super) fn release(&mut self, user: UserId, fx: &mut Effects) {
         if !self.presence.contains_key(&user) {
             let lane = self.user_lane(user);
-            self.submit(lane, Then::Released(user), Op::Write(Write::Release { user }), fx);
+            self.submit(lane, Then::Released(user), Op::Write(Write::Release { user, epoch: 0 }), fx);
         }
     }
 

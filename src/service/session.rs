@@ -8,7 +8,7 @@ use super::chat::Text;
 use super::letters::{Fate, Receipt, Tag, Timer};
 use super::{Answer, Effect, Effects, Now, Op, Payload, Shard, Then};
 use crate::reactor::{CloseReason, ConnId, Manner, Unwritten};
-use crate::store::{Outcome, RowId, StoreError, UserId, Write};
+use crate::store::{Kept, Outcome, Parcel, RowId, StoreError, UserId, Write};
 use crate::wire::reply::OFFLINE_IN_REPLY;
 use crate::wire::{Errno, FramingMirror, Refusal, Splitter};
 
@@ -188,7 +188,7 @@ impl Shard {
             if let Some((_, spill)) = self.spill_mut(conn) {
                 spill.begun = Begun::Storing(false);
             }
-            let write = Write::Keep { to: vec![user], message: body };
+            let write = Write::Keep(vec![Parcel { to: user, messages: vec![body], past: None }]);
             self.submit(self.user_lane(user), Then::KeptBegun { conn, user, receipt }, Op::Write(write), fx);
         }
     }
@@ -203,7 +203,10 @@ impl Shard {
         fx: &mut Effects,
     ) {
         let row = match &answer {
-            Ok(Answer::Wrote(Outcome::Kept(rows))) => rows.first().copied().flatten(),
+            Ok(Answer::Wrote(Outcome::Kept(kept))) => match kept[..] {
+                [Kept::Stored(row)] => Some(row),
+                _ => None,
+            },
             _ => None,
         };
         let Some(begun) = self.begun_mut(conn, user) else { return };

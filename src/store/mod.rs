@@ -8,7 +8,10 @@
 
 pub mod sqlite;
 
+use std::fmt;
 use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
 
 pub use crate::wire::reply::{Friend, Group, Member};
 
@@ -19,6 +22,52 @@ pub type GroupId = u32;
 /// The key of one stored offline message. Rows of one recipient are ordered by it; it is never
 /// used again.
 pub type RowId = u64;
+
+/// One life of one node: drawn at random when its process starts, 1 to 2^63-1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct NodeId(pub u64);
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// A session's hold on its account: which node has it, and which of that node's claims it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Claim {
+    pub node: NodeId,
+    /// Never used twice by one node.
+    pub epoch: u64,
+}
+
+/// Who has a user that is online.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Holder {
+    Node(Claim),
+    /// A C++ node, which writes `state` and no more.
+    Foreign,
+}
+
+/// Offline messages for one user: all are stored, in this order, or none.
+#[derive(Debug, Clone)]
+pub struct Parcel {
+    pub to: UserId,
+    pub messages: Vec<Arc<[u8]>>,
+    /// Somebody else may have the user, but only this one: what waits for it to drain its store.
+    pub past: Option<Holder>,
+}
+
+/// What became of a [`Parcel`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// The first message's row. Nobody had the user at that moment, or this node, or `past`.
+    Stored(RowId),
+    /// There is no such account.
+    NoUser,
+    /// Nothing is stored: this one has the user.
+    Elsewhere(Holder),
+}
 
 /// The store could not do it. Nothing is known of whether a write was done.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -35,19 +84,20 @@ pub enum Write {
     Register { name: String, password: String },
     /// Replaces the stored password: `Done`.
     SetPassword { user: UserId, password: String },
-    /// Takes the account, `offline` to `online`: `Done`, `InUse`, or `NoUser`.
-    Claim { user: UserId },
-    /// Gives the account back: `Done`.
-    Release { user: UserId },
+    /// Takes the account for this node, if nobody has it, or `past` has: `Done`, `InUse`, or
+    /// `NoUser`. To take it twice by the same `epoch` is to take it once.
+    Claim { user: UserId, epoch: u64, past: Option<Holder> },
+    /// Gives the account back, if this node has it by this `epoch`: `Done`.
+    Release { user: UserId, epoch: u64 },
     /// One row, user to friend: `Done`, `Already`, or `NoUser` if there is no such friend.
     AddFriend { user: UserId, friend: UserId },
     /// A group with its creator as its first member: `Id`, or `Already` if the name is taken.
     CreateGroup { creator: UserId, name: String, description: String },
     /// A "normal" member: `Done`, `Already`, or `NoGroup`.
     JoinGroup { user: UserId, group: GroupId },
-    /// An offline message for each recipient, in this order: `Kept`. Recipients without an
-    /// account are passed over.
-    Keep { to: Vec<UserId>, message: Arc<[u8]> },
+    /// Offline messages: `Kept`. Who has a recipient is looked at in the same transaction, so that
+    /// a claim comes before or after it.
+    Keep(Vec<Parcel>),
     /// Removes exactly these of the user's offline messages: `Done`. Rows that are gone are no
     /// error.
     Remove { user: UserId, rows: Vec<RowId> },
@@ -59,11 +109,11 @@ pub enum Outcome {
     Done,
     Id(u32),
     Already,
-    InUse,
+    InUse(Holder),
     NoUser,
     NoGroup,
-    /// The row of each recipient, in the order of `to`; `None` where there is no such account.
-    Kept(Vec<Option<RowId>>),
+    /// In the order of the parcels.
+    Kept(Vec<Kept>),
 }
 
 /// An account, as a login needs it.
@@ -87,8 +137,27 @@ pub trait Store: Send + Sync {
     /// A connection for one worker. It connects when first used, and again after a failure.
     fn connection(&self) -> Box<dyn Connection>;
 
-    /// Sets this server's users offline: at the start, after a crash, and at the end.
+    /// Sets this node's users offline, at its end.
     fn release_all(&self) -> Result<(), StoreError>;
+
+    /// The roll of who has which account, where several nodes share the store.
+    fn roll(&self) -> Option<Box<dyn Roll>>;
+}
+
+/// What nodes that share a store see of each other's claims. Every call blocks.
+pub trait Roll: Send {
+    /// This node's claims: user and epoch.
+    fn claims(&mut self) -> Result<Vec<(UserId, u64)>, StoreError>;
+
+    /// The nodes that have claims, this one among them if it has any.
+    fn nodes(&mut self) -> Result<Vec<NodeId>, StoreError>;
+
+    /// Sets the users of a node that is dead offline; how many there were.
+    fn reap(&mut self, node: NodeId) -> Result<u64, StoreError>;
+
+    /// Sets this node's users online again where a C++ node's end has set everybody offline; how
+    /// many there were.
+    fn reassert(&mut self) -> Result<u64, StoreError>;
 }
 
 /// One worker's connection. Every call blocks.

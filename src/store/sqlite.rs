@@ -24,13 +24,17 @@ use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{OpenFlags, OptionalExtension, Params, Row, Transaction, TransactionBehavior, params};
 
 use super::{
-    Account, Connection, Friend, Group, GroupId, Member, Outcome, Page, RowId, Store, StoreError, UserId, Write,
+    Account, Claim, Connection, Friend, Group, GroupId, Holder, Kept, Member, NodeId, Outcome, Page, Parcel, Roll,
+    RowId, Store, StoreError, UserId, Write,
 };
 use crate::wire::reply::LISTED_MEMBERS;
 
 /// What brings a database from each version (`PRAGMA user_version`) to the next. Only ever
 /// appended to: files of every version are out there.
 const MIGRATIONS: &[&str] = &[include_str!("sqlite.sql")];
+
+/// Who has an account that is online: a file has one server, so nobody asks which.
+const HERE: Holder = Holder::Node(Claim { node: NodeId(0), epoch: 0 });
 
 /// The most rows that share a commit, give or take a batch: the first of them waits for the last.
 const ROUND_ROWS: usize = 4096;
@@ -149,6 +153,10 @@ impl Store for SqliteStore {
     fn release_all(&self) -> Result<(), StoreError> {
         self.queue.submit(Work::ReleaseAll).map(drop)
     }
+
+    fn roll(&self) -> Option<Box<dyn Roll>> {
+        None
+    }
 }
 
 impl Drop for SqliteStore {
@@ -223,7 +231,7 @@ impl Work {
     /// About how many rows it writes.
     fn rows(&self) -> usize {
         let rows = |write: &Write| match write {
-            Write::Keep { to, .. } => to.len(),
+            Write::Keep(parcels) => parcels.iter().map(|parcel| parcel.messages.len()).sum(),
             Write::Remove { rows, .. } => rows.len(),
             _ => 1,
         };
@@ -358,8 +366,8 @@ fn apply(transaction: &Transaction, write: &Write) -> rusqlite::Result<Outcome> 
             execute(transaction, "UPDATE User SET password = ?2 WHERE id = ?1", params![user, password])?;
             Ok(Outcome::Done)
         }
-        Write::Claim { user } => claim(transaction, *user),
-        Write::Release { user } => {
+        Write::Claim { user, .. } => claim(transaction, *user),
+        Write::Release { user, .. } => {
             let sql = "UPDATE User SET state = 'offline' WHERE id = ?1 AND state = 'online'";
             execute(transaction, sql, [user])?;
             Ok(Outcome::Done)
@@ -367,8 +375,8 @@ fn apply(transaction: &Transaction, write: &Write) -> rusqlite::Result<Outcome> 
         Write::AddFriend { user, friend } => add_friend(transaction, *user, *friend),
         Write::CreateGroup { creator, name, description } => create_group(transaction, *creator, name, description),
         Write::JoinGroup { user, group } => join_group(transaction, *user, *group),
-        Write::Keep { to, message } => {
-            to.iter().map(|user| keep(transaction, *user, message)).collect::<Result<_, _>>().map(Outcome::Kept)
+        Write::Keep(parcels) => {
+            parcels.iter().map(|parcel| keep(transaction, parcel)).collect::<Result<_, _>>().map(Outcome::Kept)
         }
         Write::Remove { user, rows } => {
             for row in rows {
@@ -390,7 +398,7 @@ fn register(transaction: &Transaction, name: &str, password: &str) -> rusqlite::
 fn claim(transaction: &Transaction, user: UserId) -> rusqlite::Result<Outcome> {
     let sql = "UPDATE User SET state = 'online' WHERE id = ?1 AND state = 'offline'";
     Ok(match execute(transaction, sql, [user])? {
-        0 if user_exists(transaction, user)? => Outcome::InUse,
+        0 if user_exists(transaction, user)? => Outcome::InUse(HERE),
         0 => Outcome::NoUser,
         _ => Outcome::Done,
     })
@@ -430,11 +438,20 @@ fn join_group(transaction: &Transaction, user: UserId, group: GroupId) -> rusqli
     })
 }
 
-fn keep(transaction: &Transaction, user: UserId, message: &[u8]) -> rusqlite::Result<Option<RowId>> {
-    let sql = "INSERT INTO OfflineMessage (userid, message) SELECT id, ?2 FROM User WHERE id = ?1 RETURNING id";
-    // Text to SQLite, so that an administrator can read it, without looking at it for UTF-8 again.
-    let message = ToSqlOutput::Borrowed(ValueRef::Text(message));
-    find(transaction, sql, params![user, message], row_id)
+fn keep(transaction: &Transaction, parcel: &Parcel) -> rusqlite::Result<Kept> {
+    if !user_exists(transaction, parcel.to)? {
+        return Ok(Kept::NoUser);
+    }
+    let mut first = None;
+    for message in &parcel.messages {
+        let sql = "INSERT INTO OfflineMessage (userid, message) VALUES (?1, ?2)";
+        // Text to SQLite, so that an administrator can read it, without looking at it for UTF-8
+        // again.
+        let message = ToSqlOutput::Borrowed(ValueRef::Text(message));
+        execute(transaction, sql, params![parcel.to, message])?;
+        first.get_or_insert(transaction.last_insert_rowid().cast_unsigned());
+    }
+    Ok(Kept::Stored(first.unwrap_or_default()))
 }
 
 fn user_exists(connection: &rusqlite::Connection, user: UserId) -> rusqlite::Result<bool> {
@@ -677,7 +694,13 @@ mod tests {
 
         fn keep(&mut self, to: &[UserId], message: &str) -> Vec<Option<RowId>> {
             match self.one(keep(to, message)) {
-                Outcome::Kept(rows) => rows,
+                Outcome::Kept(kept) => kept
+                    .into_iter()
+                    .map(|kept| match kept {
+                        Kept::Stored(row) => Some(row),
+                        Kept::NoUser | Kept::Elsewhere(_) => None,
+                    })
+                    .collect(),
                 other => panic!("{other:?}"),
             }
         }
@@ -697,8 +720,13 @@ mod tests {
         Write::CreateGroup { creator, name: name.into(), description: format!("about {name}") }
     }
 
+    fn claim_of(user: UserId) -> Write {
+        Write::Claim { user, epoch: 1, past: None }
+    }
+
     fn keep(to: &[UserId], message: &str) -> Write {
-        Write::Keep { to: to.to_vec(), message: message.as_bytes().into() }
+        let message: Arc<[u8]> = message.as_bytes().into();
+        Write::Keep(to.iter().map(|&to| Parcel { to, messages: vec![message.clone()], past: None }).collect())
     }
 
     #[test]
@@ -731,13 +759,13 @@ mod tests {
     fn an_account_is_claimed_by_one_until_it_is_given_back() {
         let mut fixture = Fixture::new();
         let ann = fixture.user("ann");
-        let (claim, release) = (Write::Claim { user: ann }, Write::Release { user: ann });
+        let (claim, release) = (claim_of(ann), Write::Release { user: ann, epoch: 1 });
         assert_eq!(fixture.one(claim.clone()), Outcome::Done);
-        assert_eq!(fixture.one(claim.clone()), Outcome::InUse);
+        assert_eq!(fixture.one(claim.clone()), Outcome::InUse(HERE));
         assert_eq!(fixture.one(release.clone()), Outcome::Done);
         assert_eq!(fixture.one(release), Outcome::Done);
         assert_eq!(fixture.one(claim.clone()), Outcome::Done);
-        assert_eq!(fixture.one(Write::Claim { user: ann + 1 }), Outcome::NoUser);
+        assert_eq!(fixture.one(claim_of(ann + 1)), Outcome::NoUser);
         fixture.store.release_all().unwrap();
         assert_eq!(fixture.one(claim), Outcome::Done);
     }
@@ -748,7 +776,7 @@ mod tests {
         let [ann, bob, eve] = ["ann", "bob", "eve"].map(|name| fixture.user(name));
         let add = |friend| Write::AddFriend { user: ann, friend };
         assert_eq!(
-            fixture.write(&[add(eve), add(bob), add(bob), add(eve + 1), Write::Claim { user: bob }]),
+            fixture.write(&[add(eve), add(bob), add(bob), add(eve + 1), claim_of(bob)]),
             [Outcome::Done, Outcome::Done, Outcome::Already, Outcome::NoUser, Outcome::Done]
         );
         let friends = fixture.connection.friends(ann).unwrap();
@@ -873,7 +901,7 @@ mod tests {
         let [ann, bob] = ["ann", "bob"].map(|name| fixture.user(name));
         let group = fixture.group(ann, "readers");
         fixture.write(&[
-            Write::Claim { user: bob },
+            claim_of(bob),
             Write::AddFriend { user: ann, friend: bob },
             Write::JoinGroup { user: bob, group },
         ]);
@@ -885,7 +913,7 @@ mod tests {
         assert_eq!(fixture.connection.members(group).unwrap(), Some(vec![ann, bob]));
         assert_eq!(fixture.page(ann, 100), (vec!["hello".into()], false));
         assert_eq!(fixture.one(register("ANN")), Outcome::Already);
-        assert_eq!(fixture.one(Write::Claim { user: bob }), Outcome::Done);
+        assert_eq!(fixture.one(claim_of(bob)), Outcome::Done);
     }
 
     #[test]

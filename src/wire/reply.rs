@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::msgid;
 
@@ -134,7 +134,7 @@ pub fn ack_chat(out: &mut Vec<u8>, seq: i64, delivered: bool) {
 }
 
 /// How the members of a group got one message.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FanOut {
     pub delivered: u32,
     pub stored: u32,

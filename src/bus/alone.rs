@@ -1,0 +1,29 @@
+//! The bus of a node that is alone: nobody is there.
+
+use std::sync::Arc;
+
+use super::{Bus, BusEvent, BusOp, Listener};
+
+/// Answers at once that nobody was reached.
+pub struct Alone(Arc<dyn Listener>);
+
+impl Alone {
+    pub fn new(listener: Arc<dyn Listener>) -> Alone {
+        Alone(listener)
+    }
+}
+
+impl Bus for Alone {
+    fn send(&self, ops: &mut Vec<BusOp>) {
+        for op in ops.drain(..) {
+            let (shard, event) = match op {
+                BusOp::ToAll(_, ticket) | BusOp::ToUser(_, _, ticket) | BusOp::CountListeners(_, ticket) => {
+                    (ticket.shard, BusEvent::Reached(ticket, Some(0)))
+                }
+                BusOp::Listen { user, epoch, shard } => (shard, BusEvent::Listening { user, epoch }),
+                BusOp::ToNode(..) | BusOp::Unlisten { .. } => continue,
+            };
+            self.0.post(usize::from(shard), &mut vec![event]);
+        }
+    }
+}
