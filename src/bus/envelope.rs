@@ -23,18 +23,29 @@ pub struct Ticket {
     pub key: u64,
 }
 
+/// A recipient of a chat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Addressee {
+    pub user: UserId,
+    /// Of the claim by which the receiving node has the user.
+    pub epoch: u64,
+    /// The key of the last chat that the same shard has sent to this user and that it knows nothing
+    /// of yet; 0: there is none. A node that has not received that one may not deliver this one.
+    pub after: u64,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Envelope {
-    /// A chat for users who live on the receiving node, each with the epoch of the claim by which
-    /// it has them. Answered by `Settled`.
+    /// A chat for users who live on the receiving node. Answered by `Settled`, in one or in parts.
     Chat {
-        to: Vec<(UserId, u64)>,
+        to: Vec<Addressee>,
         #[serde(with = "bytes")]
         body: Arc<[u8]>,
         ticket: Ticket,
     },
-    /// What became of a chat: of how many recipients what, and for whom nothing was done, because
-    /// the node does not have them by that claim.
+    /// What became of a chat: of how many recipients what, and to whom it could not be delivered,
+    /// because the node does not have them by that claim, or they read slowly, or the one before it
+    /// has not arrived.
     Settled { ticket: Ticket, sum: FanOut, gone: Vec<UserId> },
     /// Messages were stored for this user although the receiving node has it: it is to drain the
     /// store. Answered by `Seen`, or by `Settled` with the user in `gone`.
@@ -45,17 +56,43 @@ pub enum Envelope {
     Seen { ticket: Ticket },
 }
 
+/// A claim's epoch bears in its upper bits the shard that has drawn it, which is the session's.
+const EPOCH_BITS: u32 = 48;
+
+/// What a shard counts its claims from.
+pub fn first_epoch(shard: usize) -> u64 {
+    (shard as u64) << EPOCH_BITS
+}
+
+/// The shard of the session that has this claim, of so many. A sender's number is not to be trusted.
+fn shard_of(epoch: u64, shards: usize) -> usize {
+    (epoch >> EPOCH_BITS) as usize % shards
+}
+
 impl Envelope {
-    /// The receiving shard, of so many: the one that waits, or one for each user, so that order
-    /// holds.
-    pub fn shard(&self, shards: usize) -> usize {
-        match self {
-            Envelope::Chat { to, .. } => to.first().map_or(0, |(user, _)| *user as usize % shards),
-            Envelope::Nudge { user, .. } => *user as usize % shards,
-            Envelope::Member { .. } => 0,
-            // A sender's number is not to be trusted.
-            Envelope::Settled { ticket, .. } | Envelope::Seen { ticket } => usize::from(ticket.shard) % shards,
+    /// The part for each receiving shard, of so many: of the recipients' sessions, or the one that
+    /// waits for an answer. What two envelopes have for the same user goes to the same shard, so
+    /// that order holds.
+    pub fn split(self, shards: usize) -> Vec<(usize, Envelope)> {
+        let shard = match &self {
+            Envelope::Chat { to, .. } if to.len() != 1 => return self.split_chat(shards),
+            Envelope::Chat { to, .. } => to.first().map_or(0, |to| shard_of(to.epoch, shards)),
+            Envelope::Nudge { epoch, .. } => shard_of(*epoch, shards),
+            Envelope::Member { ticket, .. } | Envelope::Settled { ticket, .. } | Envelope::Seen { ticket } => {
+                usize::from(ticket.shard) % shards
+            }
+        };
+        vec![(shard, self)]
+    }
+
+    fn split_chat(self, shards: usize) -> Vec<(usize, Envelope)> {
+        let Envelope::Chat { to, body, ticket } = self else { return Vec::new() };
+        let mut parts = vec![Vec::new(); shards];
+        for to in to {
+            parts[shard_of(to.epoch, shards)].push(to);
         }
+        let part = |to| Envelope::Chat { to, body: Arc::clone(&body), ticket };
+        parts.into_iter().enumerate().filter(|(_, to)| !to.is_empty()).map(|(shard, to)| (shard, part(to))).collect()
     }
 }
 
@@ -128,11 +165,15 @@ mod bytes {
 mod tests {
     use super::*;
 
+    fn to(user: UserId, epoch: u64) -> Addressee {
+        Addressee { user, epoch, after: 7 }
+    }
+
     fn some() -> Vec<Envelope> {
         let ticket = Ticket { shard: 3, key: 1 << 40 };
         let sum = FanOut { delivered: 1, stored: 2, failed: 3 };
         vec![
-            Envelope::Chat { to: vec![(1, 2), (u32::MAX, u64::MAX)], body: b"{\"msg\":\"x\"}"[..].into(), ticket },
+            Envelope::Chat { to: vec![to(1, 2), to(u32::MAX, u64::MAX)], body: b"{\"msg\":\"x\"}"[..].into(), ticket },
             Envelope::Settled { ticket, sum, gone: vec![7] },
             Envelope::Nudge { user: 1, epoch: 2, ticket },
             Envelope::Member { group: 1, user: 2, ticket },
@@ -164,8 +205,17 @@ mod tests {
     }
 
     #[test]
-    fn a_tickets_shard_is_never_past_the_last() {
+    fn every_recipient_is_in_the_part_of_its_sessions_shard_and_none_is_past_the_last() {
         let ticket = Ticket { shard: u16::MAX, key: 0 };
-        assert!(Envelope::Seen { ticket }.shard(4) < 4);
+        let to = vec![to(1, first_epoch(0) + 7), to(2, first_epoch(2)), to(3, u64::MAX), to(4, first_epoch(2) + 1)];
+        let chat = Envelope::Chat { to, body: b"{}"[..].into(), ticket };
+        let parts = chat.split(3).into_iter().map(|(shard, part)| match part {
+            Envelope::Chat { to, .. } => (shard, to.into_iter().map(|to| to.user).collect::<Vec<_>>()),
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(parts.collect::<Vec<_>>(), [(0, vec![1, 3]), (2, vec![2, 4])]);
+        let of = |envelope: Envelope| envelope.split(4).iter().map(|(shard, _)| *shard).collect::<Vec<_>>();
+        assert_eq!(of(Envelope::Seen { ticket }), [3]);
+        assert_eq!(of(Envelope::Nudge { user: 1, epoch: first_epoch(2), ticket }), [2]);
     }
 }

@@ -11,7 +11,7 @@ pub mod envelope;
 use std::sync::Arc;
 
 pub use alone::Alone;
-pub use envelope::{Envelope, Ticket};
+pub use envelope::{Addressee, Envelope, Ticket};
 
 use crate::store::{NodeId, UserId};
 
@@ -65,17 +65,4 @@ pub trait Listener: Send + Sync {
 pub trait Bus: Send + Sync {
     /// Takes all of `ops`, in order, and leaves the list empty. Does not block.
     fn send(&self, ops: &mut Vec<BusOp>);
-}
-
-impl BusEvent {
-    /// The shard that an event is for, of so many; `None`: all of them.
-    pub fn shard(&self, shards: usize) -> Option<usize> {
-        match self {
-            BusEvent::Envelope(_, envelope) => Some(envelope.shard(shards)),
-            // One shard for each user, so that order holds.
-            BusEvent::FromForeign(user, _) | BusEvent::Listening { user, .. } => Some(*user as usize % shards),
-            BusEvent::Reached(ticket, _) => Some(usize::from(ticket.shard)),
-            BusEvent::Down | BusEvent::Up => None,
-        }
-    }
 }

@@ -23,6 +23,8 @@ pub enum CloseReason {
     /// A socket error: reset, timed out, unreachable.
     SocketError,
     ShuttingDown,
+    /// Its user may be logged in elsewhere.
+    ClaimLost,
 }
 
 impl CloseReason {
@@ -36,6 +38,7 @@ impl CloseReason {
             CloseReason::SlowConsumer => "slow consumer",
             CloseReason::SocketError => "socket error",
             CloseReason::ShuttingDown => "shutting down",
+            CloseReason::ClaimLost => "claim lost",
         }
     }
 }
@@ -91,8 +94,11 @@ pub(super) struct Connection<T> {
     pub armed: bool,
     /// The last write found the socket full, and no event has said otherwise.
     pub blocked: bool,
-    /// It has taken nothing for a second, and its messages were recalled; not drained since.
-    pub stalled: bool,
+    /// Its messages were recalled, because it has taken nothing for a second or the handler wanted
+    /// it; not drained since.
+    pub recalled: bool,
+    /// The handler wants its messages recalled.
+    pub to_recall: bool,
     /// A timer will look whether it has stalled.
     pub stall_timer: bool,
     /// When the kernel last took something, or the queue began to wait for it.
@@ -133,7 +139,8 @@ impl<T> Connection<T> {
             in_dirty: false,
             armed: false,
             blocked: false,
-            stalled: false,
+            recalled: false,
+            to_recall: false,
             stall_timer: false,
             progress: now,
             stuffed: false,

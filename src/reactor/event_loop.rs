@@ -21,6 +21,8 @@ use super::timers::Timers;
 const READ_BUDGET: usize = 64 * 1024;
 /// The longest sleep. Every wait has its own wake; this bounds the damage if one is missing.
 const MAX_SLEEP: Duration = Duration::from_secs(1);
+/// A turn this much later than it was due says that the process was stopped meanwhile.
+const STOPPED: Duration = Duration::from_secs(2);
 /// How long a connection that we close may take to flush, and then again to say goodbye.
 const LINGER: Duration = Duration::from_secs(5);
 /// How long the last clients may take to say goodbye when the process ends.
@@ -72,7 +74,7 @@ pub trait Handler: Sized {
     fn recallable(tag: &Self::Tag) -> bool;
 
     /// The connection's queue has passed the high-water mark, or the client has read nothing of it
-    /// for a second; `recalled` was taken back from it.
+    /// for a second, or [`Io::recall`] was called; `recalled` was taken back from it.
     fn high_water(&mut self, io: &mut Io<Self>, conn: ConnId, recalled: Vec<Unwritten<Self::Tag>>);
 
     /// The queue of a connection that [`Handler::high_water`] told of is empty.
@@ -84,6 +86,10 @@ pub trait Handler: Sized {
 
     /// A timer set with [`Io::set_timer`] has fired.
     fn timer(&mut self, io: &mut Io<Self>, timer: Self::Timer);
+
+    /// The loop was kept from running for `gap`, far longer than it ever sleeps: the process was
+    /// stopped, or its machine. It is called before anything that has come meanwhile.
+    fn was_stopped(&mut self, io: &mut Io<Self>, gap: Duration);
 
     /// The process is to end: take nothing new, wind up what there is, and say so to whoever will
     /// post [`Mail::Exit`].
@@ -136,7 +142,7 @@ pub struct Io<H: Handler> {
     ready: VecDeque<ConnId>,
     /// Connections with something to flush.
     dirty: Vec<ConnId>,
-    /// Connections that have just passed a mark.
+    /// Connections that have just passed a mark, or whose queue is to be recalled.
     over: Vec<ConnId>,
     /// Connections to be swept.
     dead: Vec<ConnId>,
@@ -213,6 +219,15 @@ impl<H: Handler> Io<H> {
     pub fn pace(&mut self, conn: ConnId) {
         if let Some(connection) = self.connections.get_mut(conn) {
             connection.paced = true;
+        }
+    }
+
+    /// Has [`Handler::high_water`] called with what can be taken back from the connection's queue,
+    /// before anything else is handled, and [`Handler::drained`] once the rest is written.
+    pub fn recall(&mut self, conn: ConnId) {
+        if let Some(connection) = self.connections.get_mut(conn) {
+            connection.to_recall = true;
+            self.over.push(conn);
         }
     }
 
@@ -348,7 +363,12 @@ impl<H: Handler> EventLoop<H> {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
             _ => {}
         }
-        self.io.now = Instant::now();
+        let now = Instant::now();
+        let gap = now - self.io.now;
+        self.io.now = now;
+        if gap > MAX_SLEEP + STOPPED {
+            self.handler.was_stopped(&mut self.io, gap);
+        }
         self.note_readiness();
         self.read_mail()?;
         self.read_ready();
@@ -591,12 +611,17 @@ impl<H: Handler> EventLoop<H> {
         }
     }
 
-    /// Acts on connections whose queue has just grown past a mark. A full queue in the middle of a
+    /// Acts on connections whose queue has just grown past a mark, or is to be recalled. A full queue in the middle of a
     /// turn says nothing about the client yet, so it is flushed first.
     fn settle_over(&mut self) {
         while let Some(id) = self.io.over.pop() {
             self.flush_one(id);
             let (limits, now) = (self.io.limits, self.io.now);
+            let Some(connection) = self.io.connections.get_mut(id) else { continue };
+            if std::mem::take(&mut connection.to_recall) {
+                connection.recalled = true;
+                self.recall(id);
+            }
             let Some(connection) = self.io.connections.get_mut(id) else { continue };
             let counted = connection.counted();
             if counted > limits.high_water && !connection.over {
@@ -624,7 +649,7 @@ impl<H: Handler> EventLoop<H> {
         let io = &mut self.io;
         let Some(connection) = io.connections.get_mut(id) else { return };
         connection.stall_timer = false;
-        if !connection.blocked || connection.over || connection.stalled || connection.state != State::Open {
+        if !connection.blocked || connection.over || connection.recalled || connection.state != State::Open {
             return;
         }
         let due = connection.progress + STALLED;
@@ -632,7 +657,7 @@ impl<H: Handler> EventLoop<H> {
             connection.stall_timer = true;
             io.timers.set(due, LoopTimer::Stalled(id));
         } else {
-            connection.stalled = true;
+            connection.recalled = true;
             self.recall(id);
         }
     }
@@ -675,7 +700,7 @@ impl<H: Handler> EventLoop<H> {
         if moved || (blocked && !connection.armed) {
             connection.progress = io.now;
         }
-        if blocked && !connection.stall_timer && !connection.stalled {
+        if blocked && !connection.stall_timer && !connection.recalled {
             connection.stall_timer = true;
             io.timers.set(connection.progress + STALLED, LoopTimer::Stalled(id));
         }
@@ -700,7 +725,7 @@ impl<H: Handler> EventLoop<H> {
                 if let Some(outbox) = connection.outbox.take() {
                     Io::<H>::put_back(&mut io.spare, outbox);
                 }
-                drained = std::mem::take(&mut connection.over) | std::mem::take(&mut connection.stalled);
+                drained = std::mem::take(&mut connection.over) | std::mem::take(&mut connection.recalled);
                 if std::mem::take(&mut connection.stuffed) || drained {
                     mark_ready(connection, &mut io.ready);
                 }

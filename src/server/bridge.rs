@@ -1,11 +1,14 @@
 //! Carries out in threads and sockets what the service wants.
 
 use std::net::SocketAddr;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::Sender;
 
+use super::keeper::Waker;
 use super::{Mailboxes, submit};
+use crate::bus::{Bus, BusEvent, BusOp, Listener};
 use crate::pool::{Submitter, Worker};
 use crate::reactor::{Body, CloseReason, ConnId, Handler, Io, Mail, Message, Taken, Unwritten};
 use crate::service::{Effect, Effects, Job, JobRunner, Letter, Now, Payload, Shard, Tag, Timer};
@@ -15,13 +18,24 @@ pub(super) struct Bridge {
     shard: Shard,
     effects: Effects,
     pool: Submitter<Job>,
+    bus: Arc<dyn Bus>,
+    /// What this input wants of the bus.
+    bus_ops: Vec<BusOp>,
+    /// Where there are other nodes: has the claims checked.
+    keeper: Option<Waker>,
     /// Told once, when the shard has wound up.
     report: Sender<usize>,
 }
 
 impl Bridge {
-    pub fn new(shard: Shard, pool: Submitter<Job>, report: Sender<usize>) -> Self {
-        Bridge { shard, effects: Effects::default(), pool, report }
+    pub fn new(
+        shard: Shard,
+        pool: Submitter<Job>,
+        bus: Arc<dyn Bus>,
+        keeper: Option<Waker>,
+        report: Sender<usize>,
+    ) -> Self {
+        Bridge { shard, effects: Effects::default(), pool, bus, bus_ops: Vec::new(), keeper, report }
     }
 
     fn carry_out(&mut self, io: &mut Io<Self>) {
@@ -38,9 +52,16 @@ impl Bridge {
                 Effect::Pause(conn) => io.pause(conn),
                 Effect::Resume(conn) => io.resume(conn),
                 Effect::Pace(conn) => io.pace(conn),
+                Effect::Recall(conn) => io.recall(conn),
                 Effect::Close(conn, reason) => io.close(conn, reason),
                 Effect::Post(shard, letter) => io.post(shard, letter),
                 Effect::Submit(lane, job) => submit(&self.pool, lane, job),
+                Effect::Bus(op) => self.bus_ops.push(op),
+                Effect::CheckClaims => {
+                    if let Some(keeper) = &self.keeper {
+                        keeper.wake();
+                    }
+                }
                 Effect::Timer(at, timer) => io.set_timer(at, timer),
                 Effect::WoundUp => {
                     // The channel has room for every reactor's report.
@@ -49,13 +70,21 @@ impl Bridge {
             }
         }
         self.effects.clear();
+        if !self.bus_ops.is_empty() {
+            self.bus.send(&mut self.bus_ops);
+        }
     }
 }
 
 fn now(io: &Io<Bridge>) -> Now {
+    now_at(io.now())
+}
+
+/// The wall clock beside the loop's own.
+pub(super) fn now_at(at: Instant) -> Now {
     // A clock before 1970 is no reason to stop; the time is only shown.
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs() as i64);
-    Now { at: io.now(), unix }
+    Now { at, unix }
 }
 
 impl Handler for Bridge {
@@ -114,9 +143,34 @@ impl Handler for Bridge {
         self.carry_out(io);
     }
 
+    fn was_stopped(&mut self, io: &mut Io<Self>, gap: Duration) {
+        log::warn!("this process was stopped for {} s", gap.as_secs());
+        // A node that is alone cannot have been taken for dead.
+        if self.keeper.is_some() {
+            self.shard.was_stopped(now(io), &mut self.effects);
+            self.carry_out(io);
+        }
+    }
+
     fn stopping(&mut self, io: &mut Io<Self>) {
         self.shard.stop(&mut self.effects);
         self.carry_out(io);
+    }
+}
+
+/// The bus's way to the shards: their mailboxes.
+pub(super) struct BusListener(pub Mailboxes);
+
+impl Listener for BusListener {
+    fn shards(&self) -> usize {
+        self.0.len()
+    }
+
+    fn post(&self, shard: usize, events: &mut Vec<BusEvent>) {
+        let mut mail: Vec<_> = events.drain(..).map(|event| Mail::Letter(Letter::Bus(event))).collect();
+        if !mail.is_empty() {
+            self.0[shard].post_all(&mut mail);
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The wiring: store, workers, reactors and acceptor, and the order in which they end.
 
 mod bridge;
+mod keeper;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -12,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use crossbeam_channel::{Receiver, bounded};
 use mio::Poll;
 
+use crate::bus::{Alone, Bus};
 use crate::config::{Config, StoreUrl};
 use crate::password::Hasher;
 use crate::pool::{Pool, Submitter};
@@ -20,7 +22,7 @@ use crate::service::{Job, JobRunner, Letter, Settings, Shard};
 use crate::store::Store;
 use crate::store::sqlite::SqliteStore;
 use crate::wire::{Errno, Refusal, reply};
-use bridge::{Bridge, StoreWorker};
+use bridge::{Bridge, BusListener, StoreWorker, now_at};
 
 type Mailboxes = Arc<[Mailbox<Mail<Letter>>]>;
 
@@ -63,6 +65,7 @@ impl Server {
             polls.iter().map(|poll| Mailbox::new(poll.registry())).collect::<std::io::Result<Vec<_>>>()?.into();
         let lanes = config.workers * LANES_PER_WORKER;
         let pool = start_pool(config, lanes, &store, &mailboxes)?;
+        let bus: Arc<dyn Bus> = Arc::new(Alone::new(Arc::new(BusListener(Arc::clone(&mailboxes)))));
         let (report, wound_up) = bounded(config.reactors);
         let settings = settings(config, lanes);
         let limits = Limits {
@@ -72,8 +75,8 @@ impl Server {
         };
         let mut reactor_threads = Vec::new();
         for (index, poll) in polls.into_iter().enumerate() {
-            let shard = Shard::new(index, config.reactors, settings.clone());
-            let bridge = Bridge::new(shard, pool.submitter(), report.clone());
+            let shard = Shard::new(index, config.reactors, settings.clone(), now_at(Instant::now()));
+            let bridge = Bridge::new(shard, pool.submitter(), Arc::clone(&bus), None, report.clone());
             let event_loop = EventLoop::new(index, poll, Arc::clone(&mailboxes), limits, bridge)?;
             reactor_threads.push(thread(format!("reactor-{index}"), move || event_loop.run())?);
         }
@@ -161,6 +164,7 @@ fn settings(config: &Config, lanes: usize) -> Settings {
         high_water: config.high_water,
         lanes,
         legacy_client: config.legacy_client,
+        mixed: false,
     }
 }
 

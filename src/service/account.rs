@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use super::letters::{Tag, Timer};
-use super::session::{Mode, Spill};
+use super::session::{Joining, Mode, Spill};
+use super::ways::Question;
 use super::{Answer, Call, Effect, Effects, Lane, Login, Now, Op, Payload, Shard, Then, user_id};
+use crate::bus::BusOp;
 use crate::reactor::{ConnId, Manner};
-use crate::store::{Outcome, StoreError, UserId, Write};
+use crate::store::{Holder, Outcome, StoreError, UserId, Write};
 use crate::wire::{Errno, Framing, Refusal, msgid, reply};
 
 /// The C++ client reads a reply with one `recv` into 1024 bytes, and needs the last one for a NUL.
@@ -58,7 +60,7 @@ impl Shard {
         // No account has the id 0: it takes as long as any other wrong one.
         let user = user_id(id).unwrap_or(0);
         self.begin_waiting(conn, fx);
-        let login = Login { conn, user, seq: call.seq, name: Box::default(), tries: 0 };
+        let login = Login { conn, user, seq: call.seq, name: Box::default(), tries: 0, epoch: 0 };
         self.submit(Lane::None, Then::Verified(login), Op::Verify { user, password }, fx);
         Ok(())
     }
@@ -68,15 +70,16 @@ impl Shard {
         match answer {
             Ok(Answer::Verified(Some(name))) => {
                 login.name = name.into();
-                self.claim(login, fx);
+                self.claim(login, None, fx);
             }
             Ok(Answer::Verified(None)) => self.refuse_login(&login, Errno::Rejected, fx),
             _ => self.refuse_login(&login, Errno::StoreUnavailable, fx),
         }
     }
 
-    /// Asks the store for the account, unless its last session is just ending here.
-    pub(super) fn claim(&mut self, login: Login, fx: &mut Effects) {
+    /// Asks the store for the account, unless its last session is just ending here. `past`: who had
+    /// it and has gone without a word.
+    pub(super) fn claim(&mut self, mut login: Login, past: Option<Holder>, fx: &mut Effects) {
         if !self.is_waited_for(login.conn) {
             return;
         }
@@ -84,25 +87,41 @@ impl Shard {
             self.waiting.entry(login.user).or_default().push(login);
             return;
         }
-        let user = login.user;
-        self.submit(
-            self.user_lane(user),
-            Then::Claimed(login),
-            Op::Write(Write::Claim { user, epoch: 0, past: None }),
-            fx,
-        );
+        self.next_epoch += 1;
+        login.epoch = self.next_epoch;
+        let (user, epoch) = (login.user, login.epoch);
+        self.claiming.insert(epoch, Vec::new());
+        self.submit(self.user_lane(user), Then::Claimed(login), Op::Write(Write::Claim { user, epoch, past }), fx);
     }
 
     pub(super) fn claimed(&mut self, mut login: Login, answer: Result<Answer, StoreError>, fx: &mut Effects) {
+        let (user, epoch) = (login.user, login.epoch);
+        let is_claimed = matches!(answer, Ok(Answer::Wrote(Outcome::Done)));
+        // A session that the store does not know of any more, since this node seemed dead for a while.
+        let stale = self.presence.get(&user).filter(|place| place.held.is_none()).map(|place| place.conn);
+        if is_claimed && stale.is_none() && self.is_waited_for(login.conn) {
+            self.listening.insert(epoch, login);
+            return fx.push(Effect::Bus(BusOp::Listen { user, epoch, shard: self.index as u16 }));
+        }
+        self.claim_failed(user, epoch, fx);
         match answer {
-            Ok(Answer::Wrote(Outcome::Done)) if self.is_waited_for(login.conn) => self.join(login, fx),
-            Ok(Answer::Wrote(Outcome::Done)) => self.release(login.user, fx),
-            Ok(Answer::Wrote(Outcome::InUse(_))) => {
-                let may_come_free = !self.presence.contains_key(&login.user) && login.tries < CLAIM_TRIES;
-                if may_come_free || self.is_leaving(login.user) {
+            Ok(Answer::Wrote(Outcome::Done)) => {
+                self.release(user, epoch, fx);
+                if let Some(conn) = stale {
+                    self.refuse_login(&login, Errno::InUse, fx);
+                    self.end_stale(user, conn, fx);
+                }
+            }
+            Ok(Answer::Wrote(Outcome::InUse(Holder::Foreign))) => {
+                let ticket = self.ask(Question::Listeners(login), fx);
+                fx.push(Effect::Bus(BusOp::CountListeners(user, ticket)));
+            }
+            Ok(Answer::Wrote(Outcome::InUse(Holder::Node(_)))) => {
+                let may_come_free = !self.presence.contains_key(&user) && login.tries < CLAIM_TRIES;
+                if may_come_free || self.is_leaving(user) {
                     login.tries += 1;
-                    self.claim(login, fx);
-                } else if self.unreleased.contains(&login.user) {
+                    self.claim(login, None, fx);
+                } else if self.unreleased.contains_key(&user) {
                     // Nobody uses it: the store has not taken the last session's end yet.
                     self.refuse_login(&login, Errno::StoreUnavailable, fx);
                 } else {
@@ -110,7 +129,31 @@ impl Shard {
                 }
             }
             Ok(Answer::Wrote(Outcome::NoUser)) => self.refuse_login(&login, Errno::Rejected, fx),
-            _ => self.refuse_login(&login, Errno::StoreUnavailable, fx),
+            _ => {
+                // It may have been claimed all the same.
+                self.release(user, epoch, fx);
+                self.refuse_login(&login, Errno::StoreUnavailable, fx);
+            }
+        }
+    }
+
+    /// The account is online, but none of our nodes has it: does a C++ node listen for its user?
+    pub(super) fn listeners_counted(&mut self, login: Login, count: Option<u32>, fx: &mut Effects) {
+        match count {
+            Some(0) => self.claim(login, Some(Holder::Foreign), fx),
+            // Without the bus only the store tells, and there the account is in use.
+            Some(_) | None => self.refuse_login(&login, Errno::InUse, fx),
+        }
+    }
+
+    /// C++ nodes reach the user from now on: the session begins.
+    pub(super) fn listened(&mut self, epoch: u64, fx: &mut Effects) {
+        let Some(login) = self.listening.remove(&epoch) else { return };
+        if self.is_waited_for(login.conn) {
+            self.join(login, fx);
+        } else {
+            self.claim_failed(login.user, epoch, fx);
+            self.release(login.user, epoch, fx);
         }
     }
 
@@ -138,16 +181,16 @@ impl Shard {
         let framing = client.framing.framing();
         let Some(session) = client.session.as_deref_mut().filter(|session| session.user == user) else { return };
         let Mode::Joining(joining) = &mut session.mode else { return };
-        let (seq, spilled, queue) = (joining.seq, joining.spilled, std::mem::take(&mut joining.queue));
+        let Joining { seq, spilled, queue, nudges, .. } = std::mem::take(joining);
         let Ok(Answer::Loaded(loaded)) = answer else {
             joining.queue = queue;
             self.log_out(conn, now, fx);
-            let login = Login { conn, user, seq, name: Box::default(), tries: 0 };
+            let login = Login { conn, user, seq, name: Box::default(), tries: 0, epoch: 0 };
             return self.refuse_login(&login, Errno::StoreUnavailable, fx);
         };
         let reply_has_rows = !loaded.rows.is_empty();
-        let drain = loaded.more || spilled;
-        session.mode = if drain { Mode::Spill(Spill::after_login(reply_has_rows)) } else { Mode::Live };
+        let drain = loaded.more || spilled || !nudges.is_empty();
+        session.mode = if drain { Mode::Spill(Spill::after_login(reply_has_rows, nudges)) } else { Mode::Live };
         if legacy {
             fx.push(Effect::Pace(conn));
         }
@@ -202,7 +245,7 @@ impl Shard {
     pub(super) fn end_waiting(&mut self, conn: ConnId, fx: &mut Effects) {
         let Some(client) = self.clients.get_mut(conn) else { return };
         client.waiting = false;
-        if !client.throttled {
+        if !client.is_paused() {
             fx.push(Effect::Resume(conn));
         }
         self.paid(conn, fx);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::letters::{Fate, Letter, Receipt};
 use super::session::{Mode, Session};
 use super::{Answer, Call, Effect, Effects, Lane, Op, Shard, Then, user_id};
+use crate::bus::{BusOp, Envelope};
 use crate::reactor::ConnId;
 use crate::store::{GroupId, Kept, Outcome, Parcel, StoreError, UserId, Write};
 use crate::wire::reply::FanOut;
@@ -34,8 +35,9 @@ impl Shard {
         let to = user_id(to).ok_or(Errno::NoSuchUser)?;
         // Somebody who is there gets it in this turn; then a sender that asks for no ack need not
         // be told anything.
-        let direct =
-            self.presence.get(&to).is_some_and(|place| place.held.is_none()) && !self.leaving.contains_key(&to);
+        let direct = self.presence.get(&to).is_some_and(|place| place.held.is_none())
+            && !self.leaving.contains_key(&to)
+            && !self.ways.contains_key(&to);
         let owed = call.seq.is_some() || !direct;
         if owed {
             self.owe_send(call.conn, user, fx);
@@ -79,10 +81,14 @@ impl Shard {
         self.paid(conn, fx);
     }
 
-    /// Sends a message on its way: to the shard where the recipient lives, or to the store.
+    /// Sends a message on its way: to the shard where the recipient lives, or away.
     pub(super) fn route(&mut self, to: UserId, text: Text<'_>, receipt: Receipt, fx: &mut Effects) {
+        // What has not got through to a user who is here by now goes first.
+        if self.ways.contains_key(&to) {
+            return self.send_away(to, text.into_shared(), receipt, fx);
+        }
         match self.presence.get_mut(&to) {
-            None => self.keep(to, text.into_shared(), receipt, fx),
+            None => self.send_away(to, text.into_shared(), receipt, fx),
             Some(place) => match &mut place.held {
                 Some(held) => held.push((text.into_shared(), receipt)),
                 None if place.conn.reactor() == self.index => self.deliver(to, text, receipt, fx),
@@ -97,7 +103,7 @@ impl Shard {
     /// Hands a message to a user of this shard, or to the store, if the session is ending.
     pub(super) fn deliver(&mut self, to: UserId, text: Text<'_>, receipt: Receipt, fx: &mut Effects) {
         let Some(conn) = self.presence.get(&to).map(|place| place.conn) else {
-            return self.keep(to, text.into_shared(), receipt, fx);
+            return self.send_away(to, text.into_shared(), receipt, fx);
         };
         let high_water = self.settings.high_water;
         let Some(session) = self.session_mut(conn, to) else {
@@ -124,49 +130,64 @@ impl Shard {
         }
     }
 
-    /// Stores a message for somebody who is not there.
-    pub(super) fn keep(&mut self, to: UserId, message: Arc<[u8]>, receipt: Receipt, fx: &mut Effects) {
-        let write = Write::Keep(vec![Parcel { to, messages: vec![message], past: None }]);
-        self.submit(self.user_lane(to), Then::Kept { receipt, recipients: 1 }, Op::Write(write), fx);
+    /// Stores a message for a user of this shard whose session cannot take it; one from another
+    /// node goes back, since its sender's node stores what it sends.
+    pub(super) fn keep(&mut self, to: UserId, body: Arc<[u8]>, receipt: Receipt, fx: &mut Effects) {
+        if self.is_of_another_node(receipt) {
+            return self.send_back(to, receipt, fx);
+        }
+        let parcel = Parcel { to, messages: vec![Arc::clone(&body)], past: None };
+        let write = Write::Keep(vec![parcel]);
+        self.submit(self.user_lane(to), Then::Kept { to, body, receipt }, Op::Write(write), fx);
     }
 
     /// A message is stored, or could not be.
     pub(super) fn kept(
         &mut self,
+        to: UserId,
+        body: Arc<[u8]>,
         receipt: Receipt,
-        recipients: u32,
         answer: Result<Answer, StoreError>,
         fx: &mut Effects,
     ) {
-        let rows = match answer {
-            Ok(Answer::Wrote(Outcome::Kept(rows))) => Some(rows),
+        let kept = match answer {
+            Ok(Answer::Wrote(Outcome::Kept(kept))) => kept.first().copied(),
             _ => None,
         };
-        if let Receipt::Fan { shard, key } = receipt {
-            let stored =
-                rows.map_or(0, |rows| rows.iter().filter(|kept| matches!(kept, Kept::Stored(_))).count() as u32);
-            let part = FanOut { stored, failed: recipients - stored, ..FanOut::default() };
-            return self.fan_part(usize::from(shard), key, part, fx);
-        }
-        let fate = match rows.as_deref() {
-            Some([Kept::Stored(_)]) => Fate::Stored,
-            Some(_) => Fate::Failed(Errno::NoSuchUser),
+        let fate = match kept {
+            Some(Kept::Stored(_)) => Fate::Stored,
+            Some(Kept::NoUser) => Fate::Failed(Errno::NoSuchUser),
+            Some(Kept::Elsewhere(_)) => {
+                self.claim_is_lost(to, fx);
+                return self.send_away(to, body, receipt, fx);
+            }
             None => Fate::Failed(Errno::StoreUnavailable),
         };
         self.settle(receipt, fate, fx);
     }
 
+    /// The same as [`Shard::settle`], for all recipients of a message together.
+    pub(super) fn settle_sum(&mut self, receipt: Receipt, sum: FanOut, fx: &mut Effects) {
+        match receipt {
+            Receipt::Fan { shard, key } => self.fan_part(usize::from(shard), key, sum, fx),
+            _ if sum.delivered > 0 => self.settle(receipt, Fate::Delivered, fx),
+            _ if sum.stored > 0 => self.settle(receipt, Fate::Stored, fx),
+            _ => self.settle(receipt, Fate::Failed(Errno::StoreUnavailable), fx),
+        }
+    }
+
     /// Tells whoever waits for it what became of a message.
     pub(super) fn settle(&mut self, receipt: Receipt, fate: Fate, fx: &mut Effects) {
         match receipt {
-            Receipt::Fan { shard, key } => {
-                let mut part = FanOut::default();
-                match fate {
-                    Fate::Delivered => part.delivered = 1,
-                    Fate::Stored => part.stored = 1,
-                    Fate::Failed(_) => part.failed = 1,
+            Receipt::Fan { shard, key } => self.fan_part(usize::from(shard), key, fate.into(), fx),
+            Receipt::Node(node, ticket) => {
+                let settled = Envelope::Settled { ticket, sum: fate.into(), gone: Vec::new() };
+                fx.push(Effect::Bus(BusOp::ToNode(node, settled)));
+            }
+            Receipt::Nobody => {
+                if let Fate::Failed(errno) = fate {
+                    log::warn!("a chat of a C++ node is lost: {}", errno.text());
                 }
-                self.fan_part(usize::from(shard), key, part, fx);
             }
             Receipt::Sender { conn, owed, .. } if conn.reactor() != self.index => {
                 if owed || matches!(fate, Fate::Failed(_)) {

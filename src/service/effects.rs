@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::jobs::{Job, Lane};
 use super::letters::{Letter, Tag, Timer};
+use crate::bus::BusOp;
 use crate::reactor::{CloseReason, ConnId, Manner};
 use crate::wire::Framing;
 
@@ -20,12 +21,19 @@ pub enum Effect {
     Resume(ConnId),
     /// Messages to this connection leave one by one, spaced out.
     Pace(ConnId),
+    /// Take the chats back from the connection's queue at once, as if it had passed the high-water
+    /// mark: they go through the store, before anything else that comes for the session.
+    Recall(ConnId),
     /// Flush, then close.
     Close(ConnId, CloseReason),
     /// A letter to a shard.
     Post(usize, Letter),
     /// A job for the pool; its answer comes back as a letter.
     Submit(Lane, Job),
+    /// Something for the bus.
+    Bus(BusOp),
+    /// Read this node's claims from the store, as soon as possible: [`Letter::Claims`].
+    CheckClaims,
     /// Call back at this time.
     Timer(Instant, Timer),
     /// This shard has wound up: no client, no claim, no job is left.

@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use super::chat::Text;
 use super::letters::{Letter, Receipt};
-use super::{Answer, Call, Effect, Effects, Lane, Op, Shard, Then, group_id};
+use super::ways::Question;
+use super::{Answer, Call, Effect, Effects, Op, Shard, Then, group_id};
+use crate::bus::{BusOp, Envelope, Ticket};
 use crate::reactor::ConnId;
-use crate::store::{GroupId, Outcome, Parcel, StoreError, UserId, Write};
+use crate::store::{GroupId, NodeId, Outcome, StoreError, UserId, Write};
 use crate::wire::reply::FanOut;
 use crate::wire::{Errno, Refusal, msgid, reply};
 
@@ -45,10 +47,16 @@ struct GroupMessage {
 }
 
 struct PendingJoin {
-    conn: ConnId,
-    seq: Option<i64>,
-    /// Shards that have not answered.
+    whose: Joiner,
+    /// Shards that have not answered, and the other nodes, as one.
     unseen: usize,
+}
+
+/// Who is told that a join counts everywhere.
+enum Joiner {
+    Client(ConnId, Option<i64>),
+    /// Another node, of which the join is.
+    Node(NodeId, Ticket),
 }
 
 /// Fan-outs whose recipients are not all settled, by key.
@@ -65,24 +73,42 @@ struct FanSum {
     sum: FanOut,
     /// Who gets the sum.
     parent: Receipt,
+    /// Recipients of another node's message to whom it could not be delivered.
+    gone: Vec<UserId>,
 }
 
 impl FanOuts {
     fn add(&mut self, recipients: usize, parent: Receipt) -> u64 {
         self.next_key += 1;
-        self.fans.insert(self.next_key, FanSum { left: recipients as u32, sum: FanOut::default(), parent });
+        self.fans.insert(
+            self.next_key,
+            FanSum { left: recipients as u32, sum: FanOut::default(), parent, gone: Vec::new() },
+        );
         self.next_key
+    }
+
+    /// The other node whose message it is.
+    pub fn whose(&self, key: u64) -> Option<(NodeId, Ticket)> {
+        match self.fans.get(&key)?.parent {
+            Receipt::Node(node, ticket) => Some((node, ticket)),
+            _ => None,
+        }
     }
 }
 
 impl GroupCache {
     fn insert(&mut self, group: GroupId, members: Arc<[UserId]>) {
         if self.cached + members.len() > MAX_CACHED_MEMBERS {
-            self.groups.retain(|_, group| matches!(group, Group::Loading { .. }));
-            self.cached = 0;
+            self.forget();
         }
         self.cached += members.len();
         self.groups.insert(group, Group::Members(members));
+    }
+
+    /// What was read may not be true any more.
+    pub fn forget(&mut self) {
+        self.groups.retain(|_, group| matches!(group, Group::Loading { .. }));
+        self.cached = 0;
     }
 
     /// A user has joined: what is known of the group, or is just being read, must say so.
@@ -145,16 +171,37 @@ impl Shard {
         answer: Result<Answer, StoreError>,
         fx: &mut Effects,
     ) {
-        let unseen = self.shards - 1;
-        if !matches!(answer, Ok(Answer::Wrote(Outcome::Done))) || unseen == 0 {
-            self.groups.joined(group, user);
+        self.groups.joined(group, user);
+        if !matches!(answer, Ok(Answer::Wrote(Outcome::Done))) {
             return self.acked(conn, msgid::JOIN_GROUP, seq, answer, fx);
         }
-        self.groups.joined(group, user);
+        let join = self.tell_shards(group, user, Joiner::Client(conn, seq), 1, fx);
+        let ticket = self.ask(Question::Member { join, seen: 0, of: None }, fx);
+        fx.push(Effect::Bus(BusOp::ToAll(Envelope::Member { group, user, ticket }, ticket)));
+    }
+
+    /// Tells the other shards of a join; `more` answers are waited for beside theirs.
+    fn tell_shards(&mut self, group: GroupId, user: UserId, whose: Joiner, more: usize, fx: &mut Effects) -> u64 {
         self.groups.next_key += 1;
         let (key, shard) = (self.groups.next_key, self.index);
-        self.groups.joins.insert(key, PendingJoin { conn, seq, unseen });
+        self.groups.joins.insert(key, PendingJoin { whose, unseen: self.shards - 1 + more });
         self.broadcast(|| Letter::Member { group, user, shard, key }, fx);
+        key
+    }
+
+    /// A user has joined a group on another node.
+    pub(super) fn remote_joined(
+        &mut self,
+        group: GroupId,
+        user: UserId,
+        node: NodeId,
+        ticket: Ticket,
+        fx: &mut Effects,
+    ) {
+        self.groups.joined(group, user);
+        // One answer more, its own, so that a single shard need not be told apart.
+        let join = self.tell_shards(group, user, Joiner::Node(node, ticket), 1, fx);
+        self.member_seen(join, fx);
     }
 
     pub(super) fn peer_joined_group(&mut self, group: GroupId, user: UserId, shard: usize, key: u64, fx: &mut Effects) {
@@ -165,10 +212,15 @@ impl Shard {
     pub(super) fn member_seen(&mut self, key: u64, fx: &mut Effects) {
         let Some(join) = self.groups.joins.get_mut(&key) else { return };
         join.unseen -= 1;
-        if join.unseen == 0
-            && let Some(PendingJoin { conn, seq, .. }) = self.groups.joins.remove(&key)
-        {
-            self.acked(conn, msgid::JOIN_GROUP, seq, Ok(Answer::Wrote(Outcome::Done)), fx);
+        if join.unseen > 0 {
+            return;
+        }
+        match self.groups.joins.remove(&key).map(|join| join.whose) {
+            Some(Joiner::Client(conn, seq)) => {
+                self.acked(conn, msgid::JOIN_GROUP, seq, Ok(Answer::Wrote(Outcome::Done)), fx);
+            }
+            Some(Joiner::Node(node, ticket)) => fx.push(Effect::Bus(BusOp::ToNode(node, Envelope::Seen { ticket }))),
+            None => {}
         }
     }
 
@@ -214,7 +266,10 @@ impl Shard {
             members.sort_unstable();
             members.dedup();
             let members: Arc<[UserId]> = members.into();
-            self.groups.insert(group, Arc::clone(&members));
+            // Without the bus nobody tells of another node's joins, and C++ nodes never do.
+            if !self.bus_is_down && !self.settings.mixed {
+                self.groups.insert(group, Arc::clone(&members));
+            }
             members
         });
         for message in waiting {
@@ -238,34 +293,40 @@ impl Shard {
         let parent = Receipt::Sender { conn, user: sender, seq, owed: true };
         let recipients = members.len() - 1;
         if recipients == 0 {
-            return self.fan_finished(parent, FanOut::default(), fx);
+            return self.fan_finished(parent, FanOut::default(), Vec::new(), fx);
         }
         let key = self.fans.add(recipients, parent);
         let receipt = Receipt::Fan { shard: self.index as u16, key };
+        let others = members.iter().copied().filter(|member| *member != sender);
+        self.route_to_all(others, &body, receipt, fx);
+    }
+
+    /// Sends one message on its way to all of them: one letter for each shard, one envelope for
+    /// each node, one job for each lane.
+    fn route_to_all(&mut self, to: impl Iterator<Item = UserId>, body: &Arc<[u8]>, receipt: Receipt, fx: &mut Effects) {
         let mut by_shard = vec![Vec::new(); self.shards];
-        let mut by_lane = vec![Vec::new(); self.settings.lanes];
-        for &to in members.iter().filter(|member| **member != sender) {
+        let mut away = Vec::new();
+        for to in to {
+            if self.ways.contains_key(&to) {
+                away.push(to);
+                continue;
+            }
             match self.presence.get_mut(&to) {
-                None => by_lane[to as usize % self.settings.lanes].push(to),
+                None => away.push(to),
                 Some(place) => match &mut place.held {
-                    Some(held) => held.push((Arc::clone(&body), receipt)),
+                    Some(held) => held.push((Arc::clone(body), receipt)),
                     None => by_shard[place.conn.reactor()].push(to),
                 },
             }
         }
         for (shard, to) in by_shard.into_iter().enumerate().filter(|(_, to)| !to.is_empty()) {
             if shard == self.index {
-                to.into_iter().for_each(|to| self.deliver(to, Text::Shared(Arc::clone(&body)), receipt, fx));
+                to.into_iter().for_each(|to| self.deliver(to, Text::Shared(Arc::clone(body)), receipt, fx));
             } else {
-                fx.push(Effect::Post(shard, Letter::GroupChat { to, body: Arc::clone(&body), receipt }));
+                fx.push(Effect::Post(shard, Letter::GroupChat { to, body: Arc::clone(body), receipt }));
             }
         }
-        for (lane, to) in by_lane.into_iter().enumerate().filter(|(_, to)| !to.is_empty()) {
-            let then = Then::Kept { receipt, recipients: to.len() as u32 };
-            let parcel = |to| Parcel { to, messages: vec![Arc::clone(&body)], past: None };
-            let write = Write::Keep(to.into_iter().map(parcel).collect());
-            self.submit(Lane::Number(lane), then, Op::Write(write), fx);
-        }
+        self.send_all_away(away, body, receipt, fx);
     }
 
     /// A group message for users of this shard.
@@ -288,16 +349,32 @@ impl Shard {
         let Some(fan) = self.fans.fans.get_mut(&key) else { return };
         fan.sum += part;
         fan.left = fan.left.saturating_sub(part.total());
-        if fan.left == 0 {
-            let FanSum { sum, parent, .. } = *fan;
-            self.fans.fans.remove(&key);
-            self.fan_finished(parent, sum, fx);
+        self.finish_fan(key, fx);
+    }
+
+    /// A message of another node could not be delivered to one of its recipients.
+    pub(super) fn fan_gone(&mut self, key: u64, user: UserId, fx: &mut Effects) {
+        let Some(fan) = self.fans.fans.get_mut(&key) else { return };
+        fan.gone.push(user);
+        fan.left = fan.left.saturating_sub(1);
+        self.finish_fan(key, fx);
+    }
+
+    fn finish_fan(&mut self, key: u64, fx: &mut Effects) {
+        if self.fans.fans.get(&key).is_some_and(|fan| fan.left == 0)
+            && let Some(FanSum { sum, parent, gone, .. }) = self.fans.fans.remove(&key)
+        {
+            self.fan_finished(parent, sum, gone, fx);
         }
     }
 
-    fn fan_finished(&mut self, parent: Receipt, sum: FanOut, fx: &mut Effects) {
+    fn fan_finished(&mut self, parent: Receipt, sum: FanOut, gone: Vec<UserId>, fx: &mut Effects) {
         match parent {
             Receipt::Fan { shard, key } => self.fan_part(usize::from(shard), key, sum, fx),
+            Receipt::Node(node, ticket) => {
+                fx.push(Effect::Bus(BusOp::ToNode(node, Envelope::Settled { ticket, sum, gone })));
+            }
+            Receipt::Nobody => {}
             Receipt::Sender { conn, user, seq, .. } => {
                 match seq {
                     Some(seq) => self.reply(conn, fx, |out| reply::ack_group_chat(out, seq, sum)),

@@ -119,11 +119,14 @@ pub enum Then {
         seq: Option<i64>,
     },
     Members(GroupId),
-    /// A message is stored for so many recipients, or not.
+    /// A message for a user of this node is stored, or not.
     Kept {
+        to: UserId,
+        body: Arc<[u8]>,
         receipt: Receipt,
-        recipients: u32,
     },
+    /// What was on the ways to these users is stored, or not.
+    WaysKept(Vec<UserId>),
     /// The message that a slow reader has half read is stored as well, in case it reads no more.
     KeptBegun {
         conn: ConnId,
@@ -139,7 +142,10 @@ pub enum Then {
         user: UserId,
         rows: Arc<[RowId]>,
     },
-    Released(UserId),
+    Released {
+        user: UserId,
+        epoch: u64,
+    },
 }
 
 /// A login on its way.
@@ -152,6 +158,8 @@ pub struct Login {
     pub name: Box<str>,
     /// How often the account was found in use although nobody here uses it.
     pub tries: u8,
+    /// Of its claim.
+    pub epoch: u64,
 }
 
 /// Does jobs: the blocking half of the service, with one worker's connection and hasher.

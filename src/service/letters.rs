@@ -1,10 +1,13 @@
 //! What shards say to each other, and what they note on their own messages and timers.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::jobs::{Answer, Then};
+use crate::bus::{BusEvent, Ticket};
 use crate::reactor::ConnId;
-use crate::store::{GroupId, RowId, StoreError, UserId};
+use crate::store::{GroupId, NodeId, RowId, StoreError, UserId};
 use crate::wire::Errno;
 use crate::wire::reply::FanOut;
 
@@ -69,6 +72,20 @@ pub enum Letter {
     MemberSeen {
         key: u64,
     },
+    /// The store does not know this session's claim any more.
+    Stale {
+        user: UserId,
+        conn: ConnId,
+    },
+    /// From the bus.
+    Bus(BusEvent),
+    /// Another node is dead, or seems so. Its claims are taken from it after this.
+    NodeDied,
+    /// This node's claims, as the store had them at some moment after `as_of`.
+    Claims {
+        as_of: Instant,
+        claims: Arc<HashMap<UserId, u64>>,
+    },
     /// A job is done.
     Done {
         then: Then,
@@ -87,6 +104,17 @@ pub enum Fate {
     Failed(Errno),
 }
 
+impl From<Fate> for FanOut {
+    fn from(fate: Fate) -> FanOut {
+        let none = FanOut::default();
+        match fate {
+            Fate::Delivered => FanOut { delivered: 1, ..none },
+            Fate::Stored => FanOut { stored: 1, ..none },
+            Fate::Failed(_) => FanOut { failed: 1, ..none },
+        }
+    }
+}
+
 /// Who is to be told of a message's [`Fate`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Receipt {
@@ -95,7 +123,14 @@ pub enum Receipt {
     Sender { conn: ConnId, user: UserId, seq: Option<i64>, owed: bool },
     /// A fan-out that a shard adds up.
     Fan { shard: u16, key: u64 },
+    /// Another node.
+    Node(NodeId, Ticket),
+    /// Nobody: a C++ node has sent it.
+    Nobody,
 }
+
+/// A message that waits somewhere, and who is to be told what becomes of it.
+pub(super) type Waiting = (Arc<[u8]>, Receipt);
 
 /// What a shard notes on a message in a connection's queue.
 #[derive(Debug, Clone)]
@@ -122,5 +157,10 @@ pub enum Timer {
         rows: Arc<[RowId]>,
     },
     /// The store failed to take a claim back.
-    Release(UserId),
+    Release {
+        user: UserId,
+        epoch: u64,
+    },
+    /// Other nodes have had their time to answer.
+    Questions,
 }

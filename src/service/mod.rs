@@ -12,6 +12,8 @@
 //! | `account.rs` | register, log in, log out |
 //! | `presence.rs` | who lives on which shard: the handshakes around a session's begin and end |
 //! | `session.rs` | one client, one session, and how a slow reader's messages are drained |
+//! | `ways.rs` | messages to users who are not on this node |
+//! | `cluster.rs` | what other nodes and the bus have to tell |
 //! | `chat.rs` | one-to-one chat, and what becomes of a message |
 //! | `groups.rs` | groups, their cached members, fan-out |
 //! | `friends.rs` | friends and lists |
@@ -19,6 +21,7 @@
 
 mod account;
 mod chat;
+mod cluster;
 mod effects;
 mod friends;
 mod groups;
@@ -26,8 +29,9 @@ mod jobs;
 mod letters;
 mod presence;
 mod session;
+mod ways;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use chrono::{Local, TimeZone};
@@ -36,13 +40,16 @@ pub use effects::{Effect, Effects, Payload};
 pub use jobs::{Answer, Job, JobRunner, Lane, Op, Then};
 pub use letters::{Fate, Letter, Receipt, Tag, Timer};
 
+use crate::bus::envelope;
 use crate::reactor::{CloseReason, ConnId, ConnMap, Taken, Unwritten};
 use crate::store::{GroupId, StoreError, UserId};
 use crate::wire::{Broken, Errno, Refusal, Request, Split, msgid, reply};
+use cluster::Early;
 use groups::{FanOuts, GroupCache};
 use jobs::Login;
 use presence::{Leaving, Place};
 use session::Client;
+use ways::{Asked, Way};
 
 /// What an operator can set.
 #[derive(Debug, Clone)]
@@ -61,6 +68,8 @@ pub struct Settings {
     pub lanes: usize,
     /// Treat clients that end their objects with NUL and never use `seq` as the C++ client needs.
     pub legacy_client: bool,
+    /// Somebody else may change who is in a group: members are read for every message.
+    pub mixed: bool,
 }
 
 /// The time of an input.
@@ -75,7 +84,7 @@ pub struct Now {
 const OBJECTS_A_TURN: usize = 32;
 /// A connection with so many unsettled requests is not read any further…
 const MAX_PENDING: u32 = 256;
-/// …nor is one with any while a shard has so many jobs in the pool.
+/// …nor is one with any while a shard has so many jobs in the pool and questions to other nodes.
 const MAX_JOBS: usize = 8192;
 
 /// One request on its way to its handler.
@@ -119,23 +128,44 @@ pub struct Shard {
     presence: HashMap<UserId, Place>,
     /// Users of this shard whose session is ending.
     leaving: HashMap<UserId, Leaving>,
-    /// Users whose claim the store would not take back yet.
-    unreleased: HashSet<UserId>,
+    /// Users whose claim the store would not take back yet, and which it is.
+    unreleased: HashMap<UserId, u64>,
     /// Logins that wait for a session to end.
     waiting: HashMap<UserId, Vec<Login>>,
+    /// Claims of this shard on their way, by epoch, and what other nodes have sent by them already.
+    claiming: HashMap<u64, Vec<Early>>,
+    /// Logins that have their claim, by its epoch, until the user's channel is listened to.
+    listening: HashMap<u64, Login>,
+    /// Of the last claim.
+    next_epoch: u64,
+    /// Ways to users who are not on this node.
+    ways: HashMap<UserId, Way>,
+    /// Ways whose queue is to be stored at the end of this input.
+    marked: Vec<UserId>,
+    /// What other nodes and the bus owe an answer to, in the order in which it was asked.
+    asked: BTreeMap<u64, Asked>,
+    next_question: u64,
+    /// Users of this node, by what it knows, whom the store has elsewhere.
+    lost: HashSet<UserId>,
+    bus_is_down: bool,
+    /// This node was stopped for a while, at this moment: its claims are in doubt until they have
+    /// been checked.
+    doubt: Option<Instant>,
     groups: GroupCache,
     fans: FanOuts,
     /// Jobs in the pool.
     jobs: usize,
     shutting_down: bool,
     wound_up: bool,
+    /// The time of this input.
+    now: Now,
     /// The last formatted time, and the second it is of.
     clock: (i64, String),
 }
 
 impl Shard {
-    /// Shard `index` of `shards`.
-    pub fn new(index: usize, shards: usize, settings: Settings) -> Self {
+    /// Shard `index` of `shards`, at this time.
+    pub fn new(index: usize, shards: usize, settings: Settings, now: Now) -> Self {
         Shard {
             index,
             shards,
@@ -143,19 +173,31 @@ impl Shard {
             clients: ConnMap::default(),
             presence: HashMap::new(),
             leaving: HashMap::new(),
-            unreleased: HashSet::new(),
+            unreleased: HashMap::new(),
             waiting: HashMap::new(),
+            claiming: HashMap::new(),
+            listening: HashMap::new(),
+            next_epoch: envelope::first_epoch(index),
+            ways: HashMap::new(),
+            marked: Vec::new(),
+            asked: BTreeMap::new(),
+            next_question: 0,
+            lost: HashSet::new(),
+            bus_is_down: false,
+            doubt: None,
             groups: GroupCache::default(),
             fans: FanOuts::default(),
             jobs: 0,
             shutting_down: false,
             wound_up: false,
+            now,
             clock: (i64::MIN, String::new()),
         }
     }
 
     /// A connection was accepted.
     pub fn opened(&mut self, conn: ConnId, now: Now, fx: &mut Effects) {
+        self.now = now;
         self.clients.insert(conn, Client::new(now.at));
         if self.shutting_down {
             self.refuse_and_close(conn, Errno::ShuttingDown.into(), CloseReason::ShuttingDown, fx);
@@ -171,6 +213,13 @@ impl Shard {
 
     /// Bytes have arrived; `input` begins with what the last call left.
     pub fn input(&mut self, conn: ConnId, input: &[u8], now: Now, fx: &mut Effects) -> Taken {
+        self.now = now;
+        let taken = self.objects(conn, input, now, fx);
+        self.end(fx);
+        taken
+    }
+
+    fn objects(&mut self, conn: ConnId, input: &[u8], now: Now, fx: &mut Effects) -> Taken {
         let mut taken = 0;
         if let Some(client) = self.clients.get_mut(conn) {
             client.last_input = now.at;
@@ -233,12 +282,13 @@ impl Shard {
             Tag::Offline { user, rows } => self.offline_written(conn, user, rows, fx),
             Tag::Barrier { user } => self.barrier_passed(user, fx),
         }
-        self.check_wound_up(fx);
+        self.end(fx);
     }
 
     /// A slow reader's queue has passed the mark, and these were taken back from it.
     pub fn high_water(&mut self, conn: ConnId, recalled: Vec<Unwritten<Tag>>, fx: &mut Effects) {
         self.begin_spill(conn, recalled, fx);
+        self.end(fx);
     }
 
     /// A slow reader has read all that was queued.
@@ -252,11 +302,12 @@ impl Shard {
         if let Some(client) = self.clients.remove(conn) {
             self.client_gone(conn, client, unwritten, fx);
         }
-        self.check_wound_up(fx);
+        self.end(fx);
     }
 
     /// A letter from another shard, or a job's answer.
     pub fn letter(&mut self, letter: Letter, now: Now, fx: &mut Effects) {
+        self.now = now;
         match letter {
             Letter::Chat { to, body, receipt } => self.deliver(to, chat::Text::Shared(body), receipt, fx),
             Letter::GroupChat { to, body, receipt } => self.deliver_group(to, body, receipt, fx),
@@ -269,23 +320,30 @@ impl Shard {
             Letter::Gone { user, conn } => self.peer_gone(user, conn, fx),
             Letter::Member { group, user, shard, key } => self.peer_joined_group(group, user, shard, key, fx),
             Letter::MemberSeen { key } => self.member_seen(key, fx),
+            Letter::Stale { user, conn } => self.end_stale(user, conn, fx),
+            Letter::Bus(event) => self.bus_event(event, fx),
+            Letter::NodeDied => self.drain_all(fx),
+            Letter::Claims { as_of, claims } => self.check_claims(as_of, &claims, fx),
             Letter::Done { then, answer } => {
                 self.jobs -= 1;
                 self.done(then, answer, now, fx);
             }
         }
-        self.check_wound_up(fx);
+        self.end(fx);
     }
 
     /// A timer has fired.
     pub fn timer(&mut self, timer: Timer, now: Now, fx: &mut Effects) {
+        self.now = now;
         match timer {
             Timer::Login(conn) => self.login_timer(conn, now, fx),
             Timer::Idle(conn) => self.idle_timer(conn, now, fx),
             Timer::Drain(conn) => self.retry_page(conn, fx),
             Timer::Remove { conn, user, rows } => self.retry_remove(conn, user, rows, fx),
-            Timer::Release(user) => self.release(user, fx),
+            Timer::Release { user, epoch } => self.release(user, epoch, fx),
+            Timer::Questions => self.expire_questions(fx),
         }
+        self.end(fx);
     }
 
     /// The process is to end: everybody is logged out and disconnected, once what they asked for
@@ -305,6 +363,12 @@ impl Shard {
                 self.close_if_done(conn, fx);
             }
         }
+        self.end(fx);
+    }
+
+    /// What is left to be done at the end of every input.
+    fn end(&mut self, fx: &mut Effects) {
+        self.keep_marked(fx);
         self.check_wound_up(fx);
     }
 
@@ -370,7 +434,7 @@ impl Shard {
 
     /// Notes that a request of this connection will be settled later.
     fn owe(&mut self, conn: ConnId, fx: &mut Effects) {
-        let crowded = self.jobs >= MAX_JOBS;
+        let crowded = self.is_crowded();
         if let Some(client) = self.clients.get_mut(conn) {
             client.pending += 1;
             if !client.throttled && (client.pending >= MAX_PENDING || crowded) {
@@ -380,13 +444,19 @@ impl Shard {
         }
     }
 
+    /// Whether the pool or other nodes are behind.
+    fn is_crowded(&self) -> bool {
+        self.jobs + self.asked.len() >= MAX_JOBS
+    }
+
     /// A request of this connection is settled.
     fn paid(&mut self, conn: ConnId, fx: &mut Effects) {
+        let crowded = self.is_crowded();
         let Some(client) = self.clients.get_mut(conn) else { return };
         client.pending -= 1;
-        if client.throttled && client.pending <= MAX_PENDING / 2 && (self.jobs < MAX_JOBS || client.pending == 0) {
+        if client.throttled && client.pending <= MAX_PENDING / 2 && (!crowded || client.pending == 0) {
             client.throttled = false;
-            if !client.waiting {
+            if !client.is_paused() {
                 fx.push(Effect::Resume(conn));
             }
         }
@@ -427,17 +497,18 @@ impl Shard {
             Then::GroupJoined { conn, seq, user, group } => self.group_joined(conn, seq, user, group, answer, fx),
             Then::Listed { conn, seq } => self.listed(conn, seq, answer, fx),
             Then::Members(group) => self.members_loaded(group, answer, fx),
-            Then::Kept { receipt, recipients } => self.kept(receipt, recipients, answer, fx),
+            Then::Kept { to, body, receipt } => self.kept(to, body, receipt, answer, fx),
+            Then::WaysKept(users) => self.ways_kept(users, answer, fx),
             Then::KeptBegun { conn, user, receipt } => self.begun_kept(conn, user, receipt, answer, fx),
             Then::Page { conn, user } => self.page_read(conn, user, answer, now, fx),
             Then::Removed { conn, user, rows } => self.removed(conn, user, rows, answer, now, fx),
-            Then::Released(user) => self.released(user, answer, now, fx),
+            Then::Released { user, epoch } => self.released(user, epoch, answer, now, fx),
         }
     }
 
     fn check_wound_up(&mut self, fx: &mut Effects) {
-        if self.shutting_down && !self.wound_up && self.clients.is_empty() && self.leaving.is_empty() && self.jobs == 0
-        {
+        let is_done = || self.clients.is_empty() && self.leaving.is_empty() && self.jobs == 0 && self.ways_are_empty();
+        if self.shutting_down && !self.wound_up && is_done() {
             self.wound_up = true;
             fx.push(Effect::WoundUp);
         }

@@ -14,13 +14,13 @@
 //! The claim is released last: not before everything that the user has sent is settled, and all
 //! that was queued for it is written or stored.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::chat::Text;
-use super::letters::{Letter, Receipt, Timer};
+use super::letters::{Letter, Timer, Waiting};
 use super::session::{Begun, Joining, Mode, Session};
 use super::{Answer, Effect, Effects, Login, Now, Op, Shard, Then};
+use crate::bus::BusOp;
 use crate::reactor::ConnId;
 use crate::store::{StoreError, UserId, Write};
 
@@ -31,12 +31,14 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(super) struct Place {
     pub conn: ConnId,
     /// The session is ending on another shard: what comes now waits here for its end.
-    pub held: Option<Vec<(Arc<[u8]>, Receipt)>>,
+    pub held: Option<Vec<Waiting>>,
 }
 
 /// A session of this shard that is ending.
 pub(super) struct Leaving {
     pub conn: ConnId,
+    /// Of the session's claim.
+    pub epoch: u64,
     /// Shards whose letters may still be on their way.
     unseen: usize,
     /// Messages queued before a logout are still being written; what comes now waits for them.
@@ -46,32 +48,44 @@ pub(super) struct Leaving {
     /// A message that is half written, and stored as well.
     pub begun: Begun,
     /// What came behind the barrier.
-    pub queue: Vec<(Arc<[u8]>, Receipt)>,
+    pub queue: Vec<Waiting>,
 }
 
 impl Shard {
     /// The account is claimed for this connection.
     pub(super) fn join(&mut self, login: Login, fx: &mut Effects) {
-        let Login { conn, user, seq, name, .. } = login;
-        let unseen = self.shards - 1;
+        let Login { conn, user, seq, name, epoch, .. } = login;
         let Some(client) = self.clients.get_mut(conn) else { return };
-        let joining = Joining { seq, unseen, queue: Default::default(), bytes: 0, spilled: false };
-        client.session = Some(Box::new(Session { user, name, sends: 0, mode: Mode::Joining(joining) }));
+        // All shards answer, this one too.
+        let joining = Joining { seq, unseen: self.shards, ..Joining::default() };
+        let joined = self.now.at;
+        let mode = Mode::Joining(joining);
+        client.session = Some(Box::new(Session { user, name, sends: 0, epoch, joined, heard: Vec::new(), mode }));
         self.presence.insert(user, Place { conn, held: None });
+        self.lost.remove(&user);
+        for early in self.claiming.remove(&epoch).into_iter().flatten() {
+            self.deliver_early(user, epoch, early, fx);
+        }
         self.broadcast(|| Letter::Join { user, conn }, fx);
-        if unseen == 0 {
-            self.load(conn, user, fx);
+        self.see_join(user, conn, fx);
+    }
+
+    /// Answers a join: at once, or when all that is on a way to the user is there.
+    fn see_join(&mut self, user: UserId, conn: ConnId, fx: &mut Effects) {
+        if !self.way_joins(user, conn, fx) {
+            self.join_is_seen(user, conn, fx);
         }
     }
 
     /// A user has joined another shard.
     pub(super) fn peer_joined(&mut self, user: UserId, conn: ConnId, fx: &mut Effects) {
         let former = self.presence.insert(user, Place { conn, held: None });
+        self.lost.remove(&user);
         // The end of the former session may be heard of later than the next one's begin.
         for (body, receipt) in former.and_then(|place| place.held).into_iter().flatten() {
             fx.push(Effect::Post(conn.reactor(), Letter::Chat { to: user, body, receipt }));
         }
-        fx.push(Effect::Post(conn.reactor(), Letter::JoinSeen { user, conn }));
+        self.see_join(user, conn, fx);
     }
 
     /// One more shard sends letters instead of storing.
@@ -86,14 +100,14 @@ impl Shard {
 
     /// Ends a session. `barrier`: the connection lives on, and what is queued on it goes out first.
     pub(super) fn leave(&mut self, conn: ConnId, session: Session, barrier: bool, fx: &mut Effects) {
-        let Session { user, sends, mode, .. } = session;
+        let Session { user, sends, mode, epoch, .. } = session;
         let begun = mode.begun();
         if let Mode::Joining(joining) = mode {
             for (body, receipt) in joining.queue {
                 self.keep(user, body, receipt, fx);
             }
         }
-        let leaving = Leaving { conn, unseen: self.shards - 1, barrier, sends, begun, queue: Vec::new() };
+        let leaving = Leaving { conn, epoch, unseen: self.shards - 1, barrier, sends, begun, queue: Vec::new() };
         self.leaving.insert(user, leaving);
         self.broadcast(|| Letter::Leave { user, conn }, fx);
         self.try_release(user, fx);
@@ -148,12 +162,14 @@ impl Shard {
         if leaving.unseen > 0 || leaving.barrier || leaving.sends > 0 || is_being_stored {
             return;
         }
-        let conn = leaving.conn;
+        let (conn, epoch) = (leaving.conn, leaving.epoch);
         self.leaving.remove(&user);
         self.presence.remove(&user);
+        self.lost.remove(&user);
         // The lane holds everything for the user's store by now, and a login's claim comes behind.
-        self.release(user, fx);
+        self.release(user, epoch, fx);
         self.broadcast(|| Letter::Gone { user, conn }, fx);
+        self.way_leaves(user, fx);
         self.resume_waiting(user, fx);
     }
 
@@ -161,6 +177,8 @@ impl Shard {
     pub(super) fn peer_gone(&mut self, user: UserId, conn: ConnId, fx: &mut Effects) {
         if self.presence.get(&user).is_some_and(|place| place.conn == conn) {
             let held = self.presence.remove(&user).and_then(|place| place.held);
+            self.lost.remove(&user);
+            self.way_leaves(user, fx);
             for (body, receipt) in held.into_iter().flatten() {
                 self.route(user, Text::Shared(body), receipt, fx);
             }
@@ -171,7 +189,7 @@ impl Shard {
     /// Logins that found the account's last session still ending.
     fn resume_waiting(&mut self, user: UserId, fx: &mut Effects) {
         for login in self.waiting.remove(&user).into_iter().flatten() {
-            self.claim(login, fx);
+            self.claim(login, None, fx);
         }
     }
 
@@ -181,20 +199,27 @@ impl Shard {
     }
 
     /// Gives an account back to the store.
-    pub(super) fn release(&mut self, user: UserId, fx: &mut Effects) {
-        if !self.presence.contains_key(&user) {
-            let lane = self.user_lane(user);
-            self.submit(lane, Then::Released(user), Op::Write(Write::Release { user, epoch: 0 }), fx);
-        }
+    pub(super) fn release(&mut self, user: UserId, epoch: u64, fx: &mut Effects) {
+        let lane = self.user_lane(user);
+        self.submit(lane, Then::Released { user, epoch }, Op::Write(Write::Release { user, epoch }), fx);
     }
 
-    pub(super) fn released(&mut self, user: UserId, answer: Result<Answer, StoreError>, now: Now, fx: &mut Effects) {
-        // At the very end the server releases everybody at once.
+    pub(super) fn released(
+        &mut self,
+        user: UserId,
+        epoch: u64,
+        answer: Result<Answer, StoreError>,
+        now: Now,
+        fx: &mut Effects,
+    ) {
         if answer.is_ok() {
             self.unreleased.remove(&user);
+            // Until now C++ nodes saw the user online and published for it.
+            fx.push(Effect::Bus(BusOp::Unlisten { user, epoch }));
         } else if !self.shutting_down {
-            self.unreleased.insert(user);
-            fx.push(Effect::Timer(now.at + RETRY, Timer::Release(user)));
+            // At the very end the server releases everybody at once.
+            self.unreleased.insert(user, epoch);
+            fx.push(Effect::Timer(now.at + RETRY, Timer::Release { user, epoch }));
         }
     }
 }

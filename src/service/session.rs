@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::chat::Text;
-use super::letters::{Fate, Receipt, Tag, Timer};
+use super::letters::{Fate, Receipt, Tag, Timer, Waiting};
 use super::{Answer, Effect, Effects, Now, Op, Payload, Shard, Then};
+use crate::bus::Ticket;
 use crate::reactor::{CloseReason, ConnId, Manner, Unwritten};
-use crate::store::{Kept, Outcome, Parcel, RowId, StoreError, UserId, Write};
+use crate::store::{Kept, NodeId, Outcome, Parcel, RowId, StoreError, UserId, Write};
 use crate::wire::reply::OFFLINE_IN_REPLY;
 use crate::wire::{Errno, FramingMirror, Refusal, Splitter};
 
@@ -26,6 +27,8 @@ pub(super) struct Client {
     pub waiting: bool,
     /// Too many requests are unsettled; input waits.
     pub throttled: bool,
+    /// Its claim is in doubt; input waits.
+    pub doubted: bool,
     /// It has used `seq`, so it is no C++ client.
     pub uses_seq: bool,
     /// It has finished sending.
@@ -47,6 +50,7 @@ impl Client {
             pending: 0,
             waiting: false,
             throttled: false,
+            doubted: false,
             uses_seq: false,
             ended: false,
             closing: false,
@@ -56,7 +60,7 @@ impl Client {
     }
 
     pub fn is_paused(&self) -> bool {
-        self.waiting || self.throttled
+        self.waiting || self.throttled || self.doubted
     }
 }
 
@@ -66,7 +70,36 @@ pub(super) struct Session {
     pub name: Box<str>,
     /// Chats of this user that are not settled. The claim is not released while there are any.
     pub sends: u32,
+    /// Of its claim.
+    pub epoch: u64,
+    /// When it began.
+    pub joined: Instant,
+    /// The shards of other nodes that have sent something to the user.
+    pub heard: Vec<Heard>,
     pub mode: Mode,
+}
+
+/// What one shard of another node has sent to a user.
+pub(super) struct Heard {
+    pub node: NodeId,
+    pub shard: u16,
+    /// The last chat that was taken.
+    pub last: u64,
+    /// One went back, or did not arrive: what follows must not overtake it, and goes back, too, until
+    /// that shard's nudge tells that it knows.
+    pub fenced: bool,
+}
+
+impl Session {
+    /// What this shard of another node has sent.
+    pub fn heard(&mut self, node: NodeId, shard: u16) -> &mut Heard {
+        let at = self.heard.iter().position(|heard| (heard.node, heard.shard) == (node, shard));
+        let at = at.unwrap_or_else(|| {
+            self.heard.push(Heard { node, shard, last: 0, fenced: false });
+            self.heard.len() - 1
+        });
+        &mut self.heard[at]
+    }
 }
 
 /// Where a session's incoming messages go.
@@ -79,16 +112,19 @@ pub(super) enum Mode {
     Spill(Spill),
 }
 
+#[derive(Default)]
 pub(super) struct Joining {
     /// The login's, for its reply.
     pub seq: Option<i64>,
     /// Shards that still send to the store.
     pub unseen: usize,
-    pub queue: VecDeque<(Arc<[u8]>, Receipt)>,
+    pub queue: VecDeque<Waiting>,
     /// Bytes in `queue`.
     pub bytes: usize,
     /// The queue became too long and went to the store, and so does all that follows.
     pub spilled: bool,
+    /// Nodes that have stored something, and wait for the drain.
+    pub nudges: Vec<(NodeId, Ticket)>,
 }
 
 /// A drain: read a page, write it, remove it, until nothing is left.
@@ -99,6 +135,8 @@ pub(super) struct Spill {
     /// The message of which half is on the wire; it stands in the store too, in case the other
     /// half never gets out.
     begun: Begun,
+    /// Nodes that have stored something, and wait for the end of the drain.
+    nudges: Vec<(NodeId, Ticket)>,
 }
 
 enum Stage {
@@ -132,13 +170,29 @@ impl Mode {
 
 impl Spill {
     fn new(stage: Stage) -> Self {
-        Spill { stage, dirty: false, begun: Begun::None }
+        Spill { stage, dirty: false, begun: Begun::None, nudges: Vec::new() }
+    }
+
+    /// Other nodes have stored something.
+    pub fn for_nudges(nudges: Vec<(NodeId, Ticket)>) -> Self {
+        Spill { nudges, ..Spill::new(Stage::Queue) }
+    }
+
+    /// The same, while it is drained anyway.
+    pub fn nudge(&mut self, nudger: (NodeId, Ticket)) {
+        self.nudges.push(nudger);
+        self.stored_behind();
+    }
+
+    /// Something was stored that the page being read may not have.
+    pub fn stored_behind(&mut self) {
+        self.dirty = true;
     }
 
     /// After a login reply that could not carry everything. `reply_has_rows`: its rows must be
     /// removed before the next page is read.
-    pub fn after_login(reply_has_rows: bool) -> Self {
-        Spill::new(if reply_has_rows { Stage::Writing } else { Stage::Queue })
+    pub fn after_login(reply_has_rows: bool, nudges: Vec<(NodeId, Ticket)>) -> Self {
+        Spill { nudges, ..Spill::new(if reply_has_rows { Stage::Writing } else { Stage::Queue }) }
     }
 }
 
@@ -159,7 +213,7 @@ impl Shard {
     /// Stores one message for a session that is being drained.
     pub(super) fn spill(&mut self, conn: ConnId, user: UserId, body: Arc<[u8]>, receipt: Receipt, fx: &mut Effects) {
         if let Some((_, spill)) = self.spill_mut(conn) {
-            spill.dirty = true;
+            spill.stored_behind();
         }
         self.keep(user, body, receipt, fx);
     }
@@ -182,8 +236,9 @@ impl Shard {
                 self.spill(conn, to, body, receipt, fx);
                 continue;
             }
-            if to != user {
-                continue; // for somebody who has just logged out here
+            // For somebody who has just logged out here; or its own node will store it, if it must.
+            if to != user || self.is_of_another_node(receipt) {
+                continue;
             }
             if let Some((_, spill)) = self.spill_mut(conn) {
                 spill.begun = Begun::Storing(false);
@@ -314,10 +369,11 @@ impl Shard {
             if spill.dirty {
                 return self.advance_drain(conn, fx);
             }
+            let nudges = std::mem::take(&mut spill.nudges);
             if let Some(session) = self.session_mut(conn, user) {
                 session.mode = Mode::Live;
             }
-            return;
+            return self.answer_nudges(nudges, fx);
         }
         spill.stage = Stage::Writing;
         let rows: Arc<[RowId]> = page.messages.iter().map(|(row, _)| *row).collect();

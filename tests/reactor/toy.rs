@@ -43,6 +43,7 @@ pub enum Event {
     Drained(ConnId),
     Closed(ConnId, CloseReason, Vec<Unwritten<Tag>>),
     Timer(u32),
+    WasStopped(Duration),
 }
 
 /// The handler: reports what it is told, and answers by its script.
@@ -107,6 +108,10 @@ impl Handler for Toy {
 
     fn timer(&mut self, _io: &mut Io<Self>, timer: u32) {
         self.report(Event::Timer(timer));
+    }
+
+    fn was_stopped(&mut self, _io: &mut Io<Self>, gap: Duration) {
+        self.report(Event::WasStopped(gap));
     }
 
     fn stopping(&mut self, _io: &mut Io<Self>) {}
