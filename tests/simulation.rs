@@ -174,10 +174,10 @@ struct User {
     sent: HashMap<(bool, UserId), u64>,
     /// Acked as delivered or stored.
     acked: Vec<(bool, UserId, u64)>,
-    /// Sent in this session.
-    in_session: Vec<(bool, UserId, u64)>,
-    /// Sent in sessions whose node was stopped or killed, and not acked: they may arrive late, since
-    /// nobody can ask that node what is still under way.
+    /// What was sent through which node.
+    via: Vec<(NodeId, (bool, UserId, u64))>,
+    /// Sent through nodes that were taken for dead, and not acked by then: they may arrive late,
+    /// since nobody can ask such a node what is still under way.
     limbo: HashSet<(bool, UserId, u64)>,
     /// What arrived: by sender and way, in order, with repeats.
     got: HashMap<(bool, UserId), Vec<u64>>,
@@ -188,13 +188,6 @@ impl User {
         self.socket = None;
         self.logged_in = false;
         self.unacked.clear();
-        self.in_session.clear();
-    }
-
-    /// The node of its session was stopped or killed.
-    fn lost_its_node(&mut self) {
-        self.limbo.extend(self.in_session.drain(..).filter(|sent| !self.acked.contains(sent)));
-        self.disconnected();
     }
 }
 
@@ -433,6 +426,10 @@ impl World {
             return self.to_reap.push((dead, true));
         }
         self.memory.lock().unwrap().claims.retain(|_, claim| claim.node != dead);
+        for user in self.users.values_mut() {
+            let through_it = user.via.iter().filter(|(node, _)| *node == dead).map(|(_, sent)| *sent);
+            user.limbo.extend(through_it.filter(|sent| !user.acked.contains(sent)));
+        }
         self.reaped.push(dead);
     }
 
@@ -466,7 +463,7 @@ impl World {
             if let Some(socket) = self.sockets.remove(&address)
                 && let Some(user) = self.users.get_mut(&socket.user).filter(|user| user.socket == Some(address))
             {
-                user.lost_its_node();
+                user.disconnected();
             }
         }
         self.bus.retain(|(_, to), _| *to != node);
@@ -608,12 +605,7 @@ impl World {
     /// The user's client finds its connection gone.
     fn client_is_cut(&mut self, address: Address, socket: &Socket) {
         let user = self.users.get_mut(&socket.user).unwrap();
-        if user.socket != Some(address) {
-            return;
-        }
-        if socket.closing == Some(CloseReason::ClaimLost) {
-            user.lost_its_node();
-        } else {
+        if user.socket == Some(address) {
             user.disconnected();
         }
     }
@@ -695,7 +687,7 @@ impl World {
         // A client whose node is silent goes away some time; the node will find out.
         if faults && (dice == 0 || (stopped && dice < 10)) {
             if stopped {
-                return user.lost_its_node();
+                return user.disconnected();
             }
             return self.cut(address);
         }
@@ -724,7 +716,7 @@ impl World {
         let (seq, number) = (user.next_seq, *number);
         let target =
             if group { format!("\"msgid\":10,\"groupid\":{to}") } else { format!("\"msgid\":6,\"toid\":{to}") };
-        user.in_session.push((group, to, number));
+        user.via.push((self.nodes[address.0].id, (group, to, number)));
         let with_seq = if dice.is_multiple_of(4) { String::new() } else { format!(",\"seq\":{seq}") };
         if !with_seq.is_empty() {
             user.unacked.insert(seq, (group, to, number));

@@ -62,6 +62,10 @@ pub enum Letter {
         user: UserId,
         conn: ConnId,
     },
+    /// Its claim is being released: logins that have waited for that go on.
+    Free {
+        user: UserId,
+    },
     /// A user has joined a group; answered with `MemberSeen`.
     Member {
         group: GroupId,

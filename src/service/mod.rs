@@ -128,6 +128,8 @@ pub struct Shard {
     presence: HashMap<UserId, Place>,
     /// Users of this shard whose session is ending.
     leaving: HashMap<UserId, Leaving>,
+    /// Users of other shards whose session has ended, but for its claim.
+    ending: HashSet<UserId>,
     /// Users whose claim the store would not take back yet, and which it is.
     unreleased: HashMap<UserId, u64>,
     /// Logins that wait for a session to end.
@@ -173,6 +175,7 @@ impl Shard {
             clients: ConnMap::default(),
             presence: HashMap::new(),
             leaving: HashMap::new(),
+            ending: HashSet::new(),
             unreleased: HashMap::new(),
             waiting: HashMap::new(),
             claiming: HashMap::new(),
@@ -318,6 +321,7 @@ impl Shard {
             Letter::Leave { user, conn } => self.peer_leaves(user, conn, fx),
             Letter::LeaveSeen { user, conn } => self.leave_seen(user, conn, fx),
             Letter::Gone { user, conn } => self.peer_gone(user, conn, fx),
+            Letter::Free { user } => self.peer_free(user, fx),
             Letter::Member { group, user, shard, key } => self.peer_joined_group(group, user, shard, key, fx),
             Letter::MemberSeen { key } => self.member_seen(key, fx),
             Letter::Stale { user, conn } => self.end_stale(user, conn, fx),

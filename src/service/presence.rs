@@ -12,7 +12,7 @@
 //!   and the others follow with what they held, in the same lane.
 //!
 //! The claim is released last: not before everything that the user has sent is settled, and all
-//! that was queued for it is written or stored.
+//! that was queued for it is written or stored. Then S says `Free`.
 
 use std::time::Duration;
 
@@ -41,6 +41,8 @@ pub(super) struct Leaving {
     pub epoch: u64,
     /// Shards whose letters may still be on their way.
     unseen: usize,
+    /// Nothing reaches it any more; only the claim is left.
+    gone: bool,
     /// Messages queued before a logout are still being written; what comes now waits for them.
     pub barrier: bool,
     /// Chats of this user that are not settled.
@@ -107,7 +109,8 @@ impl Shard {
                 self.keep(user, body, receipt, fx);
             }
         }
-        let leaving = Leaving { conn, epoch, unseen: self.shards - 1, barrier, sends, begun, queue: Vec::new() };
+        let leaving =
+            Leaving { conn, epoch, unseen: self.shards - 1, gone: false, barrier, sends, begun, queue: Vec::new() };
         self.leaving.insert(user, leaving);
         self.broadcast(|| Letter::Leave { user, conn }, fx);
         self.try_release(user, fx);
@@ -155,26 +158,36 @@ impl Shard {
         }
     }
 
-    /// Ends a session for good, if nothing of it is left.
+    /// Ends a session for good, if nothing of it is left: first its place, then its claim. The place
+    /// does not wait for what the user has sent; or two users who leave, each with a message to the
+    /// other that is held, would wait for each other.
     pub(super) fn try_release(&mut self, user: UserId, fx: &mut Effects) {
-        let Some(leaving) = self.leaving.get(&user) else { return };
-        let is_being_stored = matches!(leaving.begun, Begun::Storing(_));
-        if leaving.unseen > 0 || leaving.barrier || leaving.sends > 0 || is_being_stored {
-            return;
+        let Some(leaving) = self.leaving.get_mut(&user) else { return };
+        let conn = leaving.conn;
+        if !leaving.gone {
+            let is_being_stored = matches!(leaving.begun, Begun::Storing(_));
+            if leaving.unseen > 0 || leaving.barrier || is_being_stored {
+                return;
+            }
+            // The lane holds everything that has reached this shard.
+            leaving.gone = true;
+            self.presence.remove(&user);
+            self.lost.remove(&user);
+            self.broadcast(|| Letter::Gone { user, conn }, fx);
+            self.way_leaves(user, fx);
         }
-        let (conn, epoch) = (leaving.conn, leaving.epoch);
-        self.leaving.remove(&user);
-        self.presence.remove(&user);
-        self.lost.remove(&user);
-        // The lane holds everything for the user's store by now, and a login's claim comes behind.
-        self.release(user, epoch, fx);
-        self.broadcast(|| Letter::Gone { user, conn }, fx);
-        self.way_leaves(user, fx);
-        self.resume_waiting(user, fx);
+        if let Some(Leaving { sends: 0, epoch, .. }) = self.leaving.get(&user) {
+            let epoch = *epoch;
+            self.leaving.remove(&user);
+            self.release(user, epoch, fx);
+            self.broadcast(|| Letter::Free { user }, fx);
+            self.resume_waiting(user, fx);
+        }
     }
 
-    /// A session on another shard has ended.
+    /// A session on another shard has no place any more.
     pub(super) fn peer_gone(&mut self, user: UserId, conn: ConnId, fx: &mut Effects) {
+        self.ending.insert(user);
         if self.presence.get(&user).is_some_and(|place| place.conn == conn) {
             let held = self.presence.remove(&user).and_then(|place| place.held);
             self.lost.remove(&user);
@@ -183,6 +196,11 @@ impl Shard {
                 self.route(user, Text::Shared(body), receipt, fx);
             }
         }
+    }
+
+    /// The claim of a session on another shard is being released.
+    pub(super) fn peer_free(&mut self, user: UserId, fx: &mut Effects) {
+        self.ending.remove(&user);
         self.resume_waiting(user, fx);
     }
 
@@ -195,7 +213,9 @@ impl Shard {
 
     /// Whether a session of this user is just ending, anywhere on this node.
     pub(super) fn is_leaving(&self, user: UserId) -> bool {
-        self.leaving.contains_key(&user) || self.presence.get(&user).is_some_and(|place| place.held.is_some())
+        self.leaving.contains_key(&user)
+            || self.ending.contains(&user)
+            || self.presence.get(&user).is_some_and(|place| place.held.is_some())
     }
 
     /// Gives an account back to the store.
