@@ -331,6 +331,21 @@ fn who_listens_misses_nothing_that_is_published_afterwards() {
 }
 
 #[test]
+fn nobody_is_told_to_listen_before_redis_has_confirmed_it() {
+    let redis = Redis::start();
+    let node = Node::start(&redis, 1);
+    node.listen(19, 1);
+    redis.signal("STOP");
+    // This node listens to 19 already, so that needs no Redis; and it is done behind the first.
+    node.send_all(vec![listen(18, 1), listen(19, 2)]);
+    node.listening(19, 2);
+    let told = node.rest();
+    assert!(told.is_empty(), "{told:?}");
+    redis.signal("CONT");
+    node.listening(18, 1);
+}
+
+#[test]
 fn a_confirmation_is_never_that_of_an_earlier_session() {
     let redis = Redis::start();
     let node = Node::start(&redis, 1);
@@ -450,10 +465,13 @@ fn a_redis_that_stands_still_blocks_nobody_and_is_taken_for_dead() {
     (0..18).for_each(|user| one.listening(user, 1));
     let began = Instant::now();
     assert_eq!(one.count_listeners(18), None);
-    assert!(began.elapsed() < PATIENCE / 4, "an answer took {:?} although it is known", began.elapsed());
+    // While it tries to reach it again, too.
+    (100..110).for_each(|user| one.listen(user, 1));
+    assert!(began.elapsed() < PATIENCE / 4, "answers took {:?} although it is known", began.elapsed());
     redis.signal("CONT");
     one.up();
     two.up();
+    assert!((100..110).all(|user| one.chat_to(user, "{}") > Some(0)), "it is not up yet");
     eventually("the dead lines are gone", || one.count_listeners(18) == Some(1));
     one.send(BusOp::ToNode(two.id, seen(99)));
     // It reads now what it was sent while it stood still.

@@ -40,6 +40,7 @@ mod lease;
 mod link;
 mod publisher;
 mod subscriber;
+mod subscriptions;
 
 use std::fmt;
 use std::io;

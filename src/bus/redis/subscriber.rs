@@ -1,6 +1,5 @@
 //! What comes in: one connection that listens, and may be told at any time to listen to more.
 
-use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +10,7 @@ use mio::{Events, Poll};
 use redis::{ConnectionInfo, RedisError, Value};
 
 use super::link::Link;
+use super::subscriptions::Subscriptions;
 use super::{BackOff, Complaints, NODES, PATIENCE, Posts, channel_of};
 use crate::bus::{BusEvent, BusOp, envelope};
 use crate::reactor::Mailbox;
@@ -24,7 +24,7 @@ const MAX_SLEEP: Duration = Duration::from_secs(1);
 const VALUES_A_TURN: usize = 1024;
 /// Channels in one SUBSCRIBE, when all are subscribed to again.
 const CHANNELS_A_COMMAND: usize = 512;
-/// The PING behind the first subscriptions of a line: its answer confirms them all.
+/// The PING behind all that must be subscribed to before a line is up: its answer confirms that.
 const ALL_LISTENING: &str = "all";
 
 /// What the subscriber is told.
@@ -32,18 +32,6 @@ pub(super) enum Mail {
     /// [`BusOp::Listen`] or [`BusOp::Unlisten`].
     Op(BusOp),
     Stop,
-}
-
-/// A user's channel.
-#[derive(Default)]
-struct Listened {
-    /// The session that listens; `None`: none any more, but a confirmation is still to come.
-    epoch: Option<u64>,
-    /// SUBSCRIBEs that are not confirmed. Only behind the last one is it certain that no
-    /// UNSUBSCRIBE between them is still to come.
-    due: u32,
-    /// Epoch and shard of those who wait for that.
-    waiting: Vec<(u64, u16)>,
 }
 
 /// The thread that listens.
@@ -54,7 +42,9 @@ pub(super) struct Subscriber {
     node: NodeId,
     own_channel: String,
     link: Option<Link>,
-    /// The link's first subscriptions are confirmed.
+    /// How many answers to [`ALL_LISTENING`] are still to come.
+    unconfirmed: u32,
+    /// None is, and all shards know.
     up: bool,
     /// When something was read last.
     heard: Instant,
@@ -62,7 +52,7 @@ pub(super) struct Subscriber {
     asked: Option<Instant>,
     back_off: BackOff,
     attempts: u64,
-    users: HashMap<UserId, Listened>,
+    subscriptions: Subscriptions,
     /// Of how many lines to Redis this is the last that came up.
     lines: u64,
     /// The same for the publisher, or 0 while the line is down.
@@ -92,12 +82,13 @@ impl Subscriber {
             node,
             own_channel: channel_of(node),
             link: None,
+            unconfirmed: 0,
             up: false,
             heard: now,
             asked: None,
             back_off: BackOff::new(now),
             attempts: 0,
-            users: HashMap::new(),
+            subscriptions: Subscriptions::new(),
             lines: 0,
             line,
             started,
@@ -177,12 +168,11 @@ impl Subscriber {
         self.attempts += 1;
         let mut link = Link::connect(&self.info, self.attempts, self.poll.registry())?;
         link.send(redis::cmd("SUBSCRIBE").arg(&self.own_channel).arg(NODES));
-        let users: Vec<UserId> = self.users.keys().copied().collect();
-        for users in users.chunks(CHANNELS_A_COMMAND) {
+        for users in self.subscriptions.line_begins().chunks(CHANNELS_A_COMMAND) {
             link.send(redis::cmd("SUBSCRIBE").arg(users));
         }
-        self.users.values_mut().for_each(|listened| listened.due = 1);
         link.send(redis::cmd("PING").arg(ALL_LISTENING));
+        self.unconfirmed = 1;
         self.link = Some(link);
         self.heard = now;
         self.asked = Some(now);
@@ -201,19 +191,17 @@ impl Subscriber {
         } else {
             self.failures.warn(format_args!("cannot reach Redis at {}: {error}", self.info.addr()));
         }
-        let posts = &mut self.posts;
-        self.users.retain(|user, listened| {
-            listened.due = 0;
-            tell(*user, listened, posts);
-            listened.epoch.is_some()
-        });
+        self.subscriptions.line_ends(&mut self.posts);
     }
 
-    /// All that is subscribed to at the line's begin is confirmed.
+    /// All that was subscribed to until a certain moment is confirmed.
     fn all_listening(&mut self) {
-        if std::mem::replace(&mut self.up, true) {
+        self.unconfirmed = self.unconfirmed.saturating_sub(1);
+        if self.unconfirmed > 0 {
             return;
         }
+        self.up = true;
+        self.subscriptions.line_is_up();
         self.back_off.worked(self.heard);
         self.lines += 1;
         self.line.store(self.lines, Ordering::Release);
@@ -227,39 +215,23 @@ impl Subscriber {
     }
 
     fn listen(&mut self, user: UserId, epoch: u64, shard: u16) {
-        let listened = self.users.entry(user).or_default();
-        let is_new = listened.epoch.replace(epoch).is_none();
-        listened.waiting.push((epoch, shard));
-        if let Some(link) = &mut self.link
-            && is_new
+        if self.subscriptions.listen(user, epoch, shard, &mut self.posts)
+            && let Some(link) = &mut self.link
         {
             link.send(redis::cmd("SUBSCRIBE").arg(user));
-            listened.due += 1;
-        }
-        if listened.due == 0 {
-            tell(user, listened, &mut self.posts);
+            if !self.up {
+                // The session was told already that it listens once the line is up.
+                link.send(redis::cmd("PING").arg(ALL_LISTENING));
+                self.unconfirmed += 1;
+            }
         }
     }
 
     fn unlisten(&mut self, user: UserId, epoch: u64) {
-        let Some(listened) = self.users.get_mut(&user).filter(|listened| listened.epoch == Some(epoch)) else { return };
-        listened.epoch = None;
-        if let Some(link) = &mut self.link {
+        if self.subscriptions.unlisten(user, epoch)
+            && let Some(link) = &mut self.link
+        {
             link.send(redis::cmd("UNSUBSCRIBE").arg(user));
-        }
-        if listened.due == 0 {
-            self.users.remove(&user);
-        }
-    }
-
-    fn confirmed(&mut self, user: UserId) {
-        let Some(listened) = self.users.get_mut(&user) else { return };
-        listened.due = listened.due.saturating_sub(1);
-        if listened.due == 0 {
-            tell(user, listened, &mut self.posts);
-            if listened.epoch.is_none() {
-                self.users.remove(&user);
-            }
         }
     }
 
@@ -292,7 +264,9 @@ impl Subscriber {
                         Some(Value::BulkString(payload)),
                     ) if kind == b"message" => self.message(&channel, &payload),
                     (Some(Value::BulkString(kind)), Some(Value::BulkString(channel)), _) if kind == b"subscribe" => {
-                        user_of(&channel).into_iter().for_each(|user| self.confirmed(user));
+                        user_of(&channel)
+                            .into_iter()
+                            .for_each(|user| self.subscriptions.confirmed(user, &mut self.posts));
                     }
                     (Some(Value::BulkString(kind)), Some(Value::BulkString(text)), _)
                         if kind == b"pong" && text == ALL_LISTENING.as_bytes() =>
@@ -322,13 +296,6 @@ impl Subscriber {
                 String::from_utf8_lossy(channel)
             )),
         }
-    }
-}
-
-/// Tells those who wait that the user's channel is listened to, or that nothing more can be done.
-fn tell(user: UserId, listened: &mut Listened, posts: &mut Posts) {
-    for (epoch, shard) in listened.waiting.drain(..) {
-        posts.push_to(usize::from(shard), BusEvent::Listening { user, epoch });
     }
 }
 
