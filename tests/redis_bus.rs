@@ -511,6 +511,44 @@ fn nothing_is_lost_on_a_publishers_line_that_redis_has_closed_for_being_idle() {
     assert_eq!(node.chat_to(17, "{}"), Some(0));
 }
 
+#[test]
+fn a_chat_is_never_published_twice_and_a_count_is_never_invented() {
+    let redis = Redis::start();
+    let node = Node::start(&redis, 1);
+    let (mut connection, mut listener) = (redis.connect(), redis.connect());
+    let mut subscription = listener.as_pubsub();
+    subscription.subscribe("17").unwrap();
+    const ROUNDS: u64 = 60;
+    const EACH: u64 = 200;
+    let (mut reached, mut unknown) = (Vec::new(), 0);
+    for round in 0..ROUNDS {
+        let keys = round * EACH..(round + 1) * EACH;
+        for key in keys.clone() {
+            node.send(BusOp::ToUser(17, key.to_string().as_bytes().into(), ticket(key)));
+            if key % EACH == EACH / 2 {
+                redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("normal").exec(&mut connection).unwrap();
+            }
+        }
+        for key in keys {
+            match node.reached(ticket(key)) {
+                Some(count) => {
+                    assert_eq!(count, 1);
+                    reached.push(key);
+                }
+                None => unknown += 1,
+            }
+        }
+    }
+    assert!(unknown > 0, "nothing was cut off");
+    publish(&mut connection, 17, b"end");
+    let chats = std::iter::from_fn(|| subscription.get_message().unwrap().get_payload().ok());
+    let arrived: Vec<u64> = chats.map_while(|chat: String| chat.parse().ok()).collect();
+    assert!(arrived.is_sorted_by(|a, b| a < b), "doubled, or out of order");
+    let missing: Vec<_> = reached.iter().filter(|key| arrived.binary_search(key).is_err()).collect();
+    assert!(missing.is_empty(), "counted, but not published: {missing:?}");
+    println!("{} counted, {unknown} not known, {} arrived", reached.len(), arrived.len());
+}
+
 // -- start and stop -------------------------------------------------------------------------------
 
 #[test]
@@ -757,6 +795,37 @@ fn how_fast() {
             (cpu("self") - spent) * 1e6 / n,
             (cpu(&redis.pid().to_string()) - redis_spent) * 1e6 / n,
             (calls(&mut connection, "publish") - publishes) as f64 / n,
+        );
+    }
+}
+
+/// `cargo test --release --test redis_bus -- --ignored --nocapture how_fast_to_cpp`
+#[test]
+#[ignore = "a measurement"]
+fn how_fast_to_cpp_nodes() {
+    let redis = Redis::start();
+    let node = Node::start(&redis, 1);
+    let chat: Arc<[u8]> = vec![b'x'; 150].into();
+    for (window, rounds) in [(1_u64, 20_000_u64), (100, 5_000), (1000, 500)] {
+        let (spent, redis_spent, began) = (cpu("self"), cpu(&redis.pid().to_string()), Instant::now());
+        for _ in 0..rounds {
+            node.send_all((0..window).map(|key| BusOp::ToUser(17, chat.clone(), ticket(3 * key))).collect());
+            let mut answers = 0;
+            while answers < window {
+                let mut events = node.heard.events.lock().unwrap();
+                if events.is_empty() {
+                    events = node.heard.more.wait_timeout(events, DEADLINE).unwrap().0;
+                }
+                answers += events.drain(..).count() as u64;
+            }
+        }
+        let (took, n) = (began.elapsed().as_secs_f64(), (window * rounds) as f64);
+        println!(
+            "window {window}: {:.0} counted publishes/s, {:.1} us a window; CPU {:.2} us (the node) and {:.2} us (Redis) each",
+            n / took,
+            took * 1e6 / rounds as f64,
+            (cpu("self") - spent) * 1e6 / n,
+            (cpu(&redis.pid().to_string()) - redis_spent) * 1e6 / n,
         );
     }
 }

@@ -94,6 +94,9 @@ pub enum StartError {
 }
 
 /// The bus over Redis: see the [module](self).
+///
+/// What reaches all others is counted without this node. What reaches a user's channel is counted
+/// by Redis: with this node, if it listens to that itself.
 pub struct RedisBus {
     publisher: Submitter<Vec<BusOp>>,
     listens: Arc<Mailbox<Mail>>,

@@ -287,7 +287,7 @@ fn converse(
     for owed in owed {
         let reply = connection.recv_response();
         if let Ok(Value::ServerError(error)) = &reply {
-            complaints.warn(format_args!("Redis refuses to publish: {error:?}"));
+            complaints.warn(format_args!("Redis refuses to publish: {error}"));
         }
         owed.answer(reply.as_ref().ok()).into_iter().for_each(|event| posts.push(event));
         reply?;
