@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use chat_server::bus::envelope;
-use chat_server::bus::redis::{Leases, PATIENCE, RedisBus, StartError};
+use chat_server::bus::redis::{LEASE_TTL, Leases, PATIENCE, RedisBus, StartError};
 use chat_server::bus::{Bus, BusEvent, BusOp, Envelope, Listener, Ticket};
 use chat_server::store::{NodeId, UserId};
 use crossbeam_channel::{Sender, bounded};
@@ -490,7 +490,7 @@ fn a_line_that_redis_cuts_is_back_at_once() {
         node.down();
         node.up();
     }
-    assert!(began.elapsed() < Duration::from_secs(1), "it took {:?}", began.elapsed());
+    assert!(began.elapsed() < PATIENCE, "it took {:?}", began.elapsed());
     assert_eq!(publish(&mut redis.connect(), 18, b"{}"), 1);
     one.send(BusOp::ToAll(seen(1), ticket(2)));
     assert_eq!(one.reached(ticket(2)), Some(1));
@@ -685,14 +685,14 @@ fn a_dead_nodes_lease_runs_out_and_an_ended_nodes_is_gone_at_once() {
     dies.die();
     let died = Instant::now();
     judge.finds("the one that died", |dead| dead == [LIVES, NEVER]);
-    assert!(died.elapsed() < Duration::from_secs(7), "it took {:?}", died.elapsed());
+    assert!(died.elapsed() < LEASE_TTL + Duration::from_secs(3), "it took {:?}", died.elapsed());
     let mut ends = Leases::new(&redis.url(), LIVES, "test").unwrap();
     ends.renew().unwrap();
     judge.finds("that it lives again", |dead| dead == [NEVER]);
     ends.drop_lease().unwrap();
     let ended = Instant::now();
     judge.finds("the one that ended", |dead| dead == [LIVES, NEVER]);
-    assert!(ended.elapsed() < Duration::from_secs(2), "it took {:?}", ended.elapsed());
+    assert!(ended.elapsed() < LEASE_TTL / 2, "it took {:?}", ended.elapsed());
 }
 
 #[test]
@@ -701,7 +701,7 @@ fn a_node_judges_nobody_before_it_has_renewed_for_longer_than_a_lease_lasts() {
     let began = Instant::now();
     let judge = Keeper::start(&redis, 1, NODES);
     judge.finds("that it judges", |dead| !dead.is_empty());
-    assert!(began.elapsed() > Duration::from_secs(5), "after {:?}", began.elapsed());
+    assert!(began.elapsed() > LEASE_TTL, "after {:?}", began.elapsed());
 }
 
 #[test]
@@ -714,7 +714,7 @@ fn nobody_looks_dead_who_lives_whatever_happens_to_redis() {
                 // Until all keys have run out, by the clock that Redis goes by.
                 let began = Instant::now();
                 redis.signal("STOP");
-                eventually("that all leases have run out", || began.elapsed() > Duration::from_millis(5500));
+                eventually("that all leases have run out", || began.elapsed() > LEASE_TTL + Duration::from_millis(500));
                 redis.signal("CONT");
             });
         });

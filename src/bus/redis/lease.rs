@@ -18,9 +18,9 @@
 //!
 //! Why that suffices: a node that lives and reaches Redis renews its key each second, so it has at
 //! least 4 s left. What the chain lets pass takes at most [`MAX_GAP`] (2.5 s) or [`SLACK`] (0.5 s)
-//! of that. What breaks the chain has everybody wait for a whole [`TTL`], in which each living node
-//! has renewed its key. A node that lives and does not reach Redis does look dead, on purpose: its
-//! own look at its claims tells it.
+//! of that. What breaks the chain has everybody wait for a whole [`LEASE_TTL`], in which each living
+//! node has renewed its key. A node that lives and does not reach Redis does look dead, on purpose:
+//! its own look at its claims tells it.
 
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,7 @@ use super::{StartError, client, connect};
 use crate::store::NodeId;
 
 /// How long a lease lasts that is not renewed. It is to be renewed each second.
-pub const TTL: Duration = Duration::from_secs(5);
+pub const LEASE_TTL: Duration = Duration::from_secs(5);
 /// The longest time between two renewals that continue a chain.
 const MAX_GAP: Duration = Duration::from_millis(2500);
 /// How far a key's time may be behind this node's clock.
@@ -60,12 +60,12 @@ impl Chain {
     fn holds(&self, left: i64, now: Instant) -> bool {
         let passed = now.duration_since(self.renewed);
         let left = Duration::from_millis(u64::try_from(left).unwrap_or(0));
-        passed <= MAX_GAP && left + SLACK + passed >= TTL
+        passed <= MAX_GAP && left + SLACK + passed >= LEASE_TTL
     }
 
     /// Whether every living node has had the time to renew its key.
     fn is_long(&self, now: Instant) -> bool {
-        now.duration_since(self.since) > TTL
+        now.duration_since(self.since) > LEASE_TTL
     }
 }
 
@@ -84,7 +84,7 @@ impl Leases {
         Ok(Leases { client, connection: None, key: key_of(node), label: label.to_owned(), chain: None })
     }
 
-    /// Renews this node's lease, to last [`TTL`] from now. Connects if it must.
+    /// Renews this node's lease, to last [`LEASE_TTL`] from now. Connects if it must.
     ///
     /// # Errors
     /// Redis is away, or refuses. The lease may be renewed or not.
@@ -112,13 +112,13 @@ impl Leases {
             .arg(&self.key)
             .arg(&self.label)
             .arg("PX")
-            .arg(TTL.as_millis() as u64)
+            .arg(LEASE_TTL.as_millis() as u64)
             .query(connection)?;
         Ok(left)
     }
 
     /// Those of `nodes` that have no lease, this one never among them. Empty while that says
-    /// nothing: until this has renewed its own lease for longer than [`TTL`] without a break. To be
+    /// nothing: until this has renewed its own lease for longer than [`LEASE_TTL`] without a break. To be
     /// asked right behind [`Leases::renew`].
     ///
     /// # Errors
@@ -190,7 +190,7 @@ mod tests {
     fn a_chain_is_long_when_every_lease_of_its_begin_has_run_out() {
         let since = Instant::now();
         let chain = Chain { since, renewed: since };
-        assert!(!chain.is_long(since + TTL));
-        assert!(chain.is_long(since + TTL + ms(1)));
+        assert!(!chain.is_long(since + LEASE_TTL));
+        assert!(chain.is_long(since + LEASE_TTL + ms(1)));
     }
 }

@@ -54,7 +54,7 @@ use mio::Poll;
 use redis::io::tcp::TcpSettings;
 use redis::{Client, Connection, ConnectionAddr, IntoConnectionInfo, ProtocolVersion, RedisError, RedisResult};
 
-pub use lease::Leases;
+pub use lease::{LEASE_TTL, Leases};
 
 use super::{Bus, BusEvent, BusOp, Listener};
 use crate::pool::{Pool, Submitter};
