@@ -96,6 +96,19 @@ impl<J: Send + 'static> Pool<J> {
     /// # Errors
     /// The operating system starts no more threads.
     pub fn start<W: Worker<Job = J>>(workers: Vec<W>, lanes: usize, max_free: usize) -> io::Result<Self> {
+        Pool::start_named("worker", workers, lanes, max_free)
+    }
+
+    /// The same, with threads of another name, of at most 13 bytes.
+    ///
+    /// # Errors
+    /// The operating system starts no more threads.
+    pub fn start_named<W: Worker<Job = J>>(
+        name: &str,
+        workers: Vec<W>,
+        lanes: usize,
+        max_free: usize,
+    ) -> io::Result<Self> {
         let count = workers.len();
         let lanes = (0..lanes).map(|_| Lane { queue: Vec::new(), scheduled: false }).collect();
         let state = State { lanes, ready: VecDeque::new(), free: VecDeque::new(), free_running: 0, closed: false };
@@ -106,7 +119,7 @@ impl<J: Send + 'static> Pool<J> {
             .enumerate()
             .map(|(i, worker)| {
                 let shared = Arc::clone(&shared);
-                std::thread::Builder::new().name(format!("worker-{i}")).spawn(move || work(&shared, worker))
+                std::thread::Builder::new().name(format!("{name}-{i}")).spawn(move || work(&shared, worker))
             })
             .collect::<io::Result<_>>()?;
         Ok(Pool { shared, threads })

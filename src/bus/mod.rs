@@ -7,11 +7,13 @@
 
 pub mod alone;
 pub mod envelope;
+pub mod redis;
 
 use std::sync::Arc;
 
 pub use alone::Alone;
 pub use envelope::{Addressee, Envelope, Ticket};
+pub use redis::RedisBus;
 
 use crate::store::{NodeId, UserId};
 

@@ -8,12 +8,14 @@
 #![allow(dead_code, unused_imports)]
 
 mod client;
+mod redis;
 mod rng;
 mod server;
 mod world;
 
 use std::time::{Duration, Instant};
 
+pub use self::redis::Redis;
 pub use client::{Account, Client, Ending, listed, login, parse, strings, text_of};
 pub use rng::Rng;
 pub use server::{Launch, Server, refused_start};

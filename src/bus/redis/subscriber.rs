@@ -1,0 +1,305 @@
+//! What comes in: one connection that listens, and may be told at any time to listen to more.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+use mio::{Events, Poll};
+use redis::{ConnectionInfo, RedisError, Value};
+
+use super::link::Link;
+use super::subscriptions::Subscriptions;
+use super::{BackOff, Complaints, NODES, PATIENCE, Posts, channel_of};
+use crate::bus::{BusEvent, BusOp, envelope};
+use crate::reactor::Mailbox;
+use crate::store::{NodeId, UserId};
+
+/// A line that is silent for so long is asked whether it lives.
+const QUIET: Duration = Duration::from_secs(2);
+/// The longest sleep. Every wait has its own wake; this bounds the damage if one is missing.
+const MAX_SLEEP: Duration = Duration::from_secs(1);
+/// Values in a turn, before what they brought is handed over and the mailbox is looked into.
+const VALUES_A_TURN: usize = 1024;
+/// Channels in one SUBSCRIBE, when all are subscribed to again.
+const CHANNELS_A_COMMAND: usize = 512;
+/// The PING behind all that must be subscribed to before a line is up: its answer confirms that.
+const ALL_LISTENING: &str = "all";
+
+/// What the subscriber is told.
+pub(super) enum Mail {
+    /// [`BusOp::Listen`] or [`BusOp::Unlisten`].
+    Op(BusOp),
+    Stop,
+}
+
+/// The thread that listens.
+pub(super) struct Subscriber {
+    poll: Poll,
+    mailbox: Arc<Mailbox<Mail>>,
+    info: ConnectionInfo,
+    node: NodeId,
+    own_channel: String,
+    link: Option<Link>,
+    /// How many answers to [`ALL_LISTENING`] are still to come.
+    unconfirmed: u32,
+    /// None is, and all shards know.
+    up: bool,
+    /// When something was read last.
+    heard: Instant,
+    /// When the question was sent that must be answered next.
+    asked: Option<Instant>,
+    back_off: BackOff,
+    attempts: u64,
+    subscriptions: Subscriptions,
+    /// Of how many lines to Redis this is the last that came up.
+    lines: u64,
+    /// The same for the publisher, or 0 while the line is down.
+    line: Arc<AtomicU64>,
+    /// Told of the first line.
+    started: Sender<()>,
+    posts: Posts,
+    failures: Complaints,
+    junk: Complaints,
+}
+
+impl Subscriber {
+    pub fn new(
+        poll: Poll,
+        mailbox: Arc<Mailbox<Mail>>,
+        info: ConnectionInfo,
+        node: NodeId,
+        line: Arc<AtomicU64>,
+        started: Sender<()>,
+        posts: Posts,
+    ) -> Subscriber {
+        let now = Instant::now();
+        Subscriber {
+            poll,
+            mailbox,
+            info,
+            node,
+            own_channel: channel_of(node),
+            link: None,
+            unconfirmed: 0,
+            up: false,
+            heard: now,
+            asked: None,
+            back_off: BackOff::new(now),
+            attempts: 0,
+            subscriptions: Subscriptions::new(),
+            lines: 0,
+            line,
+            started,
+            posts,
+            failures: Complaints::default(),
+            junk: Complaints::default(),
+        }
+    }
+
+    /// Listens until [`Mail::Stop`].
+    ///
+    /// # Errors
+    /// The system polls no more.
+    pub fn run(mut self) -> io::Result<()> {
+        let mut events = Events::with_capacity(16);
+        let mut mail = Vec::new();
+        let mut more = false;
+        loop {
+            let sleep = if more { Duration::ZERO } else { self.sleep(Instant::now()) };
+            match self.poll.poll(&mut events, Some(sleep)) {
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+                _ => {}
+            }
+            let now = Instant::now();
+            self.mailbox.take(&mut mail);
+            for mail in mail.drain(..) {
+                match mail {
+                    Mail::Op(BusOp::Listen { user, epoch, shard }) => self.listen(user, epoch, shard),
+                    Mail::Op(BusOp::Unlisten { user, epoch }) => self.unlisten(user, epoch),
+                    Mail::Op(_) => {}
+                    Mail::Stop => return Ok(()),
+                }
+            }
+            more = self.turn(now).unwrap_or_else(|error| {
+                self.broken(&error, now);
+                false
+            });
+            self.posts.post();
+        }
+    }
+
+    fn sleep(&self, now: Instant) -> Duration {
+        let next = match (&self.link, self.asked) {
+            (None, _) => self.back_off.not_before,
+            (Some(_), Some(asked)) => asked + PATIENCE,
+            (Some(_), None) => self.heard + QUIET,
+        };
+        next.saturating_duration_since(now).min(MAX_SLEEP)
+    }
+
+    /// Connects if it is time to, reads, asks, writes. True: there is more to be read.
+    fn turn(&mut self, now: Instant) -> Result<bool, RedisError> {
+        if self.link.is_none() {
+            if now < self.back_off.not_before {
+                return Ok(false);
+            }
+            self.connect(now)?;
+        }
+        let more = self.read(now)?;
+        let Some(link) = &mut self.link else { return Ok(false) };
+        match self.asked {
+            Some(asked) if now.duration_since(asked) >= PATIENCE => {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "it does not answer").into());
+            }
+            None if now.duration_since(self.heard) >= QUIET => {
+                link.send(&redis::cmd("PING"));
+                self.asked = Some(now);
+            }
+            _ => {}
+        }
+        link.flush()?;
+        Ok(more)
+    }
+
+    /// Begins a new line, on which everything is subscribed to.
+    fn connect(&mut self, now: Instant) -> Result<(), RedisError> {
+        self.attempts += 1;
+        let mut link = Link::connect(&self.info, self.attempts, self.poll.registry())?;
+        link.send(redis::cmd("SUBSCRIBE").arg(&self.own_channel).arg(NODES));
+        for users in self.subscriptions.line_begins().chunks(CHANNELS_A_COMMAND) {
+            link.send(redis::cmd("SUBSCRIBE").arg(users));
+        }
+        link.send(redis::cmd("PING").arg(ALL_LISTENING));
+        self.unconfirmed = 1;
+        self.link = Some(link);
+        self.heard = now;
+        self.asked = Some(now);
+        Ok(())
+    }
+
+    /// The line is gone, or did not come to be.
+    fn broken(&mut self, error: &RedisError, now: Instant) {
+        self.link = None;
+        self.asked = None;
+        self.back_off.failed(now);
+        if std::mem::take(&mut self.up) {
+            log::warn!("the line to Redis at {} is broken: {error}", self.info.addr());
+            self.line.store(0, Ordering::Release);
+            self.posts.push(BusEvent::Down);
+        } else {
+            self.failures.warn(format_args!("cannot reach Redis at {}: {error}", self.info.addr()));
+        }
+        self.subscriptions.line_ends(&mut self.posts);
+    }
+
+    /// All that was subscribed to until a certain moment is confirmed.
+    fn all_listening(&mut self) {
+        self.unconfirmed = self.unconfirmed.saturating_sub(1);
+        if self.unconfirmed > 0 {
+            return;
+        }
+        self.up = true;
+        self.subscriptions.line_is_up();
+        self.back_off.worked(self.heard);
+        self.lines += 1;
+        self.line.store(self.lines, Ordering::Release);
+        if self.lines == 1 {
+            // Nobody waits any more: then the bus is being stopped.
+            let _ = self.started.try_send(());
+        } else {
+            log::info!("the line to Redis at {} is back", self.info.addr());
+            self.posts.push(BusEvent::Up);
+        }
+    }
+
+    fn listen(&mut self, user: UserId, epoch: u64, shard: u16) {
+        if self.subscriptions.listen(user, epoch, shard, &mut self.posts)
+            && let Some(link) = &mut self.link
+        {
+            link.send(redis::cmd("SUBSCRIBE").arg(user));
+            if !self.up {
+                // The session was told already that it listens once the line is up.
+                link.send(redis::cmd("PING").arg(ALL_LISTENING));
+                self.unconfirmed += 1;
+            }
+        }
+    }
+
+    fn unlisten(&mut self, user: UserId, epoch: u64) {
+        if self.subscriptions.unlisten(user, epoch)
+            && let Some(link) = &mut self.link
+        {
+            link.send(redis::cmd("UNSUBSCRIBE").arg(user));
+        }
+    }
+
+    fn read(&mut self, now: Instant) -> Result<bool, RedisError> {
+        for _ in 0..VALUES_A_TURN {
+            let Some(link) = &mut self.link else { return Ok(false) };
+            let value = link.next();
+            if link.has_spoken() {
+                self.heard = now;
+                self.asked = None;
+            }
+            match value? {
+                Some(value) => self.value(value)?,
+                None => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    fn value(&mut self, value: Value) -> Result<(), RedisError> {
+        match value {
+            // Whatever it refuses, this line does not hear what it should.
+            Value::ServerError(error) => return Err(error.into()),
+            Value::Array(items) => {
+                let mut items = items.into_iter();
+                match (items.next(), items.next(), items.next()) {
+                    (
+                        Some(Value::BulkString(kind)),
+                        Some(Value::BulkString(channel)),
+                        Some(Value::BulkString(payload)),
+                    ) if kind == b"message" => self.message(&channel, &payload),
+                    (Some(Value::BulkString(kind)), Some(Value::BulkString(channel)), _) if kind == b"subscribe" => {
+                        user_of(&channel)
+                            .into_iter()
+                            .for_each(|user| self.subscriptions.confirmed(user, &mut self.posts));
+                    }
+                    (Some(Value::BulkString(kind)), Some(Value::BulkString(text)), _)
+                        if kind == b"pong" && text == ALL_LISTENING.as_bytes() =>
+                    {
+                        self.all_listening();
+                    }
+                    _ => {} // an UNSUBSCRIBE is confirmed, a PING answered
+                }
+            }
+            _ => {} // AUTH is answered
+        }
+        Ok(())
+    }
+
+    fn message(&mut self, channel: &[u8], payload: &[u8]) {
+        if let Some(user) = user_of(channel) {
+            return self.posts.push(BusEvent::FromForeign(user, payload.into()));
+        }
+        match envelope::decode(payload) {
+            Ok((from, _)) if from == self.node => {}
+            Ok((from, envelopes)) => {
+                envelopes.into_iter().for_each(|envelope| self.posts.push(BusEvent::Envelope(from, envelope)));
+            }
+            Err(error) => self.junk.warn(format_args!(
+                "{} bytes on the channel {} are dropped: {error}",
+                payload.len(),
+                String::from_utf8_lossy(channel)
+            )),
+        }
+    }
+}
+
+/// Whose channel it is; `None`: one of our own.
+fn user_of(channel: &[u8]) -> Option<UserId> {
+    std::str::from_utf8(channel).ok()?.parse().ok()
+}

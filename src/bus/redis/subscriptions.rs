@@ -1,0 +1,199 @@
+//! Which users' channels this node listens to, and who waits for that to be effective. No I/O.
+
+use std::collections::HashMap;
+
+use super::Posts;
+use crate::bus::BusEvent;
+use crate::store::UserId;
+
+/// A user's channel.
+#[derive(Default)]
+struct Channel {
+    /// The session that listens; `None`: none any more, but a confirmation is still to come.
+    epoch: Option<u64>,
+    /// SUBSCRIBEs that are not confirmed. Only behind the last of them no UNSUBSCRIBE is still to
+    /// come, so what is told earlier is not true for long.
+    due: u32,
+    /// Epoch and shard of those who wait for that.
+    waiting: Vec<(u64, u16)>,
+}
+
+impl Channel {
+    /// Tells those who wait that they listen, or that all that can be done is done.
+    fn tell(&mut self, user: UserId, posts: &mut Posts) {
+        for (epoch, shard) in self.waiting.drain(..) {
+            posts.push_to(usize::from(shard), BusEvent::Listening { user, epoch });
+        }
+    }
+}
+
+/// The line to Redis, as far as it matters here.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Line {
+    /// There is none: nothing can be sent.
+    Away,
+    /// It takes commands, but is not told of yet: nobody waits for it.
+    Begins,
+    Up,
+}
+
+/// The users' channels, by line: on a new one everything begins anew.
+pub(super) struct Subscriptions {
+    channels: HashMap<UserId, Channel>,
+    line: Line,
+}
+
+impl Subscriptions {
+    pub fn new() -> Subscriptions {
+        Subscriptions { channels: HashMap::new(), line: Line::Away }
+    }
+
+    /// A session wants to listen. True: SUBSCRIBE is to be sent.
+    pub fn listen(&mut self, user: UserId, epoch: u64, shard: u16, posts: &mut Posts) -> bool {
+        let channel = self.channels.entry(user).or_default();
+        let subscribe = channel.epoch.replace(epoch).is_none() && self.line != Line::Away;
+        channel.waiting.push((epoch, shard));
+        channel.due += u32::from(subscribe);
+        if channel.due == 0 || self.line != Line::Up {
+            channel.tell(user, posts);
+        }
+        subscribe
+    }
+
+    /// A session's end. True: UNSUBSCRIBE is to be sent.
+    pub fn unlisten(&mut self, user: UserId, epoch: u64) -> bool {
+        let Some(channel) = self.channels.get_mut(&user).filter(|channel| channel.epoch == Some(epoch)) else {
+            return false;
+        };
+        channel.epoch = None;
+        if channel.due == 0 {
+            self.channels.remove(&user);
+        }
+        self.line != Line::Away
+    }
+
+    /// Redis has confirmed a SUBSCRIBE.
+    pub fn confirmed(&mut self, user: UserId, posts: &mut Posts) {
+        let Some(channel) = self.channels.get_mut(&user) else { return };
+        channel.due = channel.due.saturating_sub(1);
+        if channel.due == 0 {
+            channel.tell(user, posts);
+            if channel.epoch.is_none() {
+                self.channels.remove(&user);
+            }
+        }
+    }
+
+    /// There is a new line, on which all these are to be subscribed to.
+    pub fn line_begins(&mut self) -> Vec<UserId> {
+        self.line = Line::Begins;
+        self.channels.values_mut().for_each(|channel| channel.due = 1);
+        self.channels.keys().copied().collect()
+    }
+
+    /// All that was subscribed to on the new line is confirmed.
+    pub fn line_is_up(&mut self) {
+        self.line = Line::Up;
+    }
+
+    /// The line is gone, with all confirmations.
+    pub fn line_ends(&mut self, posts: &mut Posts) {
+        self.line = Line::Away;
+        self.channels.retain(|user, channel| {
+            channel.due = 0;
+            channel.tell(*user, posts);
+            channel.epoch.is_some()
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::bus::Listener;
+
+    struct Nobody;
+
+    impl Listener for Nobody {
+        fn shards(&self) -> usize {
+            2
+        }
+        fn post(&self, _: usize, _: &mut Vec<BusEvent>) {}
+    }
+
+    const USER: UserId = 18;
+    const SHARD: u16 = 1;
+
+    fn with_line() -> (Subscriptions, Posts) {
+        let mut subscriptions = Subscriptions::new();
+        assert!(subscriptions.line_begins().is_empty());
+        subscriptions.line_is_up();
+        (subscriptions, Posts::new(Arc::new(Nobody)))
+    }
+
+    /// The epochs that were told since the last call.
+    fn told(posts: &mut Posts) -> Vec<u64> {
+        assert!(posts.by_shard[0].is_empty(), "it is not their shard");
+        let epoch = |event| match event {
+            BusEvent::Listening { user: USER, epoch } => epoch,
+            event => panic!("{event:?}"),
+        };
+        posts.by_shard[usize::from(SHARD)].drain(..).map(epoch).collect()
+    }
+
+    #[test]
+    fn nobody_is_told_to_listen_before_the_last_confirmation() {
+        let (mut subscriptions, mut posts) = with_line();
+        assert!(subscriptions.listen(USER, 1, SHARD, &mut posts));
+        assert!(subscriptions.unlisten(USER, 1));
+        assert!(subscriptions.listen(USER, 2, SHARD, &mut posts));
+        assert!(!subscriptions.listen(USER, 3, SHARD, &mut posts), "one SUBSCRIBE is enough");
+        subscriptions.confirmed(USER, &mut posts);
+        assert_eq!(told(&mut posts), [0; 0], "the UNSUBSCRIBE may be carried out by now");
+        subscriptions.confirmed(USER, &mut posts);
+        assert_eq!(told(&mut posts), [1, 2, 3]);
+        assert!(!subscriptions.listen(USER, 4, SHARD, &mut posts));
+        assert_eq!(told(&mut posts), [4], "it listens already");
+    }
+
+    #[test]
+    fn only_the_last_session_ends_the_listening() {
+        let (mut subscriptions, mut posts) = with_line();
+        subscriptions.listen(USER, 1, SHARD, &mut posts);
+        subscriptions.listen(USER, 2, SHARD, &mut posts);
+        subscriptions.confirmed(USER, &mut posts);
+        assert!(!subscriptions.unlisten(USER, 1));
+        assert!(subscriptions.unlisten(USER, 2));
+        assert!(!subscriptions.unlisten(USER, 2), "it has ended");
+        assert!(subscriptions.channels.is_empty());
+    }
+
+    #[test]
+    fn a_broken_line_answers_everybody_and_a_new_one_takes_over_who_still_listens() {
+        let (mut subscriptions, mut posts) = with_line();
+        subscriptions.listen(USER, 1, SHARD, &mut posts);
+        subscriptions.unlisten(USER, 1);
+        subscriptions.line_ends(&mut posts);
+        assert_eq!(told(&mut posts), [1]);
+        assert!(subscriptions.channels.is_empty());
+        assert!(!subscriptions.listen(USER, 2, SHARD, &mut posts), "there is no line");
+        assert_eq!(told(&mut posts), [2]);
+        assert_eq!(subscriptions.line_begins(), [USER]);
+        assert!(!subscriptions.listen(USER, 3, SHARD, &mut posts));
+        assert_eq!(told(&mut posts), [3], "nobody waits for a line that may never come up");
+        subscriptions.unlisten(USER, 3);
+        assert!(subscriptions.listen(USER, 4, SHARD, &mut posts), "it takes commands, though");
+        assert_eq!(told(&mut posts), [4]);
+        subscriptions.line_is_up();
+        assert!(!subscriptions.listen(USER, 5, SHARD, &mut posts));
+        subscriptions.confirmed(USER, &mut posts);
+        assert_eq!(told(&mut posts), [0; 0]);
+        subscriptions.confirmed(USER, &mut posts);
+        assert_eq!(told(&mut posts), [5]);
+        subscriptions.line_ends(&mut posts);
+        assert!(!subscriptions.unlisten(USER, 5), "there is no line");
+        assert!(subscriptions.line_begins().is_empty());
+    }
+}

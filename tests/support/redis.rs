@@ -1,0 +1,121 @@
+use std::net::{Ipv4Addr, TcpListener};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use redis::{Client, Connection};
+use tempfile::TempDir;
+
+use super::DEADLINE;
+
+/// A real Redis as a child process, on a port of its own, that keeps nothing on disk. Dropping it
+/// kills it.
+#[derive(Debug)]
+pub struct Redis {
+    child: Child,
+    port: u16,
+    password: Option<&'static str>,
+    dir: TempDir,
+}
+
+impl Redis {
+    pub fn start() -> Redis {
+        Redis::start_with(None)
+    }
+
+    pub fn start_with(password: Option<&'static str>) -> Redis {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let port = free_port();
+            let dir = tempfile::tempdir().expect("a temporary directory");
+            let mut redis = Redis { child: launch(port, password, &dir), port, password, dir };
+            if redis.comes_up() {
+                return redis;
+            }
+            assert!(Instant::now() < deadline, "Redis did not start"); // somebody was faster with the port
+        }
+    }
+
+    /// Starts it again, empty, on the same port.
+    pub fn restart(&mut self) {
+        self.kill();
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            self.child = launch(self.port, self.password, &self.dir);
+            if self.comes_up() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "Redis did not start again");
+        }
+    }
+
+    /// Waits until it answers; false: it has ended instead.
+    fn comes_up(&mut self) -> bool {
+        let deadline = Instant::now() + DEADLINE;
+        while self.child.try_wait().expect("a child can be waited for").is_none() {
+            if self.try_connect().is_some() {
+                return true;
+            }
+            assert!(Instant::now() < deadline, "Redis does not answer");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        false
+    }
+
+    fn try_connect(&self) -> Option<Connection> {
+        let mut connection = Client::open(self.url()).ok()?.get_connection_with_timeout(DEADLINE).ok()?;
+        connection.set_read_timeout(Some(DEADLINE)).ok()?;
+        redis::cmd("PING").exec(&mut connection).ok()?;
+        Some(connection)
+    }
+
+    /// A client of it, as anybody's.
+    pub fn connect(&self) -> Connection {
+        self.try_connect().expect("Redis answers")
+    }
+
+    pub fn url(&self) -> String {
+        let password = self.password.map_or(String::new(), |password| format!(":{password}@"));
+        format!("redis://{password}127.0.0.1:{}", self.port)
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// `kill -9`, and waits for its end.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// STOP, CONT and others.
+    pub fn signal(&self, signal: &str) {
+        let status = Command::new("kill").arg(format!("-{signal}")).arg(self.pid().to_string()).status();
+        assert!(status.expect("kill can be started").success());
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn launch(port: u16, password: Option<&str>, dir: &TempDir) -> Child {
+    let mut command = Command::new("redis-server");
+    command.args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", "", "--appendonly", "no"]);
+    command.arg("--dir").arg(dir.path());
+    if let Some(password) = password {
+        command.args(["--requirepass", password]);
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().expect("redis-server can be started")
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|socket| socket.local_addr()).expect("a free port").port()
+}
