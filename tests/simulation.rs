@@ -6,6 +6,7 @@
 //! `CHAT_SEEDS=n` runs so many.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,8 @@ use serde_json::Value;
 const USERS: u32 = 5;
 const GROUP: u32 = 1;
 const LANES: usize = 3;
+/// Where everybody comes from.
+const PEER: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1));
 
 /// splitmix64.
 struct Rng(u64);
@@ -186,6 +189,7 @@ impl World {
             high_water,
             lanes: LANES,
             legacy_client: false,
+            proxies: Arc::default(),
         };
         let cost: Cost = "8,1".parse().unwrap();
         let password = Hasher::new(cost).hash("p").unwrap();
@@ -414,7 +418,7 @@ impl World {
                 stalled: false,
             };
             self.sockets.insert(conn, socket);
-            return self.call(shard, |shard, now, fx| shard.opened(conn, now, fx));
+            return self.call(shard, |shard, now, fx| shard.opened(conn, PEER, now, fx));
         };
         let socket = self.sockets.get_mut(&conn).unwrap();
         if faults && dice == 0 {

@@ -161,6 +161,7 @@ fn settings(config: &Config, lanes: usize) -> Settings {
         high_water: config.high_water,
         lanes,
         legacy_client: config.legacy_client,
+        proxies: config.proxies.clone().into(),
     }
 }
 

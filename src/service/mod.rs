@@ -28,9 +28,12 @@ mod presence;
 mod session;
 
 use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{Local, TimeZone};
+use ipnet::IpNet;
 
 pub use effects::{Effect, Effects, Payload};
 pub use jobs::{Answer, Job, JobRunner, Lane, Op, Then};
@@ -38,6 +41,7 @@ pub use letters::{Fate, Letter, Receipt, Tag, Timer};
 
 use crate::reactor::{CloseReason, ConnId, ConnMap, Taken, Unwritten};
 use crate::store::{GroupId, StoreError, UserId};
+use crate::wire::proxy::BadHeader;
 use crate::wire::{Broken, Errno, Refusal, Request, Split, msgid, reply};
 use groups::{FanOuts, GroupCache};
 use jobs::Login;
@@ -61,6 +65,9 @@ pub struct Settings {
     pub lanes: usize,
     /// Treat clients that end their objects with NUL and never use `seq` as the C++ client needs.
     pub legacy_client: bool,
+    /// Networks whose connections begin with a PROXY header, while all others are refused; none:
+    /// there is no proxy.
+    pub proxies: Arc<[IpNet]>,
 }
 
 /// The time of an input.
@@ -154,9 +161,12 @@ impl Shard {
         }
     }
 
-    /// A connection was accepted.
-    pub fn opened(&mut self, conn: ConnId, now: Now, fx: &mut Effects) {
-        self.clients.insert(conn, Client::new(now.at));
+    /// A connection was accepted, from `peer`: the client, or a proxy that will tell whose it is.
+    pub fn opened(&mut self, conn: ConnId, peer: SocketAddr, now: Now, fx: &mut Effects) {
+        self.clients.insert(conn, Client::new(peer, now.at));
+        if !self.expect_proxy_header(conn, fx) {
+            return;
+        }
         if self.shutting_down {
             self.refuse_and_close(conn, Errno::ShuttingDown.into(), CloseReason::ShuttingDown, fx);
             return;
@@ -171,11 +181,11 @@ impl Shard {
 
     /// Bytes have arrived; `input` begins with what the last call left.
     pub fn input(&mut self, conn: ConnId, input: &[u8], now: Now, fx: &mut Effects) -> Taken {
-        let mut taken = 0;
+        let Some(mut taken) = self.proxy_header(conn, input, fx) else { return Taken { bytes: 0, more: false } };
         if let Some(client) = self.clients.get_mut(conn) {
             client.last_input = now.at;
             if !client.splitter.inside_object() {
-                client.framing.more(input);
+                client.framing.more(&input[taken..]);
             }
         }
         for _ in 0..OBJECTS_A_TURN {
@@ -214,7 +224,9 @@ impl Shard {
     pub fn ended(&mut self, conn: ConnId, rest: usize, fx: &mut Effects) {
         let Some(client) = self.clients.get_mut(conn) else { return };
         client.ended = true;
-        if rest > 0 || client.splitter.inside_object() {
+        if rest > 0 && client.header_due {
+            self.refuse_proxy_header(conn, BadHeader::Malformed, fx);
+        } else if rest > 0 || client.splitter.inside_object() {
             let refusal = Refusal::new(Errno::Unfollowable, "the stream ended inside an object");
             self.refuse_and_close(conn, refusal, CloseReason::Unfollowable, fx);
         } else {
