@@ -7,14 +7,18 @@
 // Each test binary uses its own part of this.
 #![allow(dead_code, unused_imports)]
 
+mod chat_client;
 mod client;
+mod nginx;
 mod rng;
 mod server;
 mod world;
 
 use std::time::{Duration, Instant};
 
+pub use chat_client::{CHAT_CLIENT, ChatClient, script};
 pub use client::{Account, Client, Ending, listed, login, parse, strings, text_of};
+pub use nginx::{Identity, Nginx, NginxOptions};
 pub use rng::Rng;
 pub use server::{Launch, Server, refused_start};
 pub use world::{Config, World};
