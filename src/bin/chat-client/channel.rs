@@ -116,6 +116,12 @@ impl Channel {
         let before = input.len();
         // A record of TLS may come in parts, and need not bear any input.
         while input.len() == before {
+            // An nginx says goodbye, and then waits 3 s for ours before it closes the socket.
+            if let Some(tls) = &self.tls
+                && lock(tls).process_new_packets()?.peer_has_closed()
+            {
+                return Err(Loss::Closed);
+            }
             let mut chunk = [0; 16 * 1024];
             let Some(read) = read_until(&self.socket, &mut chunk, deadline)? else { return Ok(false) };
             match &self.tls {
@@ -264,6 +270,8 @@ mod tests {
             stream.write_all(b"!").unwrap();
             stream.conn.send_close_notify();
             stream.flush().unwrap();
+            // The goodbye alone must do: the socket stays open until the client closes it.
+            let _ = stream.sock.read(&mut [0]);
         });
         let channel = Channel::open(&target).unwrap();
         thread::scope(|scope| {
@@ -274,7 +282,8 @@ mod tests {
             }
             sent.join().unwrap().unwrap();
             assert!(input[..MUCH].iter().all(|byte| *byte == b'<') && input[MUCH..] == *b"!");
-            assert!(matches!(channel.receive(&mut input, None), Err(Loss::Closed)));
+            let deadline = Some(Instant::now() + Duration::from_secs(10));
+            assert!(matches!(channel.receive(&mut input, deadline), Err(Loss::Closed)));
         });
     }
 

@@ -79,7 +79,10 @@ impl Link {
 
 fn keep_connected(mut conversation: Conversation, target: &Target, sink: impl Fn(LinkEvent)) {
     loop {
-        sink(LinkEvent::Down(conversation.listen(&sink)));
+        let loss = conversation.listen(&sink);
+        // The sending half may live on for a while.
+        conversation.channel.shut_down();
+        sink(LinkEvent::Down(loss));
         conversation = reconnect(target);
         sink(LinkEvent::Up(conversation.greeting, conversation.link()));
     }
