@@ -189,8 +189,33 @@ fn what_cannot_be_reached_is_told_in_one_line() {
     let (code, error) = run(&["127.0.0.1", &port]);
     assert_eq!((code, error.lines().count()), (Some(2), 1), "{error}");
     assert!(error.starts_with(&format!("cannot connect to 127.0.0.1:{port}: Connection refused")), "{error}");
-    for arguments in [&["127.0.0.1", "0"][..], &["127.0.0.1", "nine"], &["a", "1", "b"], &["--lang", "fr"]] {
+    for arguments in
+        [&["127.0.0.1", "0"][..], &["127.0.0.1", "nine"], &["a", "1", "b"], &["--lang", "fr"], &["--tls-ca", "a.pem"]]
+    {
         assert_eq!(run(arguments).0, Some(2), "{arguments:?}");
+    }
+}
+
+#[test]
+fn the_help_tells_every_option_in_both_languages() {
+    let help = |arguments: &[&str], locale: &str| {
+        let output = Command::new(CHAT_CLIENT).args(arguments).arg("--help").env("LC_ALL", locale).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let (english, chinese) = (help(&[], "C"), help(&[], "zh_CN.UTF-8"));
+    assert_eq!(help(&["--lang", "zh"], "C"), chinese);
+    let options = |help: &str| -> Vec<String> {
+        help.lines()
+            .filter_map(|line| line.trim_start().split_once("  "))
+            .map(|(option, _)| option.to_owned())
+            .collect()
+    };
+    assert_eq!(options(&english), options(&chinese));
+    for option in ["--tls", "--tls-ca <FILE>", "--tls-name <NAME>", "--lang <LANG>", "[IP]", "[PORT]"] {
+        let told = |help: &str| {
+            help.lines().find(|line| line.trim_start().starts_with(&format!("{option} "))).unwrap().to_owned()
+        };
+        assert!(told(&english).is_ascii() && !told(&chinese).is_ascii(), "{option}");
     }
 }
 

@@ -7,7 +7,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use support::{CHAT_CLIENT, ChatClient, Client, Config, Identity, Nginx, NginxOptions, World, eventually, script};
+use support::{
+    CHAT_CLIENT, ChatClient, Client, Config, Identity, Nginx, NginxOptions, World, eventually, nginx_in, script,
+};
 
 /// One node, whose log tells everything, and an nginx before it.
 fn node_behind(options: NginxOptions) -> (World, Nginx) {
@@ -211,10 +213,7 @@ fn the_file_is_sound_with_everything_switched_on() {
         .collect();
     for text in [file, switched_on.join("\n")] {
         std::fs::write(directory.path().join("nginx.conf"), &text).unwrap();
-        let mut nginx = Command::new("nginx");
-        let path = std::env::var("PATH").unwrap_or_default();
-        nginx.env("PATH", format!("{path}:/usr/local/sbin:/usr/sbin:/sbin"));
-        let output = nginx.current_dir(directory.path()).args(["-t", "-p", ".", "-c", "nginx.conf"]).output().unwrap();
+        let output = nginx_in(directory.path()).arg("-t").output().unwrap();
         assert!(output.status.success(), "{output:?}\n{text}");
     }
 }

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 pub use chat_client::{CHAT_CLIENT, ChatClient, script};
 pub use client::{Account, Client, Ending, listed, login, parse, strings, text_of};
-pub use nginx::{Identity, Nginx, NginxOptions};
+pub use nginx::{Identity, Nginx, NginxOptions, nginx_in};
 pub use rng::Rng;
 pub use server::{Launch, Server, refused_start};
 pub use world::{Config, World};

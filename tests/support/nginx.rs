@@ -76,7 +76,7 @@ impl Nginx {
             fs::write(directory.path().join("cert.pem"), certificate).unwrap();
             fs::write(directory.path().join("key.pem"), key).unwrap();
         }
-        let child = command(directory.path()).stderr(Stdio::piped()).spawn().expect("nginx can be started");
+        let child = nginx_in(directory.path()).stderr(Stdio::piped()).spawn().expect("nginx can be started");
         let mut nginx = Nginx { child, port, tls_port, options: options.clone(), log: Arc::default(), directory };
         let lines = BufReader::new(nginx.child.stderr.take().expect("stderr is piped")).lines();
         let log = Arc::clone(&nginx.log);
@@ -169,12 +169,12 @@ impl Drop for Nginx {
     }
 }
 
-fn command(prefix: &Path) -> Command {
+/// `nginx -p . -c nginx.conf` in a folder, just as the file says.
+pub fn nginx_in(prefix: &Path) -> Command {
     // Daemons stand in sbin, which is not on everyone's path.
     let path = std::env::var("PATH").unwrap_or_default();
     let mut command = Command::new("nginx");
     command.env("PATH", format!("{path}:/usr/local/sbin:/usr/sbin:/sbin"));
-    // Just as the file says.
     command.current_dir(prefix).args(["-p", ".", "-c", "nginx.conf"]).stdin(Stdio::null()).stdout(Stdio::null());
     command
 }
