@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use clap::error::ErrorKind;
+use ipnet::IpNet;
 
 use crate::password::Cost;
 
@@ -39,6 +40,8 @@ pub struct Config {
     pub high_water: usize,
     pub password_cost: Cost,
     pub legacy_client: bool,
+    /// Networks whose connections begin with a PROXY header; none: nobody's do.
+    pub proxies: Vec<IpNet>,
 }
 
 /// A cluster chat server: a drop-in for the muduo ChatServer.
@@ -102,10 +105,21 @@ struct Flags {
     /// their login replies stay small
     #[arg(long, env = "CHAT_LEGACY_CLIENT")]
     legacy_client: bool,
+
+    /// The networks of the proxies in front, like 127.0.0.1/32,10.0.0.0/8: connections from there
+    /// must begin with a PROXY header (version 1 or 2), all others are refused. Off by default
+    #[arg(long, env = "CHAT_PROXY_PROTOCOL", value_name = "CIDR,…", value_delimiter = ',', value_parser = network)]
+    proxy_protocol: Vec<IpNet>,
 }
 
 fn count(min: u64, max: u64) -> clap::builder::RangedU64ValueParser<u64> {
     clap::value_parser!(u64).range(min..=max)
+}
+
+/// A network, or one address.
+fn network(text: &str) -> Result<IpNet, String> {
+    let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    network.map_err(|_| "must be networks like 10.0.0.0/8 or addresses, with commas between".to_owned())
 }
 
 /// A duration, or `off`.
@@ -196,6 +210,7 @@ impl Config {
             high_water: flags.high_water as usize,
             password_cost: flags.password_cost,
             legacy_client: flags.legacy_client,
+            proxies: flags.proxy_protocol,
         })
     }
 }
@@ -250,6 +265,8 @@ mod tests {
             ("chat-server --login-timeout soon", "--login-timeout"),
             ("chat-server --high-water 1", "--high-water"),
             ("chat-server --max-connections -1", "--max-connections"),
+            ("chat-server --proxy-protocol nginx", "--proxy-protocol"),
+            ("chat-server --proxy-protocol 10.0.0.0/8,10.0.0.0/33", "10.0.0.0/33"),
             ("chat-server --colour", "--colour"),
         ] {
             let text = usage(line);
@@ -269,5 +286,15 @@ mod tests {
     fn times_may_be_off() {
         let config = config("chat-server --login-timeout off --idle-timeout 90s").unwrap();
         assert_eq!((config.login_timeout, config.idle_timeout), (None, Some(Duration::from_secs(90))));
+    }
+
+    #[test]
+    fn proxies_are_networks_or_addresses() {
+        let proxies = |line: &str| -> Vec<String> {
+            config(line).unwrap().proxies.iter().map(|network| network.to_string()).collect()
+        };
+        assert!(proxies("chat-server").is_empty());
+        let line = "chat-server --proxy-protocol 127.0.0.1,10.0.0.0/8,::1 6000";
+        assert_eq!(proxies(line), ["127.0.0.1/32", "10.0.0.0/8", "::1/128"]);
     }
 }

@@ -3,18 +3,14 @@
 mod support;
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
+use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Instant;
 
-use support::{DEADLINE, Launch, Server};
+use support::{CHAT_CLIENT, ChatClient, Launch, Server, script};
 use tempfile::TempDir;
-
-const CLIENT: &str = env!("CARGO_BIN_EXE_chat-client");
 
 /// A server on the store in `directory`; port 0 takes any that is free.
 fn start_server(directory: &Path, port: u16) -> Server {
@@ -26,109 +22,6 @@ fn start_server(directory: &Path, port: u16) -> Server {
         setup: String::new(),
         port,
     })
-}
-
-/// A client whose input is written line by line and whose output is watched.
-struct Client {
-    child: Child,
-    input: Option<ChildStdin>,
-    output: mpsc::Receiver<Vec<u8>>,
-    /// Everything so far.
-    seen: Vec<u8>,
-    /// What has been waited for stands before this offset.
-    read: usize,
-}
-
-impl Client {
-    fn start(port: u16, options: &[&str]) -> Client {
-        Client::spawn(Command::new(CLIENT).args(options).args(["127.0.0.1", &port.to_string()]))
-    }
-
-    fn spawn(command: &mut Command) -> Client {
-        let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).env("LC_ALL", "C");
-        let mut child = command.spawn().unwrap();
-        let mut stdout = child.stdout.take().unwrap();
-        let (sender, output) = mpsc::channel();
-        thread::spawn(move || {
-            let mut chunk = [0; 4096];
-            while let Ok(read @ 1..) = stdout.read(&mut chunk) {
-                if sender.send(chunk[..read].to_vec()).is_err() {
-                    return;
-                }
-            }
-        });
-        let input = child.stdin.take();
-        Client { child, input, output, seen: Vec::new(), read: 0 }
-    }
-
-    /// A client that is logged in.
-    fn login(port: u16, id: u32) -> Client {
-        let mut client = Client::start(port, &[]);
-        client.line(&format!("1\n{id}\nsecret"));
-        client.wait_for(&format!("current login user => id:{id} "));
-        client
-    }
-
-    fn send(&mut self, text: &str) {
-        self.input.as_mut().unwrap().write_all(text.as_bytes()).unwrap();
-    }
-
-    fn line(&mut self, line: &str) {
-        self.send(&format!("{line}\n"));
-    }
-
-    /// Types a line when the prompt is there.
-    fn answer(&mut self, prompt: &str, line: &str) {
-        self.wait_for(prompt);
-        self.send(&format!("{line}\r"));
-    }
-
-    /// Waits until `text` is printed behind what was waited for last.
-    fn wait_for(&mut self, text: &str) {
-        let end = Instant::now() + DEADLINE;
-        loop {
-            let new = String::from_utf8_lossy(&self.seen[self.read..]).into_owned();
-            if let Some(at) = new.find(text) {
-                self.read += at + text.len();
-                return;
-            }
-            match self.output.recv_timeout(end.saturating_duration_since(Instant::now())) {
-                Ok(chunk) => self.seen.extend(chunk),
-                Err(_) => panic!("{text:?} does not come; there is {:?}", self.text()),
-            }
-        }
-    }
-
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.seen).into_owned()
-    }
-
-    /// Ends the input, and returns all that was printed.
-    fn finish(mut self) -> (String, ExitStatus) {
-        drop(self.input.take());
-        let end = Instant::now() + DEADLINE;
-        while let Ok(chunk) = self.output.recv_timeout(end.saturating_duration_since(Instant::now())) {
-            self.seen.extend(chunk);
-        }
-        assert!(Instant::now() < end, "the client does not end; there is {:?}", self.text());
-        (self.text(), self.child.wait().unwrap())
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Runs a whole script through a pipe.
-fn script(port: u16, lines: &str) -> String {
-    let mut client = Client::start(port, &[]);
-    client.send(lines);
-    let (text, status) = client.finish();
-    assert_eq!(status.code(), Some(0), "{text}");
-    text
 }
 
 /// A server with the users 1 "zhang san" and 2 "li si".
@@ -153,8 +46,8 @@ fn assert_in_order(text: &str, pieces: &[&str]) {
 #[test]
 fn two_clients_chat_live_and_in_a_group() {
     let (_directory, server) = server_with_two();
-    let mut zhang = Client::login(server.address.port(), 1);
-    let mut li = Client::login(server.address.port(), 2);
+    let mut zhang = ChatClient::login(server.address.port(), 1);
+    let mut li = ChatClient::login(server.address.port(), 2);
     zhang.line("addfriend:2\nchat:2:hello: li\ncreategroup:Rust:all of it");
     zhang.wait_for("2 is your friend now\ndelivered to 2\ngroup Rust created, groupid is 1\n");
     li.wait_for("[1]zhang san said: hello: li\n");
@@ -228,7 +121,7 @@ fn refusals_say_why() {
         ],
     );
     assert!(!text.contains("userid is"), "a name is taken whatever its case");
-    let mut twice = Client::login(server.address.port(), 1);
+    let mut twice = ChatClient::login(server.address.port(), 1);
     let second = script(server.address.port(), "1\n1\nsecret\n");
     assert!(second.contains("this account is using, input another!\n"), "{second}");
     twice.line("whoami");
@@ -238,7 +131,7 @@ fn refusals_say_why() {
 #[test]
 fn a_server_killed_and_restarted_is_found_again_and_logged_in_to() {
     let (directory, mut server) = server_with_two();
-    let mut li = Client::login(server.address.port(), 2);
+    let mut li = ChatClient::login(server.address.port(), 2);
     server.kill();
     li.wait_for("connection lost");
     li.line("chat:1:meanwhile");
@@ -256,7 +149,7 @@ fn a_server_killed_and_restarted_is_found_again_and_logged_in_to() {
 #[test]
 fn a_peer_cannot_drive_the_terminal() {
     let (_directory, server) = server_with_two();
-    let mut li = Client::login(server.address.port(), 2);
+    let mut li = ChatClient::login(server.address.port(), 2);
     script(server.address.port(), "1\n1\nsecret\nchat:2:\x1b[2J\x07owned\rmasked\u{9b}1m\n");
     li.wait_for(r"said: \u{1b}[2J\u{7}owned\rmasked\u{9b}1m");
     let (text, _) = li.finish();
@@ -266,23 +159,24 @@ fn a_peer_cannot_drive_the_terminal() {
 #[test]
 fn the_language_follows_the_flag_and_the_locale() {
     let (_directory, server) = server_with_two();
-    let mut li = Client::start(server.address.port(), &["--lang", "zh"]);
+    let mut li = ChatClient::start(server.address.port(), &["--lang", "zh"]);
     li.line("1\n2\nsecret\nchat:1:你好");
     li.wait_for("登录");
     li.wait_for("已为 1 保存");
     let port = server.address.port().to_string();
-    let mut zhang = Client::start(server.address.port(), &[]);
+    let mut zhang = ChatClient::start(server.address.port(), &[]);
     zhang.line("1\n1\nsecret");
     zhang.wait_for("[2]li si said: 你好\n");
     let locale =
-        Command::new(CLIENT).args(["127.0.0.1", &port]).env("LC_ALL", "zh_CN.UTF-8").stdin(Stdio::null()).output();
+        Command::new(CHAT_CLIENT).args(["127.0.0.1", &port]).env("LC_ALL", "zh_CN.UTF-8").stdin(Stdio::null()).output();
     assert!(String::from_utf8(locale.unwrap().stdout).unwrap().contains("注册"));
 }
 
 #[test]
 fn what_cannot_be_reached_is_told_in_one_line() {
     let run = |arguments: &[&str]| {
-        let output = Command::new(CLIENT).args(arguments).env("LC_ALL", "C").stdin(Stdio::null()).output().unwrap();
+        let output =
+            Command::new(CHAT_CLIENT).args(arguments).env("LC_ALL", "C").stdin(Stdio::null()).output().unwrap();
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
     };
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -295,15 +189,40 @@ fn what_cannot_be_reached_is_told_in_one_line() {
     let (code, error) = run(&["127.0.0.1", &port]);
     assert_eq!((code, error.lines().count()), (Some(2), 1), "{error}");
     assert!(error.starts_with(&format!("cannot connect to 127.0.0.1:{port}: Connection refused")), "{error}");
-    for arguments in [&["127.0.0.1", "0"][..], &["127.0.0.1", "nine"], &["a", "1", "b"], &["--lang", "fr"]] {
+    for arguments in
+        [&["127.0.0.1", "0"][..], &["127.0.0.1", "nine"], &["a", "1", "b"], &["--lang", "fr"], &["--tls-ca", "a.pem"]]
+    {
         assert_eq!(run(arguments).0, Some(2), "{arguments:?}");
     }
 }
 
+#[test]
+fn the_help_tells_every_option_in_both_languages() {
+    let help = |arguments: &[&str], locale: &str| {
+        let output = Command::new(CHAT_CLIENT).args(arguments).arg("--help").env("LC_ALL", locale).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let (english, chinese) = (help(&[], "C"), help(&[], "zh_CN.UTF-8"));
+    assert_eq!(help(&["--lang", "zh"], "C"), chinese);
+    let options = |help: &str| -> Vec<String> {
+        help.lines()
+            .filter_map(|line| line.trim_start().split_once("  "))
+            .map(|(option, _)| option.to_owned())
+            .collect()
+    };
+    assert_eq!(options(&english), options(&chinese));
+    for option in ["--tls", "--tls-ca <FILE>", "--tls-name <NAME>", "--lang <LANG>", "[IP]", "[PORT]"] {
+        let told = |help: &str| {
+            help.lines().find(|line| line.trim_start().starts_with(&format!("{option} "))).unwrap().to_owned()
+        };
+        assert!(told(&english).is_ascii() && !told(&chinese).is_ascii(), "{option}");
+    }
+}
+
 /// A client on a pseudo-terminal that echoes, as a person's does.
-fn on_a_terminal(port: u16, home: &Path) -> Client {
-    let command = format!("{CLIENT} 127.0.0.1 {port}");
-    Client::spawn(
+fn on_a_terminal(port: u16, home: &Path) -> ChatClient {
+    let command = format!("{CHAT_CLIENT} 127.0.0.1 {port}");
+    ChatClient::spawn(
         Command::new("script")
             .args(["-q", "-e", "-E", "always", "-c", &command, "/dev/null"])
             .env("TERM", "xterm")

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use chat_server::bus::envelope;
 use chat_server::bus::redis::{LEASE_TTL, Leases, PATIENCE, RedisBus, StartError};
-use chat_server::bus::{Bus, BusEvent, BusOp, Envelope, Listener, Ticket};
+use chat_server::bus::{Addressee, Bus, BusEvent, BusOp, Envelope, Listener, Ticket};
 use chat_server::store::{NodeId, UserId};
 use crossbeam_channel::{Sender, bounded};
 use redis::Connection;

@@ -7,6 +7,7 @@
 //! `CHAT_SEEDS=n` runs so many; `CHAT_TRACE=1` prints every effect.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,8 @@ use serde_json::Value;
 const USERS: u32 = 5;
 const GROUP: u32 = 1;
 const LANES: usize = 3;
+/// Where everybody comes from.
+const PEER: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1));
 
 /// splitmix64.
 struct Rng(u64);
@@ -247,6 +250,7 @@ impl World {
             lanes: LANES,
             legacy_client: false,
             mixed: false,
+            proxies: Arc::default(),
         };
         let cost: Cost = "8,1".parse().unwrap();
         let password = Hasher::new(cost).hash("p").unwrap();
@@ -680,7 +684,7 @@ impl World {
                 stalled: false,
             };
             self.sockets.insert((node, conn), socket);
-            return self.call(node, shard, |shard, now, fx| shard.opened(conn, now, fx));
+            return self.call(node, shard, |shard, now, fx| shard.opened(conn, PEER, now, fx));
         };
         let stopped = self.nodes[address.0].stopped;
         let socket = self.sockets.get_mut(&address).unwrap();

@@ -1,7 +1,12 @@
 //! The wire, by properties: whatever the stream and however it is cut, the same objects come out,
 //! nothing panics, and nothing is changed that need not be.
 
-use chat_server::wire::{Broken, Errno, Framing, FramingMirror, MAX_NESTING, Request, Split, Splitter, rewrite_chat};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use chat_server::wire::proxy::BadHeader;
+use chat_server::wire::{
+    Broken, Errno, Framing, FramingMirror, MAX_NESTING, ProxyHeader, Request, Split, Splitter, rewrite_chat,
+};
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
@@ -124,6 +129,50 @@ fn expected_framing(behind: &[Vec<u8>]) -> Framing {
     };
     let last = behind.len() - 1;
     behind.iter().enumerate().filter_map(|(n, run)| of(run, n == last)).next_back().unwrap_or_default()
+}
+
+/// What a header is heard as when its bytes come in pieces: the first answer that is not "more".
+fn hear_header<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Result<Option<ProxyHeader>, BadHeader> {
+    let mut input = Vec::new();
+    for piece in pieces {
+        input.extend_from_slice(piece);
+        let heard = ProxyHeader::parse(&input);
+        if heard != Ok(None) {
+            return heard;
+        }
+    }
+    Ok(None)
+}
+
+/// A PROXY header of either version, and the source it tells.
+fn proxy_header() -> impl Strategy<Value = (Vec<u8>, Option<SocketAddr>)> {
+    let four = || (any::<Ipv4Addr>(), any::<u16>());
+    let six = || (any::<Ipv6Addr>(), any::<u16>());
+    let extensions = || vec(any::<u8>(), 0..300);
+    let v2 = |command: u8, family: u8, rest: Vec<u8>| {
+        let length = u16::try_from(rest.len()).unwrap().to_be_bytes();
+        [&b"\r\n\r\n\0\r\nQUIT\n"[..], &[command, family], &length, &rest].concat()
+    };
+    prop_oneof![
+        (four(), four()).prop_map(|((a, p), (b, q))| {
+            (format!("PROXY TCP4 {a} {b} {p} {q}\r\n").into_bytes(), Some(SocketAddr::from((a, p))))
+        }),
+        (six(), six()).prop_map(|((a, p), (b, q))| {
+            (format!("PROXY TCP6 {a} {b} {p} {q}\r\n").into_bytes(), Some(SocketAddr::from((a, p))))
+        }),
+        "( [ -~]{0,80})?".prop_map(|rest| (format!("PROXY UNKNOWN{rest}\r\n").into_bytes(), None)),
+        (four(), four(), extensions()).prop_map(move |((a, p), (b, q), more)| {
+            let ports = [p.to_be_bytes(), q.to_be_bytes()].concat();
+            let rest = [&a.octets()[..], &b.octets(), &ports, &more].concat();
+            (v2(0x21, 0x11, rest), Some(SocketAddr::from((a, p))))
+        }),
+        (six(), six(), extensions()).prop_map(move |((a, p), (b, q), more)| {
+            let ports = [p.to_be_bytes(), q.to_be_bytes()].concat();
+            let rest = [&a.octets()[..], &b.octets(), &ports, &more].concat();
+            (v2(0x21, 0x21, rest), Some(SocketAddr::from((a, p))))
+        }),
+        (any::<u8>(), extensions()).prop_map(move |(family, rest)| (v2(0x20, family, rest), None)),
+    ]
 }
 
 /// Like `Request::parse`, but by serde_json's own reading, which is strict in the same ways.
@@ -266,5 +315,38 @@ proptest! {
         prop_assert_eq!(got, expected);
         prop_assert!(Request::parse(&out).is_ok());
         prop_assert_eq!(hear([&out[..]]).objects, [out]);
+    }
+    #[test]
+    fn a_proxy_header_is_read_however_it_is_cut_and_what_follows_is_left(
+        (header, source) in proxy_header(),
+        behind in vec(any::<u8>(), 0..20),
+        lengths in vec(1..40usize, 1..20),
+    ) {
+        let stream = [&header[..], &behind].concat();
+        let expected = Ok(Some(ProxyHeader { length: header.len(), source }));
+        prop_assert_eq!(ProxyHeader::parse(&stream), expected);
+        prop_assert_eq!(hear_header(cut(&stream, &lengths)), expected);
+        prop_assert_eq!(hear_header(stream.chunks(1)), expected);
+        prop_assert_eq!(hear_header(header[..header.len() - 1].chunks(1)), Ok(None));
+    }
+
+    /// Headers with a few bytes changed: whatever is said of them is said at any cut.
+    #[test]
+    fn a_broken_proxy_header_is_broken_at_any_cut(
+        (header, _) in proxy_header(),
+        changes in vec((any::<prop::sample::Index>(), prop_oneof![
+            any::<u8>(),
+            prop::sample::select(b"\r\n 0.:TCP6".to_vec()),
+        ]), 1..4),
+        lengths in vec(1..40usize, 1..20),
+    ) {
+        let mut stream = header;
+        for (at, byte) in changes {
+            let at = at.index(stream.len());
+            stream[at] = byte;
+        }
+        let whole = ProxyHeader::parse(&stream);
+        prop_assert_eq!(hear_header(cut(&stream, &lengths)), whole);
+        prop_assert_eq!(hear_header(stream.chunks(1)), whole);
     }
 }

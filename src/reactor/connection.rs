@@ -16,6 +16,10 @@ pub enum CloseReason {
     /// The stream could not be followed any further.
     Unfollowable,
     TooLarge,
+    /// The proxy that it comes from did not say whose it is.
+    BadProxyHeader,
+    /// It does not come from the proxy, and may not claim to.
+    NotTheProxy,
     LoginTimeout,
     IdleTimeout,
     /// It did not read what was queued for it.
@@ -33,6 +37,8 @@ impl CloseReason {
             CloseReason::ByClient => "closed by the client",
             CloseReason::Unfollowable => "input could not be followed",
             CloseReason::TooLarge => "message too large",
+            CloseReason::BadProxyHeader => "no PROXY header",
+            CloseReason::NotTheProxy => "not from the proxy",
             CloseReason::LoginTimeout => "no login in time",
             CloseReason::IdleTimeout => "idle",
             CloseReason::SlowConsumer => "slow consumer",

@@ -94,7 +94,7 @@ impl Handler for Bridge {
 
     fn opened(&mut self, io: &mut Io<Self>, conn: ConnId, peer: SocketAddr) {
         log::debug!("{conn}: {peer} has connected");
-        self.shard.opened(conn, now(io), &mut self.effects);
+        self.shard.opened(conn, peer, now(io), &mut self.effects);
         self.carry_out(io);
     }
 

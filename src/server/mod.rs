@@ -165,6 +165,7 @@ fn settings(config: &Config, lanes: usize) -> Settings {
         lanes,
         legacy_client: config.legacy_client,
         mixed: false,
+        proxies: config.proxies.clone().into(),
     }
 }
 

@@ -188,6 +188,7 @@ impl Shard {
             let login = Login { conn, user, seq, name: Box::default(), tries: 0, epoch: 0 };
             return self.refuse_login(&login, Errno::StoreUnavailable, fx);
         };
+        log::debug!("{conn}: user {user} has logged in from {}", client.peer);
         let reply_has_rows = !loaded.rows.is_empty();
         let drain = loaded.more || spilled || !nudges.is_empty();
         session.mode = if drain { Mode::Spill(Spill::after_login(reply_has_rows, nudges)) } else { Mode::Live };

@@ -32,9 +32,12 @@ mod session;
 mod ways;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{Local, TimeZone};
+use ipnet::IpNet;
 
 pub use effects::{Effect, Effects, Payload};
 pub use jobs::{Answer, Job, JobRunner, Lane, Op, Then};
@@ -43,6 +46,7 @@ pub use letters::{Fate, Letter, Receipt, Tag, Timer};
 use crate::bus::envelope;
 use crate::reactor::{CloseReason, ConnId, ConnMap, Taken, Unwritten};
 use crate::store::{GroupId, StoreError, UserId};
+use crate::wire::proxy::BadHeader;
 use crate::wire::{Broken, Errno, Refusal, Request, Split, msgid, reply};
 use cluster::Early;
 use groups::{FanOuts, GroupCache};
@@ -70,6 +74,9 @@ pub struct Settings {
     pub legacy_client: bool,
     /// Somebody else may change who is in a group: members are read for every message.
     pub mixed: bool,
+    /// Networks whose connections begin with a PROXY header, while all others are refused; none:
+    /// there is no proxy.
+    pub proxies: Arc<[IpNet]>,
 }
 
 /// The time of an input.
@@ -198,10 +205,13 @@ impl Shard {
         }
     }
 
-    /// A connection was accepted.
-    pub fn opened(&mut self, conn: ConnId, now: Now, fx: &mut Effects) {
+    /// A connection was accepted, from `peer`: the client, or a proxy that will tell whose it is.
+    pub fn opened(&mut self, conn: ConnId, peer: SocketAddr, now: Now, fx: &mut Effects) {
         self.now = now;
-        self.clients.insert(conn, Client::new(now.at));
+        self.clients.insert(conn, Client::new(peer, now.at));
+        if !self.expect_proxy_header(conn, fx) {
+            return;
+        }
         if self.shutting_down {
             self.refuse_and_close(conn, Errno::ShuttingDown.into(), CloseReason::ShuttingDown, fx);
             return;
@@ -223,11 +233,11 @@ impl Shard {
     }
 
     fn objects(&mut self, conn: ConnId, input: &[u8], now: Now, fx: &mut Effects) -> Taken {
-        let mut taken = 0;
+        let Some(mut taken) = self.proxy_header(conn, input, fx) else { return Taken { bytes: 0, more: false } };
         if let Some(client) = self.clients.get_mut(conn) {
             client.last_input = now.at;
             if !client.splitter.inside_object() {
-                client.framing.more(input);
+                client.framing.more(&input[taken..]);
             }
         }
         for _ in 0..OBJECTS_A_TURN {
@@ -266,7 +276,9 @@ impl Shard {
     pub fn ended(&mut self, conn: ConnId, rest: usize, fx: &mut Effects) {
         let Some(client) = self.clients.get_mut(conn) else { return };
         client.ended = true;
-        if rest > 0 || client.splitter.inside_object() {
+        if rest > 0 && client.header_due {
+            self.refuse_proxy_header(conn, BadHeader::Malformed, fx);
+        } else if rest > 0 || client.splitter.inside_object() {
             let refusal = Refusal::new(Errno::Unfollowable, "the stream ended inside an object");
             self.refuse_and_close(conn, refusal, CloseReason::Unfollowable, fx);
         } else {

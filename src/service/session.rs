@@ -1,6 +1,7 @@
 //! One client, one session, and the draining of a slow reader's messages from the store.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,14 +11,19 @@ use super::{Answer, Effect, Effects, Now, Op, Payload, Shard, Then};
 use crate::bus::Ticket;
 use crate::reactor::{CloseReason, ConnId, Manner, Unwritten};
 use crate::store::{Kept, NodeId, Outcome, Parcel, RowId, StoreError, UserId, Write};
+use crate::wire::proxy::BadHeader;
 use crate::wire::reply::OFFLINE_IN_REPLY;
-use crate::wire::{Errno, FramingMirror, Refusal, Splitter};
+use crate::wire::{Errno, FramingMirror, ProxyHeader, Refusal, Splitter};
 
 /// How soon a drain that the store refused is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// A connection, as the service sees it.
 pub(super) struct Client {
+    /// The client's own address, once the PROXY header of a proxy has told it.
+    pub peer: SocketAddr,
+    /// It comes from a proxy, whose header must be read first.
+    pub header_due: bool,
     pub splitter: Splitter,
     pub framing: FramingMirror,
     pub session: Option<Box<Session>>,
@@ -42,8 +48,10 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub fn new(now: Instant) -> Self {
+    pub fn new(peer: SocketAddr, now: Instant) -> Self {
         Client {
+            peer,
+            header_due: false,
             splitter: Splitter::default(),
             framing: FramingMirror::default(),
             session: None,
@@ -469,6 +477,49 @@ impl Shard {
                 Tag::Barrier { user } => self.barrier_passed(user, fx),
             }
         }
+    }
+
+    /// Where there is a proxy, every connection comes from it and says first whose it is. A stranger
+    /// may claim no address, and is closed: false.
+    pub(super) fn expect_proxy_header(&mut self, conn: ConnId, fx: &mut Effects) -> bool {
+        let proxies = &self.settings.proxies;
+        let Some(client) = self.clients.get_mut(conn).filter(|_| !proxies.is_empty()) else { return true };
+        // On a socket for both families an IPv4 peer appears inside an IPv6 address.
+        let ip = client.peer.ip().to_canonical();
+        client.header_due = proxies.iter().any(|network| network.contains(&ip));
+        client.closing = !client.header_due;
+        if client.closing {
+            log::debug!("{conn}: {ip} is none of the proxies");
+            fx.push(Effect::Close(conn, CloseReason::NotTheProxy));
+        }
+        client.header_due
+    }
+
+    /// Reads the header at the front of `input`, if one is due, and returns its length; `None`: it
+    /// is not whole yet.
+    pub(super) fn proxy_header(&mut self, conn: ConnId, input: &[u8], fx: &mut Effects) -> Option<usize> {
+        let client = self.clients.get_mut(conn).filter(|client| client.header_due && !client.closing);
+        let Some(client) = client else { return Some(0) };
+        match ProxyHeader::parse(input) {
+            Ok(header) => {
+                let header = header?;
+                client.header_due = false;
+                if let Some(source) = header.source {
+                    log::debug!("{conn}: {source} has connected, through {}", client.peer);
+                    client.peer = source;
+                }
+                Some(header.length)
+            }
+            Err(bad) => {
+                self.refuse_proxy_header(conn, bad, fx);
+                Some(0)
+            }
+        }
+    }
+
+    pub(super) fn refuse_proxy_header(&mut self, conn: ConnId, bad: BadHeader, fx: &mut Effects) {
+        let refusal = Refusal::new(Errno::Unfollowable, bad.to_string());
+        self.refuse_and_close(conn, refusal, CloseReason::BadProxyHeader, fx);
     }
 
     /// Has the login timer found somebody who has not logged in?

@@ -2,15 +2,17 @@
 //!
 //! A message is one JSON object; there is no length prefix. [`Splitter`] finds where an object
 //! ends, [`Request`] reads the fields the server needs out of one, [`reply`] writes what the
-//! server says, and [`Framing`] mirrors how a client ends its own objects. Nothing here knows a
-//! socket, a session or a clock.
+//! server says, and [`Framing`] mirrors how a client ends its own objects. Behind a proxy, a
+//! [`ProxyHeader`] stands before all of it. Nothing here knows a socket, a session or a clock.
 
 mod framing;
+pub mod proxy;
 pub mod reply;
 mod request;
 mod splitter;
 
 pub use framing::{Framing, FramingMirror};
+pub use proxy::ProxyHeader;
 pub use reply::{Errno, Refusal};
 pub use request::{Request, rewrite_chat};
 pub use splitter::{Broken, Split, Splitter};

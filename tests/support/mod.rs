@@ -7,7 +7,9 @@
 // Each test binary uses its own part of this.
 #![allow(dead_code, unused_imports)]
 
+mod chat_client;
 mod client;
+mod nginx;
 mod redis;
 mod rng;
 mod server;
@@ -16,7 +18,9 @@ mod world;
 use std::time::{Duration, Instant};
 
 pub use self::redis::Redis;
+pub use chat_client::{CHAT_CLIENT, ChatClient, script};
 pub use client::{Account, Client, Ending, listed, login, parse, strings, text_of};
+pub use nginx::{Identity, Nginx, NginxOptions, nginx_in};
 pub use rng::Rng;
 pub use server::{Launch, Server, refused_start};
 pub use world::{Config, World};

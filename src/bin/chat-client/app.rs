@@ -8,7 +8,7 @@ use chat_server::wire::{Errno, msgid};
 use serde_json::{Value, json};
 
 use crate::commands::{self, Command};
-use crate::connection::{Greeting, encode};
+use crate::connection::{GREETING_SEQ, Greeting, encode};
 use crate::message::Message;
 use crate::text::{Lang, Text, plain};
 
@@ -425,6 +425,9 @@ impl App {
                 };
                 self.effects.push(Effect::Send(encode(&pong)));
             }
+            // A busy server answers the greeting late; until then it looked like one that confirms
+            // nothing.
+            msgid::PONG if message.int("seq") == Some(GREETING_SEQ) => self.confirms = true,
             // A pushed chat bears its sender's `seq`; only these three are replies to ours.
             msgid::LOGIN_ACK | msgid::REGISTER_ACK | msgid::ACK => {
                 if let Some(pending) = self.take_pending(message) {
@@ -972,5 +975,14 @@ mod tests {
         play.lines(&["2", "li", "secret"]);
         play.receive(r#"{"msgid":5,"errno":1}"#);
         assert!(play.printed.contains(&"li is already exist, register error!".to_owned()));
+    }
+
+    #[test]
+    fn a_server_that_answers_the_greeting_late_confirms_from_then_on() {
+        let mut play = Play::logged_in(true, false);
+        play.receive(r#"{"msgid":203,"seq":0}"#);
+        play.lines(&["chat:2:hi"]);
+        play.receive(r#"{"msgid":200,"seq":2,"errno":0,"delivered":true}"#);
+        assert_eq!(play.printed, ["delivered to 2"]);
     }
 }

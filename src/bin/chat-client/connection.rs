@@ -1,22 +1,20 @@
-//! The TCP connection: one thread reads it, and makes a new one whenever it is lost.
+//! The connection: one thread reads it, and makes a new one whenever it is lost.
 
-use std::io::{self, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::io;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use chat_server::wire::{Split, Splitter, msgid};
 use serde_json::json;
-use socket2::{SockRef, TcpKeepalive};
 
+use crate::channel::{Channel, Target};
 use crate::message::Message;
 
 /// What befalls the connection.
-#[derive(Debug)]
 pub enum LinkEvent {
-    /// There is one again.
-    Up(Greeting),
+    /// There is one again, and this is how to send on it.
+    Up(Greeting, Link),
     Down(Loss),
     Message(Message),
 }
@@ -33,86 +31,69 @@ pub struct Greeting {
 pub enum Loss {
     #[error("{0}")]
     Io(#[from] io::Error),
+    #[error("{0}")]
+    Tls(#[from] rustls::Error),
     #[error("closed by the server")]
     Closed,
     #[error("not a chat server")]
     NotAChatServer,
+    /// It answered as TLS does, and was spoken to without.
+    #[error("it speaks TLS")]
+    SpeaksTls,
 }
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A server that takes nothing for so long is as good as gone.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the ping is waited for; a C++ node never answers it.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(1);
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LAST_BACKOFF: Duration = Duration::from_secs(5);
-const KEEPALIVE: Duration = Duration::from_secs(60);
 /// The largest object that is taken from a server: a login reply lists every group's members.
 const MAX_OBJECT: usize = 64 << 20;
 /// The `seq` of the first ping. Requests count up from 1.
-const GREETING_SEQ: i64 = 0;
+pub const GREETING_SEQ: i64 = 0;
+/// A record by which TLS refuses what it does not understand begins so.
+const TLS_ALERT: u8 = 21;
 
-/// The sending half, shared with the thread that reads.
+/// The sending half of one connection. What is sent when that is lost goes nowhere, and never onto
+/// the next one, where nobody is logged in yet.
 pub struct Link {
-    /// `None` while there is no connection.
-    stream: Arc<Mutex<Option<TcpStream>>>,
+    channel: Arc<Channel>,
 }
 
 impl Link {
     /// Connects, and keeps connected for as long as the process runs; `sink` hears of everything
     /// that follows. Only this first attempt can fail.
-    pub fn open(server: (String, u16), sink: impl Fn(LinkEvent) + Send + 'static) -> Result<(Link, Greeting), Loss> {
-        let first = Conversation::begin(&server)?;
-        let greeting = first.greeting;
-        let stream = Arc::new(Mutex::new(Some(first.stream.try_clone()?)));
-        let link = Link { stream: stream.clone() };
-        thread::Builder::new()
-            .name("connection".into())
-            .spawn(move || keep_connected(first, &server, &stream, sink))?;
-        Ok((link, greeting))
+    pub fn open(target: Target, sink: impl Fn(LinkEvent) + Send + 'static) -> Result<(Link, Greeting), Loss> {
+        let first = Conversation::begin(&target)?;
+        let opened = (first.link(), first.greeting);
+        thread::Builder::new().name("connection".into()).spawn(move || keep_connected(first, &target, sink))?;
+        Ok(opened)
     }
 
     /// Writes one object. If that fails the reader hears of it, as of any other loss.
     pub fn send(&self, object: &[u8]) {
-        if let Some(stream) = lock(&self.stream).as_mut()
-            && stream.write_all(object).is_err()
-        {
-            let _ = stream.shutdown(std::net::Shutdown::Both);
+        if self.channel.send(object).is_err() {
+            self.channel.shut_down();
         }
     }
 }
 
-fn lock(stream: &Mutex<Option<TcpStream>>) -> MutexGuard<'_, Option<TcpStream>> {
-    // A socket has no state that a panic could leave half-written.
-    stream.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn keep_connected(
-    mut conversation: Conversation,
-    server: &(String, u16),
-    shared: &Mutex<Option<TcpStream>>,
-    sink: impl Fn(LinkEvent),
-) {
+fn keep_connected(mut conversation: Conversation, target: &Target, sink: impl Fn(LinkEvent)) {
     loop {
         let loss = conversation.listen(&sink);
-        *lock(shared) = None;
+        // The sending half may live on for a while.
+        conversation.channel.shut_down();
         sink(LinkEvent::Down(loss));
-        let writer;
-        (conversation, writer) = reconnect(server);
-        *lock(shared) = Some(writer);
-        sink(LinkEvent::Up(conversation.greeting));
+        conversation = reconnect(target);
+        sink(LinkEvent::Up(conversation.greeting, conversation.link()));
     }
 }
 
-/// The next connection, and its sending half.
-fn reconnect(server: &(String, u16)) -> (Conversation, TcpStream) {
+fn reconnect(target: &Target) -> Conversation {
     let mut backoff = FIRST_BACKOFF;
     loop {
         thread::sleep(backoff);
-        if let Ok(conversation) = Conversation::begin(server)
-            && let Ok(writer) = conversation.stream.try_clone()
-        {
-            return (conversation, writer);
+        if let Ok(conversation) = Conversation::begin(target) {
+            return conversation;
         }
         backoff = (backoff * 2).min(LAST_BACKOFF);
     }
@@ -120,7 +101,7 @@ fn reconnect(server: &(String, u16)) -> (Conversation, TcpStream) {
 
 /// One connection's incoming stream.
 struct Conversation {
-    stream: TcpStream,
+    channel: Arc<Channel>,
     splitter: Splitter,
     buffer: Vec<u8>,
     greeting: Greeting,
@@ -131,18 +112,21 @@ struct Conversation {
 impl Conversation {
     /// Connects, and pings: whoever answers with something that is no JSON object is no chat
     /// server, and a proxy whose backends are gone closes without a word.
-    fn begin(server: &(String, u16)) -> Result<Conversation, Loss> {
+    fn begin(target: &Target) -> Result<Conversation, Loss> {
         let mut conversation = Conversation {
-            stream: connect(server)?,
+            channel: Arc::new(Channel::open(target)?),
             splitter: Splitter::default(),
             buffer: Vec::new(),
             greeting: Greeting { confirms: false },
             early: Vec::new(),
         };
-        conversation.stream.write_all(&encode(&json!({"msgid": msgid::PING, "seq": GREETING_SEQ})))?;
+        conversation.channel.send(&encode(&json!({"msgid": msgid::PING, "seq": GREETING_SEQ})))?;
         conversation.await_greeting()?;
-        conversation.stream.set_read_timeout(None)?;
         Ok(conversation)
+    }
+
+    fn link(&self) -> Link {
+        Link { channel: Arc::clone(&self.channel) }
     }
 
     fn await_greeting(&mut self) -> Result<(), Loss> {
@@ -155,15 +139,8 @@ impl Conversation {
                 }
                 self.early.push(message);
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if !self.channel.receive(&mut self.buffer, Some(deadline))? {
                 return Ok(());
-            }
-            self.stream.set_read_timeout(Some(left))?;
-            match self.fill() {
-                Err(Loss::Io(error)) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-                }
-                filled => filled?,
             }
         }
     }
@@ -175,7 +152,7 @@ impl Conversation {
             match self.next() {
                 Ok(Some(message)) => sink(LinkEvent::Message(message)),
                 Ok(None) => {
-                    if let Err(loss) = self.fill() {
+                    if let Err(loss) = self.channel.receive(&mut self.buffer, None) {
                         return loss;
                     }
                 }
@@ -196,41 +173,10 @@ impl Conversation {
                 self.buffer.drain(..skip);
                 Ok(None)
             }
+            Err(_) if self.buffer.first() == Some(&TLS_ALERT) => Err(Loss::SpeaksTls),
             Err(_) => Err(Loss::NotAChatServer),
         }
     }
-
-    fn fill(&mut self) -> Result<(), Loss> {
-        let mut chunk = [0; 16 * 1024];
-        loop {
-            match self.stream.read(&mut chunk) {
-                Ok(0) => return Err(Loss::Closed),
-                Ok(read) => {
-                    self.buffer.extend_from_slice(&chunk[..read]);
-                    return Ok(());
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-}
-
-fn connect(server: &(String, u16)) -> io::Result<TcpStream> {
-    let mut failure = io::Error::new(io::ErrorKind::NotFound, "no such host");
-    for address in (server.0.as_str(), server.1).to_socket_addrs()? {
-        match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
-            Ok(stream) => {
-                stream.set_nodelay(true)?;
-                stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
-                // Without it, a server that lost its power would never be missed.
-                SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
-                return Ok(stream);
-            }
-            Err(error) => failure = error,
-        }
-    }
-    Err(failure)
 }
 
 /// One object as it goes out: LF behind it, which the server then mirrors.
@@ -242,7 +188,8 @@ pub fn encode(object: &serde_json::Value) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
 
     use crossbeam_channel::{Receiver, unbounded};
 
@@ -256,7 +203,8 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         thread::spawn(move || scripts.into_iter().for_each(|script| script(listener.accept().unwrap().0)));
         let (sender, events) = unbounded();
-        (Link::open(("127.0.0.1".into(), port), move |event| drop(sender.send(event))), events)
+        let target = Target { host: "127.0.0.1".into(), port, tls: None };
+        (Link::open(target, move |event| drop(sender.send(event))), events)
     }
 
     fn read_line(stream: &TcpStream) -> String {
@@ -280,9 +228,10 @@ mod tests {
                 }
                 assert_eq!(read_line(&stream), "{\"bye\":1}\n");
             },
-            |stream| {
+            |mut stream| {
                 pong(&stream);
-                assert_eq!(read_line(&stream), "", "the client closes last");
+                stream.write_all(read_line(&stream).as_bytes()).unwrap();
+                read_line(&stream);
             },
         ]);
         let (link, greeting) = link.unwrap();
@@ -293,7 +242,11 @@ mod tests {
         }
         link.send(&encode(&json!({"bye": 1})));
         assert!(matches!(next(), LinkEvent::Down(Loss::Closed)));
-        assert!(matches!(next(), LinkEvent::Up(Greeting { confirms: true })));
+        let LinkEvent::Up(Greeting { confirms: true }, again) = next() else { panic!("it is not up again") };
+        // What was meant for the old connection is not sent on the new one.
+        link.send(&encode(&json!({"msgid": 7})));
+        again.send(&encode(&json!({"msgid": 8})));
+        assert!(matches!(next(), LinkEvent::Message(message) if message.msgid() == 8));
     }
 
     #[test]
@@ -313,5 +266,7 @@ mod tests {
         assert!(matches!(link, Err(Loss::NotAChatServer)));
         let (link, _) = link_to(vec![|stream| drop(read_line(&stream))]);
         assert!(matches!(link, Err(Loss::Closed)));
+        let (link, _) = link_to(vec![|mut stream| stream.write_all(b"\x15\x03\x01\0\x02\x02\x46").unwrap()]);
+        assert!(matches!(link, Err(Loss::SpeaksTls)));
     }
 }

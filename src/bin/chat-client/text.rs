@@ -4,6 +4,9 @@
 //! `invalid input command!`.
 
 use clap::ValueEnum;
+use rustls::{CertificateError, Error as TlsError};
+
+use crate::channel::TlsSetupError;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Lang {
@@ -65,7 +68,18 @@ pub enum Text<'a> {
     StatusConnected { server: &'a str },
     StatusDisconnected { server: &'a str },
     ServerClosed,
+    ClosedAtOnce,
     NotAChatServer,
+    SpeaksTls,
+    SpeaksNoTls,
+    UnknownIssuer,
+    WrongName,
+    NotValidNow,
+    CaAsServer,
+    NoRoots,
+    CannotRead { file: &'a str, why: &'a str },
+    NoCertificate { file: &'a str },
+    BadName { name: &'a str },
     CannotConnect { server: &'a str, why: &'a str },
 }
 
@@ -196,12 +210,97 @@ quit                          注销并退出"
                 say!("not connected to {server}, reconnecting", "未连接 {server}，正在重连")
             }
             Text::ServerClosed => say!("the server closed it", "服务器关闭了连接"),
+            Text::ClosedAtOnce => say!(
+                "it closed at once: it is a proxy without a server behind it, or speaks TLS (then use --tls)",
+                "对方立即关闭了连接：可能是代理后面没有可用的服务器，或者使用 TLS（请加 --tls）"
+            ),
             Text::NotAChatServer => say!("what answers there is not a chat server", "对方不是聊天服务器"),
+            Text::SpeaksTls => say!("it speaks TLS: use --tls", "对方使用 TLS：请加 --tls"),
+            Text::SpeaksNoTls => say!(
+                "it speaks no TLS there: leave out --tls, or name its TLS port",
+                "对方在该端口不使用 TLS：请去掉 --tls，或换用 TLS 端口"
+            ),
+            Text::UnknownIssuer => say!(
+                "nobody who is trusted here has signed its certificate: if you trust it, use --tls-ca FILE",
+                "其证书的签发者不受信任：如果你信任它，请用 --tls-ca FILE 指定"
+            ),
+            Text::WrongName => say!(
+                "its certificate is for another name: --tls-name NAME tells which one to expect",
+                "其证书属于另一个名称：请用 --tls-name NAME 指定"
+            ),
+            Text::NotValidNow => say!(
+                "its certificate is not valid at this time: it must be renewed, or a clock is wrong",
+                "其证书当前不在有效期内：需要更新证书，或校正时钟"
+            ),
+            Text::CaAsServer => say!(
+                "its certificate is one of an authority (CA:TRUE), no server's: make one with CA:FALSE",
+                "其证书是 CA 证书（CA:TRUE），不能用于服务器：请用 CA:FALSE 重新生成"
+            ),
+            Text::NoRoots => say!(
+                "this system trusts nobody: install ca-certificates, or use --tls-ca FILE",
+                "本系统没有受信任的根证书：请安装 ca-certificates，或使用 --tls-ca FILE"
+            ),
+            Text::CannotRead { file, why } => say!("cannot read {file}: {why}", "无法读取 {file}：{why}"),
+            Text::NoCertificate { file } => {
+                say!("{file} holds no certificate in PEM form", "{file} 中没有 PEM 格式的证书")
+            }
+            Text::BadName { name } => {
+                say!("{name} is neither a host's name nor an IP address", "{name} 既不是主机名也不是 IP 地址")
+            }
             Text::CannotConnect { server, why } => {
                 say!("cannot connect to {server}: {why}", "无法连接 {server}：{why}")
             }
         }
     }
+}
+
+/// What went wrong with TLS, and what to do about it.
+pub fn tls_text(error: &TlsError, lang: Lang) -> String {
+    let text = match error {
+        TlsError::InvalidMessage(_) => Text::SpeaksNoTls,
+        TlsError::InvalidCertificate(error) => match error {
+            // The second: somebody of the same name is trusted, as after a change of certificates.
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => Text::UnknownIssuer,
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => Text::WrongName,
+            CertificateError::Expired
+            | CertificateError::ExpiredContext { .. }
+            | CertificateError::NotValidYet
+            | CertificateError::NotValidYetContext { .. } => Text::NotValidNow,
+            // It comes from below rustls, which has no word of its own for it.
+            CertificateError::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => Text::CaAsServer,
+            error => return error.to_string(),
+        },
+        error => return error.to_string(),
+    };
+    text.render(lang)
+}
+
+pub fn tls_setup_text(error: &TlsSetupError, lang: Lang) -> String {
+    match error {
+        TlsSetupError::Unreadable(file, why) => {
+            Text::CannotRead { file: &file.to_string_lossy(), why: &why.to_string() }.render(lang)
+        }
+        TlsSetupError::NoCertificate(file) => Text::NoCertificate { file: &file.to_string_lossy() }.render(lang),
+        TlsSetupError::NoRoots => Text::NoRoots.render(lang),
+        TlsSetupError::BadName(name) => Text::BadName { name }.render(lang),
+        TlsSetupError::Rustls(error) => tls_text(error, lang),
+    }
+}
+
+/// The command line's help; clap's own words stay as they are.
+pub fn help_in_chinese(command: clap::Command) -> clap::Command {
+    [
+        ("ip", "服务器的 IP 地址或主机名"),
+        ("port", "服务器的端口"),
+        ("lang", "界面语言，默认由系统区域设置决定"),
+        ("tls", "使用 TLS，信任系统所信任的证书"),
+        ("tls_ca", "同时信任该 PEM 文件中的证书"),
+        ("tls_name", "服务器证书应属于的名称，与上面的地址不同时使用"),
+    ]
+    .into_iter()
+    .fold(command.about("聊天服务器的客户端"), |command, (argument, help)| {
+        command.mut_arg(argument, |argument| argument.help(help))
+    })
 }
 
 /// Makes received text harmless to a terminal: what would move the cursor, change colours or

@@ -298,6 +298,7 @@ fn converse(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bus::Addressee;
 
     const ME: NodeId = NodeId(1);
 
