@@ -8,6 +8,7 @@
 #![allow(dead_code, unused_imports)]
 
 mod client;
+mod mariadb;
 mod rng;
 mod server;
 mod world;
@@ -15,6 +16,7 @@ mod world;
 use std::time::{Duration, Instant};
 
 pub use client::{Account, Client, Ending, listed, login, parse, strings, text_of};
+pub use mariadb::MariaDb;
 pub use rng::Rng;
 pub use server::{Launch, Server, refused_start};
 pub use world::{Config, World};
