@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::io::{Read, Write as _};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -164,7 +164,8 @@ fn row(kept: Kept) -> RowId {
 
 #[test]
 fn an_account_is_registered_once_and_its_password_replaced() {
-    let Fixture { mut node, .. } = Fixture::new();
+    let mut fixture = Fixture::new();
+    let node = &mut fixture.node;
     let ann = node.user("Ann");
     let account = node.connection.account(ann).unwrap();
     assert_eq!(account, Some(Account { name: "Ann".into(), password: "secret of Ann".into() }));
@@ -177,7 +178,8 @@ fn an_account_is_registered_once_and_its_password_replaced() {
 
 #[test]
 fn names_are_unique_without_regard_to_case_and_kept_as_they_were_given() {
-    let Fixture { mut node, .. } = Fixture::new();
+    let mut fixture = Fixture::new();
+    let node = &mut fixture.node;
     let ann = node.user("Ünïcødé Жора ΣΑΣ");
     assert_eq!(node.one(register("üNÏCØDÉ жОРА σας")), Outcome::Already);
     // Spaces at the end make no other name; emoji do, each its own.
@@ -284,7 +286,8 @@ fn a_node_that_is_alone_begins_with_nobody_online_and_others_leave_claims_alone(
 
 #[test]
 fn friends_go_one_way_and_are_listed_by_id() {
-    let Fixture { mut node, .. } = Fixture::new();
+    let mut fixture = Fixture::new();
+    let node = &mut fixture.node;
     let [ann, bob, eve] = node.users(["ann", "bob", "eve"]);
     let add = |friend| Write::AddFriend { user: ann, friend };
     assert_eq!(
@@ -299,7 +302,8 @@ fn friends_go_one_way_and_are_listed_by_id() {
 
 #[test]
 fn a_group_has_its_creator_and_those_who_join() {
-    let Fixture { mut node, .. } = Fixture::new();
+    let mut fixture = Fixture::new();
+    let node = &mut fixture.node;
     let [ann, bob] = node.users(["ann", "bob"]);
     let group = node.group(bob, "readers");
     let join = |group| Write::JoinGroup { user: ann, group };
@@ -326,16 +330,17 @@ fn a_group_has_its_creator_and_those_who_join() {
 
 #[test]
 fn a_large_group_lists_its_first_500_members_and_the_count_of_all() {
-    let Fixture { mut node, .. } = Fixture::new();
+    let mut fixture = Fixture::new();
+    let node = &mut fixture.node;
     let names: Vec<_> = (0..503).map(|n| register(&format!("user {n}"))).collect();
     let users: Vec<UserId> = node.write(&names).iter().map(|o| if let Outcome::Id(id) = o { *id } else { 0 }).collect();
     let group = node.group(users[0], "all");
     let joins: Vec<_> = users[1..].iter().rev().map(|&user| Write::JoinGroup { user, group }).collect();
     node.write(&joins[3..]);
     let listed = |node: &mut Node| node.connection.groups(users[0]).unwrap().remove(0);
-    assert_eq!((listed(&mut node).users.len(), listed(&mut node).members), (500, 500));
+    assert_eq!((listed(node).users.len(), listed(node).members), (500, 500));
     node.write(&joins);
-    let all = listed(&mut node);
+    let all = listed(node);
     assert_eq!(all.members, 503);
     assert_eq!(all.users.iter().map(|user| user.id).collect::<Vec<_>>(), users[..500]);
     assert_eq!(node.connection.members(group).unwrap(), Some(users));
@@ -343,7 +348,8 @@ fn a_large_group_lists_its_first_500_members_and_the_count_of_all() {
 
 #[test]
 fn messages_are_paged_in_order_within_the_bytes_allowed() {
-    let Fixture { mut node, .. } = Fixture::new();
+    let mut fixture = Fixture::new();
+    let node = &mut fixture.node;
     let [ann, bob] = node.users(["ann", "bob"]);
     for message in ["één", "two", "three"] {
         node.keep(&[ann, bob], message);
@@ -360,7 +366,8 @@ fn messages_are_paged_in_order_within_the_bytes_allowed() {
 
 #[test]
 fn a_page_ends_rightly_wherever_the_rows_that_were_asked_for_end() {
-    let Fixture { mut node, .. } = Fixture::new();
+    let mut fixture = Fixture::new();
+    let node = &mut fixture.node;
     let ann = node.user("ann");
     let texts: Vec<String> = (100..400).map(|n| n.to_string()).collect();
     for upto in [0, 1, 31, 32, 33, 96, 97, 300] {
@@ -403,7 +410,8 @@ fn a_parcel_is_stored_where_nobody_has_the_user_or_this_node_or_the_past() {
 
 #[test]
 fn every_row_of_a_large_batch_is_where_its_outcome_says_in_order() {
-    let Fixture { mut node, .. } = Fixture::new();
+    let mut fixture = Fixture::new();
+    let node = &mut fixture.node;
     let users = node.users(["a", "b", "c", "d", "e"]);
     let mut expected: HashMap<UserId, Vec<(Option<RowId>, String)>> = HashMap::new();
     let mut rng = Rng::new();
@@ -443,7 +451,8 @@ fn every_row_of_a_large_batch_is_where_its_outcome_says_in_order() {
 
 #[test]
 fn removal_is_exact_and_rows_are_never_used_again() {
-    let Fixture { mut node, .. } = Fixture::new();
+    let mut fixture = Fixture::new();
+    let node = &mut fixture.node;
     let [ann, bob] = node.users(["ann", "bob"]);
     let rows: Vec<_> = ["1", "2", "3"].iter().map(|message| row(node.keep(&[ann], message)[0])).collect();
     let remove = |user, rows: &[RowId]| Write::Remove { user, rows: rows.to_vec() };
@@ -473,6 +482,8 @@ struct Cut {
     commits: AtomicUsize,
     /// How many connections were made.
     connections: AtomicUsize,
+    /// New connections have to wait.
+    closed: AtomicBool,
 }
 
 impl Cut {
@@ -489,6 +500,7 @@ impl Proxy {
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 cut.connections.fetch_add(1, Ordering::SeqCst);
+                eventually("the way to be open", || !cut.closed.load(Ordering::SeqCst));
                 let database = TcpStream::connect((Ipv4Addr::LOCALHOST, target)).unwrap();
                 let cut = Arc::clone(&cut);
                 thread::spawn(move || relay(client, database, &cut));
@@ -505,13 +517,13 @@ impl Proxy {
 /// Passes on both ways until one side ends, or the cut is due.
 fn relay(mut client: TcpStream, mut database: TcpStream, cut: &Cut) {
     let (mut from_client, mut from_database) = (client.try_clone().unwrap(), database.try_clone().unwrap());
-    let silent = Arc::new(AtomicUsize::new(0));
+    let silent = Arc::new(AtomicBool::new(false));
     let muted = Arc::clone(&silent);
     let answers = thread::spawn(move || {
         let mut buffer = [0; 1 << 16];
         while let Ok(count @ 1..) = from_database.read(&mut buffer) {
             // The answer to the COMMIT is here, so it is done; nobody hears of it.
-            if muted.load(Ordering::SeqCst) > 0 || client.write_all(&buffer[..count]).is_err() {
+            if muted.load(Ordering::SeqCst) || client.write_all(&buffer[..count]).is_err() {
                 break;
             }
         }
@@ -524,7 +536,7 @@ fn relay(mut client: TcpStream, mut database: TcpStream, cut: &Cut) {
                 break;
             }
             if Cut::take(&cut.answers) {
-                silent.store(1, Ordering::SeqCst);
+                silent.store(true, Ordering::SeqCst);
             }
         }
         if database.write_all(&buffer[..count]).is_err() {
@@ -633,23 +645,23 @@ fn a_name_that_somebody_else_has_is_not_ours_because_an_answer_was_lost() {
 
 #[test]
 fn a_message_that_was_stored_before_a_claim_is_stored_although_the_answer_was_lost() {
-    // The claim comes between the lost answer and the second try.
     let (mut fixture, proxy, mut node, _, users) = behind_a_proxy();
-    let (ann, bob) = (users[0], users[1]);
+    let ann = users[0];
     let mut claimer = fixture.node(9);
+    node.connection.account(ann).unwrap();
     proxy.cut.answers.store(1, Ordering::SeqCst);
-    // Another transaction holds up the second try until the claim is there: it locks bob, and the
-    // claim of ann is its own.
+    // The claim comes between the lost answer and the second try.
+    proxy.cut.closed.store(true, Ordering::SeqCst);
     let outcome = thread::scope(|scope| {
-        let writer = scope.spawn(|| node.write(&[keep(&[ann], "first")]));
+        let writer = scope.spawn(|| node.one(keep(&[ann], "first")));
         eventually("the message's commit", || fixture.node.texts(ann) == ["first"]);
-        claimer.one(claim(ann, 1));
+        assert_eq!(claimer.one(claim(ann, 1)), Outcome::Done);
+        proxy.cut.closed.store(false, Ordering::SeqCst);
         writer.join().unwrap()
     });
-    row(kept(outcome.into_iter().next().unwrap())[0]);
+    row(kept(outcome)[0]);
     assert_eq!(fixture.node.texts(ann), ["first"]);
     assert_eq!(node.keep(&[ann], "second"), [Kept::Elsewhere(claimer.claimed_as(1))]);
-    assert_eq!(fixture.node.texts(bob), [] as [&str; 0]);
 }
 
 #[test]
@@ -707,7 +719,7 @@ fn a_message_too_large_for_the_database_is_an_error_and_others_go_on() {
     assert!(text.contains("70000 bytes") && text.contains("max_allowed_packet"), "{text}");
     // Many that fit do not have to fit into one packet together.
     let messages = ["y".repeat(20_000), "z".repeat(60_000), "y".repeat(20_000)];
-    node.one(Write::Keep(vec![parcel(ann, &[&messages[0]; 40]), parcel(ann, &[&messages[1], &messages[2]])]));
+    node.one(Write::Keep(vec![parcel(ann, &[messages[0].as_str(); 40]), parcel(ann, &[&messages[1], &messages[2]])]));
     assert_eq!(node.texts(ann).len(), 42);
 }
 
@@ -801,17 +813,16 @@ fn a_keep_comes_before_or_after_a_claim_and_the_lower_row_is_never_seen_later() 
 fn of_many_who_claim_or_register_the_same_at_once_one_has_it() {
     let mut fixture = Fixture::new();
     let ann = fixture.node.user("ann");
-    let nodes: Vec<Node> = (41..49).map(|id| fixture.node(id)).collect();
+    let mut nodes: Vec<Node> = (41..49).map(|id| fixture.node(id)).collect();
     let (start, claimed, registered) = (Barrier::new(8), AtomicUsize::new(0), AtomicUsize::new(0));
     thread::scope(|scope| {
-        for node in &nodes {
-            let mut connection = node.store.connection();
+        for Node { id, connection, .. } in &mut nodes {
             let (start, claimed, registered) = (&start, &claimed, &registered);
             scope.spawn(move || {
                 connection.account(ann).unwrap();
                 start.wait();
                 // Two names in opposite orders wait for each other in a circle.
-                let names = if node.id.0 % 2 == 0 { ["x", "y"] } else { ["y", "x"] };
+                let names = if id.0 % 2 == 0 { ["x", "y"] } else { ["y", "x"] };
                 let outcomes = connection.write(&[register(names[0]), claim(ann, 1), register(names[1])]).unwrap();
                 claimed.fetch_add(usize::from(outcomes[1] == Outcome::Done), Ordering::SeqCst);
                 let ids = outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Id(_)));
@@ -900,4 +911,338 @@ fn an_address_that_accepts_and_says_nothing_is_an_error_in_time() {
     let url = format!("mysql://root:123456@127.0.0.1:{}/chat", silent.local_addr().unwrap().port());
     assert!(matches!(MySqlStore::open(options(url, 1)), Err(OpenError::Unreachable { .. })));
     assert!(begun.elapsed() < Duration::from_secs(15));
+}
+
+// ---- The tables of old servers
+
+/// As the reference's README makes them.
+const REFERENCE: &str = "
+    CREATE TABLE User (id INT PRIMARY KEY AUTO_INCREMENT, name VARCHAR(50) NOT NULL UNIQUE,
+        password VARCHAR(50) NOT NULL, state ENUM('online', 'offline') DEFAULT 'offline');
+    CREATE TABLE Friend (userid INT NOT NULL, friendid INT NOT NULL, PRIMARY KEY (userid, friendid));
+    CREATE TABLE AllGroup (id INT PRIMARY KEY AUTO_INCREMENT, groupname VARCHAR(50) NOT NULL UNIQUE,
+        groupdesc VARCHAR(200) DEFAULT '');
+    CREATE TABLE GroupUser (groupid INT NOT NULL, userid INT NOT NULL,
+        grouprole ENUM('creator', 'normal') DEFAULT 'normal', PRIMARY KEY (groupid, userid));
+    CREATE TABLE OfflineMessage (userid INT PRIMARY KEY NOT NULL, message VARCHAR(50) NOT NULL)";
+
+/// As most copies have them.
+const COPY: &str = "
+    CREATE TABLE User (id INT NOT NULL AUTO_INCREMENT, name VARCHAR(50) DEFAULT NULL,
+        password VARCHAR(50) DEFAULT NULL, state ENUM('online', 'offline') CHARACTER SET latin1 DEFAULT 'offline',
+        PRIMARY KEY (id), UNIQUE KEY name (name));
+    CREATE TABLE Friend (userid INT NOT NULL, friendid INT NOT NULL, KEY userid (userid, friendid));
+    CREATE TABLE AllGroup (id INT NOT NULL AUTO_INCREMENT, groupname VARCHAR(50) CHARACTER SET latin1 NOT NULL,
+        groupdesc VARCHAR(200) CHARACTER SET latin1 DEFAULT '', PRIMARY KEY (id));
+    CREATE TABLE GroupUser (groupid INT NOT NULL, userid INT NOT NULL,
+        grouprole ENUM('creator', 'normal') CHARACTER SET latin1 DEFAULT NULL, KEY groupid (groupid, userid));
+    CREATE TABLE OfflineMessage (userid INT NOT NULL, message VARCHAR(500) NOT NULL)";
+
+const ROWS: &str = "
+    INSERT INTO User (name, password, state) VALUES ('zhang san', '123456', 'online'), ('José', 'pä', 'offline'),
+        ('li si', '666666', 'offline');
+    INSERT INTO Friend VALUES (1, 3), (1, 2), (2, 1);
+    INSERT INTO AllGroup (groupname, groupdesc) VALUES ('C++ chat project', 'café'), ('readers', '');
+    INSERT INTO GroupUser VALUES (1, 1, 'creator'), (1, 3, 'normal'), (2, 2, 'creator'), (2, 1, 'normal');
+    INSERT INTO OfflineMessage VALUES (2, '{\"msg\":\"é\"}'), (1, '{\"msg\":\"old\"}')";
+
+/// A database that some C++ server has used.
+struct Old {
+    server: Arc<MariaDb>,
+    database: String,
+    conn: Conn,
+    /// The tables' names, in the order of [`TABLES`].
+    tables: [String; 5],
+}
+
+const TABLES: [&str; 5] = ["User", "Friend", "AllGroup", "GroupUser", "OfflineMessage"];
+
+impl Old {
+    /// Makes one with the server's default charset, tables and rows; `lower`: the tables' names.
+    fn new(charset: &str, lower: bool, statements: &[&str]) -> Old {
+        let server = shared();
+        let database = server.new_database();
+        let mut conn = Conn::new(server.url("").as_str()).unwrap();
+        conn.query_drop(format!("CREATE DATABASE {database} CHARACTER SET {charset}")).unwrap();
+        conn.query_drop(format!("USE {database}")).unwrap();
+        let tables = TABLES.map(|table| if lower { table.to_lowercase() } else { table.to_owned() });
+        let mut old = Old { server, database, conn, tables };
+        for statement in statements.iter().flat_map(|statements| statements.split(';')) {
+            old.run(statement);
+        }
+        old
+    }
+
+    /// Does a statement with the tables' names as they are here.
+    fn run(&mut self, statement: &str) {
+        let sql = self.named(statement);
+        self.conn.query_drop(&sql).unwrap_or_else(|error| panic!("{error}: {sql}"));
+    }
+
+    fn named(&self, statement: &str) -> String {
+        TABLES
+            .iter()
+            .zip(&self.tables)
+            .rev()
+            .fold(statement.to_owned(), |sql, (canon, table)| sql.replace(canon, table))
+    }
+
+    fn open(&self) -> Node {
+        Node::open(options(self.server.url(&self.database), 1))
+    }
+
+    /// Everything in it, as `select *` has it.
+    fn rows(&mut self) -> Vec<Vec<Vec<String>>> {
+        let text = |value: mysql::Value| match value {
+            mysql::Value::Bytes(bytes) => String::from_utf8(bytes).unwrap(),
+            other => format!("{other:?}"),
+        };
+        let tables = self.tables.clone();
+        let of_table = |table: &String| {
+            let rows: Vec<mysql::Row> = self.conn.query(format!("SELECT * FROM {table}")).unwrap();
+            let mut rows: Vec<Vec<String>> =
+                rows.into_iter().map(|row| row.unwrap().into_iter().map(text).collect()).collect();
+            rows.sort();
+            rows
+        };
+        tables.iter().map(of_table).collect()
+    }
+
+    /// What the tables are.
+    fn schema(&mut self) -> Vec<String> {
+        let mut create = |table: &String| {
+            self.conn.query_first::<(String, String), _>(format!("SHOW CREATE TABLE {table}")).unwrap().unwrap().1
+        };
+        let tables: Vec<String> = self.tables.iter().map(&mut create).collect();
+        let names: Vec<String> = self.conn.query("SHOW TABLES").unwrap();
+        assert_eq!(names.len(), 5, "{names:?}");
+        // The next id is no part of what a table is.
+        let next_id = |table: &str| {
+            table.split(' ').filter(|word| !word.starts_with("AUTO_INCREMENT=")).collect::<Vec<_>>().join(" ")
+        };
+        tables.iter().map(|table| next_id(table)).collect()
+    }
+
+    /// Opens it twice, and looks whether all is there and works, for C++ servers as for us. The
+    /// rows are compared with those of before.
+    fn check(&mut self, rows: &[Vec<Vec<String>>]) {
+        let mut node = self.open();
+        assert_eq!(self.rows(), rows);
+        let schema = self.schema();
+        self.open();
+        assert_eq!((self.rows(), self.schema()), (rows.to_vec(), schema.clone()));
+        for table in &schema {
+            assert!(!table.contains("latin1 ") || table.contains("enum"), "{table}");
+        }
+        // What C++ servers do.
+        self.run("insert into User(name,password,state) values('cpp', 'p', 'offline')");
+        self.run("insert into OfflineMessage values(2, '{\"msg\":\"one\"}')");
+        self.run("insert into OfflineMessage values(2, '{\"msg\":\"two\"}')");
+        self.run("insert into Friend values(3, 1)");
+        self.run("insert into GroupUser values(2, 3, 'normal')");
+        let user: mysql::Row = self.conn.query_first(self.named("select * from User where id = 2")).unwrap().unwrap();
+        assert_eq!(
+            user.columns_ref().iter().map(|column| column.name_str()).collect::<Vec<_>>(),
+            ["id", "name", "password", "state"]
+        );
+        assert_eq!(user.get::<String, _>(1).unwrap(), "José");
+        let message = self.named("select message from OfflineMessage where userid = 2");
+        assert_eq!(self.conn.query::<String, _>(message).unwrap().len(), 3);
+        // What we do.
+        assert_eq!(
+            node.connection.account(2).unwrap().unwrap(),
+            Account { name: "José".into(), password: "pä".into() }
+        );
+        let long = format!("{{\"msg\":\"{}\"}}", "😀".repeat(50_000));
+        row(node.keep(&[2], &long)[0]);
+        assert_eq!(node.texts(2)[1..], ["{\"msg\":\"one\"}".to_owned(), "{\"msg\":\"two\"}".to_owned(), long]);
+        let password = "x".repeat(150);
+        assert_eq!(node.one(Write::SetPassword { user: 2, password: password.clone() }), Outcome::Done);
+        assert_eq!(node.connection.account(2).unwrap().unwrap().password, password);
+        assert_eq!(node.one(claim(1, 1)), Outcome::InUse(Holder::Foreign));
+        assert_eq!(node.one(claim(2, 1)), Outcome::Done);
+        assert_eq!(node.write(&[register("JOSÉ"), register("CPP")]), [Outcome::Already, Outcome::Already]);
+        assert_eq!(node.one(create_group(1, "READERS")), Outcome::Already);
+        node.group(1, "new 😀");
+        let friends: Vec<_> = node.connection.friends(1).unwrap().into_iter().map(|friend| friend.id).collect();
+        assert_eq!(friends, [2, 3]);
+        assert_eq!(node.connection.members(2).unwrap(), Some(vec![1, 2, 3]));
+        let add = [Write::AddFriend { user: 1, friend: 2 }, Write::JoinGroup { user: 1, group: 2 }];
+        assert_eq!(node.write(&add), [Outcome::Already, Outcome::Already]);
+        let role = &node.connection.groups(1).unwrap()[0];
+        assert_eq!((role.groupdesc.as_str(), role.users[0].role), ("café", "creator"));
+    }
+}
+
+#[test]
+fn the_references_tables_are_brought_up_to_date() {
+    for charset in ["latin1", "utf8mb3", "utf8mb4"] {
+        let mut old = Old::new(charset, false, &[REFERENCE, ROWS]);
+        let rows = old.rows();
+        old.check(&rows);
+    }
+}
+
+#[test]
+fn a_copys_tables_are_brought_up_to_date() {
+    let mut old = Old::new("utf8mb3", false, &[COPY, ROWS]);
+    // What a table without keys lets in: members twice, and several messages.
+    old.run("INSERT INTO OfflineMessage VALUES (3, '1'), (3, '2'), (3, '3')");
+    let rows = old.rows();
+    old.run("INSERT INTO GroupUser VALUES (1, 1, 'normal'), (1, 1, NULL), (1, 3, 'normal')");
+    old.check(&rows);
+    assert_eq!(old.open().texts(3), ["1", "2", "3"]);
+}
+
+#[test]
+fn tables_in_lower_case_are_used_as_they_are_found() {
+    let mut old = Old::new("latin1", true, &[COPY, ROWS]);
+    let rows = old.rows();
+    old.check(&rows);
+}
+
+#[test]
+fn tables_that_know_no_transactions_are_brought_up_to_date() {
+    let mut old = Old::new("latin1", false, &["SET default_storage_engine = MyISAM", REFERENCE, ROWS]);
+    let rows = old.rows();
+    old.check(&rows);
+    assert!(old.schema().iter().all(|table| table.contains("ENGINE=InnoDB")));
+}
+
+#[test]
+fn a_table_that_is_missing_is_made() {
+    let mut old = Old::new("latin1", false, &[REFERENCE, "DROP TABLE OfflineMessage"]);
+    let mut node = old.open();
+    old.run("insert into User(name,password,state) values('cpp', 'p', 'offline')");
+    row(node.keep(&[1], "{}")[0]);
+    old.schema();
+}
+
+#[test]
+fn group_names_that_are_there_twice_stay_and_new_ones_are_checked() {
+    let mut old = Old::new("latin1", false, &[COPY, ROWS, "INSERT INTO AllGroup (groupname) VALUES ('Readers')"]);
+    let rows = old.rows();
+    old.check(&rows);
+    let schema = old.schema();
+    assert!(!schema[2].contains("UNIQUE"), "{}", schema[2]);
+    // Many who want the same name at once: one has it.
+    let nodes = [old.open(), old.open()];
+    let start = Barrier::new(6);
+    let created: usize = thread::scope(|scope| {
+        let create = |n: usize| {
+            let (mut connection, start) = (nodes[n % 2].store.connection(), &start);
+            scope.spawn(move || {
+                start.wait();
+                usize::from(connection.write(&[create_group(1, "the same")]).unwrap() != [Outcome::Already])
+            })
+        };
+        let threads: Vec<_> = (0..6).map(create).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+    });
+    assert_eq!(created, 1);
+    // Once an administrator has renamed one, names are unique for good.
+    old.run("UPDATE AllGroup SET groupname = 'writers' WHERE id = 3");
+    old.open();
+    assert!(old.schema()[2].contains("UNIQUE"));
+}
+
+#[test]
+fn user_names_that_only_an_old_collation_told_apart_stay() {
+    let mut old = Old::new("latin1 COLLATE latin1_bin", false, &[REFERENCE, ROWS]);
+    old.run("INSERT INTO User (name, password) VALUES ('jOSÉ', 'p')");
+    let rows = old.rows();
+    old.check(&rows);
+    assert!(!old.schema()[0].contains("UNIQUE"));
+}
+
+#[test]
+fn text_under_a_false_label_stays_what_its_server_reads() {
+    // UTF-8 by a server that said nothing, and so latin1, into latin1 columns.
+    let mut old = Old::new("latin1", false, &[REFERENCE, "SET NAMES latin1"]);
+    old.run("insert into User(name,password,state) values('张三丰', '密码', 'offline')");
+    old.run("insert into OfflineMessage values(1, '{\"msg\":\"你好\"}')");
+    let url = old.server.url(&old.database);
+    let mut node = Node::open(Options { charset: "latin1".into(), ..options(url, 1) });
+    let name: Vec<u8> = old.conn.query_first("select name from User").unwrap().unwrap();
+    assert_eq!(name, "张三丰".as_bytes());
+    assert_eq!(
+        node.connection.account(1).unwrap().unwrap(),
+        Account { name: "张三丰".into(), password: "密码".into() }
+    );
+    assert_eq!(node.texts(1), ["{\"msg\":\"你好\"}"]);
+    assert_eq!(node.one(register("张三丰")), Outcome::Already);
+}
+
+// ---- Beside C++ servers that say gbk
+
+/// A node in a mixed cluster, and a C++ server's connection.
+fn mixed() -> (Fixture, Node, Conn) {
+    let fixture = Fixture::new();
+    let url = fixture.server.url(&fixture.database);
+    let node = Node::open(Options { charset: "gbk".into(), mixed: true, ..options(url, 5) });
+    let mut foreign = fixture.foreign();
+    foreign.query_drop("set names gbk").unwrap();
+    (fixture, node, foreign)
+}
+
+#[test]
+fn what_is_written_here_has_the_same_bytes_for_a_server_that_says_gbk() {
+    let (_fixture, mut node, mut foreign) = mixed();
+    let mut bytes = |sql: &str| foreign.query_first::<Vec<u8>, _>(sql).unwrap().unwrap();
+    let user = node.user("张三 and 你好");
+    assert_eq!(bytes("select name from User"), "张三 and 你好".as_bytes());
+    assert_eq!(bytes("select password from User"), "secret of 张三 and 你好".as_bytes());
+    let group = node.group(user, "你好");
+    assert_eq!(bytes("select groupname from AllGroup"), "你好".as_bytes());
+    // Half a character of GBK at the end: a description loses it, a name is refused, as there.
+    node.one(Write::CreateGroup { creator: user, name: "plain".into(), description: "李 x".into() });
+    assert_eq!(bytes("select groupdesc from AllGroup where groupname = 'plain'"), b"? x");
+    assert_eq!(node.one(register("李")), Outcome::Already);
+    assert_eq!(node.one(create_group(user, "李")), Outcome::Already);
+    assert!(foreign.query_drop("insert into User(name,password,state) values('李', 'p', 'offline')").is_err());
+    // Messages are ASCII, and mean the same.
+    let message = "{\"msg\":\"李 你好 😀 \\\" \\\\\"}";
+    node.keep(&[user], message);
+    let stored: Vec<u8> = foreign.query_first("select message from OfflineMessage").unwrap().unwrap();
+    assert!(stored.is_ascii(), "{stored:?}");
+    let value = |bytes: &[u8]| serde_json::from_slice::<serde_json::Value>(bytes).unwrap();
+    assert_eq!(value(&stored), value(message.as_bytes()));
+    assert_eq!(value(node.texts(user)[0].as_bytes()), value(message.as_bytes()));
+    // And all of it comes back here as it was meant.
+    assert_eq!(node.connection.account(user).unwrap().unwrap().name, "张三 and 你好");
+    let groups = node.connection.groups(user).unwrap();
+    assert_eq!((groups[0].id, groups[0].groupname.as_str()), (group, "你好"));
+    assert_eq!(groups[0].groupdesc, "about 你好");
+    assert_eq!(groups[0].users[0].name, "张三 and 你好");
+}
+
+#[test]
+fn what_a_server_that_says_gbk_writes_is_read_as_its_clients_meant_it() {
+    let (_fixture, mut node, mut foreign) = mixed();
+    // A client of UTF-8, whose bytes are passed on.
+    foreign.query_drop("insert into User(name,password,state) values('张三', '密码', 'offline')").unwrap();
+    foreign.query_drop("insert into OfflineMessage values(1, '{\"msg\":\"你好\",\"n\":\"é\"}')").unwrap();
+    // One of GBK: the text is what it is called.
+    let gbk = "insert into User(name,password,state) values(_gbk x'D6D0B9FA', 'p', 'offline')";
+    foreign.query_drop(gbk).unwrap();
+    foreign.query_drop("insert into OfflineMessage values(1, _gbk x'7B226D7367223A22C4E3BAC3227D')").unwrap();
+    let account = |name: &str, password: &str| Account { name: name.into(), password: password.into() };
+    assert_eq!(node.connection.account(1).unwrap().unwrap(), account("张三", "密码"));
+    assert_eq!(node.connection.account(2).unwrap().unwrap(), account("中国", "p"));
+    assert_eq!(node.texts(1), ["{\"msg\":\"你好\",\"n\":\"é\"}", "{\"msg\":\"你好\"}"]);
+    node.write(&[Write::AddFriend { user: 1, friend: 2 }, Write::AddFriend { user: 2, friend: 1 }]);
+    assert_eq!(node.connection.friends(1).unwrap()[0].name, "中国");
+    assert_eq!(node.connection.friends(2).unwrap()[0].name, "张三");
+    assert_eq!(node.one(register("张三")), Outcome::Already);
+}
+
+#[test]
+fn what_we_stored_as_text_is_never_taken_for_a_cpp_servers_bytes() {
+    // The GBK of this character, D2 BB, is UTF-8 of another one.
+    let fixture = Fixture::new();
+    let url = fixture.server.url(&fixture.database);
+    let mut node = Node::open(Options { charset: "gbk".into(), ..options(url, 5) });
+    let ann = node.user("ann");
+    node.keep(&[ann], "{\"msg\":\"一\"}");
+    assert_eq!(node.texts(ann), ["{\"msg\":\"一\"}"]);
 }

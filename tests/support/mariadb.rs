@@ -28,15 +28,14 @@ impl MariaDb {
     /// The same with further options, such as `--max-allowed-packet=64K`.
     pub fn with(options: &[&str]) -> MariaDb {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let data = dir.path().join("data");
+        fs::create_dir(dir.path().join("tmp")).expect("a directory can be made");
         let output = command("mariadb-install-db")
-            .arg("--no-defaults")
-            .arg(format!("--datadir={}", data.display()))
+            .args(folders(dir.path()))
             .args(["--auth-root-authentication-method=normal", "--skip-test-db", "--innodb-log-file-size=8M"])
             .args(user_option())
             .output()
             .expect("mariadb-install-db can be started");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let login = "GRANT ALL ON *.* TO root@'127.0.0.1' IDENTIFIED BY '123456' WITH GRANT OPTION;\n";
         fs::write(dir.path().join("login.sql"), login).expect("a file can be written");
         fs::write(dir.path().join("options"), options.join("\n")).expect("a file can be written");
@@ -106,8 +105,7 @@ fn launch(dir: &Path, port: u16) -> Result<Child, String> {
     let options = fs::read_to_string(dir.join("options")).unwrap_or_default();
     let log = File::create(dir.join("log")).expect("a file can be made");
     let mut child = command("mariadbd")
-        .arg("--no-defaults")
-        .arg(format!("--datadir={}", path("data")))
+        .args(folders(dir))
         .arg(format!("--socket={}", path("socket")))
         .arg(format!("--pid-file={}", path("pid")))
         .arg(format!("--init-file={}", path("login.sql")))
@@ -135,6 +133,13 @@ fn launch(dir: &Path, port: u16) -> Result<Child, String> {
     let _ = child.kill();
     let _ = child.wait();
     Err(fs::read_to_string(dir.join("log")).unwrap_or_default())
+}
+
+/// A server clears its folder for temporary tables when it starts: in one that it shares, the tables
+/// of others too.
+fn folders(dir: &Path) -> [String; 3] {
+    let path = |name: &str| dir.join(name).display().to_string();
+    ["--no-defaults".into(), format!("--datadir={}", path("data")), format!("--tmpdir={}", path("tmp"))]
 }
 
 fn free_port() -> u16 {

@@ -1,5 +1,6 @@
 //! A connection to the database: how it is made, kept, lost and made again.
 
+use std::error::Error as _;
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -51,17 +52,31 @@ pub(super) enum Failure {
 
 impl From<mysql::Error> for Failure {
     fn from(error: mysql::Error) -> Self {
-        match &error {
+        let text = plain(&error);
+        match error {
             mysql::Error::MySqlError(refusal) => match refusal.code {
-                code::DEADLOCK | code::LOCK_WAIT => Failure::Conflict(error.to_string()),
-                gone if code::GONE.contains(&gone) => Failure::Lost(error.to_string()),
-                _ => Failure::Refused(error.to_string()),
+                code::DEADLOCK | code::LOCK_WAIT => Failure::Conflict(text),
+                gone if code::GONE.contains(&gone) => Failure::Lost(text),
+                _ => Failure::Refused(text),
             },
-            mysql::Error::IoError(cause) if is_timeout(cause) => {
-                Failure::Lost(format!("the database is silent ({error})"))
-            }
-            _ => Failure::Lost(error.to_string()),
+            _ => Failure::Lost(text),
         }
+    }
+}
+
+/// An error as a person reads it.
+pub(super) fn plain(error: &mysql::Error) -> String {
+    let io_error = match error {
+        mysql::Error::IoError(error) => Some(error),
+        mysql::Error::CodecError(error) => error.source().and_then(|source| source.downcast_ref()),
+        _ => None,
+    };
+    match (error, io_error) {
+        (mysql::Error::MySqlError(refusal), _) => format!("{} (error {})", refusal.message, refusal.code),
+        (mysql::Error::DriverError(error), _) => error.to_string(),
+        (_, Some(error)) if is_timeout(error) => format!("no answer within {} s", SILENCE.as_secs()),
+        (_, Some(error)) => error.to_string(),
+        _ => error.to_string(),
     }
 }
 
@@ -204,7 +219,7 @@ impl Gate {
                 Ok(session)
             }
             Err(error) => {
-                let (now, error) = (Instant::now(), format!("cannot connect to the database: {error}"));
+                let (now, error) = (Instant::now(), format!("cannot connect to the database: {}", plain(&error)));
                 if outage.is_none() {
                     log::warn!("{error}");
                 }

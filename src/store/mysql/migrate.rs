@@ -17,7 +17,7 @@
 use mysql::prelude::Queryable;
 use mysql::{Conn, Opts, OptsBuilder};
 
-use super::link::{Failure, Session, column};
+use super::link::{self, Failure, Session, column};
 
 const SCHEMA: &str = include_str!("../../../schema.sql");
 const CHARSET: &str = "utf8mb4";
@@ -33,43 +33,41 @@ const WAIT: u32 = 600;
 pub enum OpenError {
     #[error("{0}; it must be mysql://USER:PASSWORD@HOST:PORT/DATABASE")]
     Url(String),
-    #[error("cannot reach the database at {address}: {source}; is it running, and is that its address?")]
-    Unreachable { address: String, source: mysql::Error },
+    #[error("cannot reach the database at {address}: {problem}; is it running, and is that its address?")]
+    Unreachable { address: String, problem: String },
     #[error(
-        "{address} does not let {user} in: {source}; is the password right, and may it log in over TCP? \
+        "{address} does not let {user} in: {problem}; is the password right, and may it log in over TCP? \
          (GRANT ALL ON `{database}`.* TO '{user}'@'…' IDENTIFIED BY '…')"
     )]
-    Denied { address: String, user: String, database: String, source: mysql::Error },
+    Denied { address: String, user: String, database: String, problem: String },
     #[error(
-        "{address} has no database {database} that {user} may use, and does not let it make one: {source}; \
+        "{address} has no database {database} that {user} may use, and does not let it make one: {problem}; \
          let an administrator do: CREATE DATABASE `{database}`; GRANT ALL ON `{database}`.* TO '{user}'@'…'"
     )]
-    NoDatabase { address: String, user: String, database: String, source: mysql::Error },
+    NoDatabase { address: String, user: String, database: String, problem: String },
     #[error("this is version {0}, which has no invisible columns; it takes MariaDB 10.3 or MySQL 8.0.23")]
     TooOld(String),
     #[error("the database knows no charset {0:?}")]
     Charset(String),
     #[error("{table} is no table of a chat server: {problem}")]
     Foreign { table: String, problem: String },
-    #[error("cannot bring the tables up to date: {step}: {source} (the statement was: {sql})")]
-    Migration { step: String, sql: String, source: mysql::Error },
+    #[error("cannot bring the tables up to date: {step}: {problem} (the statement was: {sql})")]
+    Migration { step: String, sql: String, problem: String },
     #[error("another server has been altering the tables for {WAIT} s; try again when it is done")]
     Locked,
     #[error("the database: {0}")]
-    Database(mysql::Error),
-    #[error("the database: {0}")]
-    Unreadable(String),
+    Database(String),
 }
 
 impl From<mysql::Error> for OpenError {
     fn from(error: mysql::Error) -> Self {
-        OpenError::Database(error)
+        OpenError::Database(link::plain(&error))
     }
 }
 
 impl From<Failure> for OpenError {
     fn from(failure: Failure) -> Self {
-        OpenError::Unreadable(failure.to_string())
+        OpenError::Database(failure.to_string())
     }
 }
 
@@ -108,20 +106,16 @@ fn connect(address: &Opts) -> Result<Session, OpenError> {
     };
     let user = address.get_user().unwrap_or_default().to_owned();
     let place = format!("{}:{}", address.get_ip_or_hostname(), address.get_tcp_port());
-    let explain = |error: mysql::Error| match &error {
-        mysql::Error::MySqlError(refusal) => match refusal.code {
-            1044 | 1049 | 1142 | 1227 => OpenError::NoDatabase {
-                address: place.clone(),
-                user: user.clone(),
-                database: name.clone(),
-                source: error,
+    let explain = |error: mysql::Error| {
+        let (address, user, database, problem) = (place.clone(), user.clone(), name.clone(), link::plain(&error));
+        match error {
+            mysql::Error::MySqlError(refusal) => match refusal.code {
+                1044 | 1049 | 1142 | 1227 => OpenError::NoDatabase { address, user, database, problem },
+                1045 | 1130 | 1698 => OpenError::Denied { address, user, database, problem },
+                _ => OpenError::Database(problem),
             },
-            1045 | 1130 | 1698 => {
-                OpenError::Denied { address: place.clone(), user: user.clone(), database: name.clone(), source: error }
-            }
-            _ => OpenError::Database(error),
-        },
-        _ => OpenError::Unreachable { address: place.clone(), source: error },
+            _ => OpenError::Unreachable { address, problem },
+        }
     };
     match Session::open(address.clone()) {
         Err(mysql::Error::MySqlError(refusal)) if refusal.code == 1049 => {
@@ -173,13 +167,16 @@ fn carry_out(address: &Opts) -> Result<Plan, OpenError> {
         }
         for Step { what, sql } in plan.steps {
             log::info!("the database: {what}");
-            session.conn.query_drop(&sql).map_err(|source| OpenError::Migration { step: what, sql, source })?;
+            session.conn.query_drop(&sql).map_err(|error| {
+                let problem = link::plain(&error);
+                OpenError::Migration { step: what, sql: sql.clone(), problem }
+            })?;
         }
     }
     let plan = Plan::of(&mut session)?;
     match plan.steps.first() {
         None => Ok(plan),
-        Some(step) => Err(OpenError::Unreadable(format!("altered, and still not as it should be: {}", step.what))),
+        Some(step) => Err(OpenError::Database(format!("altered, and still not as it should be: {}", step.what))),
     }
 }
 

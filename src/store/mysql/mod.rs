@@ -94,7 +94,7 @@ impl MySqlStore {
         let texts = Texts::new(&options.charset, options.mixed);
         let sql = Sql::new(&layout, &texts);
         if options.alone {
-            session.execute(&sql.free_all, ()).map_err(OpenError::Database)?;
+            session.execute(&sql.free_all, ())?;
         }
         let next_key = AtomicU64::new(0);
         Ok(MySqlStore(Arc::new(Shared { gate: Gate::new(address), node: options.node, layout, sql, texts, next_key })))
