@@ -500,10 +500,11 @@ impl Proxy {
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 cut.connections.fetch_add(1, Ordering::SeqCst);
-                eventually("the way to be open", || !cut.closed.load(Ordering::SeqCst));
-                let database = TcpStream::connect((Ipv4Addr::LOCALHOST, target)).unwrap();
                 let cut = Arc::clone(&cut);
-                thread::spawn(move || relay(client, database, &cut));
+                thread::spawn(move || {
+                    eventually("the way to be open", || !cut.closed.load(Ordering::SeqCst));
+                    relay(client, TcpStream::connect((Ipv4Addr::LOCALHOST, target)).unwrap(), &cut);
+                });
             }
         });
         proxy
@@ -673,6 +674,35 @@ fn an_answer_lost_twice_is_unavailable_and_nothing_is_stored_twice() {
     assert_eq!(fixture.node.texts(users[0]), ["once"]);
     row(node.keep(&users[..1], "then")[0]);
     assert_eq!(fixture.node.texts(users[0]), ["once", "then"]);
+}
+
+#[test]
+fn while_one_worker_waits_for_a_silent_database_the_others_are_told_at_once() {
+    let (_fixture, proxy, node, _, users) = behind_a_proxy();
+    let [mut first, mut second] = [node.store.connection(), node.store.connection()];
+    proxy.cut.closed.store(true, Ordering::SeqCst);
+    let at_once = |connection: &mut Box<dyn Connection>| {
+        let begun = Instant::now();
+        assert!(connection.account(users[0]).is_err());
+        begun.elapsed() < Duration::from_secs(2)
+    };
+    assert!(!at_once(&mut first), "nobody knows yet");
+    assert!(at_once(&mut second) && at_once(&mut first));
+    let connections = || proxy.cut.connections.load(Ordering::SeqCst);
+    let before = connections();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            eventually("the next try", || {
+                let _ = first.account(users[0]);
+                connections() > before
+            });
+        });
+        eventually("the next try", || connections() > before);
+        assert!(at_once(&mut second));
+        assert_eq!(connections(), before + 1);
+        proxy.cut.closed.store(false, Ordering::SeqCst);
+    });
+    eventually("all to work again", || second.account(users[0]).is_ok() && first.account(users[0]).is_ok());
 }
 
 #[test]
