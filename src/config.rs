@@ -23,12 +23,19 @@ pub enum StoreUrl {
 /// What a server started under this name takes for its defaults: the C++ server's MySQL and Redis.
 const DROP_IN_NAME: &str = "ChatServer";
 const DROP_IN_STORE: &str = "mysql://root:123456@127.0.0.1:3306/chat";
+const DROP_IN_REDIS: &str = "redis://127.0.0.1:6379";
 
 /// Everything the server can be told.
 #[derive(Debug, Clone)]
 pub struct Config {
     pub listen: SocketAddr,
     pub store: StoreUrl,
+    /// `None`: this node is alone.
+    pub redis: Option<String>,
+    /// C++ nodes share the database and Redis.
+    pub mixed: bool,
+    /// What C++ nodes say in `set names`.
+    pub mysql_charset: String,
     pub reactors: usize,
     pub workers: usize,
     /// `None`: what the file-descriptor limit allows.
@@ -57,9 +64,21 @@ struct Flags {
     #[arg(long, env = "CHAT_STORE", value_name = "URL", default_value = "sqlite:chat.db")]
     store: StoreUrl,
 
-    /// Redis, for a cluster, as redis://HOST:PORT. Without it, this server is alone
+    /// Redis, for a cluster, as redis://[USER:PASSWORD@]HOST:PORT, beside a MySQL store that the
+    /// nodes share. Without it, this server is alone
     #[arg(long, env = "CHAT_REDIS", value_name = "URL")]
     redis: Option<String>,
+
+    /// For a cluster that still has C++ nodes: text reaches the database in their charset and JSON
+    /// in ASCII, passwords stay plain text of at most 50 bytes, the members of a group are read for
+    /// every message, and users set offline by a C++ node's Ctrl-C are set online again
+    #[arg(long, env = "CHAT_MIXED")]
+    mixed: bool,
+
+    /// What the C++ nodes at the database say in "set names"
+    /// [default: gbk with --mixed, otherwise utf8mb4]
+    #[arg(long, env = "CHAT_MYSQL_CHARSET", value_name = "NAME")]
+    mysql_charset: Option<String>,
 
     /// Sub-reactor threads, 1 to 256 [default: one for each core]
     #[arg(long, env = "CHAT_REACTORS", value_name = "N", allow_negative_numbers = true, value_parser = count(1, 256))]
@@ -177,7 +196,15 @@ impl Config {
     pub fn from_args(args: impl IntoIterator<Item = OsString>) -> Result<Config, Stop> {
         let mut args: Vec<OsString> = args.into_iter().collect();
         let is_drop_in = args.first().and_then(|name| Path::new(name).file_name()).is_some_and(|n| n == DROP_IN_NAME);
-        if is_drop_in && std::env::var_os("CHAT_STORE").is_none() && !args.iter().any(names_store) {
+        let is_given = |flag: &str, variable: &str| {
+            let is_flag = |arg: &OsString| arg.to_str().is_some_and(|arg| arg.split('=').next() == Some(flag));
+            std::env::var_os(variable).is_some() || args.iter().any(is_flag)
+        };
+        if is_drop_in && !is_given("--store", "CHAT_STORE") {
+            // Whoever names a store of its own names its bus, too.
+            if !is_given("--redis", "CHAT_REDIS") {
+                args.insert(1, format!("--redis={DROP_IN_REDIS}").into());
+            }
             args.insert(1, format!("--store={DROP_IN_STORE}").into());
         }
         let flags = Flags::try_parse_from(args).map_err(|error| match error.kind() {
@@ -193,13 +220,25 @@ impl Config {
 
     fn from_flags(flags: Flags) -> Result<Config, Stop> {
         let listen = listen_address(&flags.listen).map_err(Stop::Usage)?;
-        if flags.redis.is_some() {
-            return Err(Stop::Usage("--redis: this version serves one node only, and has no Redis bus".to_owned()));
+        let is_mysql = matches!(flags.store, StoreUrl::MySql(_));
+        if !is_mysql {
+            let only =
+                |flag: &str| Stop::Usage(format!("{flag} needs a store that nodes can share: --store mysql://…"));
+            if flags.redis.is_some() {
+                return Err(only("--redis"));
+            }
+            if flags.mixed {
+                return Err(only("--mixed"));
+            }
         }
+        let default_charset = if flags.mixed { "gbk" } else { "utf8mb4" };
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Config {
             listen,
             store: flags.store,
+            redis: flags.redis,
+            mixed: flags.mixed,
+            mysql_charset: flags.mysql_charset.unwrap_or_else(|| default_charset.to_owned()),
             reactors: flags.reactors.map_or(cores.min(256), |n| n as usize),
             workers: flags.workers as usize,
             max_connections: flags.max_connections.map(|n| n as usize),
@@ -213,10 +252,6 @@ impl Config {
             proxies: flags.proxy_protocol,
         })
     }
-}
-
-fn names_store(arg: &OsString) -> bool {
-    arg.to_str().is_some_and(|arg| arg == "--store" || arg.starts_with("--store="))
 }
 
 fn listen_address(words: &[String]) -> Result<SocketAddr, String> {
@@ -267,6 +302,8 @@ mod tests {
             ("chat-server --max-connections -1", "--max-connections"),
             ("chat-server --proxy-protocol nginx", "--proxy-protocol"),
             ("chat-server --proxy-protocol 10.0.0.0/8,10.0.0.0/33", "10.0.0.0/33"),
+            ("chat-server --redis redis://127.0.0.1:6379", "--redis"),
+            ("chat-server --mixed", "--mixed"),
             ("chat-server --colour", "--colour"),
         ] {
             let text = usage(line);
@@ -276,10 +313,12 @@ mod tests {
 
     #[test]
     fn under_the_cpp_servers_name_its_database_is_the_default() {
-        let store = |line: &str| config(line).unwrap().store;
-        assert_eq!(store("/usr/bin/ChatServer 127.0.0.1 6000"), StoreUrl::MySql(DROP_IN_STORE.to_owned()));
-        assert_eq!(store("ChatServer --store sqlite:a.db"), StoreUrl::Sqlite("a.db".into()));
-        assert_eq!(store("chat-server"), StoreUrl::Sqlite("chat.db".into()));
+        let of = |line: &str| config(line).map(|config| (config.store, config.redis)).unwrap();
+        let (mysql, redis) = (StoreUrl::MySql(DROP_IN_STORE.to_owned()), Some(DROP_IN_REDIS.to_owned()));
+        assert_eq!(of("/usr/bin/ChatServer 127.0.0.1 6000"), (mysql.clone(), redis));
+        assert_eq!(of("ChatServer --redis redis://h:1"), (mysql, Some("redis://h:1".to_owned())));
+        assert_eq!(of("ChatServer --store sqlite:a.db"), (StoreUrl::Sqlite("a.db".into()), None));
+        assert_eq!(of("chat-server"), (StoreUrl::Sqlite("chat.db".into()), None));
     }
 
     #[test]

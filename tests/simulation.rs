@@ -292,7 +292,7 @@ impl World {
             lanes: (0..LANES).map(|_| Vec::new()).collect(),
             loose: Vec::new(),
             timers: Vec::new(),
-            runner: JobRunner::new(Box::new(Memories(Arc::clone(&self.memory), id)), Hasher::new(cost)),
+            runner: JobRunner::new(Box::new(Memories(Arc::clone(&self.memory), id)), Hasher::new(cost), false),
             stopped: false,
             wound_up: 0,
         }

@@ -13,16 +13,19 @@ use anyhow::{Context, Result, bail};
 use crossbeam_channel::{Receiver, bounded};
 use mio::Poll;
 
-use crate::bus::{Alone, Bus};
+use crate::bus::redis::Leases;
+use crate::bus::{Alone, Bus, Listener, RedisBus};
 use crate::config::{Config, StoreUrl};
 use crate::password::Hasher;
 use crate::pool::{Pool, Submitter};
 use crate::reactor::{Acceptor, AcceptorHandle, Admission, EventLoop, Limits, Mail, Mailbox, listen};
 use crate::service::{Job, JobRunner, Letter, Settings, Shard};
-use crate::store::Store;
+use crate::store::mysql::{self, MySqlStore};
 use crate::store::sqlite::SqliteStore;
+use crate::store::{NodeId, Store};
 use crate::wire::{Errno, Refusal, reply};
 use bridge::{Bridge, BusListener, StoreWorker, now_at};
+use keeper::{Keeper, Waker};
 
 type Mailboxes = Arc<[Mailbox<Mail<Letter>>]>;
 
@@ -45,7 +48,14 @@ pub struct Server {
     mailboxes: Mailboxes,
     reactor_threads: Vec<JoinHandle<()>>,
     pool: Pool<Job>,
+    cluster: Option<Cluster>,
     wound_up: Receiver<usize>,
+}
+
+/// What a node has that is not alone.
+struct Cluster {
+    bus: Arc<RedisBus>,
+    keeper: JoinHandle<()>,
 }
 
 impl Server {
@@ -55,7 +65,8 @@ impl Server {
     /// The store or the address cannot be had, or the system has no more threads.
     pub fn start(config: &Config) -> Result<Server> {
         let descriptors = rlimit::increase_nofile_limit(u64::MAX).context("cannot read the file-descriptor limit")?;
-        let store = open_store(&config.store)?;
+        let node = NodeId(getrandom::u64().context("cannot draw a number")? >> 1 | 1);
+        let store = open_store(config, node)?;
         let listener = listen(config.listen).with_context(|| format!("cannot listen on {}", config.listen))?;
         let address = listener.local_addr()?;
 
@@ -65,7 +76,7 @@ impl Server {
             polls.iter().map(|poll| Mailbox::new(poll.registry())).collect::<std::io::Result<Vec<_>>>()?.into();
         let lanes = config.workers * LANES_PER_WORKER;
         let pool = start_pool(config, lanes, &store, &mailboxes)?;
-        let bus: Arc<dyn Bus> = Arc::new(Alone::new(Arc::new(BusListener(Arc::clone(&mailboxes)))));
+        let (bus, keeper, cluster) = start_bus(config, node, address, &store, &mailboxes)?;
         let (report, wound_up) = bounded(config.reactors);
         let settings = settings(config, lanes);
         let limits = Limits {
@@ -76,7 +87,7 @@ impl Server {
         let mut reactor_threads = Vec::new();
         for (index, poll) in polls.into_iter().enumerate() {
             let shard = Shard::new(index, config.reactors, settings.clone(), now_at(Instant::now()));
-            let bridge = Bridge::new(shard, pool.submitter(), Arc::clone(&bus), None, report.clone());
+            let bridge = Bridge::new(shard, pool.submitter(), Arc::clone(&bus), keeper.clone(), report.clone());
             let event_loop = EventLoop::new(index, poll, Arc::clone(&mailboxes), limits, bridge)?;
             reactor_threads.push(thread(format!("reactor-{index}"), move || event_loop.run())?);
         }
@@ -88,12 +99,14 @@ impl Server {
         let acceptor_thread = thread("acceptor".to_owned(), move || acceptor.run())?;
 
         log::info!(
-            "listening on {address}; store {}; bus in-process; reactors {}; workers {}; file descriptors {descriptors}",
+            "listening on {address}; store {}; bus {}; reactors {}; workers {}; file descriptors {descriptors}",
             config.store,
+            config.redis.as_deref().map_or("in-process", without_secrets),
             config.reactors,
             config.workers,
         );
-        Ok(Server { address, store, acceptor: handle, acceptor_thread, mailboxes, reactor_threads, pool, wound_up })
+        let acceptor = handle;
+        Ok(Server { address, store, acceptor, acceptor_thread, mailboxes, reactor_threads, pool, cluster, wound_up })
     }
 
     /// Where it listens, with the real port.
@@ -123,11 +136,17 @@ impl Server {
         self.mailboxes.iter().for_each(|mailbox| mailbox.post(Mail::Exit));
         self.reactor_threads.into_iter().for_each(join);
         // The store may hang; the process must not.
-        let (pool, store) = (self.pool, self.store);
+        let (pool, store, cluster) = (self.pool, self.store, self.cluster);
         let (done, released) = bounded(1);
         thread("last-writes".to_owned(), move || {
             pool.finish();
-            let _ = done.send(store.release_all());
+            let released = store.release_all();
+            // The reactors have taken their wakers along, so the keeper ends, and the lease with it.
+            if let Some(Cluster { bus, keeper }) = cluster {
+                join(keeper);
+                bus.stop();
+            }
+            let _ = done.send(released);
             Ok(())
         })?;
         match released.recv_timeout(LAST_WRITES) {
@@ -138,16 +157,50 @@ impl Server {
     }
 }
 
-fn open_store(url: &StoreUrl) -> Result<Arc<dyn Store>> {
-    match url {
+fn open_store(config: &Config, node: NodeId) -> Result<Arc<dyn Store>> {
+    match &config.store {
         StoreUrl::Sqlite(path) => Ok(Arc::new(SqliteStore::open(Path::new(path))?)),
-        StoreUrl::MySql(_) => bail!("this version has no MySQL store; start it with --store sqlite:PATH"),
+        StoreUrl::MySql(url) => {
+            let (url, charset, mixed) = (url.clone(), config.mysql_charset.clone(), config.mixed);
+            Ok(Arc::new(MySqlStore::open(mysql::Options { url, node, charset, mixed, alone: config.redis.is_none() })?))
+        }
     }
+}
+
+type BusParts = (Arc<dyn Bus>, Option<Waker>, Option<Cluster>);
+
+/// The bus, and what goes with it where there are other nodes.
+fn start_bus(
+    config: &Config,
+    node: NodeId,
+    address: SocketAddr,
+    store: &Arc<dyn Store>,
+    mailboxes: &Mailboxes,
+) -> Result<BusParts> {
+    let listener: Arc<dyn Listener> = Arc::new(BusListener(Arc::clone(mailboxes)));
+    let (Some(url), Some(roll)) = (&config.redis, store.roll()) else {
+        return Ok((Arc::new(Alone::new(listener)), None, None));
+    };
+    let bus = Arc::new(RedisBus::start(url, node, listener)?);
+    let leases = Leases::new(url, node, &address.to_string())?;
+    let keeper = Keeper::new(node, roll, leases, Arc::clone(mailboxes), config.mixed)
+        .with_context(|| format!("cannot take a lease in Redis at {}", without_secrets(url)))?;
+    let (waker, wakes) = keeper::waker();
+    let keeper = thread("keeper".to_owned(), move || {
+        keeper.run(wakes);
+        Ok(())
+    })?;
+    Ok((bus.clone(), Some(waker), Some(Cluster { bus, keeper })))
+}
+
+/// An address without the password that it may bear: this goes to the log.
+fn without_secrets(url: &str) -> &str {
+    url.rsplit_once('@').map_or(url, |(_, host)| host)
 }
 
 fn start_pool(config: &Config, lanes: usize, store: &Arc<dyn Store>, mailboxes: &Mailboxes) -> Result<Pool<Job>> {
     let worker = |_| {
-        let runner = JobRunner::new(store.connection(), Hasher::new(config.password_cost));
+        let runner = JobRunner::new(store.connection(), Hasher::new(config.password_cost), config.mixed);
         StoreWorker::new(runner, Arc::clone(mailboxes))
     };
     // More hashes at a time than cores would only wait for each other, with 19 MiB each.
@@ -164,7 +217,7 @@ fn settings(config: &Config, lanes: usize) -> Settings {
         high_water: config.high_water,
         lanes,
         legacy_client: config.legacy_client,
-        mixed: false,
+        mixed: config.mixed,
         proxies: config.proxies.clone().into(),
     }
 }

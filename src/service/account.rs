@@ -13,6 +13,8 @@ use crate::wire::{Errno, Framing, Refusal, msgid, reply};
 
 /// The C++ client reads a reply with one `recv` into 1024 bytes, and needs the last one for a NUL.
 const LEGACY_REPLY: usize = 1022;
+/// The width of the column that C++ nodes have for a password, in bytes.
+const PLAIN_PASSWORD: usize = 50;
 /// How often a claim is tried when the account is in use, but not here: the last release may be on
 /// its way.
 const CLAIM_TRIES: u8 = 3;
@@ -20,7 +22,12 @@ const CLAIM_TRIES: u8 = 3;
 impl Shard {
     pub(super) fn register(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
         let name = call.request.name()?.to_owned();
-        let password = call.request.password()?.into();
+        let password = call.request.password()?;
+        if self.settings.mixed && password.len() > PLAIN_PASSWORD {
+            let text = "password is longer than 50 bytes, the most that the C++ nodes here can read";
+            return Err(Refusal::new(Errno::BadField, text));
+        }
+        let password = password.into();
         self.begin_waiting(call.conn, fx);
         let then = Then::Registered { conn: call.conn, seq: call.seq };
         self.submit(Lane::None, then, Op::Register { name, password }, fx);

@@ -6,6 +6,7 @@
 //! together what all workers have handed over. Within a batch order holds; across batches it is
 //! the caller's business (one lane per recipient or account).
 
+pub mod mysql;
 pub mod sqlite;
 
 use std::fmt;

@@ -9,6 +9,7 @@
 
 mod chat_client;
 mod client;
+mod mariadb;
 mod nginx;
 mod redis;
 mod rng;
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 pub use self::redis::Redis;
 pub use chat_client::{CHAT_CLIENT, ChatClient, script};
 pub use client::{Account, Client, Ending, listed, login, parse, strings, text_of};
+pub use mariadb::MariaDb;
 pub use nginx::{Identity, Nginx, NginxOptions, nginx_in};
 pub use rng::Rng;
 pub use server::{Launch, Server, refused_start};

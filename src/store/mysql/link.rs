@@ -1,0 +1,285 @@
+//! A connection to the database: how it is made, kept, lost and made again.
+
+use std::error::Error as _;
+use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use mysql::prelude::{FromValue, Protocol, Queryable};
+use mysql::{Conn, Opts, OptsBuilder, Params, QueryResult, Row};
+
+use crate::store::StoreError;
+
+/// How long the database may take to accept a connection.
+const CONNECT: Duration = Duration::from_secs(2);
+/// How long it may stay silent within an answer, or take none of our bytes.
+const SILENCE: Duration = Duration::from_secs(5);
+/// How long a statement may wait for a row that somebody else has locked, in seconds: less than
+/// [`SILENCE`], so that a long wait is told from a dead database.
+const LOCK_WAIT: u32 = 3;
+/// After a failed attempt to connect nobody tries again for so long.
+const BACK_OFF: Duration = Duration::from_millis(500);
+/// A deadlock or a locked row is tried again until so much time has passed.
+const PATIENCE: Duration = Duration::from_secs(8);
+/// The pieces of SQL in use, so that none of them is prepared twice.
+const STATEMENTS: usize = 64;
+
+/// The server's error codes that say something about what to do.
+pub(super) mod code {
+    pub const DUPLICATE: u16 = 1062;
+    pub const LOCK_WAIT: u16 = 1205;
+    pub const DEADLOCK: u16 = 1213;
+    /// Shutting down, interrupted, killed, or idle for too long: the connection is of no more use.
+    pub const GONE: [u16; 4] = [1053, 1317, 1927, 4031];
+}
+
+/// Why something could not be done, and so whether to try again.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    /// A deadlock, or a row that stayed locked. Nothing is done.
+    #[error("{0}")]
+    Conflict(String),
+    /// The connection is lost before a COMMIT: nothing is done.
+    #[error("{0}")]
+    Lost(String),
+    /// There was no answer to a COMMIT: it may be done, or be done yet.
+    #[error("no answer to a COMMIT: {0}")]
+    InDoubt(String),
+    /// It would be so again.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl From<mysql::Error> for Failure {
+    fn from(error: mysql::Error) -> Self {
+        let text = plain(&error);
+        match error {
+            mysql::Error::MySqlError(refusal) => match refusal.code {
+                code::DEADLOCK | code::LOCK_WAIT => Failure::Conflict(text),
+                gone if code::GONE.contains(&gone) => Failure::Lost(text),
+                _ => Failure::Refused(text),
+            },
+            _ => Failure::Lost(text),
+        }
+    }
+}
+
+/// An error as a person reads it.
+pub(super) fn plain(error: &mysql::Error) -> String {
+    let io_error = match error {
+        mysql::Error::IoError(error) => Some(error),
+        mysql::Error::CodecError(error) => error.source().and_then(|source| source.downcast_ref()),
+        _ => None,
+    };
+    match (error, io_error) {
+        (mysql::Error::MySqlError(refusal), _) => format!("{} (error {})", refusal.message, refusal.code),
+        (mysql::Error::DriverError(error), _) => error.to_string(),
+        (_, Some(error)) if is_timeout(error) => format!("no answer within {} s", SILENCE.as_secs()),
+        (_, Some(error)) => error.to_string(),
+        _ => error.to_string(),
+    }
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
+/// Whether the statement was refused because its key is there already.
+pub(super) fn is_duplicate(error: &mysql::Error) -> bool {
+    matches!(error, mysql::Error::MySqlError(refusal) if refusal.code == code::DUPLICATE)
+}
+
+/// The address with all that every connection has in common.
+pub(super) fn options(address: Opts) -> OptsBuilder {
+    OptsBuilder::from_opts(address)
+        .prefer_socket(false)
+        .tcp_nodelay(true)
+        .tcp_connect_timeout(Some(CONNECT))
+        .read_timeout(Some(SILENCE))
+        .write_timeout(Some(SILENCE))
+        .stmt_cache_size(STATEMENTS)
+}
+
+/// An open connection, and what of the server's settings matters.
+pub(super) struct Session {
+    pub conn: Conn,
+    /// How far apart the ids of rows are that one statement inserts: 1, or the number of masters.
+    pub id_step: u64,
+    /// The largest packet the server takes, in bytes.
+    pub max_packet: usize,
+}
+
+impl Session {
+    pub fn open(opts: Opts) -> mysql::Result<Session> {
+        let mut conn = Conn::new(opts)?;
+        // Strict: what does not fit is an error, not cut off.
+        conn.query_drop(format!(
+            "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', autocommit = 1,
+             innodb_lock_wait_timeout = {LOCK_WAIT}"
+        ))?;
+        conn.query_drop("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")?;
+        let settings: Option<Row> = conn.query_first("SELECT @@auto_increment_increment, @@max_allowed_packet")?;
+        let setting = |index| settings.as_ref().and_then(|row| row.get_opt::<u64, _>(index)?.ok());
+        let (id_step, max_packet) = (setting(0).unwrap_or(1), setting(1).unwrap_or(1 << 20));
+        Ok(Session { conn, id_step, max_packet: usize::try_from(max_packet).unwrap_or(usize::MAX) })
+    }
+
+    /// Does a prepared statement that answers with no rows; how many rows it has changed.
+    pub fn execute(&mut self, sql: &str, params: impl Into<Params>) -> mysql::Result<u64> {
+        self.conn.exec_drop(sql, params)?;
+        Ok(self.conn.affected_rows())
+    }
+
+    /// All rows of a prepared statement.
+    pub fn list<T>(
+        &mut self,
+        sql: &str,
+        params: impl Into<Params>,
+        read: impl FnMut(&mut Row) -> Result<T, Failure>,
+    ) -> Result<Vec<T>, Failure> {
+        rows(self.conn.exec_iter(sql, params)?, read)
+    }
+
+    /// All rows of a statement that is sent as text: for those that bear a list of numbers.
+    pub fn list_text<T>(
+        &mut self,
+        sql: &str,
+        read: impl FnMut(&mut Row) -> Result<T, Failure>,
+    ) -> Result<Vec<T>, Failure> {
+        rows(self.conn.query_iter(sql)?, read)
+    }
+
+    /// The first row, if there is any.
+    pub fn find<T>(
+        &mut self,
+        sql: &str,
+        params: impl Into<Params>,
+        read: impl FnMut(&mut Row) -> Result<T, Failure>,
+    ) -> Result<Option<T>, Failure> {
+        Ok(self.list(sql, params, read)?.into_iter().next())
+    }
+}
+
+fn rows<T>(
+    result: QueryResult<'_, '_, '_, impl Protocol>,
+    mut read: impl FnMut(&mut Row) -> Result<T, Failure>,
+) -> Result<Vec<T>, Failure> {
+    result.map(|row| read(&mut row?)).collect()
+}
+
+/// One column of a row.
+pub(super) fn column<T: FromValue>(row: &mut Row, index: usize) -> Result<T, Failure> {
+    match row.take_opt(index) {
+        Some(Ok(value)) => Ok(value),
+        Some(Err(error)) => Err(Failure::Refused(format!("column {index}: {error}"))),
+        None => Err(Failure::Refused(format!("column {index} is missing"))),
+    }
+}
+
+/// Whether the database can be reached, as all workers know it.
+///
+/// While it is away one of them at a time tries to connect, and no more often than each
+/// [`BACK_OFF`]; the others are told at once, instead of waiting for a time-out each.
+pub(super) struct Gate {
+    opts: Opts,
+    outage: Mutex<Option<Outage>>,
+}
+
+struct Outage {
+    since: Instant,
+    tried: Instant,
+    /// Somebody is trying right now.
+    trying: bool,
+    error: String,
+}
+
+impl Gate {
+    pub fn new(opts: Opts) -> Self {
+        Gate { opts, outage: Mutex::new(None) }
+    }
+
+    fn outage(&self) -> MutexGuard<'_, Option<Outage>> {
+        self.outage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn connect(&self) -> Result<Session, StoreError> {
+        if let Some(outage) = self.outage().as_mut() {
+            if outage.trying || outage.tried.elapsed() < BACK_OFF {
+                return Err(StoreError::Unavailable(outage.error.clone()));
+            }
+            outage.trying = true;
+        }
+        let result = Session::open(self.opts.clone());
+        let mut outage = self.outage();
+        match result {
+            Ok(session) => {
+                if let Some(outage) = outage.take() {
+                    log::info!("the database is back after {:.1} s", outage.since.elapsed().as_secs_f32());
+                }
+                Ok(session)
+            }
+            Err(error) => {
+                let (now, error) = (Instant::now(), format!("cannot connect to the database: {}", plain(&error)));
+                if outage.is_none() {
+                    log::warn!("{error}");
+                }
+                let since = outage.as_ref().map_or(now, |outage| outage.since);
+                *outage = Some(Outage { since, tried: now, trying: false, error: error.clone() });
+                Err(StoreError::Unavailable(error))
+            }
+        }
+    }
+}
+
+/// One worker's session: opened when first used, and again after a failure.
+#[derive(Default)]
+pub(super) struct Link(Option<Session>);
+
+impl Link {
+    /// Does `work`, and does it again where that can help: after a deadlock or a long wait for a
+    /// lock, and once after the connection was lost. Its second argument tells that an earlier try
+    /// may have been committed.
+    ///
+    /// `work` may leave a transaction open when it fails.
+    pub fn run<T>(
+        &mut self,
+        gate: &Gate,
+        mut work: impl FnMut(&mut Session, bool) -> Result<T, Failure>,
+    ) -> Result<T, StoreError> {
+        let begun = Instant::now();
+        let (mut lost, mut in_doubt) = (false, false);
+        loop {
+            let mut session = match self.0.take() {
+                Some(session) => session,
+                None => gate.connect()?,
+            };
+            let failure = match work(&mut session, in_doubt) {
+                Ok(value) => {
+                    self.0 = Some(session);
+                    return Ok(value);
+                }
+                Err(failure) => failure,
+            };
+            match &failure {
+                Failure::Conflict(_) => {
+                    // A wait that was too long leaves the transaction open.
+                    if session.conn.query_drop("ROLLBACK").is_ok() {
+                        self.0 = Some(session);
+                    }
+                    if begun.elapsed() < PATIENCE {
+                        log::debug!("once more: {failure}");
+                        continue;
+                    }
+                }
+                Failure::Lost(_) | Failure::InDoubt(_) if !lost => {
+                    lost = true;
+                    in_doubt |= matches!(failure, Failure::InDoubt(_));
+                    log::debug!("once more, on a new connection: {failure}");
+                    continue;
+                }
+                Failure::Lost(_) | Failure::InDoubt(_) | Failure::Refused(_) => {}
+            }
+            return Err(StoreError::Unavailable(failure.to_string()));
+        }
+    }
+}

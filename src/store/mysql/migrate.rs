@@ -1,0 +1,574 @@
+//! The database as it is found, and what brings it up to date.
+//!
+//! There is no version number: C++ servers know of none, and every copy of theirs has made its own
+//! tables. So at each start the tables are looked at, and what is not as `schema.sql` has it, as far
+//! as that matters, is altered: one ALTER TABLE for each, which is done whole or not at all. Where
+//! nothing is amiss nothing is done. Tables and columns keep their names, and visible columns their
+//! order: C++ servers go on as before.
+//!
+//! **Text** is converted by its label: a latin1 column becomes the same characters in utf8mb4. If
+//! the label was true, that is right. If it was not (a C++ server said nothing of its charset, and
+//! its UTF-8 went into latin1 columns as so many Latin letters), then the label is what that server
+//! still says, and the database goes on converting to it: it gets back the bytes it wrote, for
+//! utf8mb4 has every character of every charset. We get them too, if told by
+//! [`Options::charset`](super::Options::charset) what it says. What was lost when it was written (a
+//! Chinese character of GBK in a latin1 column) stays lost.
+
+use mysql::prelude::Queryable;
+use mysql::{Conn, Opts, OptsBuilder};
+
+use super::link::{self, Failure, Session, column};
+
+const SCHEMA: &str = include_str!("../../../schema.sql");
+const CHARSET: &str = "utf8mb4";
+/// Of `schema.sql`; the one that decides which names are the same.
+const COLLATION: &str = "utf8mb4_unicode_520_ci";
+/// How long an ALTER TABLE may take: that of a large table takes its time.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(3600);
+/// How long to wait for another node that is at it, in seconds.
+const WAIT: u32 = 600;
+
+/// Why the database cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("{0}; it must be mysql://USER:PASSWORD@HOST:PORT/DATABASE")]
+    Url(String),
+    #[error("cannot reach the database at {address}: {problem}; is it running, and is that its address?")]
+    Unreachable { address: String, problem: String },
+    #[error(
+        "{address} does not let {user} in: {problem}; is the password right, and may it log in over TCP? \
+         (GRANT ALL ON `{database}`.* TO '{user}'@'…' IDENTIFIED BY '…')"
+    )]
+    Denied { address: String, user: String, database: String, problem: String },
+    #[error(
+        "{address} has no database {database} that {user} may use, and does not let it make one: {problem}; \
+         let an administrator do: CREATE DATABASE `{database}`; GRANT ALL ON `{database}`.* TO '{user}'@'…'"
+    )]
+    NoDatabase { address: String, user: String, database: String, problem: String },
+    #[error("this is version {0}, which has no invisible columns; it takes MariaDB 10.3 or MySQL 8.0.23")]
+    TooOld(String),
+    #[error("the database knows no charset {0:?}")]
+    Charset(String),
+    #[error("{table} is no table of a chat server: {problem}")]
+    Foreign { table: String, problem: String },
+    #[error("cannot bring the tables up to date: {step}: {problem} (the statement was: {sql})")]
+    Migration { step: String, sql: String, problem: String },
+    #[error("another server has been altering the tables for {WAIT} s; try again when it is done")]
+    Locked,
+    #[error("the database: {0}")]
+    Database(String),
+}
+
+impl From<mysql::Error> for OpenError {
+    fn from(error: mysql::Error) -> Self {
+        OpenError::Database(link::plain(&error))
+    }
+}
+
+impl From<Failure> for OpenError {
+    fn from(failure: Failure) -> Self {
+        OpenError::Database(failure.to_string())
+    }
+}
+
+/// What the tables are called, and whether their names are unique by an index.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Layout {
+    pub user: String,
+    pub friend: String,
+    pub all_group: String,
+    pub group_user: String,
+    pub offline_message: String,
+    pub user_names_unique: bool,
+    pub group_names_unique: bool,
+}
+
+/// Connects to the database, and makes it what it has to be.
+pub(super) fn open(address: &Opts, charset: &str) -> Result<(Session, Layout), OpenError> {
+    let mut session = connect(address)?;
+    check_version(&mut session)?;
+    check_charset(&mut session, charset)?;
+    let mut plan = Plan::of(&mut session)?;
+    if !plan.steps.is_empty() {
+        plan = carry_out(address)?;
+    }
+    for warning in &plan.warnings {
+        log::warn!("{warning}");
+    }
+    Ok((session, plan.layout))
+}
+
+/// Connects, and makes the database if there is none of that name.
+fn connect(address: &Opts) -> Result<Session, OpenError> {
+    let name = address.get_db_name().filter(|name| !name.is_empty());
+    let Some(name) = name.map(str::to_owned) else {
+        return Err(OpenError::Url("the address names no database".to_owned()));
+    };
+    let user = address.get_user().unwrap_or_default().to_owned();
+    let place = format!("{}:{}", address.get_ip_or_hostname(), address.get_tcp_port());
+    let explain = |error: mysql::Error| {
+        let (address, user, database, problem) = (place.clone(), user.clone(), name.clone(), link::plain(&error));
+        match error {
+            mysql::Error::MySqlError(refusal) => match refusal.code {
+                1044 | 1049 | 1142 | 1227 => OpenError::NoDatabase { address, user, database, problem },
+                1045 | 1130 | 1698 => OpenError::Denied { address, user, database, problem },
+                _ => OpenError::Database(problem),
+            },
+            _ => OpenError::Unreachable { address, problem },
+        }
+    };
+    match Session::open(address.clone()) {
+        Err(mysql::Error::MySqlError(refusal)) if refusal.code == 1049 => {
+            let nowhere = OptsBuilder::from_opts(address.clone()).db_name(None::<String>);
+            let create = statement_of("CREATE DATABASE").replacen(" chat ", &format!(" {} ", quoted(&name)), 1);
+            let mut conn = Conn::new(nowhere).map_err(explain)?;
+            conn.query_drop(create).map_err(explain)?;
+            log::info!("created the database {name}");
+            Session::open(address.clone()).map_err(explain)
+        }
+        other => other.map_err(explain),
+    }
+}
+
+fn check_version(session: &mut Session) -> Result<(), OpenError> {
+    let text: String = session.conn.query_first("SELECT VERSION()")?.unwrap_or_default();
+    // What old clients took for the version stands before it.
+    let version = text.strip_prefix("5.5.5-").unwrap_or(&text);
+    let numbers: Vec<u32> = version.split(['.', '-']).map_while(|number| number.parse().ok()).collect();
+    let needed: &[u32] = if text.contains("MariaDB") { &[10, 3] } else { &[8, 0, 23] };
+    if numbers.as_slice() < needed { Err(OpenError::TooOld(text)) } else { Ok(()) }
+}
+
+/// The charset becomes part of statements: only what is one may.
+fn check_charset(session: &mut Session, charset: &str) -> Result<(), OpenError> {
+    let sql = "SELECT 1 FROM information_schema.CHARACTER_SETS WHERE CHARACTER_SET_NAME = ?";
+    let is_word = charset.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    match is_word && session.find(sql, (charset,), |_| Ok(()))?.is_some() {
+        true => Ok(()),
+        false => Err(OpenError::Charset(charset.to_owned())),
+    }
+}
+
+/// Does what has to be done, while no other node does.
+fn carry_out(address: &Opts) -> Result<Plan, OpenError> {
+    let patient = OptsBuilder::from_opts(address.clone()).read_timeout(Some(PATIENCE));
+    let mut session = Session::open(patient.into())?;
+    // The lock goes with the connection.
+    let lock = format!("SELECT GET_LOCK(CONCAT('chat-server ', LEFT(MD5(DATABASE()), 32)), {WAIT})");
+    if session.conn.query_first::<Option<i64>, _>(lock)?.flatten() != Some(1) {
+        return Err(OpenError::Locked);
+    }
+    // Looked at again under the lock: another node may just have done it. Twice, because there may
+    // be something amiss with a table that was just made by somebody else's hand.
+    for _ in 0..2 {
+        let plan = Plan::of(&mut session)?;
+        if plan.steps.is_empty() {
+            return Ok(plan);
+        }
+        for Step { what, sql } in plan.steps {
+            log::info!("the database: {what}");
+            session.conn.query_drop(&sql).map_err(|error| {
+                let problem = link::plain(&error);
+                OpenError::Migration { step: what, sql: sql.clone(), problem }
+            })?;
+        }
+    }
+    let plan = Plan::of(&mut session)?;
+    match plan.steps.first() {
+        None => Ok(plan),
+        Some(step) => Err(OpenError::Database(format!("altered, and still not as it should be: {}", step.what))),
+    }
+}
+
+fn quoted(name: &str) -> String {
+    format!("`{}`", name.replace('`', "``"))
+}
+
+/// The statement of `schema.sql` that begins so.
+fn statement_of(begin: &str) -> String {
+    let text: String = SCHEMA.lines().filter(|line| !line.starts_with("--")).flat_map(|line| [line, "\n"]).collect();
+    let statement = text.split(';').map(str::trim).find(|statement| statement.starts_with(begin));
+    statement.unwrap_or_default().to_owned()
+}
+
+/// One statement, and what it does.
+struct Step {
+    what: String,
+    sql: String,
+}
+
+/// What the tables are, and what they lack.
+#[derive(Default)]
+struct Plan {
+    steps: Vec<Step>,
+    /// What an administrator has to see to.
+    warnings: Vec<String>,
+    layout: Layout,
+}
+
+impl Plan {
+    fn of(session: &mut Session) -> Result<Plan, OpenError> {
+        let mut plan = Plan::default();
+        let names = session.list_text(
+            "SELECT TABLE_NAME FROM information_schema.TABLES
+             WHERE TABLE_SCHEMA = DATABASE() AND TABLE_TYPE = 'BASE TABLE' ORDER BY BINARY TABLE_NAME",
+            |row| column::<String>(row, 0),
+        )?;
+        let mut find = |canon: &str| -> Result<(String, Option<Altered>), OpenError> {
+            let exact = names.iter().find(|name| *name == canon);
+            match exact.or_else(|| names.iter().find(|name| name.eq_ignore_ascii_case(canon))) {
+                Some(name) => Ok((name.clone(), Some(Altered::read(session, name)?))),
+                None => {
+                    let sql = statement_of(&format!("CREATE TABLE IF NOT EXISTS {canon} "));
+                    plan.steps.push(Step { what: format!("the table {canon} is made"), sql });
+                    Ok((canon.to_owned(), None))
+                }
+            }
+        };
+        let (user, user_table) = find("User")?;
+        let (friend, friend_table) = find("Friend")?;
+        let (all_group, all_group_table) = find("AllGroup")?;
+        let (group_user, group_user_table) = find("GroupUser")?;
+        let (offline_message, offline_message_table) = find("OfflineMessage")?;
+        plan.layout = Layout { user, friend, all_group, group_user, offline_message, ..Layout::default() };
+
+        plan.layout.user_names_unique = match user_table {
+            Some(mut table) => {
+                table.needs(&["id", "name", "password", "state"])?;
+                let recollated = table.text("name", 50, true)?;
+                table.text("password", 255, false)?;
+                table.add_column("node", "BIGINT UNSIGNED NULL INVISIBLE", "whose node");
+                table.add_column("epoch", "BIGINT UNSIGNED NULL INVISIBLE", "by which claim");
+                table.index(&["node"]);
+                table.unique(session, "name", recollated, &mut plan)?;
+                table.finish(&mut plan.steps)
+            }
+            None => true,
+        };
+        if let Some(mut table) = friend_table {
+            table.needs(&["userid", "friendid"])?;
+            table.pairs(session, ["userid", "friendid"], "friendid", &mut plan)?;
+            table.finish(&mut plan.steps);
+        }
+        plan.layout.group_names_unique = match all_group_table {
+            Some(mut table) => {
+                table.needs(&["id", "groupname", "groupdesc"])?;
+                let recollated = table.text("groupname", 50, true)?;
+                table.text("groupdesc", 200, false)?;
+                table.unique(session, "groupname", recollated, &mut plan)?;
+                table.finish(&mut plan.steps)
+            }
+            None => true,
+        };
+        if let Some(mut table) = group_user_table {
+            table.needs(&["groupid", "userid", "grouprole"])?;
+            table.pairs(session, ["groupid", "userid"], "grouprole = 'creator'", &mut plan)?;
+            table.index(&["userid"]);
+            table.finish(&mut plan.steps);
+        }
+        if let Some(mut table) = offline_message_table {
+            table.needs(&["userid", "message"])?;
+            table.message("message");
+            table.row_ids()?;
+            table.add_column("once", "BINARY(16) NULL INVISIBLE UNIQUE", "a key of its own for each message");
+            table.index(&["userid", "id"]);
+            table.finish(&mut plan.steps);
+        }
+        Ok(plan)
+    }
+}
+
+struct Column {
+    name: String,
+    data_type: String,
+    column_type: String,
+    /// In characters.
+    length: u64,
+    charset: Option<String>,
+    collation: Option<String>,
+    nullable: bool,
+    auto_increment: bool,
+}
+
+struct Index {
+    name: String,
+    unique: bool,
+    columns: Vec<String>,
+}
+
+impl Index {
+    fn is_over(&self, columns: &[&str]) -> bool {
+        self.columns.len() == columns.len()
+            && columns.iter().all(|column| self.columns.iter().any(|own| own.eq_ignore_ascii_case(column)))
+    }
+
+    fn begins_with(&self, columns: &[&str]) -> bool {
+        self.columns.len() >= columns.len()
+            && columns.iter().zip(&self.columns).all(|(column, own)| own.eq_ignore_ascii_case(column))
+    }
+}
+
+/// A table that exists, and the clauses of the ALTER TABLE that it needs.
+struct Altered {
+    name: String,
+    columns: Vec<Column>,
+    indexes: Vec<Index>,
+    clauses: Vec<String>,
+    /// What they do.
+    what: Vec<String>,
+    names_unique: bool,
+}
+
+impl Altered {
+    fn read(session: &mut Session, name: &str) -> Result<Altered, OpenError> {
+        // These views compare names without regard to case: `user` would bring `User` along.
+        let here = "TABLE_SCHEMA = DATABASE() AND BINARY TABLE_NAME = BINARY ?";
+        let columns = session.list(
+            &format!(
+                "SELECT COLUMN_NAME, DATA_TYPE, COLUMN_TYPE, CHARACTER_MAXIMUM_LENGTH, CHARACTER_SET_NAME,
+                        COLLATION_NAME, IS_NULLABLE, EXTRA
+                 FROM information_schema.COLUMNS WHERE {here} ORDER BY ORDINAL_POSITION"
+            ),
+            (name,),
+            |row| {
+                Ok(Column {
+                    name: column(row, 0)?,
+                    data_type: column::<String>(row, 1)?.to_ascii_lowercase(),
+                    column_type: column(row, 2)?,
+                    length: column::<Option<u64>>(row, 3)?.unwrap_or_default(),
+                    charset: column(row, 4)?,
+                    collation: column(row, 5)?,
+                    nullable: column::<String>(row, 6)? == "YES",
+                    auto_increment: column::<String>(row, 7)?.to_ascii_lowercase().contains("auto_increment"),
+                })
+            },
+        )?;
+        let parts = session.list(
+            &format!(
+                "SELECT INDEX_NAME, NON_UNIQUE, COLUMN_NAME, SUB_PART FROM information_schema.STATISTICS
+                 WHERE {here} ORDER BY INDEX_NAME, SEQ_IN_INDEX"
+            ),
+            (name,),
+            |row| {
+                // A column's beginning is not the column.
+                let part = match column::<Option<u64>>(row, 3)? {
+                    None => column::<Option<String>>(row, 2)?.unwrap_or_default(),
+                    Some(_) => String::new(),
+                };
+                Ok((column::<String>(row, 0)?, column::<i64>(row, 1)? == 0, part))
+            },
+        )?;
+        let mut indexes: Vec<Index> = Vec::new();
+        for (name, unique, part) in parts {
+            match indexes.last_mut().filter(|index| index.name == name) {
+                Some(index) => index.columns.push(part),
+                None => indexes.push(Index { name, unique, columns: vec![part] }),
+            }
+        }
+        let (engine, charset) = session
+            .find(
+                &format!(
+                    "SELECT ENGINE, SUBSTRING_INDEX(TABLE_COLLATION, '_', 1) FROM information_schema.TABLES
+                     WHERE {here}"
+                ),
+                (name,),
+                |row| Ok((column::<Option<String>>(row, 0)?, column::<Option<String>>(row, 1)?)),
+            )?
+            .unwrap_or_default();
+        let name = name.to_owned();
+        let mut table = Altered { name, columns, indexes, clauses: vec![], what: vec![], names_unique: true };
+        let engine = engine.unwrap_or_default();
+        if !engine.eq_ignore_ascii_case("InnoDB") {
+            table.add("ENGINE = InnoDB".to_owned(), format!("{engine} becomes InnoDB"));
+        }
+        if charset.as_deref() != Some(CHARSET) {
+            let clause = format!("DEFAULT CHARACTER SET {CHARSET} COLLATE {COLLATION}");
+            table.add(clause, format!("its charset becomes {CHARSET}"));
+        }
+        Ok(table)
+    }
+
+    fn add(&mut self, clause: String, what: String) {
+        self.clauses.push(clause);
+        self.what.push(what);
+    }
+
+    fn column(&self, name: &str) -> Option<&Column> {
+        self.columns.iter().find(|column| column.name.eq_ignore_ascii_case(name))
+    }
+
+    fn foreign(&self, problem: String) -> OpenError {
+        OpenError::Foreign { table: self.name.clone(), problem }
+    }
+
+    fn needs(&self, columns: &[&str]) -> Result<(), OpenError> {
+        match columns.iter().find(|name| self.column(name).is_none()) {
+            Some(name) => Err(self.foreign(format!("it has no column {name}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// A column for so many characters, at least, of any script; whether it is going to be altered.
+    /// `is_name`: which of them are the same is for our collation to say.
+    fn text(&mut self, name: &str, length: u64, is_name: bool) -> Result<bool, OpenError> {
+        let Some(column) = self.column(name) else { return Ok(false) };
+        let Some(charset) = &column.charset else {
+            return Err(self.foreign(format!("its column {name} is a {}, and no text", column.column_type)));
+        };
+        let is_string = matches!(&*column.data_type, "varchar" | "char");
+        let too_short = is_string && column.length < length;
+        let other_collation = is_name && column.collation.as_deref() != Some(COLLATION);
+        if charset == CHARSET && !too_short && !other_collation {
+            return Ok(false);
+        }
+        let length = column.length.max(length);
+        let data_type = if is_string { format!("VARCHAR({length})") } else { column.column_type.clone() };
+        let null = if column.nullable { "NULL" } else { "NOT NULL" };
+        // The only one that has one, in every copy.
+        let default = if name == "groupdesc" && is_string { " DEFAULT ''" } else { "" };
+        let own = quoted(&column.name);
+        let what = format!("{} becomes {data_type} in {CHARSET}", column.name);
+        let clause = format!("MODIFY {own} {data_type} CHARACTER SET {CHARSET} COLLATE {COLLATION} {null}{default}");
+        self.add(clause, what);
+        Ok(true)
+    }
+
+    fn message(&mut self, name: &str) {
+        let Some(column) = self.column(name) else { return };
+        let is_long = matches!(&*column.data_type, "mediumtext" | "longtext");
+        if is_long && column.charset.as_deref() == Some(CHARSET) {
+            return;
+        }
+        let data_type = if column.data_type == "longtext" { "LONGTEXT" } else { "MEDIUMTEXT" };
+        let null = if column.nullable { "NULL" } else { "NOT NULL" };
+        let what = format!("{} becomes {data_type} in {CHARSET}", column.name);
+        let own = quoted(&column.name);
+        self.add(format!("MODIFY {own} {data_type} CHARACTER SET {CHARSET} COLLATE {COLLATION} {null}"), what);
+    }
+
+    fn add_column(&mut self, name: &str, definition: &str, what: &str) {
+        if self.column(name).is_none() {
+            self.add(format!("ADD COLUMN {name} {definition}"), format!("a new invisible column {name}, {what}"));
+        }
+    }
+
+    fn index(&mut self, columns: &[&str]) {
+        if !self.indexes.iter().any(|index| index.begins_with(columns)) {
+            let columns = columns.join(", ");
+            self.add(format!("ADD KEY ({columns})"), format!("a new index over ({columns})"));
+        }
+    }
+
+    fn drop_index(&mut self, name: &str, what: &str) {
+        let clause = match name {
+            "PRIMARY" => "DROP PRIMARY KEY".to_owned(),
+            name => format!("DROP INDEX {}", quoted(name)),
+        };
+        self.add(clause, what.to_owned());
+    }
+
+    /// Messages have rows of their own, as many for each user as there are.
+    fn row_ids(&mut self) -> Result<(), OpenError> {
+        let one_each = self.indexes.iter().filter(|index| index.unique && index.is_over(&["userid"]));
+        for name in one_each.map(|index| index.name.clone()).collect::<Vec<_>>() {
+            self.drop_index(&name, "more than one message for each user");
+        }
+        match self.column("id") {
+            Some(id) if id.auto_increment => Ok(()),
+            Some(_) => Err(self.foreign("its column id is not AUTO_INCREMENT".to_owned())),
+            None if self.indexes.iter().any(|index| index.name == "PRIMARY" && !index.is_over(&["userid"])) => {
+                Err(self.foreign("it has a primary key that is not userid".to_owned()))
+            }
+            None => {
+                let definition = "BIGINT UNSIGNED NOT NULL AUTO_INCREMENT INVISIBLE PRIMARY KEY";
+                self.add_column("id", definition, "which numbers the messages");
+                Ok(())
+            }
+        }
+    }
+
+    /// Each pair is there once. Of those that are there several times, `worth` says which stays.
+    fn pairs(&mut self, session: &mut Session, pair: [&str; 2], worth: &str, plan: &mut Plan) -> Result<(), OpenError> {
+        if self.indexes.iter().any(|index| index.unique && index.is_over(&pair)) {
+            return Ok(());
+        }
+        let (table, [one, other]) = (quoted(&self.name), pair);
+        let sql = format!(
+            "SELECT {one}, {other}, COUNT(*) FROM {table}
+             WHERE {one} IS NOT NULL AND {other} IS NOT NULL GROUP BY {one}, {other} HAVING COUNT(*) > 1"
+        );
+        let doubles: Vec<(i64, i64, u64)> =
+            session.list_text(&sql, |row| Ok((column(row, 0)?, column(row, 1)?, column(row, 2)?)))?;
+        for (first, second, count) in doubles {
+            let surplus = count - 1;
+            plan.steps.push(Step {
+                what: format!("{}: ({first}, {second}) is there {count} times, and from now on once", self.name),
+                sql: format!(
+                    "DELETE FROM {table} WHERE {one} = {first} AND {other} = {second} ORDER BY {worth} LIMIT {surplus}"
+                ),
+            });
+        }
+        if self.indexes.iter().any(|index| index.name == "PRIMARY") {
+            self.drop_index("PRIMARY", "its primary key goes");
+        }
+        self.add(format!("ADD PRIMARY KEY ({one}, {other})"), format!("({one}, {other}) becomes its primary key"));
+        Ok(())
+    }
+
+    /// Names are unique without regard to case, by an index if those that are there allow it.
+    fn unique(
+        &mut self,
+        session: &mut Session,
+        name: &str,
+        recollated: bool,
+        plan: &mut Plan,
+    ) -> Result<(), OpenError> {
+        let index = self.indexes.iter().find(|index| index.unique && index.is_over(&[name]));
+        let index = index.map(|index| index.name.clone());
+        if index.is_some() && !recollated {
+            return Ok(());
+        }
+        let table = quoted(&self.name);
+        let doubles = session.list_text(
+            &format!(
+                "SELECT MIN({name}), COUNT(*) FROM {table}
+                 GROUP BY CONVERT({name} USING {CHARSET}) COLLATE {COLLATION} HAVING COUNT(*) > 1
+                 ORDER BY 1 LIMIT 5"
+            ),
+            |row| Ok(format!("{:?} ({} times)", column::<Option<String>>(row, 0)?, column::<u64>(row, 1)?)),
+        )?;
+        if doubles.is_empty() {
+            if index.is_none() {
+                self.add(format!("ADD UNIQUE KEY ({name})"), format!("{name} becomes unique without regard to case"));
+            }
+            return Ok(());
+        }
+        self.names_unique = false;
+        plan.warnings.push(format!(
+            "{}.{name} has names that are the same but for their case: {}. New names are checked one by one, as long \
+             as it has; rename all but one of each, and the next start makes them unique by an index",
+            self.name,
+            doubles.join(", "),
+        ));
+        match index {
+            // It was unique by another collation: by ours it would not be.
+            Some(index) => {
+                self.drop_index(&index, "its unique index goes");
+                self.add(format!("ADD KEY ({name})"), format!("a new index over ({name})"));
+            }
+            None => self.index(&[name]),
+        }
+        Ok(())
+    }
+
+    /// Puts the ALTER TABLE among the steps, if it takes one; whether names are unique.
+    fn finish(self, steps: &mut Vec<Step>) -> bool {
+        if !self.clauses.is_empty() {
+            steps.push(Step {
+                what: format!("the table {}: {}", self.name, self.what.join("; ")),
+                sql: format!("ALTER TABLE {} {}", quoted(&self.name), self.clauses.join(", ")),
+            });
+        }
+        self.names_unique
+    }
+}

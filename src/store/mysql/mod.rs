@@ -1,0 +1,293 @@
+//! The store in MySQL or MariaDB, which several nodes share, C++ ones among them.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `mod.rs` | the store, reading, and the roll of claims |
+//! | `write.rs` | a batch as one transaction |
+//! | `migrate.rs` | the tables as they are found, and what brings them up to date |
+//! | `link.rs` | connections, and what is tried again |
+//! | `text.rs` | text that C++ servers read and write too |
+//! | `sql.rs` | the statements |
+//!
+//! What holds the nodes together is in the tables: a claim is the columns `node` and `epoch` of a
+//! user's row, and that row's lock decides whether a message is stored before or after a claim.
+//! An answer that a database did not give is never made up: it is [`StoreError::Unavailable`].
+
+mod link;
+mod migrate;
+mod sql;
+mod text;
+mod write;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use mysql::prelude::Queryable;
+use mysql::{Opts, Row};
+
+use super::{
+    Account, Connection, Friend, Group, GroupId, Member, NodeId, Outcome, Page, Roll, Store, StoreError, UserId, Write,
+};
+use crate::wire::reply::LISTED_MEMBERS;
+use link::{Failure, Gate, Link, Session, column};
+use migrate::Layout;
+use sql::Sql;
+use text::Texts;
+
+pub use migrate::OpenError;
+
+/// How a node uses the database.
+#[derive(Clone)]
+pub struct Options {
+    /// `mysql://USER:PASSWORD@HOST:PORT/DATABASE`.
+    pub url: String,
+    /// This life of this node.
+    pub node: NodeId,
+    /// What the C++ servers at this database say in `set names`, such as `gbk`; `utf8mb4` if there
+    /// are none, or they speak it.
+    pub charset: String,
+    /// C++ servers read the messages stored here: they are written as ASCII.
+    pub mixed: bool,
+    /// No other node uses the database: nobody can be online before this one has begun.
+    pub alone: bool,
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Options { url: _, node, charset, mixed, alone } = self; // the URL bears a password
+        write!(f, "Options {{ node: {node}, charset: {charset:?}, mixed: {mixed}, alone: {alone} }}")
+    }
+}
+
+/// What the workers' connections have in common.
+struct Shared {
+    gate: Gate,
+    node: NodeId,
+    layout: Layout,
+    sql: Sql,
+    texts: Texts,
+    /// The next message's key.
+    next_key: AtomicU64,
+}
+
+impl Shared {
+    /// A message's name for good, all nodes over: no node is the same twice.
+    fn once(&self, key: u64) -> [u8; 16] {
+        (u128::from(self.node.0) << 64 | u128::from(key)).to_be_bytes()
+    }
+}
+
+/// A MySQL or MariaDB database.
+pub struct MySqlStore(Arc<Shared>);
+
+impl MySqlStore {
+    /// Connects, makes the tables or brings old ones up to date, and sets everyone offline if this
+    /// node is alone.
+    ///
+    /// # Errors
+    /// The database is away, does not let us in, or has tables that cannot be used.
+    pub fn open(options: Options) -> Result<MySqlStore, OpenError> {
+        let address = Opts::from_url(&options.url).map_err(|error| OpenError::Url(error.to_string()))?;
+        let address: Opts = link::options(address).into();
+        let (mut session, layout) = migrate::open(&address, &options.charset)?;
+        let texts = Texts::new(&options.charset, options.mixed);
+        let sql = Sql::new(&layout, &texts);
+        if options.alone {
+            session.execute(&sql.free_all, ())?;
+        }
+        let next_key = AtomicU64::new(0);
+        Ok(MySqlStore(Arc::new(Shared { gate: Gate::new(address), node: options.node, layout, sql, texts, next_key })))
+    }
+}
+
+impl Store for MySqlStore {
+    fn connection(&self) -> Box<dyn Connection> {
+        Box::new(MySqlConnection { shared: Arc::clone(&self.0), link: Link::default() })
+    }
+
+    fn release_all(&self) -> Result<(), StoreError> {
+        MySqlRoll { shared: Arc::clone(&self.0), link: Link::default() }.reap(self.0.node).map(drop)
+    }
+
+    fn roll(&self) -> Option<Box<dyn Roll>> {
+        Some(Box::new(MySqlRoll { shared: Arc::clone(&self.0), link: Link::default() }))
+    }
+}
+
+/// One worker's.
+struct MySqlConnection {
+    shared: Arc<Shared>,
+    link: Link,
+}
+
+impl MySqlConnection {
+    fn read<T>(&mut self, mut read: impl FnMut(&mut Session, &Sql) -> Result<T, Failure>) -> Result<T, StoreError> {
+        let Shared { gate, sql, .. } = &*self.shared;
+        self.link.run(gate, |session, _| read(session, sql))
+    }
+}
+
+impl Connection for MySqlConnection {
+    fn write(&mut self, batch: &[Write]) -> Result<Vec<Outcome>, StoreError> {
+        if batch.is_empty() {
+            return Ok(Vec::new());
+        }
+        let shared = &*self.shared;
+        let first_key = shared.next_key.fetch_add(write::messages(batch), Ordering::Relaxed);
+        self.link.run(&shared.gate, |session, in_doubt| write::write(session, shared, batch, first_key, in_doubt))
+    }
+
+    fn account(&mut self, user: UserId) -> Result<Option<Account>, StoreError> {
+        self.read(|session, sql| {
+            session.find(&sql.account, (user,), |row| {
+                Ok(Account { name: text::read_string(row, 0)?, password: text::read_string(row, 2)? })
+            })
+        })
+    }
+
+    fn friends(&mut self, user: UserId) -> Result<Vec<Friend>, StoreError> {
+        self.read(|session, sql| {
+            session.list(&sql.friends, (user,), |row| {
+                Ok(Friend { id: column(row, 0)?, state: state(row)?, name: text::read_string(row, 2)? })
+            })
+        })
+    }
+
+    fn groups(&mut self, user: UserId) -> Result<Vec<Group>, StoreError> {
+        self.read(|session, sql| {
+            // One snapshot, so that a group's list and its count agree.
+            session.conn.query_drop("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")?;
+            session.conn.query_drop("START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY")?;
+            let mut groups = session.list(&sql.groups, (user,), |row| {
+                let (id, groupname, groupdesc) =
+                    (column(row, 0)?, text::read_string(row, 1)?, text::read_string(row, 3)?);
+                Ok(Group { id, groupname, groupdesc, users: Vec::new(), members: 0 })
+            })?;
+            for group in &mut groups {
+                group.users = session.list(&sql.listed, (group.id,), |row| {
+                    let role = if column(row, 4)? { "creator" } else { "normal" };
+                    Ok(Member { id: column(row, 0)?, state: state(row)?, name: text::read_string(row, 2)?, role })
+                })?;
+                // They need only be counted where the list was cut.
+                group.members = match u32::try_from(group.users.len()) {
+                    Ok(listed) if listed < LISTED_MEMBERS => listed,
+                    _ => session.find(&sql.count_members, (group.id,), |row| column(row, 0))?.unwrap_or_default(),
+                };
+            }
+            session.conn.query_drop("COMMIT")?;
+            Ok(groups)
+        })
+    }
+
+    fn members(&mut self, group: GroupId) -> Result<Option<Vec<UserId>>, StoreError> {
+        self.read(|session, sql| {
+            // Two statements, two snapshots; but a group that is there stays.
+            match session.find(&sql.group_exists, (group,), |_| Ok(()))? {
+                Some(()) => session.list(&sql.members, (group,), |row| column(row, 0)).map(Some),
+                None => Ok(None),
+            }
+        })
+    }
+
+    fn page(&mut self, user: UserId, max_bytes: usize) -> Result<Page, StoreError> {
+        self.read(|session, sql| page(session, sql, user, max_bytes))
+    }
+}
+
+/// How many rows of a page are asked for at first, and at most, at a time. It is not known how long
+/// they are, and what is asked for too much has to be read all the same.
+const FIRST_STEP: u64 = 32;
+const LAST_STEP: u64 = 512;
+
+fn page(session: &mut Session, sql: &Sql, user: UserId, max_bytes: usize) -> Result<Page, Failure> {
+    let (mut page, mut bytes, mut last, mut step) = (Page::default(), 0_usize, 0, FIRST_STEP);
+    loop {
+        let mut found = 0;
+        session.list(&sql.page, (user, last, step), |row| {
+            found += 1;
+            last = column(row, 0)?;
+            if !page.more {
+                let message = text::read(row, 1)?;
+                bytes = bytes.saturating_add(message.len());
+                page.more = bytes > max_bytes && !page.messages.is_empty();
+                if !page.more {
+                    page.messages.push((last, message.into()));
+                }
+            }
+            Ok(())
+        })?;
+        if page.more || found < step {
+            return Ok(page);
+        }
+        step = LAST_STEP.min(step * 2);
+    }
+}
+
+/// Whether somebody is online, the second column of whoever lists people.
+fn state(row: &mut Row) -> Result<&'static str, Failure> {
+    Ok(if column(row, 1)? { "online" } else { "offline" })
+}
+
+/// The roll, by a connection of its own.
+struct MySqlRoll {
+    shared: Arc<Shared>,
+    link: Link,
+}
+
+/// How many users are set offline or online at a time, so that nobody waits for long behind it.
+const USERS: usize = 500;
+
+impl MySqlRoll {
+    /// Finds users of a node and changes them, a few at a time, until there are none to be found.
+    ///
+    /// First found, then changed by their ids: a change that had to find them by the index of nodes
+    /// would lock that before the rows, as nobody else does.
+    fn change(
+        &mut self,
+        node: NodeId,
+        find: impl Fn(&Sql) -> &str,
+        change: impl Fn(&Sql, NodeId, &[UserId]) -> String,
+    ) -> Result<u64, StoreError> {
+        let Shared { gate, sql, .. } = &*self.shared;
+        let mut changed = 0;
+        loop {
+            let (found, now) = self.link.run(gate, |session, _| {
+                let users = session.list(find(sql), (node.0, USERS), |row| column(row, 0))?;
+                if users.is_empty() {
+                    return Ok((0, 0));
+                }
+                session.conn.query_drop(change(sql, node, &users))?;
+                Ok((users.len(), session.conn.affected_rows()))
+            })?;
+            changed += now;
+            if found < USERS {
+                return Ok(changed);
+            }
+        }
+    }
+}
+
+impl Roll for MySqlRoll {
+    fn claims(&mut self) -> Result<Vec<(UserId, u64)>, StoreError> {
+        let Shared { gate, sql, node, .. } = &*self.shared;
+        self.link.run(gate, |session, _| {
+            session.list(&sql.claims, (node.0,), |row| {
+                Ok((column(row, 0)?, column::<Option<u64>>(row, 1)?.unwrap_or_default()))
+            })
+        })
+    }
+
+    fn nodes(&mut self) -> Result<Vec<NodeId>, StoreError> {
+        let Shared { gate, sql, .. } = &*self.shared;
+        self.link.run(gate, |session, _| session.list(&sql.nodes, (), |row| column(row, 0).map(NodeId)))
+    }
+
+    fn reap(&mut self, node: NodeId) -> Result<u64, StoreError> {
+        self.change(node, |sql| &sql.claimed_by, Sql::free)
+    }
+
+    fn reassert(&mut self) -> Result<u64, StoreError> {
+        self.change(self.shared.node, |sql| &sql.robbed, Sql::reassert)
+    }
+}

@@ -1,0 +1,384 @@
+//! A batch of writes as one transaction.
+//!
+//! First of all it locks the rows of all users that the batch is about, in the order of their ids;
+//! so two batches, of whichever nodes, are one behind the other for the users they share, and never
+//! wait for each other in a circle. From then on who has whom is known, and every decision is made
+//! here, by what was read under the lock.
+//!
+//! Messages are inserted at the end, all of the batch with as few statements as possible. Their ids
+//! are given out under the lock too: a user's rows become visible in the order of their ids.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use mysql::prelude::Queryable;
+use mysql::{Params, Value};
+
+use super::Shared;
+use super::link::{Failure, Session, column, is_duplicate};
+use super::sql::Named;
+use crate::store::{Claim, Holder, Kept, NodeId, Outcome, Parcel, RowId, UserId, Write};
+
+/// The most rows that one INSERT takes. They come in powers of two, so that few statements are
+/// ever prepared.
+const INSERT_ROWS: usize = 128;
+/// The most bytes of messages that one INSERT takes, but for a single one.
+const INSERT_BYTES: usize = 1 << 20;
+/// What a packet has to hold besides one message.
+const PACKET_REST: usize = 1 << 10;
+/// The most numbers in a list.
+const LIST: usize = 1000;
+/// Of the tables: characters.
+const NAME_CHARS: usize = 50;
+const DESCRIPTION_CHARS: usize = 200;
+
+/// How many messages a batch bears, and so how many keys it takes.
+pub(super) fn messages(batch: &[Write]) -> u64 {
+    let count = |write: &Write| match write {
+        Write::Keep(parcels) => parcels.iter().map(|parcel| parcel.messages.len() as u64).sum(),
+        _ => 0,
+    };
+    batch.iter().map(count).sum()
+}
+
+/// Does the batch. `first_key` is that of its first message; `in_doubt`: an earlier try may have
+/// been committed, and then this one only finds out what came of it.
+pub(super) fn write(
+    session: &mut Session,
+    shared: &Shared,
+    batch: &[Write],
+    first_key: u64,
+    in_doubt: bool,
+) -> Result<Vec<Outcome>, Failure> {
+    session.conn.query_drop("START TRANSACTION")?;
+    let mut transaction = Transaction {
+        session,
+        shared,
+        holders: HashMap::new(),
+        stored: HashMap::new(),
+        next_key: first_key,
+        rows: Vec::new(),
+        places: Vec::new(),
+        in_doubt,
+    };
+    transaction.lock(batch)?;
+    if in_doubt {
+        transaction.look_for_messages(messages(batch))?;
+    }
+    let mut outcomes = batch.iter().map(|write| transaction.apply(write)).collect::<Result<Vec<_>, _>>()?;
+    let ids = transaction.insert_messages()?;
+    // Until here the outcome of a parcel that is kept bears its place in the list of places.
+    for kept in outcomes.iter_mut().filter_map(|outcome| match outcome {
+        Outcome::Kept(kept) => Some(kept),
+        _ => None,
+    }) {
+        for kept in kept {
+            if let Kept::Stored(row) = kept {
+                *row = transaction.places.get(*row as usize).map_or(0, |place| place.id(&ids));
+            }
+        }
+    }
+    session.conn.query_drop("COMMIT").map_err(|error| match Failure::from(error) {
+        // The database's word that nothing is done.
+        conflict @ Failure::Conflict(_) => conflict,
+        Failure::Lost(text) | Failure::Refused(text) | Failure::InDoubt(text) => Failure::InDoubt(text),
+    })?;
+    Ok(outcomes)
+}
+
+/// A message to be inserted.
+struct Row<'a> {
+    to: UserId,
+    message: Cow<'a, [u8]>,
+    key: u64,
+}
+
+/// Where the first message of a parcel stands.
+enum Place {
+    /// An earlier try has put it into this row.
+    There(RowId),
+    /// This one of the rows that are inserted at the end.
+    Row(usize),
+}
+
+impl Place {
+    fn id(&self, inserted: &[RowId]) -> RowId {
+        match self {
+            Place::There(id) => *id,
+            // A parcel without messages has none.
+            Place::Row(index) => inserted.get(*index).copied().unwrap_or_default(),
+        }
+    }
+}
+
+struct Transaction<'a> {
+    session: &'a mut Session,
+    shared: &'a Shared,
+    /// Who has those that are locked; those without an account are not in it.
+    holders: HashMap<UserId, Option<Holder>>,
+    /// Messages of an earlier try, by their keys.
+    stored: HashMap<u64, RowId>,
+    /// The next message's.
+    next_key: u64,
+    rows: Vec<Row<'a>>,
+    places: Vec<Place>,
+    in_doubt: bool,
+}
+
+impl<'a> Transaction<'a> {
+    fn lock(&mut self, batch: &[Write]) -> Result<(), Failure> {
+        let mut users = Vec::new();
+        for write in batch {
+            match write {
+                Write::Keep(parcels) => users.extend(parcels.iter().map(|parcel| parcel.to)),
+                Write::Claim { user, .. } | Write::Release { user, .. } | Write::SetPassword { user, .. } => {
+                    users.push(*user);
+                }
+                // These change no user. Whoever removes messages has the user already.
+                Write::Register { .. }
+                | Write::AddFriend { .. }
+                | Write::CreateGroup { .. }
+                | Write::JoinGroup { .. }
+                | Write::Remove { .. } => {}
+            }
+        }
+        users.sort_unstable();
+        users.dedup();
+        for users in users.chunks(LIST) {
+            let found = self.session.list_text(&self.shared.sql.lock_users(users), |row| {
+                let (state, node, epoch): (Option<String>, Option<u64>, Option<u64>) =
+                    (column(row, 1)?, column(row, 2)?, column(row, 3)?);
+                let holder = match node {
+                    Some(node) => Some(Holder::Node(Claim { node: NodeId(node), epoch: epoch.unwrap_or_default() })),
+                    None => (state.as_deref() == Some("online")).then_some(Holder::Foreign),
+                };
+                Ok((column(row, 0)?, holder))
+            })?;
+            self.holders.extend(found);
+        }
+        Ok(())
+    }
+
+    /// The recipients are locked, so what an earlier try has done is done by now, or never.
+    fn look_for_messages(&mut self, count: u64) -> Result<(), Failure> {
+        let Some(last) = count.checked_sub(1) else { return Ok(()) };
+        let keys = (self.shared.once(self.next_key), self.shared.once(self.next_key + last));
+        let found = self.session.list(&self.shared.sql.stored, keys, |row| {
+            let once: Vec<u8> = column(row, 1)?;
+            let key = once.last_chunk().map_or(0, |key| u64::from_be_bytes(*key));
+            Ok((key, column(row, 0)?))
+        })?;
+        self.stored.extend(found);
+        Ok(())
+    }
+
+    fn apply(&mut self, write: &'a Write) -> Result<Outcome, Failure> {
+        let shared = self.shared;
+        match write {
+            Write::Register { name, password } => self.register(name, password),
+            Write::SetPassword { user, password } => {
+                let password = self.password(password)?;
+                self.session.execute(&shared.sql.set_password, (password, user))?;
+                Ok(Outcome::Done)
+            }
+            Write::Claim { user, epoch, past } => self.claim(*user, *epoch, *past),
+            Write::Release { user, epoch } => {
+                let mine = Holder::Node(Claim { node: shared.node, epoch: *epoch });
+                if self.holders.get(user) == Some(&Some(mine)) {
+                    self.session.execute(&shared.sql.release, (user,))?;
+                    self.holders.insert(*user, None);
+                }
+                Ok(Outcome::Done)
+            }
+            Write::AddFriend { user, friend } => match self.session.execute(&shared.sql.add_friend, (user, friend)) {
+                Ok(0) => Ok(Outcome::NoUser),
+                other => self.done_or_already(other),
+            },
+            Write::CreateGroup { creator, name, description } => self.create_group(*creator, name, description),
+            Write::JoinGroup { user, group } => match self.session.execute(&shared.sql.join_group, (user, group)) {
+                Ok(0) => Ok(Outcome::NoGroup),
+                other => self.done_or_already(other),
+            },
+            Write::Keep(parcels) => Ok(Outcome::Kept(parcels.iter().map(|parcel| self.keep(parcel)).collect())),
+            Write::Remove { user, rows } => {
+                let mut rows = rows.clone();
+                rows.sort_unstable();
+                for rows in rows.chunks(LIST) {
+                    self.session.conn.query_drop(shared.sql.remove(*user, rows))?;
+                }
+                Ok(Outcome::Done)
+            }
+        }
+    }
+
+    /// What an insert into a table of pairs came to. If an earlier try may have put the pair there,
+    /// it has.
+    fn done_or_already(&self, result: mysql::Result<u64>) -> Result<Outcome, Failure> {
+        match result {
+            Ok(_) => Ok(Outcome::Done),
+            Err(error) if is_duplicate(&error) && self.in_doubt => Ok(Outcome::Done),
+            Err(error) if is_duplicate(&error) => Ok(Outcome::Already),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn password(&mut self, password: &str) -> Result<String, Failure> {
+        // What cannot be written for C++ servers can still be read by us.
+        let encoded = self.shared.texts.encode(self.session, password, usize::MAX)?;
+        Ok(encoded.map_or_else(|| password.to_owned(), Cow::into_owned))
+    }
+
+    fn register(&mut self, name: &str, password: &str) -> Result<Outcome, Failure> {
+        let shared = self.shared;
+        let Some(name) = self.name(name)? else { return Ok(Outcome::Already) };
+        let password = self.password(password)?;
+        let insert = (&*shared.sql.register, (&name, &password).into());
+        if let Some(user) = self.insert_named(shared.layout.user_names_unique, &shared.sql.users, &name, insert)? {
+            return Ok(Outcome::Id(user));
+        }
+        // A hash has a salt of its own: by it we know our row from all others.
+        let ours = match self.in_doubt {
+            true => self.session.find(&shared.sql.registered, (&name, &password), |row| column(row, 0))?,
+            false => None,
+        };
+        Ok(ours.map_or(Outcome::Already, Outcome::Id))
+    }
+
+    fn create_group(&mut self, creator: UserId, name: &str, description: &str) -> Result<Outcome, Failure> {
+        let shared = self.shared;
+        let Some(name) = self.name(name)? else { return Ok(Outcome::Already) };
+        let description = match shared.texts.encode(self.session, description, DESCRIPTION_CHARS)? {
+            Some(description) => description.into_owned(),
+            None => description.replace(|character: char| !character.is_ascii(), "?"),
+        };
+        let insert = (&*shared.sql.create_group, (&name, &description).into());
+        if let Some(group) =
+            self.insert_named(shared.layout.group_names_unique, &shared.sql.groups_by_name, &name, insert)?
+        {
+            self.session.execute(&shared.sql.add_creator, (group, creator))?;
+            return Ok(Outcome::Id(group));
+        }
+        let ours = match self.in_doubt {
+            true => self.session.find(&shared.sql.created_group, (&name, creator), |row| column(row, 0))?,
+            false => None,
+        };
+        Ok(ours.map_or(Outcome::Already, Outcome::Id))
+    }
+
+    /// A name as it is stored; `None`, which is to say taken, if it cannot be.
+    fn name(&mut self, name: &str) -> Result<Option<String>, Failure> {
+        let encoded = self.shared.texts.encode(self.session, name, NAME_CHARS)?.map(Cow::into_owned);
+        if encoded.is_none() {
+            log::warn!("C++ servers could not read the name {name:?}: it is refused, as they do");
+        }
+        Ok(encoded)
+    }
+
+    /// Inserts a row with a name of its own. Its id; `None` if the name is taken.
+    fn insert_named(
+        &mut self,
+        unique: bool,
+        table: &Named,
+        name: &str,
+        (insert, params): (&str, Params),
+    ) -> Result<Option<u32>, Failure> {
+        if !unique {
+            // The table has names twice, so it has a first row: whoever adds a name waits there.
+            self.session.conn.query_drop(&table.lock)?;
+            if self.session.find(&table.find, (name,), |_| Ok(()))?.is_some() {
+                return Ok(None);
+            }
+        }
+        match self.session.execute(insert, params) {
+            Ok(_) => {
+                let id = self.session.conn.last_insert_id();
+                u32::try_from(id).map(Some).map_err(|_| Failure::Refused(format!("an id of {id} is too large")))
+            }
+            Err(error) if is_duplicate(&error) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn claim(&mut self, user: UserId, epoch: u64, past: Option<Holder>) -> Result<Outcome, Failure> {
+        let mine = Holder::Node(Claim { node: self.shared.node, epoch });
+        match self.holders.get(&user) {
+            None => Ok(Outcome::NoUser),
+            Some(Some(other)) if *other != mine && Some(*other) != past => Ok(Outcome::InUse(*other)),
+            Some(_) => {
+                self.session.execute(&self.shared.sql.claim, (self.shared.node.0, epoch, user))?;
+                self.holders.insert(user, Some(mine));
+                Ok(Outcome::Done)
+            }
+        }
+    }
+
+    fn keep(&mut self, parcel: &'a Parcel) -> Kept {
+        let first_key = self.next_key;
+        self.next_key += parcel.messages.len() as u64;
+        let mut keys = first_key..self.next_key;
+        let place = if let Some(id) = keys.find_map(|key| self.stored.get(&key)) {
+            Place::There(*id)
+        } else {
+            match self.holders.get(&parcel.to) {
+                None => return Kept::NoUser,
+                Some(Some(other)) if !self.is_mine(*other) && Some(*other) != parcel.past => {
+                    return Kept::Elsewhere(*other);
+                }
+                Some(_) => {}
+            }
+            let place = Place::Row(if parcel.messages.is_empty() { usize::MAX } else { self.rows.len() });
+            self.rows.extend(parcel.messages.iter().zip(first_key..).map(|(message, key)| Row {
+                to: parcel.to,
+                message: self.shared.texts.message(message),
+                key,
+            }));
+            place
+        };
+        self.places.push(place);
+        Kept::Stored(self.places.len() as RowId - 1)
+    }
+
+    fn is_mine(&self, holder: Holder) -> bool {
+        matches!(holder, Holder::Node(claim) if claim.node == self.shared.node)
+    }
+
+    /// Inserts all that is to be kept, in order; the ids are in the same order.
+    fn insert_messages(&mut self) -> Result<Vec<RowId>, Failure> {
+        let max_packet = self.session.max_packet;
+        let mut ids = Vec::with_capacity(self.rows.len());
+        let mut rows = self.rows.as_slice();
+        while let Some(first) = rows.first() {
+            if first.message.len().saturating_add(PACKET_REST) > max_packet {
+                return Err(Failure::Refused(format!(
+                    "a message of {} bytes is too large for the database's max_allowed_packet of {max_packet}",
+                    first.message.len(),
+                )));
+            }
+            let (these, rest) = rows.split_at(fitting(rows, INSERT_BYTES.min(max_packet / 2)));
+            let mut params = Vec::with_capacity(these.len() * 3);
+            for row in these {
+                let once = self.shared.once(row.key);
+                params.extend([row.to.into(), Value::from(&*row.message), Value::from(&once[..])]);
+            }
+            self.session.execute(&self.shared.sql.insert_messages(these.len()), params)?;
+            // One statement's ids are given out at once.
+            let first_id = self.session.conn.last_insert_id();
+            ids.extend((0..these.len() as u64).map(|index| first_id + index * self.session.id_step));
+            rows = rest;
+        }
+        Ok(ids)
+    }
+}
+
+/// How many of the rows to insert at once: a power of two.
+fn fitting(rows: &[Row], max_bytes: usize) -> usize {
+    let mut bytes = 0;
+    let count = rows.iter().take(INSERT_ROWS).take_while(|row| {
+        bytes += row.message.len();
+        bytes <= max_bytes
+    });
+    match count.count() {
+        0 => 1,
+        count => 1 << count.ilog2(),
+    }
+}

@@ -1,0 +1,1278 @@
+//! The MySQL store, against a real MariaDB: what it stores and tells, what it does when the
+//! database is away or does not answer, and the tables of old servers.
+
+mod support;
+
+use std::collections::HashMap;
+use std::io::{Read, Write as _};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier, Mutex, PoisonError, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use chat_server::store::mysql::{MySqlStore, OpenError, Options};
+use chat_server::store::{
+    Account, Claim, Connection, Friend, Group, GroupId, Holder, Kept, Member, NodeId, Outcome, Parcel, RowId, Store,
+    StoreError, UserId, Write,
+};
+use mysql::Conn;
+use mysql::prelude::Queryable;
+use support::{MariaDb, Rng, eventually};
+
+/// The server that tests share while any of them runs; each has a database of its own.
+fn shared() -> Arc<MariaDb> {
+    static SHARED: Mutex<Weak<MariaDb>> = Mutex::new(Weak::new());
+    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    shared.upgrade().unwrap_or_else(|| {
+        let server = Arc::new(MariaDb::start());
+        *shared = Arc::downgrade(&server);
+        server
+    })
+}
+
+fn options(url: String, node: u64) -> Options {
+    Options { url, node: NodeId(node), charset: "utf8mb4".into(), mixed: false, alone: false }
+}
+
+/// One node's store, with a connection.
+struct Node {
+    id: NodeId,
+    store: MySqlStore,
+    connection: Box<dyn Connection>,
+}
+
+impl Node {
+    fn open(options: Options) -> Node {
+        let id = options.node;
+        let store = MySqlStore::open(options).unwrap_or_else(|error| panic!("{error}"));
+        Node { id, connection: store.connection(), store }
+    }
+
+    fn write(&mut self, batch: &[Write]) -> Vec<Outcome> {
+        self.connection.write(batch).unwrap()
+    }
+
+    fn one(&mut self, write: Write) -> Outcome {
+        let mut outcomes = self.write(&[write]);
+        assert_eq!(outcomes.len(), 1);
+        outcomes.remove(0)
+    }
+
+    fn user(&mut self, name: &str) -> UserId {
+        match self.one(register(name)) {
+            Outcome::Id(id) => id,
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+
+    fn users<const N: usize>(&mut self, names: [&str; N]) -> [UserId; N] {
+        names.map(|name| self.user(name))
+    }
+
+    fn group(&mut self, creator: UserId, name: &str) -> GroupId {
+        match self.one(create_group(creator, name)) {
+            Outcome::Id(id) => id,
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+
+    fn keep(&mut self, to: &[UserId], message: &str) -> Vec<Kept> {
+        kept(self.one(keep(to, message)))
+    }
+
+    fn page(&mut self, user: UserId, max_bytes: usize) -> (Vec<String>, bool) {
+        let page = self.connection.page(user, max_bytes).unwrap();
+        let text = |(_, message): &(RowId, Box<[u8]>)| String::from_utf8(message.to_vec()).unwrap();
+        (page.messages.iter().map(text).collect(), page.more)
+    }
+
+    fn texts(&mut self, user: UserId) -> Vec<String> {
+        let (texts, more) = self.page(user, usize::MAX);
+        assert!(!more);
+        texts
+    }
+
+    fn claimed_as(&self, epoch: u64) -> Holder {
+        Holder::Node(Claim { node: self.id, epoch })
+    }
+}
+
+/// A database of its own, and a node on it.
+struct Fixture {
+    node: Node,
+    database: String,
+    server: Arc<MariaDb>,
+}
+
+impl Fixture {
+    fn new() -> Fixture {
+        let server = shared();
+        let database = server.new_database();
+        Fixture { node: Node::open(options(server.url(&database), 1)), database, server }
+    }
+
+    /// A further node on the same database.
+    fn node(&self, id: u64) -> Node {
+        Node::open(options(self.server.url(&self.database), id))
+    }
+
+    /// A connection like those of C++ servers.
+    fn foreign(&self) -> Conn {
+        Conn::new(self.server.url(&self.database).as_str()).unwrap()
+    }
+}
+
+fn register(name: &str) -> Write {
+    Write::Register { name: name.into(), password: format!("secret of {name}") }
+}
+
+fn create_group(creator: UserId, name: &str) -> Write {
+    Write::CreateGroup { creator, name: name.into(), description: format!("about {name}") }
+}
+
+fn claim(user: UserId, epoch: u64) -> Write {
+    Write::Claim { user, epoch, past: None }
+}
+
+fn parcel(to: UserId, messages: &[&str]) -> Parcel {
+    Parcel { to, messages: messages.iter().map(|message| message.as_bytes().into()).collect(), past: None }
+}
+
+fn keep(to: &[UserId], message: &str) -> Write {
+    Write::Keep(to.iter().map(|&to| parcel(to, &[message])).collect())
+}
+
+#[track_caller]
+fn kept(outcome: Outcome) -> Vec<Kept> {
+    match outcome {
+        Outcome::Kept(kept) => kept,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[track_caller]
+fn row(kept: Kept) -> RowId {
+    match kept {
+        Kept::Stored(row) => row,
+        other => panic!("{other:?}"),
+    }
+}
+
+// ---- What it stores and tells
+
+#[test]
+fn an_account_is_registered_once_and_its_password_replaced() {
+    let mut fixture = Fixture::new();
+    let node = &mut fixture.node;
+    let ann = node.user("Ann");
+    let account = node.connection.account(ann).unwrap();
+    assert_eq!(account, Some(Account { name: "Ann".into(), password: "secret of Ann".into() }));
+    assert_eq!(node.one(register("Ann")), Outcome::Already);
+    assert_eq!(node.one(Write::SetPassword { user: ann, password: "new".into() }), Outcome::Done);
+    assert_eq!(node.connection.account(ann).unwrap().unwrap().password, "new");
+    assert_eq!(node.connection.account(ann + 1000).unwrap(), None);
+    assert_eq!(node.write(&[]), []);
+}
+
+#[test]
+fn names_are_unique_without_regard_to_case_and_kept_as_they_were_given() {
+    let mut fixture = Fixture::new();
+    let node = &mut fixture.node;
+    let ann = node.user("Ünïcødé Жора ΣΑΣ");
+    assert_eq!(node.one(register("üNÏCØDÉ жОРА σας")), Outcome::Already);
+    // Spaces at the end make no other name; emoji do, each its own.
+    assert_eq!(node.one(register("ünïcødé жора σας ")), Outcome::Already);
+    node.users(["😀", "😁", "张三", "张三丰", "李"]);
+    node.group(ann, "Élan");
+    assert_eq!(node.one(create_group(ann, "éLAN")), Outcome::Already);
+    assert_eq!(node.connection.account(ann).unwrap().unwrap().name, "Ünïcødé Жора ΣΑΣ");
+    node.group(ann, "张三");
+}
+
+#[test]
+fn a_claim_is_one_nodes_until_it_is_given_back_or_past() {
+    let fixture = Fixture::new();
+    let [mut one, mut two] = [fixture.node(11), fixture.node(12)];
+    let ann = one.user("ann");
+    assert_eq!(one.one(claim(ann, 5)), Outcome::Done);
+    assert_eq!(one.one(claim(ann, 5)), Outcome::Done, "twice by one epoch is once");
+    assert_eq!(one.one(claim(ann, 6)), Outcome::InUse(one.claimed_as(5)));
+    assert_eq!(two.one(claim(ann, 5)), Outcome::InUse(one.claimed_as(5)));
+    // Giving back another's claim, or an old one, gives nothing back.
+    assert_eq!(two.one(Write::Release { user: ann, epoch: 5 }), Outcome::Done);
+    assert_eq!(one.one(Write::Release { user: ann, epoch: 4 }), Outcome::Done);
+    let past = |epoch, past| Write::Claim { user: ann, epoch, past: Some(past) };
+    assert_eq!(two.one(past(1, one.claimed_as(4))), Outcome::InUse(one.claimed_as(5)));
+    assert_eq!(two.one(past(1, one.claimed_as(5))), Outcome::Done);
+    assert_eq!(one.one(Write::Release { user: ann, epoch: 5 }), Outcome::Done);
+    assert_eq!(one.one(claim(ann, 7)), Outcome::InUse(two.claimed_as(1)));
+    assert_eq!(two.one(Write::Release { user: ann, epoch: 1 }), Outcome::Done);
+    assert_eq!(one.one(claim(ann, 8)), Outcome::Done);
+    assert_eq!(one.one(claim(ann + 1000, 9)), Outcome::NoUser);
+}
+
+#[test]
+fn a_cpp_servers_user_is_foreign_and_state_stays_true_for_it() {
+    let Fixture { mut node, database, server } = Fixture::new();
+    let mut foreign = Conn::new(server.url(&database).as_str()).unwrap();
+    let ann = node.user("ann");
+    let mut state = || foreign.query_first::<String, _>("SELECT state FROM User WHERE name = 'ann'").unwrap().unwrap();
+    assert_eq!(state(), "offline");
+    node.one(claim(ann, 1));
+    assert_eq!(state(), "online");
+    node.one(Write::Release { user: ann, epoch: 1 });
+    assert_eq!(state(), "offline");
+    foreign.query_drop("UPDATE User SET state = 'online' WHERE name = 'ann'").unwrap();
+    assert_eq!(node.one(claim(ann, 2)), Outcome::InUse(Holder::Foreign));
+    assert_eq!(node.keep(&[ann], "{}"), [Kept::Elsewhere(Holder::Foreign)]);
+    let past = Some(Holder::Foreign);
+    let parcels = vec![Parcel { past, ..parcel(ann, &["{}"]) }];
+    row(kept(node.one(Write::Keep(parcels)))[0]);
+    assert_eq!(node.one(Write::Claim { user: ann, epoch: 2, past }), Outcome::Done);
+    // A C++ server's end sets everybody offline. The claim holds, and is made visible again.
+    foreign.query_drop("UPDATE User SET state = 'offline'").unwrap();
+    assert_eq!(node.one(claim(ann, 3)), Outcome::InUse(node.claimed_as(2)));
+    let bob = node.user("bob");
+    node.one(Write::AddFriend { user: bob, friend: ann });
+    assert_eq!(node.connection.friends(bob).unwrap()[0].state, "online");
+    let mut roll = node.store.roll().unwrap();
+    assert_eq!((roll.reassert().unwrap(), roll.reassert().unwrap()), (1, 0));
+    assert_eq!(
+        foreign.query_first::<String, _>("SELECT state FROM User WHERE name = 'ann'").unwrap().unwrap(),
+        "online"
+    );
+}
+
+#[test]
+fn the_roll_tells_who_has_whom_and_sets_a_dead_nodes_users_offline() {
+    let fixture = Fixture::new();
+    let [mut one, mut two] = [fixture.node(u64::MAX >> 1), fixture.node(12)];
+    let names: Vec<_> = (0..1203).map(|n| register(&format!("user {n}"))).collect();
+    let users: Vec<UserId> = one.write(&names).iter().map(|o| if let Outcome::Id(id) = o { *id } else { 0 }).collect();
+    let (of_one, of_two) = users.split_at(1201);
+    one.write(&of_one.iter().map(|&user| claim(user, u64::from(user) << 32)).collect::<Vec<_>>());
+    two.write(&of_two.iter().map(|&user| claim(user, 3)).collect::<Vec<_>>());
+    let [mut roll_of_one, mut roll_of_two] = [&one, &two].map(|node| node.store.roll().unwrap());
+    let mut claims = roll_of_one.claims().unwrap();
+    claims.sort_unstable();
+    assert_eq!(claims, of_one.iter().map(|&user| (user, u64::from(user) << 32)).collect::<Vec<_>>());
+    let mut nodes = roll_of_two.nodes().unwrap();
+    nodes.sort_unstable();
+    assert_eq!(nodes, [two.id, one.id]);
+    assert_eq!(roll_of_two.reap(one.id).unwrap(), 1201);
+    assert_eq!(roll_of_two.reap(one.id).unwrap(), 0);
+    assert_eq!((roll_of_one.claims().unwrap(), roll_of_one.nodes().unwrap()), (vec![], vec![two.id]));
+    assert_eq!(two.one(claim(users[0], 4)), Outcome::Done);
+    two.store.release_all().unwrap();
+    assert_eq!(roll_of_two.nodes().unwrap(), []);
+    assert_eq!(one.one(claim(users[1202], 1)), Outcome::Done);
+}
+
+#[test]
+fn a_node_that_is_alone_begins_with_nobody_online_and_others_leave_claims_alone() {
+    let fixture = Fixture::new();
+    let mut one = fixture.node(11);
+    let [ann, bob] = one.users(["ann", "bob"]);
+    one.one(claim(ann, 1));
+    fixture.foreign().query_drop("UPDATE User SET state = 'online' WHERE name = 'bob'").unwrap();
+    let mut two = fixture.node(12);
+    assert_eq!(two.one(claim(ann, 1)), Outcome::InUse(one.claimed_as(1)));
+    assert_eq!(two.one(claim(bob, 1)), Outcome::InUse(Holder::Foreign));
+    let mut three = Node::open(Options { alone: true, ..options(fixture.server.url(&fixture.database), 13) });
+    assert_eq!(three.write(&[claim(ann, 1), claim(bob, 1)]), [Outcome::Done, Outcome::Done]);
+}
+
+#[test]
+fn friends_go_one_way_and_are_listed_by_id() {
+    let mut fixture = Fixture::new();
+    let node = &mut fixture.node;
+    let [ann, bob, eve] = node.users(["ann", "bob", "eve"]);
+    let add = |friend| Write::AddFriend { user: ann, friend };
+    assert_eq!(
+        node.write(&[add(eve), add(bob), add(bob), add(eve + 1000), claim(bob, 1)]),
+        [Outcome::Done, Outcome::Done, Outcome::Already, Outcome::NoUser, Outcome::Done]
+    );
+    let friends = node.connection.friends(ann).unwrap();
+    let friend = |id, name: &str, state| Friend { id, name: name.into(), state };
+    assert_eq!(friends, [friend(bob, "bob", "online"), friend(eve, "eve", "offline")]);
+    assert_eq!(node.connection.friends(bob).unwrap(), []);
+}
+
+#[test]
+fn a_group_has_its_creator_and_those_who_join() {
+    let mut fixture = Fixture::new();
+    let node = &mut fixture.node;
+    let [ann, bob] = node.users(["ann", "bob"]);
+    let group = node.group(bob, "readers");
+    let join = |group| Write::JoinGroup { user: ann, group };
+    assert_eq!(
+        node.write(&[join(group), join(group), join(group + 1000), create_group(ann, "Readers")]),
+        [Outcome::Done, Outcome::Already, Outcome::NoGroup, Outcome::Already]
+    );
+    assert_eq!(node.connection.members(group).unwrap(), Some(vec![ann, bob]));
+    assert_eq!(node.connection.members(group + 1000).unwrap(), None);
+    let member = |id, name: &str, role| Member { id, name: name.into(), state: "offline", role };
+    let listed = Group {
+        id: group,
+        groupname: "readers".into(),
+        groupdesc: "about readers".into(),
+        users: vec![member(ann, "ann", "normal"), member(bob, "bob", "creator")],
+        members: 2,
+    };
+    let second = node.group(ann, "writers");
+    let groups = node.connection.groups(ann).unwrap();
+    assert_eq!(groups[0], listed);
+    assert_eq!((groups.len(), groups[1].id), (2, second));
+    assert_eq!(node.connection.groups(bob).unwrap(), [listed]);
+}
+
+#[test]
+fn a_large_group_lists_its_first_500_members_and_the_count_of_all() {
+    let mut fixture = Fixture::new();
+    let node = &mut fixture.node;
+    let names: Vec<_> = (0..503).map(|n| register(&format!("user {n}"))).collect();
+    let users: Vec<UserId> = node.write(&names).iter().map(|o| if let Outcome::Id(id) = o { *id } else { 0 }).collect();
+    let group = node.group(users[0], "all");
+    let joins: Vec<_> = users[1..].iter().rev().map(|&user| Write::JoinGroup { user, group }).collect();
+    node.write(&joins[3..]);
+    let listed = |node: &mut Node| node.connection.groups(users[0]).unwrap().remove(0);
+    assert_eq!((listed(node).users.len(), listed(node).members), (500, 500));
+    node.write(&joins);
+    let all = listed(node);
+    assert_eq!(all.members, 503);
+    assert_eq!(all.users.iter().map(|user| user.id).collect::<Vec<_>>(), users[..500]);
+    assert_eq!(node.connection.members(group).unwrap(), Some(users));
+}
+
+#[test]
+fn messages_are_paged_in_order_within_the_bytes_allowed() {
+    let mut fixture = Fixture::new();
+    let node = &mut fixture.node;
+    let [ann, bob] = node.users(["ann", "bob"]);
+    for message in ["één", "two", "three"] {
+        node.keep(&[ann, bob], message);
+    }
+    let all = ["één", "two", "three"].map(String::from).to_vec();
+    assert_eq!(node.page(ann, usize::MAX), (all.clone(), false));
+    assert_eq!(node.page(ann, 13), (all.clone(), false));
+    assert_eq!(node.page(ann, 12), (all[..2].to_vec(), true));
+    assert_eq!(node.page(ann, 7), (all[..1].to_vec(), true));
+    // One at least, or a message larger than a page would never be delivered.
+    assert_eq!(node.page(ann, 0), (all[..1].to_vec(), true));
+    assert_eq!(node.page(bob + 1000, 100), (vec![], false));
+}
+
+#[test]
+fn a_page_ends_rightly_wherever_the_rows_that_were_asked_for_end() {
+    let mut fixture = Fixture::new();
+    let node = &mut fixture.node;
+    let ann = node.user("ann");
+    let texts: Vec<String> = (100..400).map(|n| n.to_string()).collect();
+    for upto in [0, 1, 31, 32, 33, 96, 97, 300] {
+        let already = node.texts(ann).len();
+        let more: Vec<&str> = texts[already..upto].iter().map(String::as_str).collect();
+        node.one(Write::Keep(vec![parcel(ann, &more)]));
+        assert_eq!(node.texts(ann), texts[..upto]);
+        for bytes in [3, 3 * 31, 3 * 32, 3 * 95 + 2, 3 * 96, 3 * 97, 3 * 300] {
+            let fitting = upto.min(bytes / 3);
+            assert_eq!(node.page(ann, bytes), (texts[..fitting].to_vec(), fitting < upto), "{upto}, {bytes}");
+        }
+    }
+}
+
+#[test]
+fn a_parcel_is_stored_where_nobody_has_the_user_or_this_node_or_the_past() {
+    let fixture = Fixture::new();
+    let [mut one, mut two] = [fixture.node(11), fixture.node(12)];
+    let [nobodys, ours, theirs] = two.users(["nobody's", "ours", "theirs"]);
+    one.one(claim(ours, 1));
+    two.one(claim(theirs, 2));
+    let outcome = one.keep(&[theirs, nobodys, theirs + 1000, ours, nobodys], "{}");
+    let (elsewhere, first, second, third) = (outcome[0], row(outcome[1]), row(outcome[3]), row(outcome[4]));
+    assert_eq!((elsewhere, outcome[2]), (Kept::Elsewhere(two.claimed_as(2)), Kept::NoUser));
+    assert!(first < second && second < third);
+    let pages = [nobodys, ours].map(|user| one.connection.page(user, 100).unwrap().messages);
+    assert_eq!(pages[0].iter().map(|(row, _)| *row).collect::<Vec<_>>(), [first, third]);
+    assert_eq!(pages[1].iter().map(|(row, _)| *row).collect::<Vec<_>>(), [second]);
+    let past = |past| Write::Keep(vec![Parcel { past: Some(past), ..parcel(theirs, &["a", "b"]) }]);
+    assert_eq!(kept(one.one(past(two.claimed_as(1)))), [Kept::Elsewhere(two.claimed_as(2))]);
+    assert_eq!(one.texts(theirs), [] as [&str; 0]);
+    row(kept(one.one(past(two.claimed_as(2))))[0]);
+    assert_eq!(one.texts(theirs), ["a", "b"]);
+    // Within a batch, too, a claim comes before or after.
+    let batch = [keep(&[nobodys], "before"), claim(nobodys, 7), keep(&[nobodys], "after")];
+    let outcomes = two.write(&batch);
+    assert!(matches!(outcomes[..], [Outcome::Kept(_), Outcome::Done, Outcome::Kept(_)]), "{outcomes:?}");
+    assert_eq!(one.keep(&[nobodys], "{}"), [Kept::Elsewhere(two.claimed_as(7))]);
+}
+
+#[test]
+fn every_row_of_a_large_batch_is_where_its_outcome_says_in_order() {
+    let mut fixture = Fixture::new();
+    let node = &mut fixture.node;
+    let users = node.users(["a", "b", "c", "d", "e"]);
+    let mut expected: HashMap<UserId, Vec<(Option<RowId>, String)>> = HashMap::new();
+    let mut rng = Rng::new();
+    let mut writes = Vec::new();
+    for n in 0..300 {
+        let parcels = (0..rng.below(4))
+            .map(|p| {
+                let (to, count) = (users[rng.below(5)], rng.below(3));
+                // Some are large, so that a statement ends in the middle.
+                let size = if rng.below(20) == 0 { 200_000 } else { 10 };
+                let texts: Vec<String> = (0..count).map(|m| format!("{n}.{p}.{m} {}", "x".repeat(size))).collect();
+                parcel(to, &texts.iter().map(String::as_str).collect::<Vec<_>>())
+            })
+            .collect();
+        writes.push(Write::Keep(parcels));
+    }
+    let outcomes = node.write(&writes);
+    for (write, outcome) in writes.iter().zip(outcomes) {
+        let Write::Keep(parcels) = write else { unreachable!() };
+        for (parcel, kept) in parcels.iter().zip(kept(outcome)) {
+            for (index, message) in parcel.messages.iter().enumerate() {
+                let text = String::from_utf8(message.to_vec()).unwrap();
+                let first = (index == 0).then(|| row(kept));
+                expected.entry(parcel.to).or_default().push((first, text));
+            }
+        }
+    }
+    for (user, expected) in expected {
+        let page = node.connection.page(user, usize::MAX).unwrap().messages;
+        assert_eq!(page.len(), expected.len());
+        for ((row, message), (first, text)) in page.iter().zip(expected) {
+            assert_eq!(&**message, text.as_bytes());
+            assert!(first.is_none_or(|first| first == *row), "{first:?} is {row}");
+        }
+    }
+}
+
+#[test]
+fn removal_is_exact_and_rows_are_never_used_again() {
+    let mut fixture = Fixture::new();
+    let node = &mut fixture.node;
+    let [ann, bob] = node.users(["ann", "bob"]);
+    let rows: Vec<_> = ["1", "2", "3"].iter().map(|message| row(node.keep(&[ann], message)[0])).collect();
+    let remove = |user, rows: &[RowId]| Write::Remove { user, rows: rows.to_vec() };
+    assert_eq!(node.one(remove(bob, &rows)), Outcome::Done);
+    assert_eq!(node.texts(ann), ["1", "2", "3"]);
+    assert_eq!(node.one(remove(ann, &[rows[2], rows[0], rows[2] + 99, u64::MAX])), Outcome::Done);
+    assert_eq!(node.texts(ann), ["2"]);
+    assert_eq!(node.one(remove(ann, &[])), Outcome::Done);
+    assert!(row(node.keep(&[ann], "4")[0]) > rows[2]);
+    assert_eq!(node.texts(ann), ["2", "4"]);
+}
+
+// ---- When the database does not answer
+
+/// Stands between a store and its database, and cuts connections.
+struct Proxy {
+    port: u16,
+    cut: Arc<Cut>,
+}
+
+/// What it cuts.
+#[derive(Default)]
+struct Cut {
+    /// How many COMMITs still reach the database, and whose answer does not come back.
+    answers: AtomicUsize,
+    /// How many COMMITs do not reach it.
+    commits: AtomicUsize,
+    /// How many connections were made.
+    connections: AtomicUsize,
+    /// New connections have to wait.
+    closed: AtomicBool,
+}
+
+impl Cut {
+    fn take(counter: &AtomicUsize) -> bool {
+        counter.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| count.checked_sub(1)).is_ok()
+    }
+}
+
+impl Proxy {
+    fn to(server: &MariaDb) -> Proxy {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let (port, target, cut) = (listener.local_addr().unwrap().port(), server.port(), Arc::new(Cut::default()));
+        let proxy = Proxy { port, cut: Arc::clone(&cut) };
+        thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                cut.connections.fetch_add(1, Ordering::SeqCst);
+                let cut = Arc::clone(&cut);
+                thread::spawn(move || {
+                    eventually("the way to be open", || !cut.closed.load(Ordering::SeqCst));
+                    relay(client, TcpStream::connect((Ipv4Addr::LOCALHOST, target)).unwrap(), &cut);
+                });
+            }
+        });
+        proxy
+    }
+
+    fn url(&self, database: &str) -> String {
+        format!("mysql://root:123456@127.0.0.1:{}/{database}", self.port)
+    }
+}
+
+/// Passes on both ways until one side ends, or the cut is due.
+fn relay(mut client: TcpStream, mut database: TcpStream, cut: &Cut) {
+    let (mut from_client, mut from_database) = (client.try_clone().unwrap(), database.try_clone().unwrap());
+    let silent = Arc::new(AtomicBool::new(false));
+    let muted = Arc::clone(&silent);
+    let answers = thread::spawn(move || {
+        let mut buffer = [0; 1 << 16];
+        while let Ok(count @ 1..) = from_database.read(&mut buffer) {
+            // The answer to the COMMIT is here, so it is done; nobody hears of it.
+            if muted.load(Ordering::SeqCst) || client.write_all(&buffer[..count]).is_err() {
+                break;
+            }
+        }
+        let _ = client.shutdown(Shutdown::Both);
+    });
+    let mut buffer = [0; 1 << 16];
+    while let Ok(count @ 1..) = from_client.read(&mut buffer) {
+        if buffer[..count].ends_with(b"\x03COMMIT") {
+            if Cut::take(&cut.commits) {
+                break;
+            }
+            if Cut::take(&cut.answers) {
+                silent.store(true, Ordering::SeqCst);
+            }
+        }
+        if database.write_all(&buffer[..count]).is_err() {
+            break;
+        }
+    }
+    let _ = from_client.shutdown(Shutdown::Both);
+    let _ = database.shutdown(Shutdown::Both);
+    let _ = answers.join();
+}
+
+/// A node behind a proxy, and the outcomes of a batch of every write, with those that it has if
+/// nothing fails.
+fn behind_a_proxy() -> (Fixture, Proxy, Node, Vec<Write>, Vec<UserId>) {
+    let mut fixture = Fixture::new();
+    let proxy = Proxy::to(&fixture.server);
+    let node = Node::open(options(proxy.url(&fixture.database), 7));
+    let [ann, bob, eve] = fixture.node.users(["ann", "bob", "eve"]);
+    let group = fixture.node.group(bob, "old group");
+    let rows: Vec<RowId> = ["1", "2"].iter().map(|message| row(fixture.node.keep(&[eve], message)[0])).collect();
+    let batch = vec![
+        register("new"),
+        Write::SetPassword { user: ann, password: "changed".into() },
+        Write::AddFriend { user: ann, friend: bob },
+        create_group(ann, "new group"),
+        Write::JoinGroup { user: ann, group },
+        Write::Keep(vec![parcel(ann, &["a", "b"]), parcel(9999, &["x"]), parcel(bob, &["c"])]),
+        claim(ann, 3),
+        keep(&[bob, ann], "d"),
+        Write::Remove { user: eve, rows: rows[..1].to_vec() },
+        Write::Release { user: bob, epoch: 1 },
+    ];
+    (fixture, proxy, node, batch, vec![ann, bob, eve])
+}
+
+#[track_caller]
+fn assert_done_once(fixture: &mut Fixture, outcomes: &[Outcome], users: &[UserId]) {
+    let [
+        Outcome::Id(new),
+        Outcome::Done,
+        Outcome::Done,
+        Outcome::Id(group),
+        Outcome::Done,
+        Outcome::Kept(first),
+        Outcome::Done,
+        Outcome::Kept(second),
+        Outcome::Done,
+        Outcome::Done,
+    ] = outcomes
+    else {
+        panic!("{outcomes:?}");
+    };
+    let [ann, bob, eve] = users else { unreachable!() };
+    let node = &mut fixture.node;
+    assert_eq!(node.connection.account(*new).unwrap().unwrap().name, "new");
+    assert_eq!(node.connection.account(*ann).unwrap().unwrap().password, "changed");
+    assert_eq!(node.connection.members(*group).unwrap(), Some(vec![*ann]));
+    assert_eq!(node.connection.friends(*ann).unwrap().len(), 1);
+    let page = |node: &mut Node, user| node.connection.page(user, usize::MAX).unwrap().messages;
+    let texts = |page: &[(RowId, Box<[u8]>)]| {
+        page.iter().map(|(_, text)| String::from_utf8(text.to_vec()).unwrap()).collect::<Vec<_>>()
+    };
+    let (of_ann, of_bob) = (page(node, *ann), page(node, *bob));
+    assert_eq!(
+        (texts(&of_ann), texts(&of_bob)),
+        (vec!["a".into(), "b".into(), "d".into()], vec!["c".into(), "d".into()])
+    );
+    assert_eq!(first[..], [Kept::Stored(of_ann[0].0), Kept::NoUser, Kept::Stored(of_bob[0].0)]);
+    assert_eq!(second[..], [Kept::Stored(of_bob[1].0), Kept::Stored(of_ann[2].0)]);
+    assert_eq!(node.texts(*eve), ["2"]);
+    let held = Holder::Node(Claim { node: NodeId(7), epoch: 3 });
+    assert_eq!(node.one(claim(*ann, 1)), Outcome::InUse(held));
+}
+
+#[test]
+fn a_batch_whose_commit_got_no_answer_is_done_once_and_known_to_be() {
+    let (mut fixture, proxy, mut node, batch, users) = behind_a_proxy();
+    node.connection.account(1).unwrap();
+    let connections = proxy.cut.connections.load(Ordering::SeqCst);
+    proxy.cut.answers.store(1, Ordering::SeqCst);
+    let outcomes = node.write(&batch);
+    assert_eq!(proxy.cut.answers.load(Ordering::SeqCst), 0, "nothing was cut");
+    assert_eq!(proxy.cut.connections.load(Ordering::SeqCst), connections + 1);
+    assert_done_once(&mut fixture, &outcomes, &users);
+}
+
+#[test]
+fn a_batch_whose_commit_never_arrived_is_done_again() {
+    let (mut fixture, proxy, mut node, batch, users) = behind_a_proxy();
+    proxy.cut.commits.store(1, Ordering::SeqCst);
+    let outcomes = node.write(&batch);
+    assert_eq!(proxy.cut.commits.load(Ordering::SeqCst), 0, "nothing was cut");
+    assert_done_once(&mut fixture, &outcomes, &users);
+}
+
+#[test]
+fn a_name_that_somebody_else_has_is_not_ours_because_an_answer_was_lost() {
+    let (mut fixture, proxy, mut node, _, users) = behind_a_proxy();
+    fixture.node.one(Write::Register { name: "taken".into(), password: "another".into() });
+    proxy.cut.answers.store(1, Ordering::SeqCst);
+    // The group is there, but not its creator.
+    let outcomes = node.write(&[register("taken"), create_group(users[0], "old group")]);
+    assert_eq!(outcomes, [Outcome::Already, Outcome::Already]);
+    assert_eq!(proxy.cut.answers.load(Ordering::SeqCst), 0, "nothing was cut");
+}
+
+#[test]
+fn a_message_that_was_stored_before_a_claim_is_stored_although_the_answer_was_lost() {
+    let (mut fixture, proxy, mut node, _, users) = behind_a_proxy();
+    let ann = users[0];
+    let mut claimer = fixture.node(9);
+    node.connection.account(ann).unwrap();
+    proxy.cut.answers.store(1, Ordering::SeqCst);
+    // The claim comes between the lost answer and the second try.
+    proxy.cut.closed.store(true, Ordering::SeqCst);
+    let outcome = thread::scope(|scope| {
+        let writer = scope.spawn(|| node.one(keep(&[ann], "first")));
+        eventually("the message's commit", || fixture.node.texts(ann) == ["first"]);
+        assert_eq!(claimer.one(claim(ann, 1)), Outcome::Done);
+        proxy.cut.closed.store(false, Ordering::SeqCst);
+        writer.join().unwrap()
+    });
+    row(kept(outcome)[0]);
+    assert_eq!(fixture.node.texts(ann), ["first"]);
+    assert_eq!(node.keep(&[ann], "second"), [Kept::Elsewhere(claimer.claimed_as(1))]);
+}
+
+#[test]
+fn an_answer_lost_twice_is_unavailable_and_nothing_is_stored_twice() {
+    let (mut fixture, proxy, mut node, _, users) = behind_a_proxy();
+    proxy.cut.answers.store(2, Ordering::SeqCst);
+    let StoreError::Unavailable(text) = node.connection.write(&[keep(&users[..1], "once")]).unwrap_err();
+    assert!(text.contains("COMMIT"), "{text}");
+    assert_eq!(fixture.node.texts(users[0]), ["once"]);
+    row(node.keep(&users[..1], "then")[0]);
+    assert_eq!(fixture.node.texts(users[0]), ["once", "then"]);
+}
+
+#[test]
+fn while_one_worker_waits_for_a_silent_database_the_others_are_told_at_once() {
+    let (_fixture, proxy, node, _, users) = behind_a_proxy();
+    let [mut first, mut second] = [node.store.connection(), node.store.connection()];
+    proxy.cut.closed.store(true, Ordering::SeqCst);
+    let at_once = |connection: &mut Box<dyn Connection>| {
+        let begun = Instant::now();
+        assert!(connection.account(users[0]).is_err());
+        begun.elapsed() < Duration::from_secs(2)
+    };
+    assert!(!at_once(&mut first), "nobody knows yet");
+    assert!(at_once(&mut second) && at_once(&mut first));
+    let connections = || proxy.cut.connections.load(Ordering::SeqCst);
+    let before = connections();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            eventually("the next try", || {
+                let _ = first.account(users[0]);
+                connections() > before
+            });
+        });
+        eventually("the next try", || connections() > before);
+        assert!(at_once(&mut second));
+        assert_eq!(connections(), before + 1);
+        proxy.cut.closed.store(false, Ordering::SeqCst);
+    });
+    eventually("all to work again", || second.account(users[0]).is_ok() && first.account(users[0]).is_ok());
+}
+
+#[test]
+fn a_database_that_is_killed_is_unavailable_at_once_and_comes_back_with_all_that_was_committed() {
+    let mut server = MariaDb::start();
+    let mut node = Node::open(options(server.url("chat"), 1));
+    let mut other = node.store.connection();
+    let ann = node.user("ann");
+    node.keep(&[ann], "before");
+    other.account(ann).unwrap();
+    node.one(claim(ann, 1));
+    server.kill();
+    let begun = Instant::now();
+    for _ in 0..50 {
+        assert!(node.connection.write(&[keep(&[ann], "lost"), claim(ann, 1)]).is_err());
+        assert!(node.connection.account(ann).is_err());
+        assert!(other.page(ann, 100).is_err());
+        assert!(node.store.roll().unwrap().claims().is_err());
+    }
+    assert!(node.store.release_all().is_err());
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(matches!(MySqlStore::open(options(server.url("chat"), 1)), Err(OpenError::Unreachable { .. })));
+    server.restart();
+    eventually("the database to be back", || node.connection.account(ann).is_ok());
+    assert_eq!(node.texts(ann), ["before"]);
+    assert_eq!(node.one(claim(ann, 1)), Outcome::Done);
+    assert_eq!(node.store.roll().unwrap().claims().unwrap(), [(ann, 1)]);
+    // A connection that lay idle all the while notices only now, and nobody else does.
+    assert!(other.account(ann).unwrap().is_some());
+    // Killed and back between two uses: no error comes out.
+    server.kill();
+    server.restart();
+    assert!(node.connection.account(ann).unwrap().is_some());
+    row(other.write(&[keep(&[ann], "after")]).map(|mut outcomes| kept(outcomes.remove(0))[0]).unwrap());
+    assert_eq!(node.texts(ann), ["before", "after"]);
+}
+
+#[test]
+fn a_message_too_large_for_the_database_is_an_error_and_others_go_on() {
+    let server = MariaDb::with(&["--max-allowed-packet=64K"]);
+    let mut node = Node::open(options(server.url("chat"), 1));
+    let ann = node.user("ann");
+    let StoreError::Unavailable(text) = node.connection.write(&[keep(&[ann], &"x".repeat(70_000))]).unwrap_err();
+    assert!(text.contains("70000 bytes") && text.contains("max_allowed_packet"), "{text}");
+    // Many that fit do not have to fit into one packet together.
+    let messages = ["y".repeat(20_000), "z".repeat(60_000), "y".repeat(20_000)];
+    node.one(Write::Keep(vec![parcel(ann, &[messages[0].as_str(); 40]), parcel(ann, &[&messages[1], &messages[2]])]));
+    assert_eq!(node.texts(ann).len(), 42);
+}
+
+// ---- Many at once
+
+#[test]
+fn many_connections_keep_to_the_same_users_and_nothing_is_lost_or_out_of_order() {
+    const ROUNDS: usize = 40;
+    let mut fixture = Fixture::new();
+    let users = fixture.node.users(["a", "b", "c", "d", "e", "f"]);
+    let nodes = [fixture.node(21), fixture.node(22)];
+    let start = Barrier::new(8);
+    thread::scope(|scope| {
+        for sender in 0..8 {
+            let mut connection = nodes[sender % 2].store.connection();
+            let start = &start;
+            scope.spawn(move || {
+                let mut rng = Rng::new();
+                start.wait();
+                for round in 0..ROUNDS {
+                    // To all of them, in any order, in two writes.
+                    let mut order: Vec<UserId> = users.to_vec();
+                    (0..order.len()).for_each(|index| order.swap(index, rng.below(users.len())));
+                    let text = format!("{sender} {round}");
+                    let (some, rest) = order.split_at(rng.below(users.len()));
+                    let outcomes = connection.write(&[keep(some, &text), keep(rest, &text)]).unwrap();
+                    outcomes.into_iter().flat_map(kept).for_each(|kept| _ = row(kept));
+                }
+            });
+        }
+    });
+    for user in users {
+        let mut next = [0; 8];
+        for text in fixture.node.texts(user) {
+            let (sender, round) = text.split_once(' ').unwrap();
+            let next = &mut next[sender.parse::<usize>().unwrap()];
+            assert_eq!(round, next.to_string(), "to {user} from {sender}");
+            *next += 1;
+        }
+        assert_eq!(next, [ROUNDS; 8]);
+    }
+}
+
+#[test]
+fn a_keep_comes_before_or_after_a_claim_and_the_lower_row_is_never_seen_later() {
+    let mut fixture = Fixture::new();
+    let [ann, bob] = fixture.node.users(["ann", "bob"]);
+    let [keeper, mut claimer, reaper] = [fixture.node(31), fixture.node(32), fixture.node(33)];
+    let kept_by = AtomicU64::new(0);
+    let claims = 60;
+    thread::scope(|scope| {
+        let done = Arc::new(AtomicUsize::new(0));
+        for _ in 0..3 {
+            let (mut connection, done, kept_by) = (keeper.store.connection(), Arc::clone(&done), &kept_by);
+            scope.spawn(move || {
+                while done.load(Ordering::SeqCst) == 0 {
+                    for kept in kept(connection.write(&[keep(&[bob, ann], "{}")]).unwrap().remove(0)) {
+                        kept_by.fetch_add(u64::from(matches!(kept, Kept::Stored(_))), Ordering::SeqCst);
+                    }
+                }
+            });
+        }
+        let stop = Arc::clone(&done);
+        let mut roll = reaper.store.roll().unwrap();
+        scope.spawn(move || {
+            // A node that finds claims of the dead while others claim: no deadlock comes out.
+            while stop.load(Ordering::SeqCst) == 0 {
+                roll.reap(NodeId(99)).unwrap();
+                roll.nodes().unwrap();
+            }
+        });
+        let mut last_row = 0;
+        for epoch in 1..=claims {
+            assert_eq!(claimer.one(claim(ann, epoch)), Outcome::Done);
+            let seen = claimer.connection.page(ann, usize::MAX).unwrap().messages;
+            // All that came before the claim is there by now, and nothing comes while it holds.
+            thread::yield_now();
+            let again = claimer.connection.page(ann, usize::MAX).unwrap().messages;
+            assert_eq!(seen.len(), again.len());
+            assert!(seen.iter().all(|(row, _)| *row > last_row));
+            last_row = seen.last().map_or(last_row, |(row, _)| *row);
+            let rows = seen.iter().map(|(row, _)| *row).collect();
+            claimer.write(&[Write::Remove { user: ann, rows }, Write::Release { user: ann, epoch }]);
+        }
+        done.store(1, Ordering::SeqCst);
+    });
+    assert!(kept_by.load(Ordering::SeqCst) > claims, "{kept_by:?}");
+}
+
+#[test]
+fn of_many_who_claim_or_register_the_same_at_once_one_has_it() {
+    let mut fixture = Fixture::new();
+    let ann = fixture.node.user("ann");
+    let mut nodes: Vec<Node> = (41..49).map(|id| fixture.node(id)).collect();
+    let (start, claimed, registered) = (Barrier::new(8), AtomicUsize::new(0), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        for Node { id, connection, .. } in &mut nodes {
+            let (start, claimed, registered) = (&start, &claimed, &registered);
+            scope.spawn(move || {
+                connection.account(ann).unwrap();
+                start.wait();
+                // Two names in opposite orders wait for each other in a circle.
+                let names = if id.0 % 2 == 0 { ["x", "y"] } else { ["y", "x"] };
+                let outcomes = connection.write(&[register(names[0]), claim(ann, 1), register(names[1])]).unwrap();
+                claimed.fetch_add(usize::from(outcomes[1] == Outcome::Done), Ordering::SeqCst);
+                let ids = outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Id(_)));
+                registered.fetch_add(ids.count(), Ordering::SeqCst);
+            });
+        }
+    });
+    assert_eq!((claimed.into_inner(), registered.into_inner()), (1, 2));
+}
+
+// ---- Opening
+
+#[test]
+fn schema_sql_is_what_the_server_makes_and_many_nodes_can_make_it_at_once() {
+    let server = MariaDb::start();
+    let start = Barrier::new(6);
+    thread::scope(|scope| {
+        for node in 0..6 {
+            let (server, start) = (&server, &start);
+            scope.spawn(move || {
+                start.wait();
+                Node::open(options(server.url("made by the server"), node));
+            });
+        }
+    });
+    let mut client = Command::new("mariadb")
+        .args(["--no-defaults", "-h127.0.0.1", "-uroot", "-p123456", &format!("-P{}", server.port())])
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("mariadb can be started");
+    client.stdin.take().unwrap().write_all(include_bytes!("../schema.sql")).unwrap();
+    assert!(client.wait().unwrap().success());
+    let schema = |database: &str| {
+        let mut conn = Conn::new(server.url(database).as_str()).unwrap();
+        let own =
+            conn.query_first::<(String, String), _>("SHOW CREATE DATABASE `".to_owned() + database + "`").unwrap();
+        let mut text = own.unwrap().1.replace(database, "…");
+        for table in ["User", "Friend", "AllGroup", "GroupUser", "OfflineMessage"] {
+            let (_, create): (String, String) =
+                conn.query_first(format!("SHOW CREATE TABLE {table}")).unwrap().unwrap();
+            text += &create;
+        }
+        text
+    };
+    let by_hand = schema("chat");
+    assert!(by_hand.contains("INVISIBLE") && by_hand.contains("utf8mb4_unicode_520_ci"));
+    assert_eq!(schema("made%20by%20the%20server".replace("%20", " ").as_str()), by_hand);
+}
+
+#[test]
+fn what_cannot_be_opened_says_what_to_do() {
+    let server = shared();
+    let database = server.new_database();
+    Node::open(options(server.url(&database), 1));
+    let refused = |options: Options| match MySqlStore::open(options) {
+        Err(error) => error.to_string(),
+        Ok(_) => panic!("it opens"),
+    };
+    let url = |url: String| refused(options(url, 1));
+    let closed = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+    let text = url(format!("mysql://root:123456@127.0.0.1:{closed}/chat"));
+    assert!(text.contains("cannot reach") && text.contains(&closed.to_string()), "{text}");
+    let text = url(server.url(&database).replace("123456", "654321"));
+    assert!(text.contains("does not let root in") && text.contains("password") && !text.contains("654321"), "{text}");
+    let mut root = Conn::new(server.url(&database).as_str()).unwrap();
+    root.query_drop("CREATE USER IF NOT EXISTS guest@'127.0.0.1' IDENTIFIED BY 'g'").unwrap();
+    for name in [&database, "no_such_database"] {
+        let text = url(format!("mysql://guest:g@127.0.0.1:{}/{name}", server.port()));
+        assert!(text.contains("CREATE DATABASE") && text.contains(name), "{text}");
+    }
+    assert!(url(server.url("")).contains("names no database"));
+    assert!(url("http://example".to_owned()).contains("mysql://"));
+    for charset in ["klingon", "gbk) --", ""] {
+        let text = refused(Options { charset: charset.into(), ..options(server.url(&database), 1) });
+        assert!(text.contains("no charset"), "{text}");
+    }
+    root.query_drop("ALTER TABLE Friend CHANGE friendid other INT NOT NULL").unwrap();
+    let text = url(server.url(&database));
+    assert!(text.contains("Friend") && text.contains("friendid"), "{text}");
+}
+
+#[test]
+fn an_address_that_accepts_and_says_nothing_is_an_error_in_time() {
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let begun = Instant::now();
+    let url = format!("mysql://root:123456@127.0.0.1:{}/chat", silent.local_addr().unwrap().port());
+    assert!(matches!(MySqlStore::open(options(url, 1)), Err(OpenError::Unreachable { .. })));
+    assert!(begun.elapsed() < Duration::from_secs(15));
+}
+
+// ---- The tables of old servers
+
+/// As the reference's README makes them.
+const REFERENCE: &str = "
+    CREATE TABLE User (id INT PRIMARY KEY AUTO_INCREMENT, name VARCHAR(50) NOT NULL UNIQUE,
+        password VARCHAR(50) NOT NULL, state ENUM('online', 'offline') DEFAULT 'offline');
+    CREATE TABLE Friend (userid INT NOT NULL, friendid INT NOT NULL, PRIMARY KEY (userid, friendid));
+    CREATE TABLE AllGroup (id INT PRIMARY KEY AUTO_INCREMENT, groupname VARCHAR(50) NOT NULL UNIQUE,
+        groupdesc VARCHAR(200) DEFAULT '');
+    CREATE TABLE GroupUser (groupid INT NOT NULL, userid INT NOT NULL,
+        grouprole ENUM('creator', 'normal') DEFAULT 'normal', PRIMARY KEY (groupid, userid));
+    CREATE TABLE OfflineMessage (userid INT PRIMARY KEY NOT NULL, message VARCHAR(50) NOT NULL)";
+
+/// As most copies have them.
+const COPY: &str = "
+    CREATE TABLE User (id INT NOT NULL AUTO_INCREMENT, name VARCHAR(50) DEFAULT NULL,
+        password VARCHAR(50) DEFAULT NULL, state ENUM('online', 'offline') CHARACTER SET latin1 DEFAULT 'offline',
+        PRIMARY KEY (id), UNIQUE KEY name (name));
+    CREATE TABLE Friend (userid INT NOT NULL, friendid INT NOT NULL, KEY userid (userid, friendid));
+    CREATE TABLE AllGroup (id INT NOT NULL AUTO_INCREMENT, groupname VARCHAR(50) CHARACTER SET latin1 NOT NULL,
+        groupdesc VARCHAR(200) CHARACTER SET latin1 DEFAULT '', PRIMARY KEY (id));
+    CREATE TABLE GroupUser (groupid INT NOT NULL, userid INT NOT NULL,
+        grouprole ENUM('creator', 'normal') CHARACTER SET latin1 DEFAULT NULL, KEY groupid (groupid, userid));
+    CREATE TABLE OfflineMessage (userid INT NOT NULL, message VARCHAR(500) NOT NULL)";
+
+const ROWS: &str = "
+    INSERT INTO User (name, password, state) VALUES ('zhang san', '123456', 'online'), ('José', 'pä', 'offline'),
+        ('li si', '666666', 'offline');
+    INSERT INTO Friend VALUES (1, 3), (1, 2), (2, 1);
+    INSERT INTO AllGroup (groupname, groupdesc) VALUES ('C++ chat project', 'café'), ('readers', '');
+    INSERT INTO GroupUser VALUES (1, 1, 'creator'), (1, 3, 'normal'), (2, 2, 'creator'), (2, 1, 'normal');
+    INSERT INTO OfflineMessage VALUES (2, '{\"msg\":\"é\"}'), (1, '{\"msg\":\"old\"}')";
+
+/// A database that some C++ server has used.
+struct Old {
+    server: Arc<MariaDb>,
+    database: String,
+    conn: Conn,
+    /// The tables' names, in the order of [`TABLES`].
+    tables: [String; 5],
+}
+
+const TABLES: [&str; 5] = ["User", "Friend", "AllGroup", "GroupUser", "OfflineMessage"];
+
+impl Old {
+    /// Makes one with the server's default charset, tables and rows; `lower`: the tables' names.
+    fn new(charset: &str, lower: bool, statements: &[&str]) -> Old {
+        let server = shared();
+        let database = server.new_database();
+        let mut conn = Conn::new(server.url("").as_str()).unwrap();
+        conn.query_drop(format!("CREATE DATABASE {database} CHARACTER SET {charset}")).unwrap();
+        conn.query_drop(format!("USE {database}")).unwrap();
+        let tables = TABLES.map(|table| if lower { table.to_lowercase() } else { table.to_owned() });
+        let mut old = Old { server, database, conn, tables };
+        for statement in statements.iter().flat_map(|statements| statements.split(';')) {
+            old.run(statement);
+        }
+        old
+    }
+
+    /// Does a statement with the tables' names as they are here.
+    fn run(&mut self, statement: &str) {
+        let sql = self.named(statement);
+        self.conn.query_drop(&sql).unwrap_or_else(|error| panic!("{error}: {sql}"));
+    }
+
+    fn named(&self, statement: &str) -> String {
+        TABLES
+            .iter()
+            .zip(&self.tables)
+            .rev()
+            .fold(statement.to_owned(), |sql, (canon, table)| sql.replace(canon, table))
+    }
+
+    fn open(&self) -> Node {
+        Node::open(options(self.server.url(&self.database), 1))
+    }
+
+    /// Everything in it, as `select *` has it.
+    fn rows(&mut self) -> Vec<Vec<Vec<String>>> {
+        let text = |value: mysql::Value| match value {
+            mysql::Value::Bytes(bytes) => String::from_utf8(bytes).unwrap(),
+            other => format!("{other:?}"),
+        };
+        let tables = self.tables.clone();
+        let of_table = |table: &String| {
+            let rows: Vec<mysql::Row> = self.conn.query(format!("SELECT * FROM {table}")).unwrap();
+            let mut rows: Vec<Vec<String>> =
+                rows.into_iter().map(|row| row.unwrap().into_iter().map(text).collect()).collect();
+            rows.sort();
+            rows
+        };
+        tables.iter().map(of_table).collect()
+    }
+
+    /// What the tables are.
+    fn schema(&mut self) -> Vec<String> {
+        let mut create = |table: &String| {
+            self.conn.query_first::<(String, String), _>(format!("SHOW CREATE TABLE {table}")).unwrap().unwrap().1
+        };
+        let tables: Vec<String> = self.tables.iter().map(&mut create).collect();
+        let names: Vec<String> = self.conn.query("SHOW TABLES").unwrap();
+        assert_eq!(names.len(), 5, "{names:?}");
+        // The next id is no part of what a table is.
+        let next_id = |table: &str| {
+            table.split(' ').filter(|word| !word.starts_with("AUTO_INCREMENT=")).collect::<Vec<_>>().join(" ")
+        };
+        tables.iter().map(|table| next_id(table)).collect()
+    }
+
+    /// Opens it twice, and looks whether all is there and works, for C++ servers as for us. The
+    /// rows are compared with those of before.
+    fn check(&mut self, rows: &[Vec<Vec<String>>]) {
+        let mut node = self.open();
+        assert_eq!(self.rows(), rows);
+        let schema = self.schema();
+        self.open();
+        assert_eq!((self.rows(), self.schema()), (rows.to_vec(), schema.clone()));
+        for table in &schema {
+            assert!(!table.contains("latin1 ") || table.contains("enum"), "{table}");
+        }
+        // What C++ servers do.
+        self.run("insert into User(name,password,state) values('cpp', 'p', 'offline')");
+        self.run("insert into OfflineMessage values(2, '{\"msg\":\"one\"}')");
+        self.run("insert into OfflineMessage values(2, '{\"msg\":\"two\"}')");
+        self.run("insert into Friend values(3, 1)");
+        self.run("insert into GroupUser values(2, 3, 'normal')");
+        let user: mysql::Row = self.conn.query_first(self.named("select * from User where id = 2")).unwrap().unwrap();
+        assert_eq!(
+            user.columns_ref().iter().map(|column| column.name_str()).collect::<Vec<_>>(),
+            ["id", "name", "password", "state"]
+        );
+        assert_eq!(user.get::<String, _>(1).unwrap(), "José");
+        let message = self.named("select message from OfflineMessage where userid = 2");
+        assert_eq!(self.conn.query::<String, _>(message).unwrap().len(), 3);
+        // What we do.
+        assert_eq!(
+            node.connection.account(2).unwrap().unwrap(),
+            Account { name: "José".into(), password: "pä".into() }
+        );
+        let long = format!("{{\"msg\":\"{}\"}}", "😀".repeat(50_000));
+        row(node.keep(&[2], &long)[0]);
+        assert_eq!(node.texts(2)[1..], ["{\"msg\":\"one\"}".to_owned(), "{\"msg\":\"two\"}".to_owned(), long]);
+        let password = "x".repeat(150);
+        assert_eq!(node.one(Write::SetPassword { user: 2, password: password.clone() }), Outcome::Done);
+        assert_eq!(node.connection.account(2).unwrap().unwrap().password, password);
+        assert_eq!(node.one(claim(1, 1)), Outcome::InUse(Holder::Foreign));
+        assert_eq!(node.one(claim(2, 1)), Outcome::Done);
+        assert_eq!(node.write(&[register("JOSÉ"), register("CPP")]), [Outcome::Already, Outcome::Already]);
+        assert_eq!(node.one(create_group(1, "READERS")), Outcome::Already);
+        node.group(1, "new 😀");
+        let friends: Vec<_> = node.connection.friends(1).unwrap().into_iter().map(|friend| friend.id).collect();
+        assert_eq!(friends, [2, 3]);
+        assert_eq!(node.connection.members(2).unwrap(), Some(vec![1, 2, 3]));
+        let add = [Write::AddFriend { user: 1, friend: 2 }, Write::JoinGroup { user: 1, group: 2 }];
+        assert_eq!(node.write(&add), [Outcome::Already, Outcome::Already]);
+        let role = &node.connection.groups(1).unwrap()[0];
+        assert_eq!((role.groupdesc.as_str(), role.users[0].role), ("café", "creator"));
+    }
+}
+
+#[test]
+fn the_references_tables_are_brought_up_to_date() {
+    for charset in ["latin1", "utf8mb3", "utf8mb4"] {
+        let mut old = Old::new(charset, false, &[REFERENCE, ROWS]);
+        let rows = old.rows();
+        old.check(&rows);
+    }
+}
+
+#[test]
+fn a_copys_tables_are_brought_up_to_date() {
+    let mut old = Old::new("utf8mb3", false, &[COPY, ROWS]);
+    // What a table without keys lets in: members twice, and several messages.
+    old.run("INSERT INTO OfflineMessage VALUES (3, '1'), (3, '2'), (3, '3')");
+    let rows = old.rows();
+    old.run("INSERT INTO GroupUser VALUES (1, 1, 'normal'), (1, 1, NULL), (1, 3, 'normal')");
+    old.check(&rows);
+    assert_eq!(old.open().texts(3), ["1", "2", "3"]);
+}
+
+#[test]
+fn tables_in_lower_case_are_used_as_they_are_found() {
+    let mut old = Old::new("latin1", true, &[COPY, ROWS]);
+    let rows = old.rows();
+    old.check(&rows);
+}
+
+#[test]
+fn tables_that_know_no_transactions_are_brought_up_to_date() {
+    let mut old = Old::new("latin1", false, &["SET default_storage_engine = MyISAM", REFERENCE, ROWS]);
+    let rows = old.rows();
+    old.check(&rows);
+    assert!(old.schema().iter().all(|table| table.contains("ENGINE=InnoDB")));
+}
+
+#[test]
+fn a_table_that_is_missing_is_made() {
+    let mut old = Old::new("latin1", false, &[REFERENCE, "DROP TABLE OfflineMessage"]);
+    let mut node = old.open();
+    old.run("insert into User(name,password,state) values('cpp', 'p', 'offline')");
+    row(node.keep(&[1], "{}")[0]);
+    old.schema();
+}
+
+#[test]
+fn group_names_that_are_there_twice_stay_and_new_ones_are_checked() {
+    let mut old = Old::new("latin1", false, &[COPY, ROWS, "INSERT INTO AllGroup (groupname) VALUES ('Readers')"]);
+    let rows = old.rows();
+    old.check(&rows);
+    let schema = old.schema();
+    assert!(!schema[2].contains("UNIQUE"), "{}", schema[2]);
+    // Many who want the same name at once: one has it.
+    let nodes = [old.open(), old.open()];
+    let start = Barrier::new(6);
+    let created: usize = thread::scope(|scope| {
+        let create = |n: usize| {
+            let (mut connection, start) = (nodes[n % 2].store.connection(), &start);
+            scope.spawn(move || {
+                start.wait();
+                usize::from(connection.write(&[create_group(1, "the same")]).unwrap() != [Outcome::Already])
+            })
+        };
+        let threads: Vec<_> = (0..6).map(create).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+    });
+    assert_eq!(created, 1);
+    // Once an administrator has renamed one, names are unique for good.
+    old.run("UPDATE AllGroup SET groupname = 'writers' WHERE id = 3");
+    old.open();
+    assert!(old.schema()[2].contains("UNIQUE"));
+}
+
+#[test]
+fn user_names_that_only_an_old_collation_told_apart_stay() {
+    let mut old = Old::new("latin1 COLLATE latin1_bin", false, &[REFERENCE, ROWS]);
+    old.run("INSERT INTO User (name, password) VALUES ('jOSÉ', 'p')");
+    let rows = old.rows();
+    old.check(&rows);
+    assert!(!old.schema()[0].contains("UNIQUE"));
+}
+
+#[test]
+fn text_under_a_false_label_stays_what_its_server_reads() {
+    // UTF-8 by a server that said nothing, and so latin1, into latin1 columns.
+    let mut old = Old::new("latin1", false, &[REFERENCE, "SET NAMES latin1"]);
+    old.run("insert into User(name,password,state) values('张三丰', '密码', 'offline')");
+    old.run("insert into OfflineMessage values(1, '{\"msg\":\"你好\"}')");
+    let url = old.server.url(&old.database);
+    let mut node = Node::open(Options { charset: "latin1".into(), ..options(url, 1) });
+    let name: Vec<u8> = old.conn.query_first("select name from User").unwrap().unwrap();
+    assert_eq!(name, "张三丰".as_bytes());
+    assert_eq!(
+        node.connection.account(1).unwrap().unwrap(),
+        Account { name: "张三丰".into(), password: "密码".into() }
+    );
+    assert_eq!(node.texts(1), ["{\"msg\":\"你好\"}"]);
+    assert_eq!(node.one(register("张三丰")), Outcome::Already);
+}
+
+// ---- Beside C++ servers that say gbk
+
+/// A node in a mixed cluster, and a C++ server's connection.
+fn mixed() -> (Fixture, Node, Conn) {
+    let fixture = Fixture::new();
+    let url = fixture.server.url(&fixture.database);
+    let node = Node::open(Options { charset: "gbk".into(), mixed: true, ..options(url, 5) });
+    let mut foreign = fixture.foreign();
+    foreign.query_drop("set names gbk").unwrap();
+    (fixture, node, foreign)
+}
+
+#[test]
+fn what_is_written_here_has_the_same_bytes_for_a_server_that_says_gbk() {
+    let (_fixture, mut node, mut foreign) = mixed();
+    let mut bytes = |sql: &str| foreign.query_first::<Vec<u8>, _>(sql).unwrap().unwrap();
+    let user = node.user("张三 and 你好");
+    assert_eq!(bytes("select name from User"), "张三 and 你好".as_bytes());
+    assert_eq!(bytes("select password from User"), "secret of 张三 and 你好".as_bytes());
+    let group = node.group(user, "你好");
+    assert_eq!(bytes("select groupname from AllGroup"), "你好".as_bytes());
+    // Half a character of GBK at the end: a description loses it, a name is refused, as there.
+    node.one(Write::CreateGroup { creator: user, name: "plain".into(), description: "李 x".into() });
+    assert_eq!(bytes("select groupdesc from AllGroup where groupname = 'plain'"), b"? x");
+    assert_eq!(node.one(register("李")), Outcome::Already);
+    assert_eq!(node.one(create_group(user, "李")), Outcome::Already);
+    assert!(foreign.query_drop("insert into User(name,password,state) values('李', 'p', 'offline')").is_err());
+    // Messages are ASCII, and mean the same.
+    let message = "{\"msg\":\"李 你好 😀 \\\" \\\\\"}";
+    node.keep(&[user], message);
+    let stored: Vec<u8> = foreign.query_first("select message from OfflineMessage").unwrap().unwrap();
+    assert!(stored.is_ascii(), "{stored:?}");
+    let value = |bytes: &[u8]| serde_json::from_slice::<serde_json::Value>(bytes).unwrap();
+    assert_eq!(value(&stored), value(message.as_bytes()));
+    assert_eq!(value(node.texts(user)[0].as_bytes()), value(message.as_bytes()));
+    // And all of it comes back here as it was meant.
+    assert_eq!(node.connection.account(user).unwrap().unwrap().name, "张三 and 你好");
+    let groups = node.connection.groups(user).unwrap();
+    assert_eq!((groups[0].id, groups[0].groupname.as_str()), (group, "你好"));
+    assert_eq!(groups[0].groupdesc, "about 你好");
+    assert_eq!(groups[0].users[0].name, "张三 and 你好");
+}
+
+#[test]
+fn what_a_server_that_says_gbk_writes_is_read_as_its_clients_meant_it() {
+    let (_fixture, mut node, mut foreign) = mixed();
+    // A client of UTF-8, whose bytes are passed on.
+    foreign.query_drop("insert into User(name,password,state) values('张三', '密码', 'offline')").unwrap();
+    foreign.query_drop("insert into OfflineMessage values(1, '{\"msg\":\"你好\",\"n\":\"é\"}')").unwrap();
+    // One of GBK: the text is what it is called.
+    let gbk = "insert into User(name,password,state) values(_gbk x'D6D0B9FA', 'p', 'offline')";
+    foreign.query_drop(gbk).unwrap();
+    foreign.query_drop("insert into OfflineMessage values(1, _gbk x'7B226D7367223A22C4E3BAC3227D')").unwrap();
+    let account = |name: &str, password: &str| Account { name: name.into(), password: password.into() };
+    assert_eq!(node.connection.account(1).unwrap().unwrap(), account("张三", "密码"));
+    assert_eq!(node.connection.account(2).unwrap().unwrap(), account("中国", "p"));
+    assert_eq!(node.texts(1), ["{\"msg\":\"你好\",\"n\":\"é\"}", "{\"msg\":\"你好\"}"]);
+    node.write(&[Write::AddFriend { user: 1, friend: 2 }, Write::AddFriend { user: 2, friend: 1 }]);
+    assert_eq!(node.connection.friends(1).unwrap()[0].name, "中国");
+    assert_eq!(node.connection.friends(2).unwrap()[0].name, "张三");
+    assert_eq!(node.one(register("张三")), Outcome::Already);
+}
+
+#[test]
+fn what_we_stored_as_text_is_never_taken_for_a_cpp_servers_bytes() {
+    // The GBK of this character, D2 BB, is UTF-8 of another one.
+    let fixture = Fixture::new();
+    let url = fixture.server.url(&fixture.database);
+    let mut node = Node::open(Options { charset: "gbk".into(), ..options(url, 5) });
+    let ann = node.user("ann");
+    node.keep(&[ann], "{\"msg\":\"一\"}");
+    assert_eq!(node.texts(ann), ["{\"msg\":\"一\"}"]);
+}
