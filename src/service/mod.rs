@@ -149,6 +149,8 @@ pub struct Shard {
     next_epoch: u64,
     /// Ways to users who are not on this node.
     ways: HashMap<UserId, Way>,
+    /// With so many, some are forgotten.
+    many_ways: usize,
     /// Ways whose queue is to be stored at the end of this input.
     marked: Vec<UserId>,
     /// What other nodes and the bus owe an answer to, in the order in which it was asked.
@@ -189,6 +191,7 @@ impl Shard {
             listening: HashMap::new(),
             next_epoch: envelope::first_epoch(index),
             ways: HashMap::new(),
+            many_ways: ways::MANY_WAYS,
             marked: Vec::new(),
             asked: BTreeMap::new(),
             next_question: 0,
