@@ -9,8 +9,8 @@
 //!
 //! - what is read is taken as the bytes that a C++ server would get, if they are UTF-8, and else as
 //!   the text that it is (a client's that really speaks GBK);
-//! - names are written as the text whose bytes, to a C++ server, are the UTF-8 that was meant. That
-//!   is not possible for all: half of all odd numbers of Chinese characters are no GBK. A C++
+//! - names are written as the text whose bytes, to a C++ server, are the UTF-8 that was meant. Not
+//!   every name has one: three Chinese characters are nine bytes, and four and a half of GBK. A C++
 //!   server's INSERT of those fails, and so does ours;
 //! - messages are written as ASCII, which is the same to all (`ascii`): JSON has its escapes.
 
