@@ -9,8 +9,8 @@
 //!
 //! - what is read is taken as the bytes that a C++ server would get, if they are UTF-8, and else as
 //!   the text that it is (a client's that really speaks GBK);
-//! - names are written as the text whose bytes, to a C++ server, are the UTF-8 that was meant. That
-//!   is not possible for all: half of all odd numbers of Chinese characters are no GBK. A C++
+//! - names are written as the text whose bytes, to a C++ server, are the UTF-8 that was meant. Not
+//!   every name has one: three Chinese characters are nine bytes, and four and a half of GBK. A C++
 //!   server's INSERT of those fails, and so does ours;
 //! - messages are written as ASCII, which is the same to all (`ascii`): JSON has its escapes.
 
@@ -22,7 +22,7 @@ use mysql::Row;
 use super::link::{Failure, Session, column};
 
 pub(super) struct Texts {
-    /// What C++ servers say in `set names`; `None` if nobody says anything but utf8mb4.
+    /// What C++ servers say in `set names`; `None` if that is UTF-8, or nobody says anything.
     charset: Option<String>,
     ascii: bool,
 }
@@ -30,8 +30,9 @@ pub(super) struct Texts {
 impl Texts {
     /// `charset` must be a name that the database knows: it becomes part of statements.
     pub fn new(charset: &str, ascii: bool) -> Self {
-        let charset = (!charset.eq_ignore_ascii_case("utf8mb4")).then(|| charset.to_ascii_lowercase());
-        Texts { charset, ascii }
+        let charset = charset.to_ascii_lowercase();
+        let is_utf8 = matches!(&*charset, "utf8mb4" | "utf8mb3" | "utf8");
+        Texts { charset: (!is_utf8).then_some(charset), ascii }
     }
 
     /// Two columns of a SELECT for one text, as [`read`] takes them: the text, and its bytes to a
