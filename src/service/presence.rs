@@ -47,6 +47,8 @@ pub(super) struct Leaving {
     pub barrier: bool,
     /// Chats of this user that are not settled.
     pub sends: u32,
+    /// Of [`Session::debts`].
+    debts: u32,
     /// A message that is half written, and stored as well.
     pub begun: Begun,
     /// What came behind the barrier.
@@ -62,7 +64,8 @@ impl Shard {
         let joining = Joining { seq, unseen: self.shards, ..Joining::default() };
         let joined = self.now.at;
         let mode = Mode::Joining(joining);
-        client.session = Some(Box::new(Session { user, name, sends: 0, epoch, joined, heard: Vec::new(), mode }));
+        client.session =
+            Some(Box::new(Session { user, name, sends: 0, debts: 0, epoch, joined, heard: Vec::new(), mode }));
         let former = self.presence.insert(user, Place { conn, held: None });
         self.lost.remove(&user);
         // The end of the former session may be heard of later than the next one's begin.
@@ -106,15 +109,24 @@ impl Shard {
 
     /// Ends a session. `barrier`: the connection lives on, and what is queued on it goes out first.
     pub(super) fn leave(&mut self, conn: ConnId, session: Session, barrier: bool, fx: &mut Effects) {
-        let Session { user, sends, mode, epoch, .. } = session;
+        let Session { user, sends, debts, mode, epoch, .. } = session;
         let begun = mode.begun();
         if let Mode::Joining(joining) = mode {
             for (body, receipt) in joining.queue {
                 self.keep(user, body, receipt, fx);
             }
         }
-        let leaving =
-            Leaving { conn, epoch, unseen: self.shards - 1, gone: false, barrier, sends, begun, queue: Vec::new() };
+        let leaving = Leaving {
+            conn,
+            epoch,
+            unseen: self.shards - 1,
+            gone: false,
+            barrier,
+            sends,
+            debts,
+            begun,
+            queue: Vec::new(),
+        };
         self.leaving.insert(user, leaving);
         self.broadcast(|| Letter::Leave { user, conn }, fx);
         self.try_release(user, fx);
@@ -162,6 +174,25 @@ impl Shard {
         }
     }
 
+    /// Something that `user` has sent on this connection was stored past another node.
+    pub(super) fn add_debt(&mut self, conn: ConnId, user: UserId) {
+        if let Some(session) = self.session_mut(conn, user) {
+            session.debts += 1;
+        } else if let Some(leaving) = self.leaving.get_mut(&user).filter(|leaving| leaving.conn == conn) {
+            leaving.debts += 1;
+        }
+    }
+
+    /// All of that has been drained, or nobody will know.
+    pub(super) fn debt_paid(&mut self, conn: ConnId, user: UserId, fx: &mut Effects) {
+        if let Some(session) = self.session_mut(conn, user) {
+            session.debts -= 1;
+        } else if let Some(leaving) = self.leaving.get_mut(&user).filter(|leaving| leaving.conn == conn) {
+            leaving.debts -= 1;
+            self.try_release(user, fx);
+        }
+    }
+
     /// Ends a session for good, if nothing of it is left: first its place, then its claim. The place
     /// does not wait for what the user has sent; or two users who leave, each with a message to the
     /// other that is held, would wait for each other.
@@ -178,7 +209,7 @@ impl Shard {
             self.broadcast(|| Letter::Gone { user, conn }, fx);
             self.forget_place(user, conn, fx);
         }
-        if let Some(Leaving { sends: 0, epoch, .. }) = self.leaving.get(&user) {
+        if let Some(Leaving { sends: 0, debts: 0, epoch, .. }) = self.leaving.get(&user) {
             let epoch = *epoch;
             self.leaving.remove(&user);
             self.release(user, epoch, fx);

@@ -78,6 +78,9 @@ pub(super) struct Session {
     pub name: Box<str>,
     /// Chats of this user that are not settled. The claim is not released while there are any.
     pub sends: u32,
+    /// Users for whom something that this one has sent stands in the store although they are online
+    /// elsewhere. Nor is the claim released while there are any.
+    pub debts: u32,
     /// Of its claim.
     pub epoch: u64,
     /// When it began.
