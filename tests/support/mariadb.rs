@@ -2,7 +2,8 @@ use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -48,6 +49,17 @@ impl MariaDb {
                 Err(log) => assert!(Instant::now() < deadline, "MariaDB does not start:\n{log}"),
             }
         }
+    }
+
+    /// One for the whole process, started when it is first needed.
+    pub fn shared() -> &'static MariaDb {
+        static SHARED: OnceLock<(MariaDb, ChildStdin)> = OnceLock::new();
+        let (mariadb, _) = SHARED.get_or_init(|| {
+            let mariadb = MariaDb::start();
+            let end = end_with_this_process(&mariadb);
+            (mariadb, end)
+        });
+        mariadb
     }
 
     /// The address of a database, which need not exist.
@@ -140,6 +152,17 @@ fn launch(dir: &Path, port: u16) -> Result<Child, String> {
 fn folders(dir: &Path) -> [String; 3] {
     let path = |name: &str| dir.join(name).display().to_string();
     ["--no-defaults".into(), format!("--datadir={}", path("data")), format!("--tmpdir={}", path("tmp"))]
+}
+
+/// A static is never dropped. So a shell waits for the end of its input, which comes with the end
+/// of this process, however that ends, and then kills the server and removes its folder.
+fn end_with_this_process(mariadb: &MariaDb) -> ChildStdin {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "trap '' INT TERM; read -r _; kill -9 \"$0\"; rm -rf \"$1\""]);
+    shell.arg(mariadb.pid().to_string()).arg(mariadb.dir.path());
+    shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = shell.spawn().expect("sh can be started");
+    child.stdin.take().expect("its input is piped")
 }
 
 fn free_port() -> u16 {
