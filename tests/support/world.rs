@@ -16,7 +16,7 @@ use super::{Account, Client, DEADLINE, Launch, MariaDb, Redis, Server, eventuall
 
 /// Until when the users of a node that was killed are free, where others have to notice: 10 s by
 /// the contract, and half as much again for a noisy machine.
-const REAPED: Duration = Duration::from_secs(15);
+pub const REAPED: Duration = Duration::from_secs(15);
 
 /// One configuration that the suite runs in.
 #[derive(Debug)]
@@ -95,7 +95,7 @@ impl Config {
 #[derive(Debug)]
 struct Place {
     nodes: Vec<Node>,
-    _redis: Option<Redis>,
+    redis: Option<Mutex<Redis>>,
     mariadb: Option<Mutex<MariaDb>>,
     /// Removed with the last user of this.
     _dir: TempDir,
@@ -121,7 +121,7 @@ impl Place {
         let launch =
             Launch { store, reactors: config.reactors, workers: 2, flags: all_flags, setup: setup.to_owned(), port: 0 };
         let nodes = (0..config.nodes).map(|_| Node::start(launch.clone())).collect();
-        Place { nodes, _redis: redis, mariadb: mariadb.map(Mutex::new), _dir: dir }
+        Place { nodes, redis: redis.map(Mutex::new), mariadb: mariadb.map(Mutex::new), _dir: dir }
     }
 
     fn node(&self, number: usize) -> &Node {
@@ -282,6 +282,11 @@ impl World {
         } else {
             eventually_within(REAPED, "the dead node's users to be offline", || self.online_in_store() == 0);
         }
+    }
+
+    /// What is between the nodes of a cluster.
+    pub fn redis(&self) -> MutexGuard<'_, Redis> {
+        self.0.redis.as_ref().expect("a cluster").lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A MariaDB that no other world has.
