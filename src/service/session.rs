@@ -470,7 +470,7 @@ impl Shard {
         });
         self.return_unwritten(unwritten, fx);
         if let Some(session) = client.session.take() {
-            self.leave(conn, *session, false, fx);
+            self.leave(conn, *session, false, None, fx);
         }
     }
 

@@ -14,6 +14,7 @@ in_configurations! {
     cluster: [
         of_two_logins_on_two_nodes_in_the_same_instant_one_succeeds,
         a_friend_and_a_member_are_shown_online_and_offline_on_the_other_node,
+        a_logout_acked_on_one_node_holds_at_once_for_a_login_on_the_other,
         a_join_acked_on_one_node_counts_for_a_sender_on_the_other_at_once,
         a_user_who_moves_between_nodes_amid_streams_from_both_loses_repeats_and_reorders_none,
         users_of_a_killed_node_are_offline_for_the_others_and_can_log_in_there,
@@ -116,6 +117,16 @@ fn a_join_acked_on_one_node_counts_for_a_sender_on_the_other_at_once(config: &'s
         // And the new member may send at once.
         assert_eq!(member.group_chat(group, "hello")["delivered"], 1, "round {round}");
         while creator.texts(1) != ["hello"] {}
+    }
+}
+
+fn a_logout_acked_on_one_node_holds_at_once_for_a_login_on_the_other(config: &'static Config) {
+    let world = config.shared();
+    let (mut clients, account) = ([world.client(), world.client_on(1)], world.account("mover"));
+    for round in 0..300 {
+        let client = &mut clients[round % 2];
+        assert_eq!(client.try_login(&account)["errno"], 0, "round {round}");
+        client.logout();
     }
 }
 
