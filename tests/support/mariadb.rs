@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::DEADLINE;
+use super::{DEADLINE, eventually};
 
 /// A MariaDB server of its own, in a temporary folder, on a free port of 127.0.0.1, that lets root
 /// in with the password 123456. Dropping it kills it.
@@ -90,6 +90,17 @@ impl MariaDb {
     pub fn signal(&self, signal: &str) {
         let status = Command::new("kill").arg(format!("-{signal}")).arg(self.pid().to_string()).status();
         assert!(status.expect("kill can be started").success());
+    }
+
+    /// STOP, and returns when all of its threads stand still: until then one may still answer.
+    pub fn freeze(&self) {
+        self.signal("STOP");
+        let tasks = format!("/proc/{}/task", self.pid());
+        let is_stopped = |stat: String| stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('T'));
+        eventually("every thread of MariaDB to stand still", || {
+            let mut tasks = fs::read_dir(&tasks).expect("MariaDB lives").map_while(Result::ok);
+            tasks.all(|task| fs::read_to_string(task.path().join("stat")).is_ok_and(is_stopped))
+        });
     }
 
     /// Starts it again, after its end, with its data and on its port.
