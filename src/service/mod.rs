@@ -527,7 +527,7 @@ impl Shard {
             Then::KeptBegun { conn, user, receipt } => self.begun_kept(conn, user, receipt, answer, fx),
             Then::Page { conn, user } => self.page_read(conn, user, answer, now, fx),
             Then::Removed { conn, user, rows } => self.removed(conn, user, rows, answer, now, fx),
-            Then::Released { user, epoch } => self.released(user, epoch, answer, now, fx),
+            Then::Released { user, epoch, ack } => self.released(user, epoch, ack, answer, now, fx),
         }
     }
 

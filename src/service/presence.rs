@@ -23,6 +23,7 @@ use super::{Answer, Effect, Effects, Login, Now, Op, Shard, Then};
 use crate::bus::BusOp;
 use crate::reactor::ConnId;
 use crate::store::{StoreError, UserId, Write};
+use crate::wire::reply;
 
 /// How soon a claim that the store would not take back is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -49,6 +50,8 @@ pub(super) struct Leaving {
     pub sends: u32,
     /// Of [`Session::debts`].
     debts: u32,
+    /// The logout's `seq`. It is acked when the claim is released, so that it holds on all nodes.
+    ack: Option<i64>,
     /// A message that is half written, and stored as well.
     pub begun: Begun,
     /// What came behind the barrier.
@@ -107,8 +110,9 @@ impl Shard {
         }
     }
 
-    /// Ends a session. `barrier`: the connection lives on, and what is queued on it goes out first.
-    pub(super) fn leave(&mut self, conn: ConnId, session: Session, barrier: bool, fx: &mut Effects) {
+    /// Ends a session. `barrier`: the connection lives on, and what is queued on it goes out first;
+    /// `ack`: the `seq` of a logout on it.
+    pub(super) fn leave(&mut self, conn: ConnId, session: Session, barrier: bool, ack: Option<i64>, fx: &mut Effects) {
         let Session { user, sends, debts, mode, epoch, .. } = session;
         let begun = mode.begun();
         if let Mode::Joining(joining) = mode {
@@ -124,6 +128,7 @@ impl Shard {
             barrier,
             sends,
             debts,
+            ack,
             begun,
             queue: Vec::new(),
         };
@@ -209,10 +214,10 @@ impl Shard {
             self.broadcast(|| Letter::Gone { user, conn }, fx);
             self.forget_place(user, conn, fx);
         }
-        if let Some(Leaving { sends: 0, debts: 0, epoch, .. }) = self.leaving.get(&user) {
-            let epoch = *epoch;
+        if let Some(Leaving { sends: 0, debts: 0, epoch, ack, .. }) = self.leaving.get(&user) {
+            let (epoch, ack) = (*epoch, ack.map(|seq| (conn, seq)));
             self.leaving.remove(&user);
-            self.release(user, epoch, fx);
+            self.release_and_ack(user, epoch, ack, fx);
             self.broadcast(|| Letter::Free { user }, fx);
             self.resume_waiting(user, fx);
         }
@@ -260,18 +265,29 @@ impl Shard {
 
     /// Gives an account back to the store.
     pub(super) fn release(&mut self, user: UserId, epoch: u64, fx: &mut Effects) {
+        self.release_and_ack(user, epoch, None, fx);
+    }
+
+    /// The same, for a logout that is to be acked.
+    fn release_and_ack(&mut self, user: UserId, epoch: u64, ack: Option<(ConnId, i64)>, fx: &mut Effects) {
         let lane = self.user_lane(user);
-        self.submit(lane, Then::Released { user, epoch }, Op::Write(Write::Release { user, epoch }), fx);
+        self.submit(lane, Then::Released { user, epoch, ack }, Op::Write(Write::Release { user, epoch }), fx);
     }
 
     pub(super) fn released(
         &mut self,
         user: UserId,
         epoch: u64,
+        ack: Option<(ConnId, i64)>,
         answer: Result<Answer, StoreError>,
         now: Now,
         fx: &mut Effects,
     ) {
+        if let Some((conn, seq)) = ack {
+            // Nobody can help it that the store is away: the session is over.
+            self.reply(conn, fx, |out| reply::ack(out, seq));
+            self.paid(conn, fx);
+        }
         if answer.is_ok() {
             self.unreleased.remove(&user);
             // Until now C++ nodes saw the user online and published for it.
