@@ -19,8 +19,10 @@ use std::borrow::Cow;
 use std::fmt::Write;
 
 use mysql::Row;
+use serde::Serialize;
 
 use super::link::{Failure, Session, column};
+use crate::wire::{Request, msgid};
 
 pub(super) struct Texts {
     /// What C++ servers say in `set names`; `None` if nobody says anything but utf8mb4.
@@ -101,6 +103,29 @@ pub(super) fn read_string(row: &mut Row, index: usize) -> Result<String, Failure
     let bytes = read(row, index)?;
     // The connection is UTF-8; a replacement would be the database's fault.
     Ok(String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
+}
+
+/// A C++ server's message as a client can take it.
+///
+/// It gets into the table between quotes of SQL, where MySQL takes JSON's backslashes for its own: a
+/// text with a quotation mark or a second line is no JSON any more. Or it was cut off by a narrow
+/// column. No client could follow what comes behind it, and C++ clients die of it; so it becomes the
+/// text of a chat.
+pub(super) fn repaired(message: Vec<u8>) -> Vec<u8> {
+    if Request::parse(&message).is_ok() {
+        return message;
+    }
+    #[derive(Serialize)]
+    struct Chat<'a> {
+        msgid: i64,
+        id: u32,
+        name: &'a str,
+        msg: Cow<'a, str>,
+        time: &'a str,
+    }
+    let msg = String::from_utf8_lossy(&message);
+    let chat = Chat { msgid: msgid::ONE_CHAT, id: 0, name: "(damaged message)", msg, time: "" };
+    serde_json::to_vec(&chat).unwrap_or_default() // plain data into a Vec: it does not fail
 }
 
 /// JSON with everything that is not ASCII escaped. All of that stands in strings, where an escape
