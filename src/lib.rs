@@ -9,7 +9,7 @@
 //! | [`wire`] | bytes to messages and back; pure |
 //! | [`reactor`] | the acceptor, the event loops, their mailboxes; knows bytes and connections, no chat |
 //! | [`pool`] | workers for what blocks, in lanes that keep order |
-//! | [`store`] | accounts, groups, offline messages: a trait, and SQLite |
+//! | [`store`] | accounts, groups, offline messages: a trait, SQLite, and MySQL |
 //! | [`bus`] | how the nodes of a cluster reach each other |
 //! | [`service`] | the chat: inputs and time in, effects out; no I/O |
 //! | [`server`] | the wiring, and the order in which things end |

@@ -55,6 +55,8 @@ struct Memory {
     password: String,
     /// Every call fails.
     down: bool,
+    /// Writes that fail are done all the same: only their answer is lost.
+    loses_answers: bool,
 }
 
 /// One node's connection to it.
@@ -87,7 +89,10 @@ impl Memory {
 impl Connection for Memories {
     fn write(&mut self, batch: &[Write]) -> Result<Vec<Outcome>, StoreError> {
         let node = self.1;
-        let mut memory = self.get()?;
+        let mut memory = self.0.lock().unwrap();
+        if memory.down && !memory.loses_answers {
+            return Err(StoreError::Unavailable("down".into()));
+        }
         let one = |write: &Write| match write {
             Write::Claim { user, epoch, past } => {
                 let claim = Claim { node, epoch: *epoch };
@@ -117,7 +122,8 @@ impl Connection for Memories {
             }
             other => panic!("not simulated: {other:?}"),
         };
-        Ok(batch.iter().map(one).collect())
+        let outcomes = batch.iter().map(one).collect();
+        if memory.down { Err(StoreError::Unavailable("its answer is lost".into())) } else { Ok(outcomes) }
     }
     fn account(&mut self, user: UserId) -> Result<Option<Account>, StoreError> {
         Ok(Some(Account { name: format!("u{user}"), password: self.get()?.password.clone() }))
@@ -242,6 +248,7 @@ impl World {
         let (nodes, shards) = (1 + rng.below(3), 1 + rng.below(3));
         let high_water = [300, 2_000, 1 << 20][rng.below(3)];
         let settings = Settings {
+            node: NodeId(0), // each has its own
             max_message_before_login: 8192,
             max_message: 65536,
             login_timeout: None,
@@ -284,9 +291,10 @@ impl World {
         let id = NodeId(self.next_node);
         let now = self.now();
         let cost: Cost = "8,1".parse().unwrap();
+        let settings = Settings { node: id, ..self.settings.clone() };
         Node {
             id,
-            shards: (0..self.shards).map(|i| Shard::new(i, self.shards, self.settings.clone(), now)).collect(),
+            shards: (0..self.shards).map(|i| Shard::new(i, self.shards, settings.clone(), now)).collect(),
             ids: (0..self.shards).map(|i| ConnIds::new(i as u16)).collect(),
             links: BTreeMap::new(),
             lanes: (0..LANES).map(|_| Vec::new()).collect(),
@@ -720,7 +728,12 @@ impl World {
         let (seq, number) = (user.next_seq, *number);
         let target =
             if group { format!("\"msgid\":10,\"groupid\":{to}") } else { format!("\"msgid\":6,\"toid\":{to}") };
-        user.via.push((self.nodes[address.0].id, (group, to, number)));
+        let through = self.nodes[address.0].id;
+        user.via.push((through, (group, to, number)));
+        // The node may not know yet that this session's claim is gone.
+        if self.reaped.contains(&through) {
+            user.limbo.insert((group, to, number));
+        }
         let with_seq = if dice.is_multiple_of(4) { String::new() } else { format!(",\"seq\":{seq}") };
         if !with_seq.is_empty() {
             user.unacked.insert(seq, (group, to, number));
@@ -798,7 +811,11 @@ impl World {
             println!("{:?} fault {dice} at node {at}", self.clock);
         }
         match dice {
-            0 => self.memory.lock().unwrap().down = true,
+            0 => {
+                let loses_answers = self.rng.one_in(2);
+                let mut memory = self.memory.lock().unwrap();
+                (memory.down, memory.loses_answers) = (true, loses_answers);
+            }
             1 => self.toggle_bus(),
             2 => self.toggle_stop(at),
             _ => self.kill(at),
@@ -927,7 +944,9 @@ impl World {
             }
             self.step(false);
         }
-        assert!(self.nodes.iter().all(|node| node.wound_up == self.shards), "a shard did not wind up");
+        let population = |node: &Node| node.shards.iter().map(Shard::population).collect::<Vec<_>>();
+        let left: Vec<_> = self.nodes.iter().map(|node| (node.wound_up, population(node))).collect();
+        assert!(self.nodes.iter().all(|node| node.wound_up == self.shards), "a shard did not wind up: {left:?}");
         assert!(memory.lock().unwrap().claims.is_empty(), "somebody was left online");
     }
 }

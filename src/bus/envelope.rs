@@ -65,7 +65,7 @@ pub fn first_epoch(shard: usize) -> u64 {
 }
 
 /// The shard of the session that has this claim, of so many. A sender's number is not to be trusted.
-fn shard_of(epoch: u64, shards: usize) -> usize {
+pub fn shard_of(epoch: u64, shards: usize) -> usize {
     (epoch >> EPOCH_BITS) as usize % shards
 }
 

@@ -78,7 +78,7 @@ impl Server {
         let pool = start_pool(config, lanes, &store, &mailboxes)?;
         let (bus, keeper, cluster) = start_bus(config, node, address, &store, &mailboxes)?;
         let (report, wound_up) = bounded(config.reactors);
-        let settings = settings(config, lanes);
+        let settings = settings(config, node, lanes);
         let limits = Limits {
             high_water: config.high_water,
             // Far enough above the soft mark for a page of offline messages and a large message.
@@ -208,8 +208,9 @@ fn start_pool(config: &Config, lanes: usize, store: &Arc<dyn Store>, mailboxes: 
     Pool::start((0..config.workers).map(worker).collect(), lanes, cores).context("cannot start the workers")
 }
 
-fn settings(config: &Config, lanes: usize) -> Settings {
+fn settings(config: &Config, node: NodeId, lanes: usize) -> Settings {
     Settings {
+        node,
         max_message_before_login: config.max_message_before_login,
         max_message: config.max_message,
         login_timeout: config.login_timeout,

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::letters::{Tag, Timer};
+use super::letters::{Letter, Tag, Timer};
 use super::session::{Joining, Mode, Spill};
 use super::ways::Question;
 use super::{Answer, Call, Effect, Effects, Lane, Login, Now, Op, Payload, Shard, Then, user_id};
-use crate::bus::BusOp;
+use crate::bus::{BusOp, envelope};
 use crate::reactor::{ConnId, Manner};
 use crate::store::{Holder, Outcome, StoreError, UserId, Write};
 use crate::wire::{Errno, Framing, Refusal, msgid, reply};
@@ -123,7 +123,10 @@ impl Shard {
                 let ticket = self.ask(Question::Listeners(login), fx);
                 fx.push(Effect::Bus(BusOp::CountListeners(user, ticket)));
             }
-            Ok(Answer::Wrote(Outcome::InUse(Holder::Node(_)))) => {
+            Ok(Answer::Wrote(Outcome::InUse(Holder::Node(claim)))) => {
+                if claim.node == self.settings.node {
+                    self.disown(user, claim.epoch, fx);
+                }
                 let may_come_free = !self.presence.contains_key(&user) && login.tries < CLAIM_TRIES;
                 if may_come_free || self.is_leaving(user) {
                     login.tries += 1;
@@ -141,6 +144,22 @@ impl Shard {
                 self.release(user, epoch, fx);
                 self.refuse_login(&login, Errno::StoreUnavailable, fx);
             }
+        }
+    }
+
+    /// The store has this claim as one of this node's. If its shard knows nothing of it, it is the
+    /// late success of a claim that was reported as failed, and is given back.
+    pub(super) fn disown(&mut self, user: UserId, epoch: u64, fx: &mut Effects) {
+        let shard = envelope::shard_of(epoch, self.shards);
+        if shard != self.index {
+            return fx.push(Effect::Post(shard, Letter::Disown { user, epoch }));
+        }
+        let is_known = self.claiming.contains_key(&epoch)
+            || self.leaving.get(&user).is_some_and(|leaving| leaving.epoch == epoch)
+            || self.unreleased.get(&user) == Some(&epoch)
+            || self.session_of(user, epoch).is_some();
+        if !is_known {
+            self.release(user, epoch, fx);
         }
     }
 

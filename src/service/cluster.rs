@@ -88,7 +88,7 @@ impl Shard {
         !heard.fenced
     }
 
-    fn session_of(&mut self, user: UserId, epoch: u64) -> Option<&mut Session> {
+    pub(super) fn session_of(&mut self, user: UserId, epoch: u64) -> Option<&mut Session> {
         let conn = self.presence.get(&user)?.conn;
         self.session_mut(conn, user).filter(|session| session.epoch == epoch)
     }

@@ -6,6 +6,7 @@ use super::letters::Receipt;
 use crate::password::{HashError, Hasher, Verdict};
 use crate::reactor::ConnId;
 use crate::store::{Connection, GroupId, Outcome, Page, RowId, StoreError, UserId, Write};
+use crate::wire::Request;
 use crate::wire::reply::{self, LoginReply, OFFLINE_IN_REPLY};
 
 /// Which jobs a job must not overtake.
@@ -230,7 +231,7 @@ impl JobRunner {
                 self.run_one(Op::Write(Write::Register { name, password }))
             }
             Op::Load { user, name, seq, limit } => self.load(user, &name, seq, limit).map(Answer::Loaded),
-            Op::Page { user, max_bytes } => self.connection.page(user, max_bytes).map(Answer::Page),
+            Op::Page { user, max_bytes } => self.page(user, max_bytes).map(Answer::Page),
             Op::Lists { user, seq } => {
                 let friends = self.connection.friends(user)?;
                 let groups = self.connection.groups(user)?;
@@ -272,10 +273,24 @@ impl JobRunner {
         }
     }
 
+    /// The oldest offline messages, each an object that a client can read.
+    fn page(&mut self, user: UserId, max_bytes: usize) -> Result<Page, StoreError> {
+        let mut page = self.connection.page(user, max_bytes)?;
+        for (row, message) in &mut page.messages {
+            if Request::parse(message).is_err() {
+                log::info!("offline message {row} of user {user} is no JSON: it becomes the text of a chat");
+                let mut chat = Vec::new();
+                reply::damaged_chat(&mut chat, &String::from_utf8_lossy(message));
+                *message = chat.into();
+            }
+        }
+        Ok(page)
+    }
+
     fn load(&mut self, user: UserId, name: &str, seq: Option<i64>, limit: Option<usize>) -> Result<Loaded, StoreError> {
         let friends = self.connection.friends(user)?;
         let groups = self.connection.groups(user)?;
-        let page = self.connection.page(user, OFFLINE_IN_REPLY)?;
+        let page = self.page(user, OFFLINE_IN_REPLY)?;
         let texts: Vec<&str> = page.messages.iter().map_while(|(_, text)| std::str::from_utf8(text).ok()).collect();
         let mut bytes = Vec::new();
         let login = LoginReply { seq, id: user, name, friends: &friends, groups: &groups, offline: &texts, limit };

@@ -76,6 +76,11 @@ pub enum Letter {
     MemberSeen {
         key: u64,
     },
+    /// The store has a claim of the receiving shard that it may know nothing of.
+    Disown {
+        user: UserId,
+        epoch: u64,
+    },
     /// The store does not know this session's claim any more.
     Stale {
         user: UserId,

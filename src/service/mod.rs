@@ -45,7 +45,7 @@ pub use letters::{Fate, Letter, Receipt, Tag, Timer};
 
 use crate::bus::envelope;
 use crate::reactor::{CloseReason, ConnId, ConnMap, Taken, Unwritten};
-use crate::store::{GroupId, StoreError, UserId};
+use crate::store::{GroupId, NodeId, StoreError, UserId};
 use crate::wire::proxy::BadHeader;
 use crate::wire::{Broken, Errno, Refusal, Request, Split, msgid, reply};
 use cluster::Early;
@@ -55,9 +55,11 @@ use presence::{Leaving, Place};
 use session::Client;
 use ways::{Asked, Way};
 
-/// What an operator can set.
+/// What an operator can set, and who this node is.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// This node, by the name that it has in the store.
+    pub node: NodeId,
     /// The largest object of a client that has not logged in, in bytes.
     pub max_message_before_login: usize,
     /// The largest object of one that has, in bytes.
@@ -149,6 +151,8 @@ pub struct Shard {
     next_epoch: u64,
     /// Ways to users who are not on this node.
     ways: HashMap<UserId, Way>,
+    /// With so many, some are forgotten.
+    many_ways: usize,
     /// Ways whose queue is to be stored at the end of this input.
     marked: Vec<UserId>,
     /// What other nodes and the bus owe an answer to, in the order in which it was asked.
@@ -189,6 +193,7 @@ impl Shard {
             listening: HashMap::new(),
             next_epoch: envelope::first_epoch(index),
             ways: HashMap::new(),
+            many_ways: ways::MANY_WAYS,
             marked: Vec::new(),
             asked: BTreeMap::new(),
             next_question: 0,
@@ -336,6 +341,7 @@ impl Shard {
             Letter::Free { user } => self.peer_free(user, fx),
             Letter::Member { group, user, shard, key } => self.peer_joined_group(group, user, shard, key, fx),
             Letter::MemberSeen { key } => self.member_seen(key, fx),
+            Letter::Disown { user, epoch } => self.disown(user, epoch, fx),
             Letter::Stale { user, conn } => self.end_stale(user, conn, fx),
             Letter::Bus(event) => self.bus_event(event, fx),
             Letter::NodeDied => self.drain_all(fx),

@@ -63,8 +63,12 @@ impl Shard {
         let joined = self.now.at;
         let mode = Mode::Joining(joining);
         client.session = Some(Box::new(Session { user, name, sends: 0, epoch, joined, heard: Vec::new(), mode }));
-        self.presence.insert(user, Place { conn, held: None });
+        let former = self.presence.insert(user, Place { conn, held: None });
         self.lost.remove(&user);
+        // The end of the former session may be heard of later than the next one's begin.
+        for (body, receipt) in former.and_then(|place| place.held).into_iter().flatten() {
+            self.deliver(user, Text::Shared(body), receipt, fx);
+        }
         for early in self.claiming.remove(&epoch).into_iter().flatten() {
             self.deliver_early(user, epoch, early, fx);
         }
@@ -83,7 +87,7 @@ impl Shard {
     pub(super) fn peer_joined(&mut self, user: UserId, conn: ConnId, fx: &mut Effects) {
         let former = self.presence.insert(user, Place { conn, held: None });
         self.lost.remove(&user);
-        // The end of the former session may be heard of later than the next one's begin.
+        // As in `join`.
         for (body, receipt) in former.and_then(|place| place.held).into_iter().flatten() {
             fx.push(Effect::Post(conn.reactor(), Letter::Chat { to: user, body, receipt }));
         }

@@ -37,9 +37,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// The most that one job stores for one user.
 const BATCH_MESSAGES: usize = 256;
 const BATCH_BYTES: usize = 1 << 20;
-/// With more ways than this, those that nothing uses are forgotten: finding one again costs a
-/// look into the store.
-const MAX_WAYS: usize = 64 * 1024;
+/// With more ways than this, and again with twice as many as were left, those that nothing uses are
+/// forgotten: finding one again costs a look into the store.
+pub(super) const MANY_WAYS: usize = 64 * 1024;
 
 /// The way to one user.
 #[derive(Default)]
@@ -174,8 +174,9 @@ impl Shard {
     }
 
     fn way(&mut self, user: UserId) -> &mut Way {
-        if self.ways.len() >= MAX_WAYS && !self.ways.contains_key(&user) {
+        if self.ways.len() >= self.many_ways {
             self.ways.retain(|_, way| !(way.is_idle() && matches!(way.toward, Toward::Away(_))));
+            self.many_ways = MANY_WAYS.max(2 * self.ways.len());
         }
         self.ways.entry(user).or_default()
     }

@@ -73,6 +73,7 @@ pub(super) fn plain(error: &mysql::Error) -> String {
     };
     match (error, io_error) {
         (mysql::Error::MySqlError(refusal), _) => format!("{} (error {})", refusal.message, refusal.code),
+        (mysql::Error::DriverError(mysql::DriverError::CouldNotConnect(Some((_, problem, _)))), _) => problem.clone(),
         (mysql::Error::DriverError(error), _) => error.to_string(),
         (_, Some(error)) if is_timeout(error) => format!("no answer within {} s", SILENCE.as_secs()),
         (_, Some(error)) => error.to_string(),
@@ -112,10 +113,12 @@ pub(super) struct Session {
 impl Session {
     pub fn open(opts: Opts) -> mysql::Result<Session> {
         let mut conn = Conn::new(opts)?;
-        // Strict: what does not fit is an error, not cut off.
+        // Strict: what does not fit is an error, not cut off. And MariaDB can take the locks away
+        // from a node that is stopped in the middle of a transaction.
         conn.query_drop(format!(
             "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', autocommit = 1,
-             innodb_lock_wait_timeout = {LOCK_WAIT}"
+             innodb_lock_wait_timeout = {LOCK_WAIT} /*M!100300 , idle_transaction_timeout = {} */",
+            SILENCE.as_secs(),
         ))?;
         conn.query_drop("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")?;
         let settings: Option<Row> = conn.query_first("SELECT @@auto_increment_increment, @@max_allowed_packet")?;

@@ -214,14 +214,18 @@ impl Plan {
              WHERE TABLE_SCHEMA = DATABASE() AND TABLE_TYPE = 'BASE TABLE' ORDER BY BINARY TABLE_NAME",
             |row| column::<String>(row, 0),
         )?;
+        let lower = names.iter().any(|name| matches!(&**name, "user" | "allgroup" | "groupuser" | "offlinemessage"));
         let mut find = |canon: &str| -> Result<(String, Option<Altered>), OpenError> {
             let exact = names.iter().find(|name| *name == canon);
             match exact.or_else(|| names.iter().find(|name| name.eq_ignore_ascii_case(canon))) {
                 Some(name) => Ok((name.clone(), Some(Altered::read(session, name)?))),
                 None => {
-                    let sql = statement_of(&format!("CREATE TABLE IF NOT EXISTS {canon} "));
-                    plan.steps.push(Step { what: format!("the table {canon} is made"), sql });
-                    Ok((canon.to_owned(), None))
+                    // Beside tables in lower case it is looked for in lower case.
+                    let name = if lower { canon.to_ascii_lowercase() } else { canon.to_owned() };
+                    let begin = format!("CREATE TABLE IF NOT EXISTS {canon} ");
+                    let sql = statement_of(&begin).replacen(canon, &name, 1);
+                    plan.steps.push(Step { what: format!("the table {name} is made"), sql });
+                    Ok((name, None))
                 }
             }
         };
@@ -535,7 +539,10 @@ impl Altered {
                  GROUP BY CONVERT({name} USING {CHARSET}) COLLATE {COLLATION} HAVING COUNT(*) > 1
                  ORDER BY 1 LIMIT 5"
             ),
-            |row| Ok(format!("{:?} ({} times)", column::<Option<String>>(row, 0)?, column::<u64>(row, 1)?)),
+            |row| {
+                let (name, count): (Option<String>, u64) = (column(row, 0)?, column(row, 1)?);
+                Ok(format!("{:?} ({count} times)", name.unwrap_or_default()))
+            },
         )?;
         if doubles.is_empty() {
             if index.is_none() {

@@ -212,7 +212,6 @@ fn page(session: &mut Session, sql: &Sql, user: UserId, max_bytes: usize) -> Res
                 bytes = bytes.saturating_add(message.len());
                 page.more = bytes > max_bytes && !page.messages.is_empty();
                 if !page.more {
-                    let message = if column(row, 3)? { text::repaired(message) } else { message };
                     page.messages.push((last, message.into()));
                 }
             }

@@ -94,7 +94,7 @@ impl Sql {
             members: format!("SELECT userid FROM {group_user} WHERE groupid = ? ORDER BY userid"),
             group_exists: format!("SELECT 1 FROM {all_group} WHERE id = ?"),
             page: format!(
-                "SELECT id, {}, once IS NULL FROM {message} WHERE userid = ? AND id > ? ORDER BY id LIMIT ?",
+                "SELECT id, {} FROM {message} WHERE userid = ? AND id > ? ORDER BY id LIMIT ?",
                 texts.columns_if("once IS NULL", "message"),
             ),
 

@@ -9,23 +9,21 @@
 //!
 //! - what is read is taken as the bytes that a C++ server would get, if they are UTF-8, and else as
 //!   the text that it is (a client's that really speaks GBK);
-//! - names are written as the text whose bytes, to a C++ server, are the UTF-8 that was meant. That
-//!   is not possible for all: half of all odd numbers of Chinese characters are no GBK, and some
-//!   even ones are of characters that GBK does not have. A C++ server's INSERT of those fails, and
-//!   so does ours;
+//! - names are written as the text whose bytes, to a C++ server, are the UTF-8 that was meant. Not
+//!   every name has one: three Chinese characters are nine bytes, and four and a half of GBK; and
+//!   GBK has no characters for some pairs of bytes. A C++ server's INSERT of those fails, and so does
+//!   ours;
 //! - messages are written as ASCII, which is the same to all (`ascii`): JSON has its escapes.
 
 use std::borrow::Cow;
 use std::fmt::Write;
 
 use mysql::Row;
-use serde::Serialize;
 
 use super::link::{Failure, Session, column};
-use crate::wire::{Request, msgid};
 
 pub(super) struct Texts {
-    /// What C++ servers say in `set names`; `None` if nobody says anything but utf8mb4.
+    /// What C++ servers say in `set names`; `None` if that is UTF-8, or nobody says anything.
     charset: Option<String>,
     ascii: bool,
 }
@@ -33,8 +31,9 @@ pub(super) struct Texts {
 impl Texts {
     /// `charset` must be a name that the database knows: it becomes part of statements.
     pub fn new(charset: &str, ascii: bool) -> Self {
-        let charset = (!charset.eq_ignore_ascii_case("utf8mb4")).then(|| charset.to_ascii_lowercase());
-        Texts { charset, ascii }
+        let charset = charset.to_ascii_lowercase();
+        let is_utf8 = matches!(&*charset, "utf8mb4" | "utf8mb3" | "utf8");
+        Texts { charset: (!is_utf8).then_some(charset), ascii }
     }
 
     /// Two columns of a SELECT for one text, as [`read`] takes them: the text, and its bytes to a
@@ -103,29 +102,6 @@ pub(super) fn read_string(row: &mut Row, index: usize) -> Result<String, Failure
     let bytes = read(row, index)?;
     // The connection is UTF-8; a replacement would be the database's fault.
     Ok(String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
-}
-
-/// A C++ server's message as a client can take it.
-///
-/// It gets into the table between quotes of SQL, where MySQL takes JSON's backslashes for its own: a
-/// text with a quotation mark or a second line is no JSON any more. Or it was cut off by a narrow
-/// column. No client could follow what comes behind it, and C++ clients die of it; so it becomes the
-/// text of a chat.
-pub(super) fn repaired(message: Vec<u8>) -> Vec<u8> {
-    if Request::parse(&message).is_ok() {
-        return message;
-    }
-    #[derive(Serialize)]
-    struct Chat<'a> {
-        msgid: i64,
-        id: u32,
-        name: &'a str,
-        msg: Cow<'a, str>,
-        time: &'a str,
-    }
-    let msg = String::from_utf8_lossy(&message);
-    let chat = Chat { msgid: msgid::ONE_CHAT, id: 0, name: "(damaged message)", msg, time: "" };
-    serde_json::to_vec(&chat).unwrap_or_default() // plain data into a Vec: it does not fail
 }
 
 /// JSON with everything that is not ASCII escaped. All of that stands in strings, where an escape
