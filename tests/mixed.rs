@@ -10,7 +10,8 @@ use mysql::Conn;
 use mysql::prelude::{FromRow, Queryable};
 use serde_json::{Value, json};
 use support::{
-    Account, Client, CppClient, CppNode, Launch, MariaDb, Redis, Server, eventually, eventually_within, listed, text_of,
+    Account, Client, CppClient, CppNode, Launch, MariaDb, Redis, Server, eventually, eventually_within, listed, login,
+    text_of,
 };
 
 /// As the reference's README makes them.
@@ -444,6 +445,36 @@ fn a_cpp_nodes_ctrl_c_sets_our_users_offline_for_no_more_than_a_moment() {
     assert_eq!(listed(&reply["friends"])[0]["state"], "online");
     assert!(bob.chat(li.id(), "there you are"));
     assert_eq!(text_of(&li.push()), "there you are");
+}
+
+#[test]
+fn what_a_cpp_node_has_for_somebody_who_is_just_logging_in_is_not_published_to_nobody() {
+    let cluster = Cluster::new(REFERENCE_LATIN1);
+    let (ours, cpp) = (cluster.ours(), cluster.cpp());
+    let (mut zhang, _) = cluster.cpp_online(&cpp, "zhang");
+    let mut client = Client::connect(ours.address);
+    let ann = client.register("ann", "secret");
+    // It has the account, and listens when Redis goes on.
+    cluster.redis.signal("STOP");
+    let seq = client.start(login(&ann));
+    let claimed = format!("SELECT id FROM User WHERE id = {} AND node IS NOT NULL", ann.id);
+    eventually("she is claimed", || !cluster.query::<u32>(&claimed).is_empty());
+    zhang.chat(ann.id, "just in time");
+    cluster.redis.signal("CONT");
+    assert_eq!(offline(&client.reply(seq)), ["just in time"]);
+    eventually("she is online for everybody", || cluster.online().contains(&ann.id));
+}
+
+#[test]
+#[should_panic(expected = "the C++ node has died")]
+fn a_cpp_node_dies_of_a_name_that_was_written_without_the_flag() {
+    let cluster = Cluster::new(COPY_GBK);
+    let (ours, cpp) = (cluster.ours_with(&[]), cluster.cpp());
+    let friend = Client::connect(ours.address).register("张三", "secret");
+    let (mut ann, account) = cluster.cpp_online(&cpp, "ann");
+    ann.befriend(friend.id);
+    ann.logout();
+    ann.is_cut_off_by(&login(&account));
 }
 
 #[test]

@@ -1276,6 +1276,24 @@ fn what_is_written_here_has_the_same_bytes_for_a_server_that_says_gbk() {
 }
 
 #[test]
+fn cpp_servers_see_a_claim_only_when_it_is_made_again() {
+    let (_fixture, mut node, mut foreign) = mixed();
+    let mut state = || foreign.query_first::<String, _>("select state from User").unwrap().unwrap();
+    let ann = node.user("ann");
+    assert_eq!(node.one(claim(ann, 1)), Outcome::Done);
+    assert_eq!(state(), "offline", "nobody listens for her yet");
+    assert_eq!(node.one(claim(ann, 2)), Outcome::InUse(node.claimed_as(1)));
+    assert_eq!(state(), "offline");
+    assert_eq!(node.one(claim(ann, 1)), Outcome::Done);
+    assert_eq!(state(), "online");
+    assert_eq!(node.one(Write::Release { user: ann, epoch: 1 }), Outcome::Done);
+    // One whom a server that has crashed has left online.
+    foreign.query_drop("update User set state = 'online'").unwrap();
+    assert_eq!(node.one(Write::Claim { user: ann, epoch: 3, past: Some(Holder::Foreign) }), Outcome::Done);
+    assert_eq!(foreign.query_first::<String, _>("select state from User").unwrap().unwrap(), "offline");
+}
+
+#[test]
 fn what_a_server_that_says_gbk_writes_is_read_as_its_clients_meant_it() {
     let (_fixture, mut node, mut foreign) = mixed();
     // A client of UTF-8, whose bytes are passed on.

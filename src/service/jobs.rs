@@ -91,6 +91,8 @@ pub struct Loaded {
 pub enum Then {
     Verified(Login),
     Claimed(Login),
+    /// C++ nodes see the user online, or will when this node's keeper next looks.
+    Shown,
     Loaded {
         conn: ConnId,
         user: UserId,

@@ -430,6 +430,13 @@ impl CppClient {
         self.sync();
     }
 
+    /// Sends a request that the node does not survive.
+    #[track_caller]
+    pub fn is_cut_off_by(&mut self, request: &Value) {
+        self.client.post(request);
+        self.client.expect_end();
+    }
+
     #[track_caller]
     fn sync(&mut self) {
         let nobody = Account { id: 0, name: String::new(), password: String::new() };
