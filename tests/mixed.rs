@@ -478,6 +478,27 @@ fn a_cpp_node_dies_of_a_name_that_was_written_without_the_flag() {
 }
 
 #[test]
+fn a_user_who_moves_from_a_cpp_node_to_one_of_ours_is_reached_there_by_envelope() {
+    let cluster = Cluster::new(REFERENCE_LATIN1);
+    let (ours, other, cpp) = (cluster.ours(), cluster.ours(), cluster.cpp());
+    let (mut zhang, account) = cluster.cpp_online(&cpp, "zhang");
+    let mut ann = online(&ours, "ann");
+    assert!(ann.chat(account.id, "one"));
+    assert_eq!(text_of(&zhang.push()), "one");
+    zhang.logout();
+    let mut zhang = logged_in(&other, &account);
+    let mut redis = cluster.redis.connect();
+    let mut channel = redis.as_pubsub();
+    channel.subscribe(account.id).unwrap();
+    assert!(ann.chat(account.id, "two"));
+    assert_eq!(zhang.texts(1), ["two"]);
+    // On the user's channel it would be acked whatever became of it.
+    let mark = json!({"mark": true}).to_string();
+    let _: i64 = redis::cmd("PUBLISH").arg(account.id).arg(&mark).query(&mut cluster.redis.connect()).unwrap();
+    assert_eq!(channel.get_message().unwrap().get_payload::<String>().unwrap(), mark);
+}
+
+#[test]
 fn our_nodes_end_sets_its_own_users_offline_and_nobody_elses() {
     let cluster = Cluster::new(REFERENCE_LATIN1);
     let (mut ours, other, cpp) = (cluster.ours(), cluster.ours(), cluster.cpp());
