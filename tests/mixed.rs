@@ -10,32 +10,9 @@ use mysql::Conn;
 use mysql::prelude::{FromRow, Queryable};
 use serde_json::{Value, json};
 use support::{
-    Account, Client, CppClient, CppNode, Launch, MariaDb, Redis, Server, eventually, eventually_within, listed, login,
-    text_of,
+    Account, COPY, Client, CppClient, CppNode, Launch, MariaDb, REFERENCE, Redis, Server, eventually,
+    eventually_within, listed, login, text_of,
 };
-
-/// As the reference's README makes them.
-const REFERENCE: &str = "
-    CREATE TABLE User (id INT PRIMARY KEY AUTO_INCREMENT, name VARCHAR(50) NOT NULL UNIQUE,
-        password VARCHAR(50) NOT NULL, state ENUM('online', 'offline') DEFAULT 'offline');
-    CREATE TABLE Friend (userid INT NOT NULL, friendid INT NOT NULL, PRIMARY KEY (userid, friendid));
-    CREATE TABLE AllGroup (id INT PRIMARY KEY AUTO_INCREMENT, groupname VARCHAR(50) NOT NULL UNIQUE,
-        groupdesc VARCHAR(200) DEFAULT '');
-    CREATE TABLE GroupUser (groupid INT NOT NULL, userid INT NOT NULL,
-        grouprole ENUM('creator', 'normal') DEFAULT 'normal', PRIMARY KEY (groupid, userid));
-    CREATE TABLE OfflineMessage (userid INT PRIMARY KEY NOT NULL, message VARCHAR(50) NOT NULL)";
-
-/// As most copies have them.
-const COPY: &str = "
-    CREATE TABLE User (id INT NOT NULL AUTO_INCREMENT, name VARCHAR(50) DEFAULT NULL,
-        password VARCHAR(50) DEFAULT NULL, state ENUM('online', 'offline') CHARACTER SET latin1 DEFAULT 'offline',
-        PRIMARY KEY (id), UNIQUE KEY name (name));
-    CREATE TABLE Friend (userid INT NOT NULL, friendid INT NOT NULL, KEY userid (userid, friendid));
-    CREATE TABLE AllGroup (id INT NOT NULL AUTO_INCREMENT, groupname VARCHAR(50) CHARACTER SET latin1 NOT NULL,
-        groupdesc VARCHAR(200) CHARACTER SET latin1 DEFAULT '', PRIMARY KEY (id));
-    CREATE TABLE GroupUser (groupid INT NOT NULL, userid INT NOT NULL,
-        grouprole ENUM('creator', 'normal') CHARACTER SET latin1 DEFAULT NULL, KEY groupid (groupid, userid));
-    CREATE TABLE OfflineMessage (userid INT NOT NULL, message VARCHAR(500) NOT NULL)";
 
 /// Tables that C++ nodes have, with the charset that is the database's default.
 const REFERENCE_LATIN1: (&str, &str) = ("latin1", REFERENCE);

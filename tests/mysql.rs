@@ -19,7 +19,7 @@ use chat_server::store::{
 };
 use mysql::Conn;
 use mysql::prelude::Queryable;
-use support::{MariaDb, Rng, eventually};
+use support::{COPY, MariaDb, REFERENCE, Rng, eventually};
 
 /// The server that tests share while any of them runs; each has a database of its own.
 fn shared() -> Arc<MariaDb> {
@@ -965,29 +965,6 @@ fn an_address_that_accepts_and_says_nothing_is_an_error_in_time() {
 }
 
 // ---- The tables of old servers
-
-/// As the reference's README makes them.
-const REFERENCE: &str = "
-    CREATE TABLE User (id INT PRIMARY KEY AUTO_INCREMENT, name VARCHAR(50) NOT NULL UNIQUE,
-        password VARCHAR(50) NOT NULL, state ENUM('online', 'offline') DEFAULT 'offline');
-    CREATE TABLE Friend (userid INT NOT NULL, friendid INT NOT NULL, PRIMARY KEY (userid, friendid));
-    CREATE TABLE AllGroup (id INT PRIMARY KEY AUTO_INCREMENT, groupname VARCHAR(50) NOT NULL UNIQUE,
-        groupdesc VARCHAR(200) DEFAULT '');
-    CREATE TABLE GroupUser (groupid INT NOT NULL, userid INT NOT NULL,
-        grouprole ENUM('creator', 'normal') DEFAULT 'normal', PRIMARY KEY (groupid, userid));
-    CREATE TABLE OfflineMessage (userid INT PRIMARY KEY NOT NULL, message VARCHAR(50) NOT NULL)";
-
-/// As most copies have them.
-const COPY: &str = "
-    CREATE TABLE User (id INT NOT NULL AUTO_INCREMENT, name VARCHAR(50) DEFAULT NULL,
-        password VARCHAR(50) DEFAULT NULL, state ENUM('online', 'offline') CHARACTER SET latin1 DEFAULT 'offline',
-        PRIMARY KEY (id), UNIQUE KEY name (name));
-    CREATE TABLE Friend (userid INT NOT NULL, friendid INT NOT NULL, KEY userid (userid, friendid));
-    CREATE TABLE AllGroup (id INT NOT NULL AUTO_INCREMENT, groupname VARCHAR(50) CHARACTER SET latin1 NOT NULL,
-        groupdesc VARCHAR(200) CHARACTER SET latin1 DEFAULT '', PRIMARY KEY (id));
-    CREATE TABLE GroupUser (groupid INT NOT NULL, userid INT NOT NULL,
-        grouprole ENUM('creator', 'normal') CHARACTER SET latin1 DEFAULT NULL, KEY groupid (groupid, userid));
-    CREATE TABLE OfflineMessage (userid INT NOT NULL, message VARCHAR(500) NOT NULL)";
 
 const ROWS: &str = "
     INSERT INTO User (name, password, state) VALUES ('zhang san', '123456', 'online'), ('José', 'pä', 'offline'),

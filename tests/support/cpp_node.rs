@@ -17,6 +17,29 @@ use serde_json::{Value, json};
 
 use super::{Account, Client, login};
 
+/// The tables, as the reference's README makes them.
+pub const REFERENCE: &str = "
+    CREATE TABLE User (id INT PRIMARY KEY AUTO_INCREMENT, name VARCHAR(50) NOT NULL UNIQUE,
+        password VARCHAR(50) NOT NULL, state ENUM('online', 'offline') DEFAULT 'offline');
+    CREATE TABLE Friend (userid INT NOT NULL, friendid INT NOT NULL, PRIMARY KEY (userid, friendid));
+    CREATE TABLE AllGroup (id INT PRIMARY KEY AUTO_INCREMENT, groupname VARCHAR(50) NOT NULL UNIQUE,
+        groupdesc VARCHAR(200) DEFAULT '');
+    CREATE TABLE GroupUser (groupid INT NOT NULL, userid INT NOT NULL,
+        grouprole ENUM('creator', 'normal') DEFAULT 'normal', PRIMARY KEY (groupid, userid));
+    CREATE TABLE OfflineMessage (userid INT PRIMARY KEY NOT NULL, message VARCHAR(50) NOT NULL)";
+
+/// The same, as most copies have them.
+pub const COPY: &str = "
+    CREATE TABLE User (id INT NOT NULL AUTO_INCREMENT, name VARCHAR(50) DEFAULT NULL,
+        password VARCHAR(50) DEFAULT NULL, state ENUM('online', 'offline') CHARACTER SET latin1 DEFAULT 'offline',
+        PRIMARY KEY (id), UNIQUE KEY name (name));
+    CREATE TABLE Friend (userid INT NOT NULL, friendid INT NOT NULL, KEY userid (userid, friendid));
+    CREATE TABLE AllGroup (id INT NOT NULL AUTO_INCREMENT, groupname VARCHAR(50) CHARACTER SET latin1 NOT NULL,
+        groupdesc VARCHAR(200) CHARACTER SET latin1 DEFAULT '', PRIMARY KEY (id));
+    CREATE TABLE GroupUser (groupid INT NOT NULL, userid INT NOT NULL,
+        grouprole ENUM('creator', 'normal') CHARACTER SET latin1 DEFAULT NULL, KEY groupid (groupid, userid));
+    CREATE TABLE OfflineMessage (userid INT NOT NULL, message VARCHAR(500) NOT NULL)";
+
 /// Its buffer for a statement, which sprintf writes into.
 const SQL_BUFFER: usize = 1024;
 
