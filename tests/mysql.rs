@@ -19,7 +19,7 @@ use chat_server::store::{
 };
 use mysql::Conn;
 use mysql::prelude::Queryable;
-use support::{MariaDb, Rng, eventually};
+use support::{COPY, MariaDb, REFERENCE, Rng, eventually};
 
 /// The server that tests share while any of them runs; each has a database of its own.
 fn shared() -> Arc<MariaDb> {
@@ -966,29 +966,6 @@ fn an_address_that_accepts_and_says_nothing_is_an_error_in_time() {
 
 // ---- The tables of old servers
 
-/// As the reference's README makes them.
-const REFERENCE: &str = "
-    CREATE TABLE User (id INT PRIMARY KEY AUTO_INCREMENT, name VARCHAR(50) NOT NULL UNIQUE,
-        password VARCHAR(50) NOT NULL, state ENUM('online', 'offline') DEFAULT 'offline');
-    CREATE TABLE Friend (userid INT NOT NULL, friendid INT NOT NULL, PRIMARY KEY (userid, friendid));
-    CREATE TABLE AllGroup (id INT PRIMARY KEY AUTO_INCREMENT, groupname VARCHAR(50) NOT NULL UNIQUE,
-        groupdesc VARCHAR(200) DEFAULT '');
-    CREATE TABLE GroupUser (groupid INT NOT NULL, userid INT NOT NULL,
-        grouprole ENUM('creator', 'normal') DEFAULT 'normal', PRIMARY KEY (groupid, userid));
-    CREATE TABLE OfflineMessage (userid INT PRIMARY KEY NOT NULL, message VARCHAR(50) NOT NULL)";
-
-/// As most copies have them.
-const COPY: &str = "
-    CREATE TABLE User (id INT NOT NULL AUTO_INCREMENT, name VARCHAR(50) DEFAULT NULL,
-        password VARCHAR(50) DEFAULT NULL, state ENUM('online', 'offline') CHARACTER SET latin1 DEFAULT 'offline',
-        PRIMARY KEY (id), UNIQUE KEY name (name));
-    CREATE TABLE Friend (userid INT NOT NULL, friendid INT NOT NULL, KEY userid (userid, friendid));
-    CREATE TABLE AllGroup (id INT NOT NULL AUTO_INCREMENT, groupname VARCHAR(50) CHARACTER SET latin1 NOT NULL,
-        groupdesc VARCHAR(200) CHARACTER SET latin1 DEFAULT '', PRIMARY KEY (id));
-    CREATE TABLE GroupUser (groupid INT NOT NULL, userid INT NOT NULL,
-        grouprole ENUM('creator', 'normal') CHARACTER SET latin1 DEFAULT NULL, KEY groupid (groupid, userid));
-    CREATE TABLE OfflineMessage (userid INT NOT NULL, message VARCHAR(500) NOT NULL)";
-
 const ROWS: &str = "
     INSERT INTO User (name, password, state) VALUES ('zhang san', '123456', 'online'), ('José', 'pä', 'offline'),
         ('li si', '666666', 'offline');
@@ -1252,9 +1229,13 @@ fn what_is_written_here_has_the_same_bytes_for_a_server_that_says_gbk() {
     // Half a character of GBK at the end: a description loses it, a name is refused, as there.
     node.one(Write::CreateGroup { creator: user, name: "plain".into(), description: "李 x".into() });
     assert_eq!(bytes("select groupdesc from AllGroup where groupname = 'plain'"), b"? x");
-    assert_eq!(node.one(register("李")), Outcome::Already);
-    assert_eq!(node.one(create_group(user, "李")), Outcome::Already);
-    assert!(foreign.query_drop("insert into User(name,password,state) values('李', 'p', 'offline')").is_err());
+    // So it is with one that GBK has room for, but no character.
+    for name in ["李", "安娜"] {
+        assert_eq!(node.one(register(name)), Outcome::Already);
+        assert_eq!(node.one(create_group(user, name)), Outcome::Already);
+        let insert = format!("insert into User(name,password,state) values('{name}', 'p', 'offline')");
+        assert!(foreign.query_drop(insert).is_err());
+    }
     // Messages are ASCII, and mean the same.
     let message = "{\"msg\":\"李 你好 😀 \\\" \\\\\"}";
     node.keep(&[user], message);
@@ -1269,6 +1250,24 @@ fn what_is_written_here_has_the_same_bytes_for_a_server_that_says_gbk() {
     assert_eq!((groups[0].id, groups[0].groupname.as_str()), (group, "你好"));
     assert_eq!(groups[0].groupdesc, "about 你好");
     assert_eq!(groups[0].users[0].name, "张三 and 你好");
+}
+
+#[test]
+fn cpp_servers_see_a_claim_only_when_it_is_made_again() {
+    let (_fixture, mut node, mut foreign) = mixed();
+    let mut state = || foreign.query_first::<String, _>("select state from User").unwrap().unwrap();
+    let ann = node.user("ann");
+    assert_eq!(node.one(claim(ann, 1)), Outcome::Done);
+    assert_eq!(state(), "offline", "nobody listens for her yet");
+    assert_eq!(node.one(claim(ann, 2)), Outcome::InUse(node.claimed_as(1)));
+    assert_eq!(state(), "offline");
+    assert_eq!(node.one(claim(ann, 1)), Outcome::Done);
+    assert_eq!(state(), "online");
+    assert_eq!(node.one(Write::Release { user: ann, epoch: 1 }), Outcome::Done);
+    // One whom a server that has crashed has left online.
+    foreign.query_drop("update User set state = 'online'").unwrap();
+    assert_eq!(node.one(Write::Claim { user: ann, epoch: 3, past: Some(Holder::Foreign) }), Outcome::Done);
+    assert_eq!(foreign.query_first::<String, _>("select state from User").unwrap().unwrap(), "offline");
 }
 
 #[test]

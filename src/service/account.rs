@@ -176,6 +176,12 @@ impl Shard {
     pub(super) fn listened(&mut self, epoch: u64, fx: &mut Effects) {
         let Some(login) = self.listening.remove(&epoch) else { return };
         if self.is_waited_for(login.conn) {
+            if self.settings.mixed {
+                // Before this they would have published to nobody. What they have stored is read
+                // behind it, in the same lane.
+                let (user, past) = (login.user, None);
+                self.submit(self.user_lane(user), Then::Shown, Op::Write(Write::Claim { user, epoch, past }), fx);
+            }
             self.join(login, fx);
         } else {
             self.claim_failed(login.user, epoch, fx);

@@ -91,6 +91,8 @@ pub struct Loaded {
 pub enum Then {
     Verified(Login),
     Claimed(Login),
+    /// C++ nodes see the user online, or will when this node's keeper next looks.
+    Shown,
     Loaded {
         conn: ConnId,
         user: UserId,
@@ -275,25 +277,18 @@ impl JobRunner {
         }
     }
 
-    /// The oldest offline messages. What a C++ node has stored may have been cut to its column's
-    /// width: no client could read on behind it, so it is removed, and the log has it.
+    /// The oldest offline messages, each an object that a client can read.
     fn page(&mut self, user: UserId, max_bytes: usize) -> Result<Page, StoreError> {
-        loop {
-            let mut page = self.connection.page(user, max_bytes)?;
-            let (good, broken): (Vec<_>, Vec<_>) =
-                page.messages.into_iter().partition(|(_, text)| Request::parse(text).is_ok());
-            for (row, text) in &broken {
-                log::warn!("offline message {row} of user {user} is no JSON: {}", String::from_utf8_lossy(text));
-            }
-            if !broken.is_empty() {
-                let rows = broken.iter().map(|(row, _)| *row).collect();
-                self.connection.write(&[Write::Remove { user, rows }])?;
-            }
-            page.messages = good;
-            if !page.messages.is_empty() || !page.more {
-                return Ok(page);
+        let mut page = self.connection.page(user, max_bytes)?;
+        for (row, message) in &mut page.messages {
+            if Request::parse(message).is_err() {
+                log::info!("offline message {row} of user {user} is no JSON: it becomes the text of a chat");
+                let mut chat = Vec::new();
+                reply::damaged_chat(&mut chat, &String::from_utf8_lossy(message));
+                *message = chat.into();
             }
         }
+        Ok(page)
     }
 
     fn load(&mut self, user: UserId, name: &str, seq: Option<i64>, limit: Option<usize>) -> Result<Loaded, StoreError> {

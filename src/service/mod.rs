@@ -515,6 +515,7 @@ impl Shard {
         match then {
             Then::Verified(login) => self.verified(login, answer, fx),
             Then::Claimed(login) => self.claimed(login, answer, fx),
+            Then::Shown => {}
             Then::Loaded { conn, user } => self.loaded(conn, user, answer, now, fx),
             Then::Registered { conn, seq } => self.registered(conn, seq, answer, fx),
             Then::Ack { conn, request, seq } => self.acked(conn, request, seq, answer, fx),

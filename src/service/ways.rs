@@ -13,6 +13,9 @@
 //! - Then what was not delivered is stored past that node ([`Toward::Past`]), and so is all that
 //!   follows, until the node has confirmed that it drained the store; otherwise the next message
 //!   could arrive before the stored ones.
+//! - A C++ node has the user ([`Holder::Foreign`]): what waits here is published on the user's channel,
+//!   and confirmed by Redis if somebody listens. The next messages ask the store again, for nobody
+//!   tells when the user goes elsewhere.
 //!
 //! It is always the sender's node that stores: two that store messages of one sender could not keep
 //! their order.
@@ -217,6 +220,7 @@ impl Shard {
                     self.nudge(user, claim, fx);
                 }
             }
+            Toward::Away(Holder::Foreign) if !down && way.afloat > 0 => {} // see `arrived`
             Toward::Away(holder) if !down => {
                 for (body, receipt) in std::mem::take(&mut way.queue) {
                     match holder {
@@ -551,6 +555,11 @@ impl Shard {
         for user in users {
             if let Some(way) = self.ways.get_mut(user) {
                 way.afloat -= 1;
+                // A C++ node's user may be one of ours by the next message, and listen to the same
+                // channel; so each time the store is asked.
+                if way.toward == Toward::Away(Holder::Foreign) && way.afloat == 0 && !way.halted {
+                    way.forget();
+                }
             }
         }
         // Another node's sum is not to be trusted to add up.

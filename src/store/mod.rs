@@ -86,7 +86,8 @@ pub enum Write {
     /// Replaces the stored password: `Done`.
     SetPassword { user: UserId, password: String },
     /// Takes the account for this node, if nobody has it, or `past` has: `Done`, `InUse`, or
-    /// `NoUser`. To take it twice by the same `epoch` is to take it once.
+    /// `NoUser`. To take it twice by the same `epoch` is to take it once; but C++ nodes, if there are
+    /// any, see the user online only then.
     Claim { user: UserId, epoch: u64, past: Option<Holder> },
     /// Gives the account back, if this node has it by this `epoch`: `Done`.
     Release { user: UserId, epoch: u64 },

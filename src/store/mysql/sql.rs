@@ -45,6 +45,8 @@ pub(super) struct Sql {
     pub registered: String,
     pub set_password: String,
     pub claim: String,
+    /// For C++ servers, who see no claims.
+    pub show: String,
     pub release: String,
     pub add_friend: String,
     pub create_group: String,
@@ -62,7 +64,8 @@ pub(super) struct Sql {
 }
 
 impl Sql {
-    pub fn new(layout: &Layout, texts: &Texts) -> Sql {
+    /// `mixed`: a claim is not shown at once.
+    pub fn new(layout: &Layout, texts: &Texts, mixed: bool) -> Sql {
         let quoted = |name: &str| format!("`{}`", name.replace('`', "``"));
         let user = quoted(&layout.user);
         let friend = quoted(&layout.friend);
@@ -101,7 +104,11 @@ impl Sql {
             register: format!("INSERT INTO {user} (name, password, state) VALUES (?, ?, 'offline')"),
             registered: format!("SELECT id FROM {user} WHERE name = ? AND BINARY password = BINARY ?"),
             set_password: format!("UPDATE {user} SET password = ? WHERE id = ?"),
-            claim: format!("UPDATE {user} SET state = 'online', node = ?, epoch = ? WHERE id = ?"),
+            claim: format!(
+                "UPDATE {user} SET state = '{}', node = ?, epoch = ? WHERE id = ?",
+                if mixed { "offline" } else { "online" },
+            ),
+            show: format!("UPDATE {user} SET state = 'online' WHERE id = ?"),
             release: format!("UPDATE {user} SET state = 'offline', node = NULL, epoch = NULL WHERE id = ?"),
             add_friend: format!("INSERT INTO {friend} (userid, friendid) SELECT ?, id FROM {user} WHERE id = ?"),
             create_group: format!("INSERT INTO {all_group} (groupname, groupdesc) VALUES (?, ?)"),

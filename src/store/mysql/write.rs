@@ -303,7 +303,11 @@ impl<'a> Transaction<'a> {
         let mine = Holder::Node(Claim { node: self.shared.node, epoch });
         match self.holders.get(&user) {
             None => Ok(Outcome::NoUser),
-            Some(Some(other)) if *other != mine && Some(*other) != past => Ok(Outcome::InUse(*other)),
+            Some(Some(other)) if *other == mine => {
+                self.session.execute(&self.shared.sql.show, (user,))?;
+                Ok(Outcome::Done)
+            }
+            Some(Some(other)) if Some(*other) != past => Ok(Outcome::InUse(*other)),
             Some(_) => {
                 self.session.execute(&self.shared.sql.claim, (self.shared.node.0, epoch, user))?;
                 self.holders.insert(user, Some(mine));
