@@ -217,7 +217,7 @@ fn blocks(memory: &mut MmapMut) -> &mut [Block] {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use argon2::{PasswordHasher, PasswordVerifier};
 
