@@ -1,6 +1,7 @@
 //! Register, log in, log out.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::letters::{Letter, Tag, Timer};
 use super::session::{Joining, Mode, Spill};
@@ -18,6 +19,8 @@ const PLAIN_PASSWORD: usize = 50;
 /// How often a claim is tried when the account is in use, but not here: the last release may be on
 /// its way.
 const CLAIM_TRIES: u8 = 3;
+/// When the bus is back, all nodes have it again within this time, and have sent their nudges.
+const SETTLING: Duration = Duration::from_secs(3);
 
 impl Shard {
     pub(super) fn register(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
@@ -189,7 +192,10 @@ impl Shard {
         let Some(session) = client.session.as_deref() else { return };
         let Mode::Joining(joining) = &session.mode else { return };
         let limit = self.is_legacy(conn).then_some(LEGACY_REPLY);
-        let op = Op::Load { user, name: session.name.clone(), seq: joining.seq, limit };
+        // What the user has sent before, through another node, may be stored for users of this one,
+        // who cannot have been told: they get it before anything new.
+        let behind = self.bus_is_down || self.bus_is_up_since.is_some_and(|since| self.now.at - since < SETTLING);
+        let op = Op::Load { user, name: session.name.clone(), seq: joining.seq, limit, behind };
         self.submit(self.user_lane(user), Then::Loaded { conn, user }, op, fx);
     }
 
@@ -207,7 +213,7 @@ impl Shard {
         let framing = client.framing.framing();
         let Some(session) = client.session.as_deref_mut().filter(|session| session.user == user) else { return };
         let Mode::Joining(joining) = &mut session.mode else { return };
-        let Joining { seq, spilled, queue, nudges, .. } = std::mem::take(joining);
+        let Joining { seq, spilled, behind, queue, nudges, .. } = std::mem::take(joining);
         let Ok(Answer::Loaded(loaded)) = answer else {
             joining.queue = queue;
             self.log_out(conn, now, fx);
@@ -216,7 +222,7 @@ impl Shard {
         };
         log::debug!("{conn}: user {user} has logged in from {}", client.peer);
         let reply_has_rows = !loaded.rows.is_empty();
-        let drain = loaded.more || spilled || !nudges.is_empty();
+        let drain = loaded.more || spilled || behind || !nudges.is_empty();
         session.mode = if drain { Mode::Spill(Spill::after_login(reply_has_rows, nudges)) } else { Mode::Live };
         if legacy {
             fx.push(Effect::Pace(conn));
@@ -228,6 +234,9 @@ impl Shard {
             self.deliver(user, super::chat::Text::Shared(body), receipt, fx);
         }
         self.advance_drain(conn, fx);
+        for other in loaded.behind.into_iter().filter(|other| *other != user) {
+            self.drain_user(other, fx);
+        }
         self.end_waiting(conn, fx);
     }
 

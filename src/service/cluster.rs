@@ -38,6 +38,7 @@ impl Shard {
             }
             BusEvent::Up => {
                 self.bus_is_down = false;
+                self.bus_is_up_since = Some(self.now.at);
                 self.drain_all(fx);
                 self.advance_all_ways(fx);
             }
@@ -178,17 +179,31 @@ impl Shard {
     /// so that nothing new of theirs overtakes it.
     pub(super) fn drain_all(&mut self, fx: &mut Effects) {
         for conn in self.clients.ids().collect::<Vec<_>>() {
-            let Some(session) = self.clients.get_mut(conn).and_then(|client| client.session.as_deref_mut()) else {
-                continue;
-            };
-            match &mut session.mode {
-                Mode::Joining(_) => {} // its store is read when all know where it is
-                Mode::Live => {
-                    session.mode = Mode::Spill(Spill::for_nudges(Vec::new()));
-                    fx.push(Effect::Recall(conn));
-                }
-                Mode::Spill(spill) => spill.stored_behind(),
+            if let Some(session) = self.clients.get(conn).and_then(|client| client.session.as_deref()) {
+                self.drain_session(conn, session.user, fx);
             }
+        }
+    }
+
+    /// Drains the store for one user of this node, of whichever shard. What this shard sends to the
+    /// user after this does not overtake what is stored.
+    pub(super) fn drain_user(&mut self, user: UserId, fx: &mut Effects) {
+        match self.presence.get(&user).map(|place| place.conn) {
+            Some(conn) if conn.reactor() == self.index => self.drain_session(conn, user, fx),
+            Some(conn) => fx.push(Effect::Post(conn.reactor(), Letter::Drain { user, conn })),
+            None => {} // it drains as it comes
+        }
+    }
+
+    pub(super) fn drain_session(&mut self, conn: ConnId, user: UserId, fx: &mut Effects) {
+        let Some(session) = self.session_mut(conn, user) else { return };
+        match &mut session.mode {
+            Mode::Joining(joining) => joining.behind = true,
+            Mode::Live => {
+                session.mode = Mode::Spill(Spill::for_nudges(Vec::new()));
+                fx.push(Effect::Recall(conn));
+            }
+            Mode::Spill(spill) => spill.stored_behind(),
         }
     }
 

@@ -42,12 +42,14 @@ pub enum Op {
         name: String,
         password: Box<str>,
     },
-    /// Everything a login reply says, as bytes.
+    /// Everything a login reply says, as bytes; and, if asked for, who else of this node has
+    /// something in the store.
     Load {
         user: UserId,
         name: Box<str>,
         seq: Option<i64>,
         limit: Option<usize>,
+        behind: bool,
     },
     /// The oldest offline messages.
     Page {
@@ -83,6 +85,7 @@ pub struct Loaded {
     pub rows: Vec<RowId>,
     /// Whether there are more.
     pub more: bool,
+    pub behind: Vec<UserId>,
 }
 
 /// What a shard does with an answer. It names whom the answer is for by id; who is gone when it
@@ -230,7 +233,10 @@ impl JobRunner {
                 let password = self.hash(&password)?;
                 self.run_one(Op::Write(Write::Register { name, password }))
             }
-            Op::Load { user, name, seq, limit } => self.load(user, &name, seq, limit).map(Answer::Loaded),
+            Op::Load { user, name, seq, limit, behind } => {
+                let behind = if behind { self.connection.behind()? } else { Vec::new() };
+                self.load(user, &name, seq, limit).map(|loaded| Answer::Loaded(Loaded { behind, ..loaded }))
+            }
             Op::Page { user, max_bytes } => self.page(user, max_bytes).map(Answer::Page),
             Op::Lists { user, seq } => {
                 let friends = self.connection.friends(user)?;
@@ -314,6 +320,7 @@ impl JobRunner {
             reply: bytes,
             rows: page.messages[..listed.offline].iter().map(|(row, _)| *row).collect(),
             more: page.more || listed.offline < page.messages.len(),
+            behind: Vec::new(),
         })
     }
 }

@@ -86,6 +86,11 @@ pub enum Letter {
         user: UserId,
         conn: ConnId,
     },
+    /// Something may be stored for the user of this session of which nobody could tell.
+    Drain {
+        user: UserId,
+        conn: ConnId,
+    },
     /// From the bus.
     Bus(BusEvent),
     /// Another node is dead, or seems so. Its claims are taken from it after this.

@@ -161,6 +161,8 @@ pub struct Shard {
     /// Users of this node, by what it knows, whom the store has elsewhere.
     lost: HashSet<UserId>,
     bus_is_down: bool,
+    /// Since it was down last.
+    bus_is_up_since: Option<Instant>,
     /// This node was stopped for a while, at this moment: its claims are in doubt until they have
     /// been checked.
     doubt: Option<Instant>,
@@ -199,6 +201,7 @@ impl Shard {
             next_question: 0,
             lost: HashSet::new(),
             bus_is_down: false,
+            bus_is_up_since: None,
             doubt: None,
             groups: GroupCache::default(),
             fans: FanOuts::default(),
@@ -343,6 +346,7 @@ impl Shard {
             Letter::MemberSeen { key } => self.member_seen(key, fx),
             Letter::Disown { user, epoch } => self.disown(user, epoch, fx),
             Letter::Stale { user, conn } => self.end_stale(user, conn, fx),
+            Letter::Drain { user, conn } => self.drain_session(conn, user, fx),
             Letter::Bus(event) => self.bus_event(event, fx),
             Letter::NodeDied => self.drain_all(fx),
             Letter::Claims { as_of, claims } => self.check_claims(as_of, &claims, fx),

@@ -131,6 +131,8 @@ pub(super) struct Joining {
     pub bytes: usize,
     /// The queue became too long and went to the store, and so does all that follows.
     pub spilled: bool,
+    /// Something may have been stored that the login reply does not have.
+    pub behind: bool,
     /// Nodes that have stored something, and wait for the drain.
     pub nudges: Vec<(NodeId, Ticket)>,
 }

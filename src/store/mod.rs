@@ -182,4 +182,7 @@ pub trait Connection: Send {
     /// The user's oldest offline messages: at least one, if there is any, then as many as fit
     /// into `max_bytes` in sum.
     fn page(&mut self, user: UserId, max_bytes: usize) -> Result<Page, StoreError>;
+
+    /// The users of this node for whom messages are stored, though they are here.
+    fn behind(&mut self) -> Result<Vec<UserId>, StoreError>;
 }

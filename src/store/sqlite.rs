@@ -592,6 +592,11 @@ impl Connection for SqliteConnection {
             Ok(page)
         })
     }
+
+    fn behind(&mut self) -> Result<Vec<UserId>, StoreError> {
+        // Nobody else stores anything here.
+        Ok(Vec::new())
+    }
 }
 
 fn listed_members(reader: &rusqlite::Connection, group: GroupId) -> rusqlite::Result<Vec<Member>> {

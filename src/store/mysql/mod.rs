@@ -193,6 +193,11 @@ impl Connection for MySqlConnection {
     fn page(&mut self, user: UserId, max_bytes: usize) -> Result<Page, StoreError> {
         self.read(|session, sql| page(session, sql, user, max_bytes))
     }
+
+    fn behind(&mut self) -> Result<Vec<UserId>, StoreError> {
+        let node = self.shared.node;
+        self.read(|session, sql| session.list(&sql.behind, (node.0,), |row| column(row, 0)))
+    }
 }
 
 /// How many rows of a page are asked for at first, and at most, at a time. It is not known how long

@@ -40,6 +40,7 @@ pub(super) struct Sql {
     pub members: String,
     pub group_exists: String,
     pub page: String,
+    pub behind: String,
 
     pub register: String,
     pub registered: String,
@@ -96,6 +97,9 @@ impl Sql {
             page: format!(
                 "SELECT id, {} FROM {message} WHERE userid = ? AND id > ? ORDER BY id LIMIT ?",
                 texts.columns_if("once IS NULL", "message"),
+            ),
+            behind: format!(
+                "SELECT id FROM {user} WHERE node = ? AND id IN (SELECT userid FROM {message}) ORDER BY id"
             ),
 
             register: format!("INSERT INTO {user} (name, password, state) VALUES (?, ?, 'offline')"),
