@@ -11,6 +11,8 @@ pub type At = Duration;
 const BACK_WITHIN: Duration = Duration::from_secs(10);
 /// A Redis that was just started tells of nobody that it is dead, before a lease could have run out.
 const REDIS_IS_YOUNG: Duration = Duration::from_secs(6);
+/// So many broken promises are told at length.
+const TOLD: usize = 5;
 /// Refusals that a server may give a sound request: the session has ended, too fast, no store, the
 /// server is ending.
 const PASSING: [i64; 4] = [13, 20, 21, 22];
@@ -176,6 +178,18 @@ impl fmt::Display for Figures {
 }
 
 impl History {
+    /// Prints the figures; broken promises fail the test.
+    #[track_caller]
+    pub fn judge(&self) {
+        let (figures, broken) = self.check();
+        println!("{figures}");
+        if let Some(first) = broken.first() {
+            broken.iter().for_each(|broken| println!("{}", broken.text));
+            broken.iter().take(TOLD).for_each(|broken| println!("\n{}", self.tell(broken)));
+            panic!("{} promises are broken, of which the first: {}", broken.len(), first.text);
+        }
+    }
+
     pub fn check(&self) -> (Figures, Vec<Broken>) {
         let (mut figures, mut broken) = (Figures::default(), Vec::new());
         let mut arrivals = HashMap::new();

@@ -5,7 +5,7 @@
 //! order of the faults and what the players want, though not who is faster.
 
 mod checker;
-mod cluster;
+mod harm;
 mod history;
 mod line;
 mod moves;
@@ -13,82 +13,37 @@ mod player;
 #[path = "../support/mod.rs"]
 mod support;
 
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::Ordering;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use cluster::{Cluster, NODES};
+use harm::harm;
 use history::{Fault, Harm, History, Target};
-use player::{Game, NOWHERE, Player};
-use support::{Client, Rng};
+use player::{Game, NOWHERE};
+use support::{Cluster, Rng};
 
+const NODES: usize = 3;
 const PLAYERS: usize = 24;
 /// Every other player, so that they are of different pairs.
 const MEMBERS: [usize; 6] = [0, 2, 4, 6, 8, 10];
 /// Between two faults, and between an end and a new start, at most.
 const PAUSE_MS: usize = 3000;
-/// How long everything may take to arrive once nothing is amiss any more.
-const END: Duration = Duration::from_secs(60);
 /// How long the next fault waits for the users of a killed node: longer than was promised.
 const BACK: Duration = Duration::from_secs(15);
 /// So many repeats for each fault and player are no wonder: what was under way at that time.
 const REPEATS: usize = 2;
-/// So many broken promises are told at length.
-const TOLD: usize = 5;
 
 #[test]
 fn nothing_acked_is_lost_whoever_is_killed_or_stopped() {
     let faults = std::env::var("CHAT_FAULTS").map_or(8, |text| text.parse().expect("CHAT_FAULTS is a number"));
     let mut rng = Rng::new();
-    let mut cluster = Cluster::start();
-    let game = Arc::new(new_game(&cluster));
-    let players: Vec<_> = (0..PLAYERS)
-        .map(|no| {
-            let player = Player::new(no, Arc::clone(&game), rng.fork());
-            std::thread::spawn(move || player.play())
-        })
-        .collect();
+    let mut cluster = Cluster::start(NODES);
+    let game = Game::new(cluster.nodes[0].address, cluster.addresses(), PLAYERS, &MEMBERS);
+    let players = Game::begin(&game, &mut rng);
     let faults = do_harm(&mut cluster, &game, &mut rng, faults);
-    game.end.set(Instant::now() + END).expect("it ends once");
-    let logs = players.into_iter().map(|player| player.join().expect("a player does not fail")).collect();
-    let recipients = game.streams().map(|stream| (stream, game.recipients(stream))).collect();
+    let (logs, recipients) = game.finish(players);
     let repeats_allowed = REPEATS * PLAYERS * faults.len().min(8);
-    let history = History { logs, faults, recipients, repeats_allowed };
-    let (figures, broken) = history.check();
-    println!("{figures}");
-    if !broken.is_empty() {
-        println!("{}", cluster.logs());
-        broken.iter().for_each(|broken| println!("{}", broken.text));
-        broken.iter().take(TOLD).for_each(|broken| println!("\n{}", history.tell(broken)));
-        panic!("{} promises are broken, of which the first: {}", broken.len(), broken[0].text);
-    }
-}
-
-/// Accounts and a group for everybody.
-fn new_game(cluster: &Cluster) -> Game {
-    let nodes = cluster.addresses();
-    let mut client = Client::connect(nodes[0]);
-    let accounts: Vec<_> = (0..PLAYERS).map(|no| client.register(&format!("player {no}"), "secret")).collect();
-    client.login(&accounts[MEMBERS[0]]);
-    let group = client.create_group("all");
-    for member in &MEMBERS[1..] {
-        client.login(&accounts[*member]);
-        client.join(group);
-    }
-    client.logout();
-    Game {
-        begin: Instant::now(),
-        nodes,
-        accounts,
-        group,
-        members: MEMBERS.to_vec(),
-        end: OnceLock::new(),
-        sending: AtomicUsize::new(PLAYERS),
-        waiting: AtomicUsize::new(PLAYERS),
-        places: (0..PLAYERS).map(|_| AtomicUsize::new(NOWHERE)).collect(),
-        acked: (0..PLAYERS).map(|_| [AtomicU32::new(0), AtomicU32::new(0)]).collect(),
-    }
+    History { logs, faults, recipients, repeats_allowed }.judge();
 }
 
 /// One fault after the other. Of eight in a row each kind is one, and a node is killed three times.
@@ -102,18 +57,18 @@ fn do_harm(cluster: &mut Cluster, game: &Game, rng: &mut Rng, count: usize) -> V
             deck.extend([(node, Harm::Stop), (Target::Redis, Harm::Kill), (Target::Redis, Harm::Stop)]);
             deck.extend([(Target::MariaDb, Harm::Kill), (Target::MariaDb, Harm::Stop)]);
         }
-        let (mut target, harm) = deck.swap_remove(rng.below(deck.len()));
+        let (mut target, kind) = deck.swap_remove(rng.below(deck.len()));
         if let Target::Node(node) = &mut target {
             *node = rng.below(NODES);
         }
         let [before, between] = [(); 2].map(|()| Duration::from_millis(rng.below(PAUSE_MS) as u64));
         // Every other killed node's users are left alone until they are back: nothing excuses a delay.
-        let waits = harm == Harm::Kill && rng.below(2) == 0;
+        let waits = kind == Harm::Kill && rng.below(2) == 0;
         sleep(before);
         let users: Vec<usize> = (0..PLAYERS).filter(|no| Target::Node(place(game, *no)) == target).collect();
         let began = game.begin.elapsed();
-        cluster.harm(target, harm, between);
-        let fault = Fault { target, harm, began, over: game.begin.elapsed() };
+        harm(cluster, target, kind, between);
+        let fault = Fault { target, harm: kind, began, over: game.begin.elapsed() };
         println!("{:4} {fault}", faults.len() + 1);
         faults.push(fault);
         if waits {

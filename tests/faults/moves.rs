@@ -2,13 +2,12 @@
 
 use std::net::SocketAddr;
 
-use crate::cluster::Cluster;
-use crate::support::{Account, Client};
+use crate::support::{Account, Client, Cluster};
 
 #[test]
 fn a_sender_who_moves_while_redis_is_away_overtakes_nothing_that_is_stored() {
-    let mut cluster = Cluster::start();
-    let [one, other, _] = cluster.addresses()[..] else { unreachable!() };
+    let mut cluster = Cluster::start(2);
+    let [one, other] = cluster.addresses()[..] else { unreachable!() };
     let mut registrar = Client::connect(one);
     let [li, zhang] = ["li", "zhang"].map(|name| registrar.register(name, "secret"));
     // On both reactors, whichever the sender will be on.
@@ -16,7 +15,7 @@ fn a_sender_who_moves_while_redis_is_away_overtakes_nothing_that_is_stored() {
     let mut recipients: Vec<Client> = [&li].into_iter().chain(&wang).map(|account| login(other, account)).collect();
     let mut sender = login(one, &zhang);
     recipients.iter().for_each(|recipient| assert!(sender.chat(recipient.id(), "before")));
-    cluster.redis().kill();
+    cluster.redis.kill();
     for recipient in &recipients {
         assert!(!sender.chat(recipient.id(), "stored"));
     }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use chat_server::wire::msgid;
@@ -12,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::history::{Event, Kind, Log, Stream};
 use crate::line::Line;
-use crate::support::{Account, Rng, login, parse, strings};
+use crate::support::{Account, Client, Rng, login, parse, strings};
 
 /// Between two messages, at most.
 const THINK_MS: usize = 80;
@@ -23,9 +24,13 @@ const PROBE: Duration = Duration::from_millis(200);
 /// Nobody's node.
 pub const NOWHERE: usize = usize::MAX;
 
+/// How long everything may take to arrive once nothing is amiss any more.
+const END: Duration = Duration::from_secs(60);
+
 /// What all players know.
 pub struct Game {
     pub begin: Instant,
+    /// Where players connect to.
     pub nodes: Vec<SocketAddr>,
     pub accounts: Vec<Account>,
     pub group: u32,
@@ -43,6 +48,44 @@ pub struct Game {
 }
 
 impl Game {
+    /// Accounts for everybody and a group for some, registered at one node.
+    pub fn new(node: SocketAddr, nodes: Vec<SocketAddr>, players: usize, members: &[usize]) -> Arc<Game> {
+        let mut client = Client::connect(node);
+        let accounts: Vec<_> = (0..players).map(|no| client.register(&format!("player {no}"), "secret")).collect();
+        client.login(&accounts[members[0]]);
+        let group = client.create_group("some");
+        for member in &members[1..] {
+            client.login(&accounts[*member]);
+            client.join(group);
+        }
+        client.logout();
+        Arc::new(Game {
+            begin: Instant::now(),
+            nodes,
+            accounts,
+            group,
+            members: members.to_vec(),
+            end: OnceLock::new(),
+            sending: AtomicUsize::new(players),
+            waiting: AtomicUsize::new(players),
+            places: (0..players).map(|_| AtomicUsize::new(NOWHERE)).collect(),
+            acked: (0..players).map(|_| [AtomicU32::new(0), AtomicU32::new(0)]).collect(),
+        })
+    }
+
+    pub fn begin(game: &Arc<Game>, rng: &mut Rng) -> Vec<JoinHandle<Log>> {
+        let player = |no| Player::new(no, Arc::clone(game), rng.fork());
+        let players: Vec<Player> = (0..game.accounts.len()).map(player).collect();
+        players.into_iter().map(|player| std::thread::spawn(move || player.play())).collect()
+    }
+
+    /// Has everybody end, when all has arrived. Returns what they saw, and who should have got what.
+    pub fn finish(&self, players: Vec<JoinHandle<Log>>) -> (Vec<Log>, HashMap<Stream, Vec<usize>>) {
+        self.end.set(Instant::now() + END).expect("it ends once");
+        let logs = players.into_iter().map(|player| player.join().expect("a player does not fail")).collect();
+        (logs, self.streams().map(|stream| (stream, self.recipients(stream))).collect())
+    }
+
     pub fn partner(&self, player: usize) -> usize {
         player ^ 1
     }

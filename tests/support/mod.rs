@@ -9,6 +9,7 @@
 
 mod chat_client;
 mod client;
+mod cluster;
 mod mariadb;
 mod nginx;
 mod redis;
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 pub use self::redis::Redis;
 pub use chat_client::{CHAT_CLIENT, ChatClient, script};
 pub use client::{Account, Client, Ending, listed, login, parse, strings, text_of};
+pub use cluster::Cluster;
 pub use mariadb::MariaDb;
 pub use nginx::{Identity, Nginx, NginxOptions, nginx_in};
 pub use rng::Rng;
