@@ -950,7 +950,9 @@ impl World {
             }
             self.step(false);
         }
-        assert!(self.nodes.iter().all(|node| node.wound_up == self.shards), "a shard did not wind up");
+        let population = |node: &Node| node.shards.iter().map(Shard::population).collect::<Vec<_>>();
+        let left: Vec<_> = self.nodes.iter().map(|node| (node.wound_up, population(node))).collect();
+        assert!(self.nodes.iter().all(|node| node.wound_up == self.shards), "a shard did not wind up: {left:?}");
         assert!(memory.lock().unwrap().claims.is_empty(), "somebody was left online");
     }
 }

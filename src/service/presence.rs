@@ -63,8 +63,12 @@ impl Shard {
         let joined = self.now.at;
         let mode = Mode::Joining(joining);
         client.session = Some(Box::new(Session { user, name, sends: 0, epoch, joined, heard: Vec::new(), mode }));
-        self.presence.insert(user, Place { conn, held: None });
+        let former = self.presence.insert(user, Place { conn, held: None });
         self.lost.remove(&user);
+        // The end of the former session may be heard of later than the next one's begin.
+        for (body, receipt) in former.and_then(|place| place.held).into_iter().flatten() {
+            self.deliver(user, Text::Shared(body), receipt, fx);
+        }
         for early in self.claiming.remove(&epoch).into_iter().flatten() {
             self.deliver_early(user, epoch, early, fx);
         }
@@ -83,7 +87,7 @@ impl Shard {
     pub(super) fn peer_joined(&mut self, user: UserId, conn: ConnId, fx: &mut Effects) {
         let former = self.presence.insert(user, Place { conn, held: None });
         self.lost.remove(&user);
-        // The end of the former session may be heard of later than the next one's begin.
+        // As in `join`.
         for (body, receipt) in former.and_then(|place| place.held).into_iter().flatten() {
             fx.push(Effect::Post(conn.reactor(), Letter::Chat { to: user, body, receipt }));
         }
@@ -171,10 +175,8 @@ impl Shard {
             }
             // The lane holds everything that has reached this shard.
             leaving.gone = true;
-            self.presence.remove(&user);
-            self.lost.remove(&user);
             self.broadcast(|| Letter::Gone { user, conn }, fx);
-            self.way_leaves(user, fx);
+            self.forget_place(user, conn, fx);
         }
         if let Some(Leaving { sends: 0, epoch, .. }) = self.leaving.get(&user) {
             let epoch = *epoch;
@@ -188,14 +190,21 @@ impl Shard {
     /// A session on another shard has no place any more.
     pub(super) fn peer_gone(&mut self, user: UserId, conn: ConnId, fx: &mut Effects) {
         self.ending.insert(user);
-        if self.presence.get(&user).is_some_and(|place| place.conn == conn) {
-            let held = self.presence.remove(&user).and_then(|place| place.held);
-            self.lost.remove(&user);
-            self.way_leaves(user, fx);
-            for (body, receipt) in held.into_iter().flatten() {
-                self.route(user, Text::Shared(body), receipt, fx);
-            }
+        for (body, receipt) in self.forget_place(user, conn, fx) {
+            self.route(user, Text::Shared(body), receipt, fx);
         }
+    }
+
+    /// A session has no place any more, unless the user has another one by now. Returns what was
+    /// held for it.
+    fn forget_place(&mut self, user: UserId, conn: ConnId, fx: &mut Effects) -> Vec<Waiting> {
+        if self.presence.get(&user).is_none_or(|place| place.conn != conn) {
+            return Vec::new();
+        }
+        let held = self.presence.remove(&user).and_then(|place| place.held);
+        self.lost.remove(&user);
+        self.way_leaves(user, fx);
+        held.unwrap_or_default()
     }
 
     /// The claim of a session on another shard is being released.
