@@ -94,8 +94,9 @@ impl Keeper {
 
     /// Keeps until all wakers are gone.
     pub fn run(mut self, wakes: Receiver<()>) {
+        let mut pause = PERIOD;
         loop {
-            let woken = match wakes.recv_timeout(PERIOD) {
+            let woken = match wakes.recv_timeout(pause) {
                 Ok(()) => true,
                 Err(RecvTimeoutError::Timeout) => false,
                 Err(RecvTimeoutError::Disconnected) => break,
@@ -103,12 +104,19 @@ impl Keeper {
             self.renew();
             let result = self.round(woken);
             self.complaints.note("the store", &result);
+            pause = if result.is_ok() { self.pause() } else { PERIOD };
             if woken && result.is_err() {
                 // Whoever woke it waits for an answer.
                 self.doubt_until = self.doubt_until.max(Instant::now() + AFTERMATH);
             }
         }
         let _ = self.leases.drop_lease();
+    }
+
+    /// Until the next round: a node that is dead is not left to lie for longer than it must.
+    fn pause(&self) -> Duration {
+        let ends = self.dying.values().map(|since| (*since + NOTICE).saturating_duration_since(Instant::now()));
+        ends.fold(PERIOD, Duration::min)
     }
 
     fn renew(&mut self) {

@@ -291,7 +291,7 @@ impl JobRunner {
             }
             if !broken.is_empty() {
                 let rows = broken.iter().map(|(row, _)| *row).collect();
-                self.connection.write(&[Write::Remove { user, rows }])?;
+                self.connection.write(&[Write::Remove { user, epoch: None, rows }])?;
             }
             page.messages = good;
             if !page.messages.is_empty() || !page.more {

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::support::{Account, Client, Cluster};
+use crate::support::{Account, Client, Cluster, eventually};
 
 #[test]
 fn a_sender_who_moves_while_redis_is_away_overtakes_nothing_that_is_stored() {
@@ -24,6 +24,35 @@ fn a_sender_who_moves_while_redis_is_away_overtakes_nothing_that_is_stored() {
     for recipient in &mut recipients {
         sender.must(sender.chat_to(recipient.id(), "after"));
         assert_eq!(recipient.texts(3), ["before", "stored", "after"]);
+    }
+}
+
+#[test]
+fn a_node_that_was_taken_for_dead_takes_no_messages_along() {
+    let cluster = Cluster::start(2);
+    let [one, other] = cluster.addresses()[..] else { unreachable!() };
+    let mut sender = Client::connect(one);
+    let accounts: Vec<_> = (0..6).map(|n| sender.register(&format!("user {n}"), "secret")).collect();
+    sender.login(&accounts[0]);
+    let recipients = &accounts[1..];
+    let stopped: Vec<Client> = recipients.iter().map(|account| login(other, account)).collect();
+    cluster.nodes[1].signal("STOP");
+    // Stored past the stopped node, which is told to look for it.
+    let past: Vec<i64> = recipients.iter().map(|account| sender.start(sender.chat_to(account.id, "past"))).collect();
+    past.into_iter().for_each(|seq| assert_eq!(sender.reply(seq)["delivered"], false));
+    for account in recipients {
+        let mut client = Client::connect(one);
+        eventually("the end of the stopped node's claims", || client.try_login(account)["errno"] == 0);
+        assert_eq!(client.texts(1), ["past"]);
+        client.logout();
+        assert!(!sender.chat(account.id, "later"));
+    }
+    cluster.nodes[1].signal("CONT");
+    for mut client in stopped {
+        while client.next_push().is_ok() {}
+    }
+    for account in recipients {
+        assert_eq!(login(one, account).texts(1), ["later"]);
     }
 }
 

@@ -210,6 +210,7 @@ impl Player {
     fn send(&mut self, kind: Kind) {
         self.numbers[kind as usize] += 1;
         let number = self.numbers[kind as usize];
+        let mut pause = Duration::from_millis(50);
         while self.be_logged_in() {
             let Some(line) = self.session else { continue };
             let me = &self.game.accounts[self.no];
@@ -238,7 +239,9 @@ impl Player {
             // Of a group some could not be served: as if the store were away.
             let errno = if errno == 0 { 21 } else { errno };
             self.note(Event::Refused { line, kind, number, errno });
-            self.pause(Duration::from_millis(50));
+            self.pause(pause);
+            // A group's living members get each try.
+            pause = (pause * 2).min(Duration::from_secs(2));
         }
     }
 

@@ -134,12 +134,13 @@ impl<'a> Transaction<'a> {
                 Write::Claim { user, .. } | Write::Release { user, .. } | Write::SetPassword { user, .. } => {
                     users.push(*user);
                 }
-                // These change no user. Whoever removes messages has the user already.
+                Write::Remove { user, epoch: Some(_), .. } => users.push(*user),
+                // These are about no user that somebody could have.
                 Write::Register { .. }
                 | Write::AddFriend { .. }
                 | Write::CreateGroup { .. }
                 | Write::JoinGroup { .. }
-                | Write::Remove { .. } => {}
+                | Write::Remove { epoch: None, .. } => {}
             }
         }
         users.sort_unstable();
@@ -200,7 +201,11 @@ impl<'a> Transaction<'a> {
                 other => self.done_or_already(other),
             },
             Write::Keep(parcels) => Ok(Outcome::Kept(parcels.iter().map(|parcel| self.keep(parcel)).collect())),
-            Write::Remove { user, rows } => {
+            Write::Remove { user, epoch, rows } => {
+                let mine = |epoch| Some(Holder::Node(Claim { node: shared.node, epoch }));
+                if epoch.is_some_and(|epoch| self.holders.get(user) != Some(&mine(epoch))) {
+                    return Ok(Outcome::Lost);
+                }
                 let mut rows = rows.clone();
                 rows.sort_unstable();
                 for rows in rows.chunks(LIST) {
