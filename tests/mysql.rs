@@ -19,7 +19,7 @@ use chat_server::store::{
 };
 use mysql::Conn;
 use mysql::prelude::Queryable;
-use support::{MariaDb, Rng, eventually};
+use support::{COPY, MariaDb, REFERENCE, Rng, eventually};
 
 /// The server that tests share while any of them runs; each has a database of its own.
 fn shared() -> Arc<MariaDb> {
@@ -455,7 +455,8 @@ fn removal_is_exact_and_rows_are_never_used_again() {
     let node = &mut fixture.node;
     let [ann, bob] = node.users(["ann", "bob"]);
     let rows: Vec<_> = ["1", "2", "3"].iter().map(|message| row(node.keep(&[ann], message)[0])).collect();
-    let remove = |user, rows: &[RowId]| Write::Remove { user, epoch: None, rows: rows.to_vec() };
+    node.write(&[claim(ann, 1), claim(bob, 1)]);
+    let remove = |user, rows: &[RowId]| Write::Remove { user, epoch: 1, rows: rows.to_vec() };
     assert_eq!(node.one(remove(bob, &rows)), Outcome::Done);
     assert_eq!(node.texts(ann), ["1", "2", "3"]);
     assert_eq!(node.one(remove(ann, &[rows[2], rows[0], rows[2] + 99, u64::MAX])), Outcome::Done);
@@ -472,7 +473,7 @@ fn only_whoever_has_a_user_removes_its_messages() {
     let node = &mut fixture.node;
     let [ann] = node.users(["ann"]);
     let rows: Vec<_> = ["1", "2", "3"].iter().map(|message| row(node.keep(&[ann], message)[0])).collect();
-    let remove = |epoch, index: usize| Write::Remove { user: ann, epoch: Some(epoch), rows: vec![rows[index]] };
+    let remove = |epoch, index: usize| Write::Remove { user: ann, epoch, rows: vec![rows[index]] };
     assert_eq!(node.one(remove(7, 0)), Outcome::Lost);
     assert_eq!(node.one(claim(ann, 7)), Outcome::Done);
     assert_eq!((node.one(remove(6, 0)), other.one(remove(7, 0))), (Outcome::Lost, Outcome::Lost));
@@ -573,10 +574,11 @@ fn relay(mut client: TcpStream, mut database: TcpStream, cut: &Cut) {
 fn behind_a_proxy() -> (Fixture, Proxy, Node, Vec<Write>, Vec<UserId>) {
     let mut fixture = Fixture::new();
     let proxy = Proxy::to(&fixture.server);
-    let node = Node::open(options(proxy.url(&fixture.database), 7));
+    let mut node = Node::open(options(proxy.url(&fixture.database), 7));
     let [ann, bob, eve] = fixture.node.users(["ann", "bob", "eve"]);
     let group = fixture.node.group(bob, "old group");
     let rows: Vec<RowId> = ["1", "2"].iter().map(|message| row(fixture.node.keep(&[eve], message)[0])).collect();
+    assert_eq!(node.one(claim(eve, 2)), Outcome::Done);
     let batch = vec![
         register("new"),
         Write::SetPassword { user: ann, password: "changed".into() },
@@ -586,7 +588,7 @@ fn behind_a_proxy() -> (Fixture, Proxy, Node, Vec<Write>, Vec<UserId>) {
         Write::Keep(vec![parcel(ann, &["a", "b"]), parcel(9999, &["x"]), parcel(bob, &["c"])]),
         claim(ann, 3),
         keep(&[bob, ann], "d"),
-        Write::Remove { user: eve, epoch: None, rows: rows[..1].to_vec() },
+        Write::Remove { user: eve, epoch: 2, rows: rows[..1].to_vec() },
         Write::Release { user: bob, epoch: 1 },
     ];
     (fixture, proxy, node, batch, vec![ann, bob, eve])
@@ -867,8 +869,7 @@ fn a_keep_comes_before_or_after_a_claim_and_the_lower_row_is_never_seen_later() 
             assert!(seen.iter().all(|(row, _)| *row > last_row));
             last_row = seen.last().map_or(last_row, |(row, _)| *row);
             let rows = seen.iter().map(|(row, _)| *row).collect();
-            claimer
-                .write(&[Write::Remove { user: ann, epoch: Some(epoch), rows }, Write::Release { user: ann, epoch }]);
+            claimer.write(&[Write::Remove { user: ann, epoch, rows }, Write::Release { user: ann, epoch }]);
         }
         drop(running);
     });
@@ -985,29 +986,6 @@ fn an_address_that_accepts_and_says_nothing_is_an_error_in_time() {
 }
 
 // ---- The tables of old servers
-
-/// As the reference's README makes them.
-const REFERENCE: &str = "
-    CREATE TABLE User (id INT PRIMARY KEY AUTO_INCREMENT, name VARCHAR(50) NOT NULL UNIQUE,
-        password VARCHAR(50) NOT NULL, state ENUM('online', 'offline') DEFAULT 'offline');
-    CREATE TABLE Friend (userid INT NOT NULL, friendid INT NOT NULL, PRIMARY KEY (userid, friendid));
-    CREATE TABLE AllGroup (id INT PRIMARY KEY AUTO_INCREMENT, groupname VARCHAR(50) NOT NULL UNIQUE,
-        groupdesc VARCHAR(200) DEFAULT '');
-    CREATE TABLE GroupUser (groupid INT NOT NULL, userid INT NOT NULL,
-        grouprole ENUM('creator', 'normal') DEFAULT 'normal', PRIMARY KEY (groupid, userid));
-    CREATE TABLE OfflineMessage (userid INT PRIMARY KEY NOT NULL, message VARCHAR(50) NOT NULL)";
-
-/// As most copies have them.
-const COPY: &str = "
-    CREATE TABLE User (id INT NOT NULL AUTO_INCREMENT, name VARCHAR(50) DEFAULT NULL,
-        password VARCHAR(50) DEFAULT NULL, state ENUM('online', 'offline') CHARACTER SET latin1 DEFAULT 'offline',
-        PRIMARY KEY (id), UNIQUE KEY name (name));
-    CREATE TABLE Friend (userid INT NOT NULL, friendid INT NOT NULL, KEY userid (userid, friendid));
-    CREATE TABLE AllGroup (id INT NOT NULL AUTO_INCREMENT, groupname VARCHAR(50) CHARACTER SET latin1 NOT NULL,
-        groupdesc VARCHAR(200) CHARACTER SET latin1 DEFAULT '', PRIMARY KEY (id));
-    CREATE TABLE GroupUser (groupid INT NOT NULL, userid INT NOT NULL,
-        grouprole ENUM('creator', 'normal') CHARACTER SET latin1 DEFAULT NULL, KEY groupid (groupid, userid));
-    CREATE TABLE OfflineMessage (userid INT NOT NULL, message VARCHAR(500) NOT NULL)";
 
 const ROWS: &str = "
     INSERT INTO User (name, password, state) VALUES ('zhang san', '123456', 'online'), ('José', 'pä', 'offline'),
@@ -1272,9 +1250,13 @@ fn what_is_written_here_has_the_same_bytes_for_a_server_that_says_gbk() {
     // Half a character of GBK at the end: a description loses it, a name is refused, as there.
     node.one(Write::CreateGroup { creator: user, name: "plain".into(), description: "李 x".into() });
     assert_eq!(bytes("select groupdesc from AllGroup where groupname = 'plain'"), b"? x");
-    assert_eq!(node.one(register("李")), Outcome::Already);
-    assert_eq!(node.one(create_group(user, "李")), Outcome::Already);
-    assert!(foreign.query_drop("insert into User(name,password,state) values('李', 'p', 'offline')").is_err());
+    // So it is with one that GBK has room for, but no character.
+    for name in ["李", "安娜"] {
+        assert_eq!(node.one(register(name)), Outcome::Already);
+        assert_eq!(node.one(create_group(user, name)), Outcome::Already);
+        let insert = format!("insert into User(name,password,state) values('{name}', 'p', 'offline')");
+        assert!(foreign.query_drop(insert).is_err());
+    }
     // Messages are ASCII, and mean the same.
     let message = "{\"msg\":\"李 你好 😀 \\\" \\\\\"}";
     node.keep(&[user], message);
@@ -1289,6 +1271,24 @@ fn what_is_written_here_has_the_same_bytes_for_a_server_that_says_gbk() {
     assert_eq!((groups[0].id, groups[0].groupname.as_str()), (group, "你好"));
     assert_eq!(groups[0].groupdesc, "about 你好");
     assert_eq!(groups[0].users[0].name, "张三 and 你好");
+}
+
+#[test]
+fn cpp_servers_see_a_claim_only_when_it_is_made_again() {
+    let (_fixture, mut node, mut foreign) = mixed();
+    let mut state = || foreign.query_first::<String, _>("select state from User").unwrap().unwrap();
+    let ann = node.user("ann");
+    assert_eq!(node.one(claim(ann, 1)), Outcome::Done);
+    assert_eq!(state(), "offline", "nobody listens for her yet");
+    assert_eq!(node.one(claim(ann, 2)), Outcome::InUse(node.claimed_as(1)));
+    assert_eq!(state(), "offline");
+    assert_eq!(node.one(claim(ann, 1)), Outcome::Done);
+    assert_eq!(state(), "online");
+    assert_eq!(node.one(Write::Release { user: ann, epoch: 1 }), Outcome::Done);
+    // One whom a server that has crashed has left online.
+    foreign.query_drop("update User set state = 'online'").unwrap();
+    assert_eq!(node.one(Write::Claim { user: ann, epoch: 3, past: Some(Holder::Foreign) }), Outcome::Done);
+    assert_eq!(foreign.query_first::<String, _>("select state from User").unwrap().unwrap(), "offline");
 }
 
 #[test]

@@ -6,7 +6,7 @@
 //! A seed that fails is printed; `CHAT_SEED=n cargo test --test simulation` runs it alone, and
 //! `CHAT_SEEDS=n` runs so many; `CHAT_TRACE=1` prints every effect.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -113,9 +113,7 @@ impl Connection for Memories {
                 Outcome::Done
             }
             Write::Keep(parcels) => Outcome::Kept(parcels.iter().map(|parcel| memory.keep(node, parcel)).collect()),
-            Write::Remove { user, epoch: Some(epoch), .. }
-                if memory.claims.get(user) != Some(&Claim { node, epoch: *epoch }) =>
-            {
+            Write::Remove { user, epoch, .. } if memory.claims.get(user) != Some(&Claim { node, epoch: *epoch }) => {
                 Outcome::Lost
             }
             Write::Remove { user, rows, .. } => {
@@ -155,12 +153,6 @@ impl Connection for Memories {
             page.messages.push((*row, Box::from(&**text)));
         }
         Ok(page)
-    }
-    fn behind(&mut self) -> Result<Vec<UserId>, StoreError> {
-        let memory = self.get()?;
-        let is_here = |user: &UserId| memory.claims.get(user).is_some_and(|claim| claim.node == self.1);
-        let users: BTreeSet<UserId> = memory.rows.values().map(|(user, _)| *user).filter(is_here).collect();
-        Ok(users.into_iter().collect())
     }
 }
 

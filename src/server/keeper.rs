@@ -22,8 +22,9 @@ use crate::store::{NodeId, Roll, StoreError};
 
 /// How often the lease is renewed and the others are looked at.
 const PERIOD: Duration = Duration::from_secs(1);
-/// Between the notice that a node is dead and the end of its claims: a round of every keeper.
-const NOTICE: Duration = Duration::from_millis(1200);
+/// Between the notice that a node is dead and the end of its claims: a round of every keeper, also
+/// of one that is slow.
+const NOTICE: Duration = Duration::from_millis(1500);
 /// A lease that was not renewed for so long may have run out before it was.
 const LAPSE: Duration = Duration::from_secs(LEASE_TTL.as_secs() - 1);
 /// How long claims are checked after a lapse: whoever took this node for dead in the last moment of

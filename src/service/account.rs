@@ -1,7 +1,6 @@
 //! Register, log in, log out.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::letters::{Letter, Tag, Timer};
 use super::session::{Joining, Mode, Spill};
@@ -19,8 +18,6 @@ const PLAIN_PASSWORD: usize = 50;
 /// How often a claim is tried when the account is in use, but not here: the last release may be on
 /// its way.
 const CLAIM_TRIES: u8 = 3;
-/// When the bus is back, all nodes have it again within this time, and have sent their nudges.
-const SETTLING: Duration = Duration::from_secs(3);
 
 impl Shard {
     pub(super) fn register(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
@@ -64,7 +61,7 @@ impl Shard {
         let conn = call.conn;
         match self.clients.get(conn).and_then(|client| client.session.as_deref()) {
             Some(session) if i64::from(session.user) == id => return Err(Errno::InUse.into()),
-            Some(_) => self.log_out(conn, call.now, fx),
+            Some(_) => self.log_out(conn, None, call.now, fx),
             None => {}
         }
         // No account has the id 0: it takes as long as any other wrong one.
@@ -179,6 +176,12 @@ impl Shard {
     pub(super) fn listened(&mut self, epoch: u64, fx: &mut Effects) {
         let Some(login) = self.listening.remove(&epoch) else { return };
         if self.is_waited_for(login.conn) {
+            if self.settings.mixed {
+                // Before this they would have published to nobody. What they have stored is read
+                // behind it, in the same lane.
+                let (user, past) = (login.user, None);
+                self.submit(self.user_lane(user), Then::Shown, Op::Write(Write::Claim { user, epoch, past }), fx);
+            }
             self.join(login, fx);
         } else {
             self.claim_failed(login.user, epoch, fx);
@@ -192,10 +195,7 @@ impl Shard {
         let Some(session) = client.session.as_deref() else { return };
         let Mode::Joining(joining) = &session.mode else { return };
         let limit = self.is_legacy(conn).then_some(LEGACY_REPLY);
-        // What the user has sent before, through another node, may be stored for users of this one,
-        // who cannot have been told: they get it before anything new.
-        let behind = self.bus_is_down || self.bus_is_up_since.is_some_and(|since| self.now.at - since < SETTLING);
-        let op = Op::Load { user, name: session.name.clone(), seq: joining.seq, limit, behind };
+        let op = Op::Load { user, name: session.name.clone(), seq: joining.seq, limit };
         self.submit(self.user_lane(user), Then::Loaded { conn, user }, op, fx);
     }
 
@@ -213,16 +213,16 @@ impl Shard {
         let framing = client.framing.framing();
         let Some(session) = client.session.as_deref_mut().filter(|session| session.user == user) else { return };
         let Mode::Joining(joining) = &mut session.mode else { return };
-        let Joining { seq, spilled, behind, queue, nudges, .. } = std::mem::take(joining);
+        let Joining { seq, spilled, queue, nudges, .. } = std::mem::take(joining);
         let Ok(Answer::Loaded(loaded)) = answer else {
             joining.queue = queue;
-            self.log_out(conn, now, fx);
+            self.log_out(conn, None, now, fx);
             let login = Login { conn, user, seq, name: Box::default(), tries: 0, epoch: 0 };
             return self.refuse_login(&login, Errno::StoreUnavailable, fx);
         };
         log::debug!("{conn}: user {user} has logged in from {}", client.peer);
         let reply_has_rows = !loaded.rows.is_empty();
-        let drain = loaded.more || spilled || behind || !nudges.is_empty();
+        let drain = loaded.more || spilled || !nudges.is_empty();
         session.mode = if drain { Mode::Spill(Spill::after_login(reply_has_rows, nudges)) } else { Mode::Live };
         if legacy {
             fx.push(Effect::Pace(conn));
@@ -234,23 +234,20 @@ impl Shard {
             self.deliver(user, super::chat::Text::Shared(body), receipt, fx);
         }
         self.advance_drain(conn, fx);
-        for other in loaded.behind.into_iter().filter(|other| *other != user) {
-            self.drain_user(other, fx);
-        }
         self.end_waiting(conn, fx);
     }
 
     pub(super) fn logout(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
         self.me(call)?;
-        self.log_out(call.conn, call.now, fx);
-        if let Some(seq) = call.seq {
-            self.reply(call.conn, fx, |out| reply::ack(out, seq));
+        if call.seq.is_some() {
+            self.owe(call.conn, fx);
         }
+        self.log_out(call.conn, call.seq, call.now, fx);
         Ok(())
     }
 
-    /// Ends the session of a connection that stays.
-    fn log_out(&mut self, conn: ConnId, now: Now, fx: &mut Effects) {
+    /// Ends the session of a connection that stays. `ack`: the `seq` of who asked for it.
+    fn log_out(&mut self, conn: ConnId, ack: Option<i64>, now: Now, fx: &mut Effects) {
         let Some(client) = self.clients.get_mut(conn) else { return };
         let Some(session) = client.session.take() else { return };
         client.out_since = now.at;
@@ -261,7 +258,7 @@ impl Shard {
         let body = Payload::Own(0..0);
         let tag = Some(Tag::Barrier { user: session.user });
         fx.push(Effect::Send { conn, body, framing: Framing::Bare, tag, manner: Manner::default() });
-        self.leave(conn, *session, true, fx);
+        self.leave(conn, *session, true, ack, fx);
     }
 
     pub(super) fn refuse_login(&mut self, login: &Login, errno: Errno, fx: &mut Effects) {

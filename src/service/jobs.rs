@@ -42,14 +42,12 @@ pub enum Op {
         name: String,
         password: Box<str>,
     },
-    /// Everything a login reply says, as bytes; and, if asked for, who else of this node has
-    /// something in the store.
+    /// Everything a login reply says, as bytes.
     Load {
         user: UserId,
         name: Box<str>,
         seq: Option<i64>,
         limit: Option<usize>,
-        behind: bool,
     },
     /// The oldest offline messages.
     Page {
@@ -85,7 +83,6 @@ pub struct Loaded {
     pub rows: Vec<RowId>,
     /// Whether there are more.
     pub more: bool,
-    pub behind: Vec<UserId>,
 }
 
 /// What a shard does with an answer. It names whom the answer is for by id; who is gone when it
@@ -94,6 +91,8 @@ pub struct Loaded {
 pub enum Then {
     Verified(Login),
     Claimed(Login),
+    /// C++ nodes see the user online, or will when this node's keeper next looks.
+    Shown,
     Loaded {
         conn: ConnId,
         user: UserId,
@@ -149,6 +148,8 @@ pub enum Then {
     Released {
         user: UserId,
         epoch: u64,
+        /// The logout to be acked.
+        ack: Option<(ConnId, i64)>,
     },
 }
 
@@ -233,10 +234,7 @@ impl JobRunner {
                 let password = self.hash(&password)?;
                 self.run_one(Op::Write(Write::Register { name, password }))
             }
-            Op::Load { user, name, seq, limit, behind } => {
-                let behind = if behind { self.connection.behind()? } else { Vec::new() };
-                self.load(user, &name, seq, limit).map(|loaded| Answer::Loaded(Loaded { behind, ..loaded }))
-            }
+            Op::Load { user, name, seq, limit } => self.load(user, &name, seq, limit).map(Answer::Loaded),
             Op::Page { user, max_bytes } => self.page(user, max_bytes).map(Answer::Page),
             Op::Lists { user, seq } => {
                 let friends = self.connection.friends(user)?;
@@ -279,25 +277,18 @@ impl JobRunner {
         }
     }
 
-    /// The oldest offline messages. What a C++ node has stored may have been cut to its column's
-    /// width: no client could read on behind it, so it is removed, and the log has it.
+    /// The oldest offline messages, each an object that a client can read.
     fn page(&mut self, user: UserId, max_bytes: usize) -> Result<Page, StoreError> {
-        loop {
-            let mut page = self.connection.page(user, max_bytes)?;
-            let (good, broken): (Vec<_>, Vec<_>) =
-                page.messages.into_iter().partition(|(_, text)| Request::parse(text).is_ok());
-            for (row, text) in &broken {
-                log::warn!("offline message {row} of user {user} is no JSON: {}", String::from_utf8_lossy(text));
-            }
-            if !broken.is_empty() {
-                let rows = broken.iter().map(|(row, _)| *row).collect();
-                self.connection.write(&[Write::Remove { user, epoch: None, rows }])?;
-            }
-            page.messages = good;
-            if !page.messages.is_empty() || !page.more {
-                return Ok(page);
+        let mut page = self.connection.page(user, max_bytes)?;
+        for (row, message) in &mut page.messages {
+            if Request::parse(message).is_err() {
+                log::info!("offline message {row} of user {user} is no JSON: it becomes the text of a chat");
+                let mut chat = Vec::new();
+                reply::damaged_chat(&mut chat, &String::from_utf8_lossy(message));
+                *message = chat.into();
             }
         }
+        Ok(page)
     }
 
     fn load(&mut self, user: UserId, name: &str, seq: Option<i64>, limit: Option<usize>) -> Result<Loaded, StoreError> {
@@ -320,7 +311,6 @@ impl JobRunner {
             reply: bytes,
             rows: page.messages[..listed.offline].iter().map(|(row, _)| *row).collect(),
             more: page.more || listed.offline < page.messages.len(),
-            behind: Vec::new(),
         })
     }
 }

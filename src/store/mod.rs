@@ -86,7 +86,8 @@ pub enum Write {
     /// Replaces the stored password: `Done`.
     SetPassword { user: UserId, password: String },
     /// Takes the account for this node, if nobody has it, or `past` has: `Done`, `InUse`, or
-    /// `NoUser`. To take it twice by the same `epoch` is to take it once.
+    /// `NoUser`. To take it twice by the same `epoch` is to take it once; but C++ nodes, if there are
+    /// any, see the user online only then.
     Claim { user: UserId, epoch: u64, past: Option<Holder> },
     /// Gives the account back, if this node has it by this `epoch`: `Done`.
     Release { user: UserId, epoch: u64 },
@@ -100,9 +101,9 @@ pub enum Write {
     /// a claim comes before or after it.
     Keep(Vec<Parcel>),
     /// Removes exactly these of the user's offline messages: `Done`; or none of them, and `Lost`,
-    /// where nodes share the store and this one does not have the user by this `epoch`. `None`:
-    /// whoever has it. Rows that are gone are no error.
-    Remove { user: UserId, epoch: Option<u64>, rows: Vec<RowId> },
+    /// where nodes share the store and this one does not have the user by this `epoch`. Rows that
+    /// are gone are no error.
+    Remove { user: UserId, epoch: u64, rows: Vec<RowId> },
 }
 
 /// What a [`Write`] came to, once it is committed.
@@ -184,7 +185,4 @@ pub trait Connection: Send {
     /// The user's oldest offline messages: at least one, if there is any, then as many as fit
     /// into `max_bytes` in sum.
     fn page(&mut self, user: UserId, max_bytes: usize) -> Result<Page, StoreError>;
-
-    /// The users of this node for whom messages are stored, though they are here.
-    fn behind(&mut self) -> Result<Vec<UserId>, StoreError>;
 }

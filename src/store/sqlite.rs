@@ -592,11 +592,6 @@ impl Connection for SqliteConnection {
             Ok(page)
         })
     }
-
-    fn behind(&mut self) -> Result<Vec<UserId>, StoreError> {
-        // Nobody else stores anything here.
-        Ok(Vec::new())
-    }
 }
 
 fn listed_members(reader: &rusqlite::Connection, group: GroupId) -> rusqlite::Result<Vec<Member>> {
@@ -872,7 +867,7 @@ mod tests {
         let mut fixture = Fixture::new();
         let [ann, bob] = ["ann", "bob"].map(|name| fixture.user(name));
         let rows: Vec<_> = ["1", "2", "3"].iter().map(|message| fixture.keep(&[ann], message)[0].unwrap()).collect();
-        let remove = |user, rows: &[RowId]| Write::Remove { user, epoch: Some(1), rows: rows.to_vec() };
+        let remove = |user, rows: &[RowId]| Write::Remove { user, epoch: 1, rows: rows.to_vec() };
         assert_eq!(fixture.one(remove(bob, &rows)), Outcome::Done);
         assert_eq!(fixture.page(ann, 100).0, ["1", "2", "3"]);
         assert_eq!(fixture.one(remove(ann, &[rows[0], rows[2], rows[2] + 99, u64::MAX])), Outcome::Done);

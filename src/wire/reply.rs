@@ -171,6 +171,23 @@ pub fn ack_group_chat(out: &mut Vec<u8>, seq: i64, fan: FanOut) {
     write(out, &GroupAck { msgid: msgid::ACK, seq, errno: 0, delivered: fan.delivered, stored: fan.stored, failed });
 }
 
+/// A chat whose text is what is left of one that a C++ server has stored.
+///
+/// It puts JSON between quotes of SQL, where MySQL takes the backslashes for its own, so that a text
+/// with a quotation mark or a second line is no JSON any more; or a narrow column has cut it. No
+/// client could follow what comes behind it, and C++ clients die of it.
+pub fn damaged_chat(out: &mut Vec<u8>, text: &str) {
+    #[derive(Serialize)]
+    struct Chat<'a> {
+        msgid: i64,
+        id: u32,
+        name: &'a str,
+        msg: &'a str,
+        time: &'a str,
+    }
+    write(out, &Chat { msgid: msgid::ONE_CHAT, id: 0, name: "(damaged message)", msg: text, time: "" });
+}
+
 /// The reply of PING.
 pub fn pong(out: &mut Vec<u8>, seq: Option<i64>) {
     write(out, &Reply { msgid: msgid::PONG, seq, ..Reply::default() });

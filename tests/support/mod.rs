@@ -10,6 +10,7 @@
 mod chat_client;
 mod client;
 mod cluster;
+mod cpp_node;
 mod mariadb;
 mod nginx;
 mod redis;
@@ -23,11 +24,12 @@ pub use self::redis::Redis;
 pub use chat_client::{CHAT_CLIENT, ChatClient, script};
 pub use client::{Account, Client, Ending, listed, login, parse, strings, text_of};
 pub use cluster::Cluster;
+pub use cpp_node::{COPY, CppClient, CppNode, REFERENCE};
 pub use mariadb::MariaDb;
 pub use nginx::{Identity, Nginx, NginxOptions, nginx_in};
 pub use rng::Rng;
 pub use server::{Launch, Server, refused_start};
-pub use world::{Config, World};
+pub use world::{Config, REAPED, StoreKind, World};
 
 /// How long a test waits for what must come. Generous, because test machines are noisy.
 pub const DEADLINE: Duration = Duration::from_secs(30);

@@ -47,7 +47,8 @@ pub struct Options {
     /// What the C++ servers at this database say in `set names`, such as `gbk`; `utf8mb4` if there
     /// are none, or they speak it.
     pub charset: String,
-    /// C++ servers read the messages stored here: they are written as ASCII.
+    /// C++ servers read the messages stored here, so they are written as ASCII; and publish for who is
+    /// online, so a claim is shown only when it is made again.
     pub mixed: bool,
     /// No other node uses the database: nobody can be online before this one has begun.
     pub alone: bool,
@@ -92,7 +93,7 @@ impl MySqlStore {
         let address: Opts = link::options(address).into();
         let (mut session, layout) = migrate::open(&address, &options.charset)?;
         let texts = Texts::new(&options.charset, options.mixed);
-        let sql = Sql::new(&layout, &texts);
+        let sql = Sql::new(&layout, &texts, options.mixed);
         if options.alone {
             session.execute(&sql.free_all, ())?;
         }
@@ -192,11 +193,6 @@ impl Connection for MySqlConnection {
 
     fn page(&mut self, user: UserId, max_bytes: usize) -> Result<Page, StoreError> {
         self.read(|session, sql| page(session, sql, user, max_bytes))
-    }
-
-    fn behind(&mut self) -> Result<Vec<UserId>, StoreError> {
-        let node = self.shared.node;
-        self.read(|session, sql| session.list(&sql.behind, (node.0,), |row| column(row, 0)))
     }
 }
 

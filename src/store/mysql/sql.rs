@@ -40,12 +40,13 @@ pub(super) struct Sql {
     pub members: String,
     pub group_exists: String,
     pub page: String,
-    pub behind: String,
 
     pub register: String,
     pub registered: String,
     pub set_password: String,
     pub claim: String,
+    /// For C++ servers, who see no claims.
+    pub show: String,
     pub release: String,
     pub add_friend: String,
     pub create_group: String,
@@ -63,7 +64,8 @@ pub(super) struct Sql {
 }
 
 impl Sql {
-    pub fn new(layout: &Layout, texts: &Texts) -> Sql {
+    /// `mixed`: a claim is not shown at once.
+    pub fn new(layout: &Layout, texts: &Texts, mixed: bool) -> Sql {
         let quoted = |name: &str| format!("`{}`", name.replace('`', "``"));
         let user = quoted(&layout.user);
         let friend = quoted(&layout.friend);
@@ -98,14 +100,15 @@ impl Sql {
                 "SELECT id, {} FROM {message} WHERE userid = ? AND id > ? ORDER BY id LIMIT ?",
                 texts.columns_if("once IS NULL", "message"),
             ),
-            behind: format!(
-                "SELECT id FROM {user} WHERE node = ? AND id IN (SELECT userid FROM {message}) ORDER BY id"
-            ),
 
             register: format!("INSERT INTO {user} (name, password, state) VALUES (?, ?, 'offline')"),
             registered: format!("SELECT id FROM {user} WHERE name = ? AND BINARY password = BINARY ?"),
             set_password: format!("UPDATE {user} SET password = ? WHERE id = ?"),
-            claim: format!("UPDATE {user} SET state = 'online', node = ?, epoch = ? WHERE id = ?"),
+            claim: format!(
+                "UPDATE {user} SET state = '{}', node = ?, epoch = ? WHERE id = ?",
+                if mixed { "offline" } else { "online" },
+            ),
+            show: format!("UPDATE {user} SET state = 'online' WHERE id = ?"),
             release: format!("UPDATE {user} SET state = 'offline', node = NULL, epoch = NULL WHERE id = ?"),
             add_friend: format!("INSERT INTO {friend} (userid, friendid) SELECT ?, id FROM {user} WHERE id = ?"),
             create_group: format!("INSERT INTO {all_group} (groupname, groupdesc) VALUES (?, ?)"),

@@ -10,8 +10,9 @@
 //! - what is read is taken as the bytes that a C++ server would get, if they are UTF-8, and else as
 //!   the text that it is (a client's that really speaks GBK);
 //! - names are written as the text whose bytes, to a C++ server, are the UTF-8 that was meant. Not
-//!   every name has one: three Chinese characters are nine bytes, and four and a half of GBK. A C++
-//!   server's INSERT of those fails, and so does ours;
+//!   every name has one: three Chinese characters are nine bytes, and four and a half of GBK; and
+//!   GBK has no characters for some pairs of bytes. A C++ server's INSERT of those fails, and so does
+//!   ours;
 //! - messages are written as ASCII, which is the same to all (`ascii`): JSON has its escapes.
 
 use std::borrow::Cow;
@@ -66,11 +67,12 @@ impl Texts {
         };
         let sql = format!(
             "SELECT t, CAST(CONVERT(t USING {charset}) AS BINARY)
-             FROM (SELECT CONVERT(CAST(? AS BINARY) USING {charset}) AS t) AS x"
+             FROM (SELECT CONVERT(CONVERT(CAST(? AS BINARY) USING {charset}) USING utf8mb4) AS t) AS x"
         );
         let read = |row: &mut Row| Ok((column::<Option<String>>(row, 0)?, column::<Option<Vec<u8>>>(row, 1)?));
         let found = session.find(&sql, (text,), read)?;
-        // Bytes that are not of the charset come back as a question mark, or nothing does.
+        // Bytes that are not of the charset, or are of a character that it does not have, come back as
+        // a question mark, or nothing does.
         Ok(match found {
             Some((Some(stored), Some(bytes))) if bytes == text.as_bytes() && stored.chars().count() <= max_chars => {
                 Some(Cow::Owned(stored))

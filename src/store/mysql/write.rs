@@ -131,16 +131,15 @@ impl<'a> Transaction<'a> {
         for write in batch {
             match write {
                 Write::Keep(parcels) => users.extend(parcels.iter().map(|parcel| parcel.to)),
-                Write::Claim { user, .. } | Write::Release { user, .. } | Write::SetPassword { user, .. } => {
-                    users.push(*user);
-                }
-                Write::Remove { user, epoch: Some(_), .. } => users.push(*user),
+                Write::Claim { user, .. }
+                | Write::Release { user, .. }
+                | Write::SetPassword { user, .. }
+                | Write::Remove { user, .. } => users.push(*user),
                 // These are about no user that somebody could have.
                 Write::Register { .. }
                 | Write::AddFriend { .. }
                 | Write::CreateGroup { .. }
-                | Write::JoinGroup { .. }
-                | Write::Remove { epoch: None, .. } => {}
+                | Write::JoinGroup { .. } => {}
             }
         }
         users.sort_unstable();
@@ -202,8 +201,8 @@ impl<'a> Transaction<'a> {
             },
             Write::Keep(parcels) => Ok(Outcome::Kept(parcels.iter().map(|parcel| self.keep(parcel)).collect())),
             Write::Remove { user, epoch, rows } => {
-                let mine = |epoch| Some(Holder::Node(Claim { node: shared.node, epoch }));
-                if epoch.is_some_and(|epoch| self.holders.get(user) != Some(&mine(epoch))) {
+                let mine = Holder::Node(Claim { node: shared.node, epoch: *epoch });
+                if self.holders.get(user) != Some(&Some(mine)) {
                     return Ok(Outcome::Lost);
                 }
                 let mut rows = rows.clone();
@@ -308,7 +307,11 @@ impl<'a> Transaction<'a> {
         let mine = Holder::Node(Claim { node: self.shared.node, epoch });
         match self.holders.get(&user) {
             None => Ok(Outcome::NoUser),
-            Some(Some(other)) if *other != mine && Some(*other) != past => Ok(Outcome::InUse(*other)),
+            Some(Some(other)) if *other == mine => {
+                self.session.execute(&self.shared.sql.show, (user,))?;
+                Ok(Outcome::Done)
+            }
+            Some(Some(other)) if Some(*other) != past => Ok(Outcome::InUse(*other)),
             Some(_) => {
                 self.session.execute(&self.shared.sql.claim, (self.shared.node.0, epoch, user))?;
                 self.holders.insert(user, Some(mine));
