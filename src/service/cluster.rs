@@ -248,6 +248,8 @@ impl Shard {
                 fx.push(Effect::Pause(conn));
             }
         }
+        // What is still under way here goes by the store, which knows whose the users are.
+        self.drain_all(fx);
         fx.push(Effect::CheckClaims);
         self.end(fx);
     }

@@ -362,7 +362,16 @@ impl Shard {
     }
 
     fn remove(&mut self, conn: ConnId, user: UserId, rows: Arc<[RowId]>, fx: &mut Effects) {
-        let write = Write::Remove { user, rows: rows.to_vec() };
+        let epoch = match self.session_mut(conn, user) {
+            Some(session) => session.epoch,
+            None => match self.leaving.get(&user) {
+                Some(leaving) if leaving.conn == conn => leaving.epoch,
+                _ => return, // the next login repeats them
+            },
+        };
+        // Somebody who took this node for dead may have given the account to another one, whose they
+        // are then.
+        let write = Write::Remove { user, epoch, rows: rows.to_vec() };
         self.submit(self.user_lane(user), Then::Removed { conn, user, rows }, Op::Write(write), fx);
     }
 
@@ -446,8 +455,10 @@ impl Shard {
         if self.session_mut(conn, user).is_none() {
             return; // the next login repeats them, should they still be there
         }
-        if answer.is_err() {
-            return fx.push(Effect::Timer(now.at + RETRY, Timer::Remove { conn, user, rows }));
+        match answer {
+            Ok(Answer::Wrote(Outcome::Lost)) => return self.claim_is_lost(user, fx),
+            Ok(_) => {}
+            Err(_) => return fx.push(Effect::Timer(now.at + RETRY, Timer::Remove { conn, user, rows })),
         }
         let Some((_, spill)) = self.spill_mut(conn) else { return };
         if matches!(&spill.stage, Stage::Removing(removing) if *removing == rows) {
