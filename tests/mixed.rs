@@ -222,7 +222,7 @@ fn what_mysql_has_spoilt_for_a_cpp_node_arrives_as_json_and_hides_nothing_behind
             assert!(damaged["id"].is_i64() && damaged["name"].is_string() && damaged["time"].is_string(), "{damaged}");
         }
         assert_eq!(text_of(&whole), "whole");
-        assert_eq!(cluster.kept_for(ann.id()), 0);
+        eventually("they are removed", || cluster.kept_for(ann.id()) == 0);
     });
 }
 
