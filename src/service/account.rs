@@ -61,7 +61,7 @@ impl Shard {
         let conn = call.conn;
         match self.clients.get(conn).and_then(|client| client.session.as_deref()) {
             Some(session) if i64::from(session.user) == id => return Err(Errno::InUse.into()),
-            Some(_) => self.log_out(conn, call.now, fx),
+            Some(_) => self.log_out(conn, None, call.now, fx),
             None => {}
         }
         // No account has the id 0: it takes as long as any other wrong one.
@@ -216,7 +216,7 @@ impl Shard {
         let Joining { seq, spilled, queue, nudges, .. } = std::mem::take(joining);
         let Ok(Answer::Loaded(loaded)) = answer else {
             joining.queue = queue;
-            self.log_out(conn, now, fx);
+            self.log_out(conn, None, now, fx);
             let login = Login { conn, user, seq, name: Box::default(), tries: 0, epoch: 0 };
             return self.refuse_login(&login, Errno::StoreUnavailable, fx);
         };
@@ -239,15 +239,15 @@ impl Shard {
 
     pub(super) fn logout(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
         self.me(call)?;
-        self.log_out(call.conn, call.now, fx);
-        if let Some(seq) = call.seq {
-            self.reply(call.conn, fx, |out| reply::ack(out, seq));
+        if call.seq.is_some() {
+            self.owe(call.conn, fx);
         }
+        self.log_out(call.conn, call.seq, call.now, fx);
         Ok(())
     }
 
-    /// Ends the session of a connection that stays.
-    fn log_out(&mut self, conn: ConnId, now: Now, fx: &mut Effects) {
+    /// Ends the session of a connection that stays. `ack`: the `seq` of who asked for it.
+    fn log_out(&mut self, conn: ConnId, ack: Option<i64>, now: Now, fx: &mut Effects) {
         let Some(client) = self.clients.get_mut(conn) else { return };
         let Some(session) = client.session.take() else { return };
         client.out_since = now.at;
@@ -258,7 +258,7 @@ impl Shard {
         let body = Payload::Own(0..0);
         let tag = Some(Tag::Barrier { user: session.user });
         fx.push(Effect::Send { conn, body, framing: Framing::Bare, tag, manner: Manner::default() });
-        self.leave(conn, *session, true, fx);
+        self.leave(conn, *session, true, ack, fx);
     }
 
     pub(super) fn refuse_login(&mut self, login: &Login, errno: Errno, fx: &mut Effects) {

@@ -87,6 +87,9 @@ impl Shard {
         if self.ways.contains_key(&to) {
             return self.send_away(to, text.into_shared(), receipt, fx);
         }
+        if self.must_drain_first(receipt) {
+            self.drain_first(to, fx);
+        }
         match self.presence.get_mut(&to) {
             None => self.send_away(to, text.into_shared(), receipt, fx),
             Some(place) => match &mut place.held {

@@ -33,11 +33,11 @@ impl Shard {
             BusEvent::Reached(ticket, count) => self.reached(ticket.key, count, fx),
             BusEvent::Listening { epoch, .. } => self.listened(epoch, fx),
             BusEvent::Down => {
-                self.bus_is_down = true;
+                self.bus_went_down(fx);
                 self.groups.forget();
             }
             BusEvent::Up => {
-                self.bus_is_down = false;
+                self.down_since = None;
                 self.drain_all(fx);
                 self.advance_all_ways(fx);
             }
@@ -172,24 +172,58 @@ impl Shard {
         }
     }
 
+    /// The client of this shard that has sent a message.
+    pub(super) fn sender_of(&self, receipt: Receipt) -> Option<(ConnId, UserId)> {
+        match receipt {
+            Receipt::Sender { conn, user, .. } => Some((conn, user)),
+            Receipt::Fan { shard, key } if usize::from(shard) == self.index => self.fans.sender(key),
+            Receipt::Fan { .. } | Receipt::Node(..) | Receipt::Nobody => None,
+        }
+    }
+
+    /// While the bus is away, somebody who comes from another node may have left messages in the
+    /// store of which that node could tell nobody: then what he sends from here takes the way
+    /// behind them.
+    pub(super) fn must_drain_first(&mut self, receipt: Receipt) -> bool {
+        let Some(since) = self.down_since else { return false };
+        let Some((conn, user)) = self.sender_of(receipt) else { return false };
+        self.session_mut(conn, user).is_some_and(|session| session.joined > since)
+    }
+
+    /// Has a user of this node drain the store before what comes next.
+    pub(super) fn drain_first(&mut self, user: UserId, fx: &mut Effects) {
+        match self.presence.get(&user).filter(|place| place.held.is_none()).map(|place| place.conn.reactor()) {
+            Some(shard) if shard == self.index => self.drain_one(user, fx),
+            Some(shard) => fx.push(Effect::Post(shard, Letter::Drain { user })),
+            None => {}
+        }
+    }
+
+    pub(super) fn drain_one(&mut self, user: UserId, fx: &mut Effects) {
+        let Some(conn) = self.presence.get(&user).map(|place| place.conn) else { return };
+        let Some(session) = self.session_mut(conn, user) else { return };
+        match &mut session.mode {
+            Mode::Joining(_) => {} // its store is read when all know where it is
+            Mode::Live => {
+                session.mode = Mode::Spill(Spill::for_nudges(Vec::new()));
+                fx.push(Effect::Recall(conn));
+            }
+            Mode::Spill(spill) => spill.stored_behind(),
+        }
+    }
+
     /// Drains the store for all of this shard's users: something may stand there of which nobody
     /// could tell. This node heard nothing for a while; or another one is dead, which may have
     /// stored something without a nudge. The latter's users come back elsewhere only after this,
     /// so that nothing new of theirs overtakes it.
     pub(super) fn drain_all(&mut self, fx: &mut Effects) {
-        for conn in self.clients.ids().collect::<Vec<_>>() {
-            let Some(session) = self.clients.get_mut(conn).and_then(|client| client.session.as_deref_mut()) else {
-                continue;
-            };
-            match &mut session.mode {
-                Mode::Joining(_) => {} // its store is read when all know where it is
-                Mode::Live => {
-                    session.mode = Mode::Spill(Spill::for_nudges(Vec::new()));
-                    fx.push(Effect::Recall(conn));
-                }
-                Mode::Spill(spill) => spill.stored_behind(),
-            }
-        }
+        let users: Vec<UserId> = self.users().collect();
+        users.into_iter().for_each(|user| self.drain_one(user, fx));
+    }
+
+    /// Who is logged in on this shard.
+    fn users(&self) -> impl Iterator<Item = UserId> + '_ {
+        self.clients.ids().filter_map(|conn| Some(self.clients.get(conn)?.session.as_deref()?.user))
     }
 
     /// The process was stopped for so long that others may have taken it for dead. Nothing more is

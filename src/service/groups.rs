@@ -87,6 +87,14 @@ impl FanOuts {
         self.next_key
     }
 
+    /// The client of this shard whose message it is.
+    pub fn sender(&self, key: u64) -> Option<(ConnId, UserId)> {
+        match self.fans.get(&key)?.parent {
+            Receipt::Sender { conn, user, .. } => Some((conn, user)),
+            _ => None,
+        }
+    }
+
     /// The other node whose message it is.
     pub fn whose(&self, key: u64) -> Option<(NodeId, Ticket)> {
         match self.fans.get(&key)?.parent {
@@ -267,7 +275,7 @@ impl Shard {
             members.dedup();
             let members: Arc<[UserId]> = members.into();
             // Without the bus nobody tells of another node's joins, and C++ nodes never do.
-            if !self.bus_is_down && !self.settings.mixed {
+            if self.down_since.is_none() && !self.settings.mixed {
                 self.groups.insert(group, Arc::clone(&members));
             }
             members
@@ -306,10 +314,14 @@ impl Shard {
     fn route_to_all(&mut self, to: impl Iterator<Item = UserId>, body: &Arc<[u8]>, receipt: Receipt, fx: &mut Effects) {
         let mut by_shard = vec![Vec::new(); self.shards];
         let mut away = Vec::new();
+        let drains = self.must_drain_first(receipt);
         for to in to {
             if self.ways.contains_key(&to) {
                 away.push(to);
                 continue;
+            }
+            if drains {
+                self.drain_first(to, fx);
             }
             match self.presence.get_mut(&to) {
                 None => away.push(to),

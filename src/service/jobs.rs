@@ -148,6 +148,8 @@ pub enum Then {
     Released {
         user: UserId,
         epoch: u64,
+        /// The logout to be acked.
+        ack: Option<(ConnId, i64)>,
     },
 }
 

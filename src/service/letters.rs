@@ -76,6 +76,10 @@ pub enum Letter {
     MemberSeen {
         key: u64,
     },
+    /// Something may stand in the store that must reach the user before what comes next.
+    Drain {
+        user: UserId,
+    },
     /// The store has a claim of the receiving shard that it may know nothing of.
     Disown {
         user: UserId,
@@ -172,4 +176,6 @@ pub enum Timer {
     },
     /// Other nodes have had their time to answer.
     Questions,
+    /// The bus has been away for some time, or was.
+    Debts,
 }

@@ -160,7 +160,8 @@ pub struct Shard {
     next_question: u64,
     /// Users of this node, by what it knows, whom the store has elsewhere.
     lost: HashSet<UserId>,
-    bus_is_down: bool,
+    /// Since when the bus is away.
+    down_since: Option<Instant>,
     /// This node was stopped for a while, at this moment: its claims are in doubt until they have
     /// been checked.
     doubt: Option<Instant>,
@@ -198,7 +199,7 @@ impl Shard {
             asked: BTreeMap::new(),
             next_question: 0,
             lost: HashSet::new(),
-            bus_is_down: false,
+            down_since: None,
             doubt: None,
             groups: GroupCache::default(),
             fans: FanOuts::default(),
@@ -341,6 +342,7 @@ impl Shard {
             Letter::Free { user } => self.peer_free(user, fx),
             Letter::Member { group, user, shard, key } => self.peer_joined_group(group, user, shard, key, fx),
             Letter::MemberSeen { key } => self.member_seen(key, fx),
+            Letter::Drain { user } => self.drain_one(user, fx),
             Letter::Disown { user, epoch } => self.disown(user, epoch, fx),
             Letter::Stale { user, conn } => self.end_stale(user, conn, fx),
             Letter::Bus(event) => self.bus_event(event, fx),
@@ -364,6 +366,7 @@ impl Shard {
             Timer::Remove { conn, user, rows } => self.retry_remove(conn, user, rows, fx),
             Timer::Release { user, epoch } => self.release(user, epoch, fx),
             Timer::Questions => self.expire_questions(fx),
+            Timer::Debts => self.forgive_debts(fx),
         }
         self.end(fx);
     }
@@ -525,7 +528,7 @@ impl Shard {
             Then::KeptBegun { conn, user, receipt } => self.begun_kept(conn, user, receipt, answer, fx),
             Then::Page { conn, user } => self.page_read(conn, user, answer, now, fx),
             Then::Removed { conn, user, rows } => self.removed(conn, user, rows, answer, now, fx),
-            Then::Released { user, epoch } => self.released(user, epoch, answer, now, fx),
+            Then::Released { user, epoch, ack } => self.released(user, epoch, ack, answer, now, fx),
         }
     }
 

@@ -23,6 +23,7 @@ use super::{Answer, Effect, Effects, Login, Now, Op, Shard, Then};
 use crate::bus::BusOp;
 use crate::reactor::ConnId;
 use crate::store::{StoreError, UserId, Write};
+use crate::wire::reply;
 
 /// How soon a claim that the store would not take back is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -47,6 +48,10 @@ pub(super) struct Leaving {
     pub barrier: bool,
     /// Chats of this user that are not settled.
     pub sends: u32,
+    /// Of [`Session::debts`].
+    debts: u32,
+    /// The logout's `seq`. It is acked when the claim is released, so that it holds on all nodes.
+    ack: Option<i64>,
     /// A message that is half written, and stored as well.
     pub begun: Begun,
     /// What came behind the barrier.
@@ -62,7 +67,8 @@ impl Shard {
         let joining = Joining { seq, unseen: self.shards, ..Joining::default() };
         let joined = self.now.at;
         let mode = Mode::Joining(joining);
-        client.session = Some(Box::new(Session { user, name, sends: 0, epoch, joined, heard: Vec::new(), mode }));
+        client.session =
+            Some(Box::new(Session { user, name, sends: 0, debts: 0, epoch, joined, heard: Vec::new(), mode }));
         let former = self.presence.insert(user, Place { conn, held: None });
         self.lost.remove(&user);
         // The end of the former session may be heard of later than the next one's begin.
@@ -104,17 +110,28 @@ impl Shard {
         }
     }
 
-    /// Ends a session. `barrier`: the connection lives on, and what is queued on it goes out first.
-    pub(super) fn leave(&mut self, conn: ConnId, session: Session, barrier: bool, fx: &mut Effects) {
-        let Session { user, sends, mode, epoch, .. } = session;
+    /// Ends a session. `barrier`: the connection lives on, and what is queued on it goes out first;
+    /// `ack`: the `seq` of a logout on it.
+    pub(super) fn leave(&mut self, conn: ConnId, session: Session, barrier: bool, ack: Option<i64>, fx: &mut Effects) {
+        let Session { user, sends, debts, mode, epoch, .. } = session;
         let begun = mode.begun();
         if let Mode::Joining(joining) = mode {
             for (body, receipt) in joining.queue {
                 self.keep(user, body, receipt, fx);
             }
         }
-        let leaving =
-            Leaving { conn, epoch, unseen: self.shards - 1, gone: false, barrier, sends, begun, queue: Vec::new() };
+        let leaving = Leaving {
+            conn,
+            epoch,
+            unseen: self.shards - 1,
+            gone: false,
+            barrier,
+            sends,
+            debts,
+            ack,
+            begun,
+            queue: Vec::new(),
+        };
         self.leaving.insert(user, leaving);
         self.broadcast(|| Letter::Leave { user, conn }, fx);
         self.try_release(user, fx);
@@ -162,6 +179,25 @@ impl Shard {
         }
     }
 
+    /// Something that `user` has sent on this connection was stored past another node.
+    pub(super) fn add_debt(&mut self, conn: ConnId, user: UserId) {
+        if let Some(session) = self.session_mut(conn, user) {
+            session.debts += 1;
+        } else if let Some(leaving) = self.leaving.get_mut(&user).filter(|leaving| leaving.conn == conn) {
+            leaving.debts += 1;
+        }
+    }
+
+    /// All of that has been drained, or nobody will know.
+    pub(super) fn debt_paid(&mut self, conn: ConnId, user: UserId, fx: &mut Effects) {
+        if let Some(session) = self.session_mut(conn, user) {
+            session.debts -= 1;
+        } else if let Some(leaving) = self.leaving.get_mut(&user).filter(|leaving| leaving.conn == conn) {
+            leaving.debts -= 1;
+            self.try_release(user, fx);
+        }
+    }
+
     /// Ends a session for good, if nothing of it is left: first its place, then its claim. The place
     /// does not wait for what the user has sent; or two users who leave, each with a message to the
     /// other that is held, would wait for each other.
@@ -178,10 +214,10 @@ impl Shard {
             self.broadcast(|| Letter::Gone { user, conn }, fx);
             self.forget_place(user, conn, fx);
         }
-        if let Some(Leaving { sends: 0, epoch, .. }) = self.leaving.get(&user) {
-            let epoch = *epoch;
+        if let Some(Leaving { sends: 0, debts: 0, epoch, ack, .. }) = self.leaving.get(&user) {
+            let (epoch, ack) = (*epoch, ack.map(|seq| (conn, seq)));
             self.leaving.remove(&user);
-            self.release(user, epoch, fx);
+            self.release_and_ack(user, epoch, ack, fx);
             self.broadcast(|| Letter::Free { user }, fx);
             self.resume_waiting(user, fx);
         }
@@ -229,18 +265,29 @@ impl Shard {
 
     /// Gives an account back to the store.
     pub(super) fn release(&mut self, user: UserId, epoch: u64, fx: &mut Effects) {
+        self.release_and_ack(user, epoch, None, fx);
+    }
+
+    /// The same, for a logout that is to be acked.
+    fn release_and_ack(&mut self, user: UserId, epoch: u64, ack: Option<(ConnId, i64)>, fx: &mut Effects) {
         let lane = self.user_lane(user);
-        self.submit(lane, Then::Released { user, epoch }, Op::Write(Write::Release { user, epoch }), fx);
+        self.submit(lane, Then::Released { user, epoch, ack }, Op::Write(Write::Release { user, epoch }), fx);
     }
 
     pub(super) fn released(
         &mut self,
         user: UserId,
         epoch: u64,
+        ack: Option<(ConnId, i64)>,
         answer: Result<Answer, StoreError>,
         now: Now,
         fx: &mut Effects,
     ) {
+        if let Some((conn, seq)) = ack {
+            // Nobody can help it that the store is away: the session is over.
+            self.reply(conn, fx, |out| reply::ack(out, seq));
+            self.paid(conn, fx);
+        }
         if answer.is_ok() {
             self.unreleased.remove(&user);
             // Until now C++ nodes saw the user online and published for it.

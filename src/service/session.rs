@@ -78,6 +78,9 @@ pub(super) struct Session {
     pub name: Box<str>,
     /// Chats of this user that are not settled. The claim is not released while there are any.
     pub sends: u32,
+    /// Users for whom something that this one has sent stands in the store although they are online
+    /// elsewhere. Nor is the claim released while there are any.
+    pub debts: u32,
     /// Of its claim.
     pub epoch: u64,
     /// When it began.
@@ -244,10 +247,12 @@ impl Shard {
                 self.spill(conn, to, body, receipt, fx);
                 continue;
             }
-            // For somebody who has just logged out here; or its own node will store it, if it must.
-            if to != user || self.is_of_another_node(receipt) {
+            // For somebody who has just logged out here.
+            if to != user {
                 continue;
             }
+            // Also where another node has sent it, which would store it 2 s later and so repeat it.
+            // What follows has gone back there, and waits until this one is known to be stored.
             if let Some((_, spill)) = self.spill_mut(conn) {
                 spill.begun = Begun::Storing(false);
             }
@@ -286,7 +291,11 @@ impl Shard {
                 if written {
                     self.settle(receipt, Fate::Delivered, fx);
                 } else if self.clients.get(conn).is_none() {
-                    self.settle(receipt, Fate::Failed(Errno::StoreUnavailable), fx);
+                    if self.is_of_another_node(receipt) {
+                        self.send_back(user, receipt, fx);
+                    } else {
+                        self.settle(receipt, Fate::Failed(Errno::StoreUnavailable), fx);
+                    }
                 }
                 // Otherwise its tag in the queue still speaks for it.
             }
@@ -464,7 +473,7 @@ impl Shard {
         });
         self.return_unwritten(unwritten, fx);
         if let Some(session) = client.session.take() {
-            self.leave(conn, *session, false, fx);
+            self.leave(conn, *session, false, None, fx);
         }
     }
 

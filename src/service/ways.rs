@@ -37,6 +37,10 @@ use crate::wire::reply::FanOut;
 
 /// How long another node may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the bus must be away before those who have stored something past a silent node may come
+/// back elsewhere although nobody could tell that node: by then the others have taken this node for
+/// dead and have looked into the store, or nobody hears anything.
+const DEBTS_LAST: Duration = Duration::from_secs(10);
 /// The most that one job stores for one user.
 const BATCH_MESSAGES: usize = 256;
 const BATCH_BYTES: usize = 1 << 20;
@@ -65,6 +69,9 @@ pub(super) struct Way {
     nudge: Option<u64>,
     /// Something was stored since the last nudge.
     stored: bool,
+    /// Who sent what was stored past a node that has not drained it yet. Their claims last until it
+    /// has: what they send through another node must not overtake it.
+    debtors: Vec<(ConnId, UserId)>,
     /// The user lives on this node by now, and its shard waits for this way to be empty.
     joined: Option<ConnId>,
 }
@@ -152,7 +159,7 @@ impl Shard {
 
     /// Sends one message to several such users: one envelope for each node.
     pub(super) fn send_all_away(&mut self, to: Vec<UserId>, body: &Arc<[u8]>, receipt: Receipt, fx: &mut Effects) {
-        let down = self.bus_is_down;
+        let down = self.down_since.is_some();
         let mut by_node: Vec<(NodeId, Vec<(UserId, u64)>)> = Vec::new();
         let mut waiting = Vec::new();
         for user in to {
@@ -186,8 +193,9 @@ impl Shard {
 
     /// Does what can be done next on a way.
     fn advance_way(&mut self, user: UserId, fx: &mut Effects) {
+        self.pay_debts(user, fx);
         let is_here = self.presence.contains_key(&user) && !self.lost.contains(&user);
-        let down = self.bus_is_down;
+        let down = self.down_since.is_some();
         let Some(way) = self.ways.get_mut(&user) else { return };
         if way.keeping.is_some() || (way.afloat > 0 && (is_here || way.halted)) {
             return;
@@ -205,7 +213,7 @@ impl Shard {
         }
         match way.toward {
             Toward::Unknown | Toward::Past(Holder::Foreign) if way.queue.is_empty() => {
-                self.ways.remove(&user);
+                self.ways.remove(&user); // no debts are left: there are none but to our nodes
             }
             Toward::Past(Holder::Node(claim)) if way.queue.is_empty() => {
                 if way.stored && way.nudge.is_none() && !down {
@@ -231,6 +239,45 @@ impl Shard {
         }
     }
 
+    /// Frees those who waited for a drain, once nothing is left to be drained.
+    fn pay_debts(&mut self, user: UserId, fx: &mut Effects) {
+        if let Some(way) = self.ways.get_mut(&user)
+            && !matches!(way.toward, Toward::Past(_))
+        {
+            for (conn, debtor) in std::mem::take(&mut way.debtors) {
+                self.debt_paid(conn, debtor, fx);
+            }
+        }
+    }
+
+    /// Notes who sent what was stored past another node.
+    fn note_debts(&mut self, user: UserId, messages: &[Waiting]) {
+        for (_, receipt) in messages {
+            let Some((conn, debtor)) = self.sender_of(*receipt) else { continue };
+            let Some(way) = self.ways.get_mut(&user) else { return };
+            if !way.debtors.contains(&(conn, debtor)) {
+                way.debtors.push((conn, debtor));
+                self.add_debt(conn, debtor);
+            }
+        }
+    }
+
+    /// The bus is away, and was 10 s ago: nobody waits for drains any more.
+    pub(super) fn forgive_debts(&mut self, fx: &mut Effects) {
+        if self.down_since.is_none_or(|since| since + DEBTS_LAST > self.now.at) {
+            return;
+        }
+        let mut debtors: Vec<_> = self.ways.iter_mut().flat_map(|(_, way)| std::mem::take(&mut way.debtors)).collect();
+        debtors.sort_unstable_by_key(|(_, user)| *user); // the same order in every run of a simulation
+        debtors.into_iter().for_each(|(conn, user)| self.debt_paid(conn, user, fx));
+    }
+
+    /// The bus has gone away.
+    pub(super) fn bus_went_down(&mut self, fx: &mut Effects) {
+        self.down_since = Some(self.now.at);
+        fx.push(Effect::Timer(self.now.at + DEBTS_LAST, Timer::Debts));
+    }
+
     fn mark(&mut self, user: UserId) {
         if let Some(way) = self.ways.get_mut(&user)
             && !std::mem::replace(&mut way.marked, true)
@@ -242,6 +289,9 @@ impl Shard {
     /// The user lives on this node: what is left goes there.
     fn end_way(&mut self, user: UserId, fx: &mut Effects) {
         let Some(way) = self.ways.remove(&user) else { return };
+        for (conn, debtor) in way.debtors {
+            self.debt_paid(conn, debtor, fx);
+        }
         for (body, receipt) in way.queue {
             self.route(user, Text::Shared(body), receipt, fx);
         }
@@ -349,7 +399,10 @@ impl Shard {
         let fate = match kept {
             Some(Kept::Stored(_)) => {
                 match (way.toward, past) {
-                    (Toward::Past(Holder::Node(_)), Some(_)) => way.stored = true,
+                    (Toward::Past(Holder::Node(_)), Some(_)) => {
+                        way.stored = true;
+                        self.note_debts(user, &messages);
+                    }
                     _ => way.forget(),
                 }
                 Fate::Stored

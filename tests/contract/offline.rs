@@ -125,6 +125,7 @@ fn rows_stay_until_the_reply_was_written_whole(config: &'static Config) {
     assert_eq!(world.kept_for(absent.id), 700);
     world.kill();
     world.start_again();
+    world.expect_nobody_online_after_kill();
     expect_backlog(&mut world.login(&absent), 700);
 }
 
@@ -177,5 +178,6 @@ fn fifty_senders_messages_survive_a_kill_9_right_after_the_last_ack(config: &'st
     send_from_fifty(&world, &recipients);
     world.kill();
     world.start_again();
+    world.expect_nobody_online_after_kill();
     expect_from_fifty(&world, &recipients);
 }

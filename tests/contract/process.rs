@@ -15,7 +15,6 @@ in_every_configuration! {
     everything_survives_an_orderly_restart,
     a_bad_flag_is_told_in_one_line_and_exit_2,
     a_flag_may_be_set_by_the_environment,
-    a_second_server_on_the_same_store_is_refused,
     a_port_in_use_is_told_and_named,
     the_log_says_what_was_started,
 }
@@ -62,7 +61,7 @@ fn after_a_kill_9_nobody_is_online_and_everything_acked_is_there(config: &'stati
     }
     world.kill();
     world.start_again();
-    assert_eq!(world.online_in_store(), 0);
+    world.expect_nobody_online_after_kill();
     let mut sender = world.login(&account);
     let list = sender.must(json!({"msgid": 206}));
     assert_eq!(listed(&list["friends"])[0]["state"], "offline");
@@ -115,7 +114,7 @@ fn one_line(output: &Output) -> String {
 /// A launch that gets as far as its flags.
 fn launch(config: &Config, dir: &tempfile::TempDir, flags: &[&str]) -> Launch {
     Launch {
-        store: format!("sqlite:{}", dir.path().join("chat.db").display()),
+        store: config.new_store(dir.path()),
         reactors: config.reactors,
         workers: 1,
         flags: flags.iter().map(|&flag| flag.to_owned()).collect(),
@@ -159,20 +158,6 @@ fn a_flag_may_be_set_by_the_environment(config: &'static Config) {
     let mut bad = launch(config, &dir, &[]);
     bad.setup = "export CHAT_MAX_MESSAGE=many".into();
     assert_eq!(refused_start(&bad).status.code(), Some(2));
-}
-
-fn a_second_server_on_the_same_store_is_refused(config: &'static Config) {
-    let world = config.own(&[]);
-    let mut client = world.online("someone");
-    let second = Launch { port: 0, ..world.launch().clone() };
-    let output = refused_start(&second);
-    assert!(output.status.code().is_some_and(|code| code != 0), "{:?}", output.status);
-    let said = String::from_utf8_lossy(&output.stderr);
-    let path = second.store.strip_prefix("sqlite:").unwrap();
-    assert!(said.contains(path) && !said.contains("panicked"), "{said}");
-    assert_eq!(world.online_in_store(), 1, "the second must not set the first's users offline");
-    client.sync();
-    world.assert_alive();
 }
 
 fn a_port_in_use_is_told_and_named(config: &'static Config) {

@@ -1,13 +1,23 @@
-//! Promise 5 and errno 21: a store that fails, and comes back.
+//! Promise 5 and errno 21: a SQLite store that fails, and comes back. MySQL's are in `outage.rs`.
 
 use serde_json::{Value, json};
 
-use crate::support::{Client, Config, World, eventually, login};
+use crate::support::{Client, Config, Launch, World, eventually, login, refused_start};
 
-in_every_configuration! {
-    a_full_store_is_error_21_and_online_chat_goes_on,
-    a_full_store_is_never_reported_as_a_wrong_password,
-    what_was_acked_before_the_store_was_full_is_there_and_it_works_again_with_room,
+// What a full disk does to a file, and who may open it, is nothing that a MySQL server shows.
+in_configurations! {
+    sqlite_1: [
+        a_full_store_is_error_21_and_online_chat_goes_on,
+        a_full_store_is_never_reported_as_a_wrong_password,
+        what_was_acked_before_the_store_was_full_is_there_and_it_works_again_with_room,
+        a_second_server_on_the_same_store_is_refused,
+    ],
+    sqlite_4: [
+        a_full_store_is_error_21_and_online_chat_goes_on,
+        a_full_store_is_never_reported_as_a_wrong_password,
+        what_was_acked_before_the_store_was_full_is_there_and_it_works_again_with_room,
+        a_second_server_on_the_same_store_is_refused,
+    ],
 }
 
 /// A world whose store may not grow past about a megabyte. The signal that comes with a file that
@@ -103,4 +113,18 @@ fn what_was_acked_before_the_store_was_full_is_there_and_it_works_again_with_roo
         assert_eq!(*got, number.to_string());
     }
     assert_eq!(numbers.last(), Some(&"room"));
+}
+
+fn a_second_server_on_the_same_store_is_refused(config: &'static Config) {
+    let world = config.own(&[]);
+    let mut client = world.online("someone");
+    let second = Launch { port: 0, ..world.launch().clone() };
+    let output = refused_start(&second);
+    assert!(output.status.code().is_some_and(|code| code != 0), "{:?}", output.status);
+    let said = String::from_utf8_lossy(&output.stderr);
+    let path = second.store.strip_prefix("sqlite:").unwrap();
+    assert!(said.contains(path) && !said.contains("panicked"), "{said}");
+    assert_eq!(world.online_in_store(), 1, "the second must not set the first's users offline");
+    client.sync();
+    world.assert_alive();
 }

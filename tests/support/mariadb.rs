@@ -2,13 +2,14 @@ use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::DEADLINE;
+use super::{DEADLINE, eventually};
 
 /// A MariaDB server of its own, in a temporary folder, on a free port of 127.0.0.1, that lets root
 /// in with the password 123456. Dropping it kills it.
@@ -50,6 +51,17 @@ impl MariaDb {
         }
     }
 
+    /// One for the whole process, started when it is first needed.
+    pub fn shared() -> &'static MariaDb {
+        static SHARED: OnceLock<(MariaDb, ChildStdin)> = OnceLock::new();
+        let (mariadb, _) = SHARED.get_or_init(|| {
+            let mariadb = MariaDb::start();
+            let end = end_with_this_process(&mariadb);
+            (mariadb, end)
+        });
+        mariadb
+    }
+
     /// The address of a database, which need not exist.
     pub fn url(&self, database: &str) -> String {
         format!("mysql://root:123456@127.0.0.1:{}/{database}", self.port)
@@ -78,6 +90,17 @@ impl MariaDb {
     pub fn signal(&self, signal: &str) {
         let status = Command::new("kill").arg(format!("-{signal}")).arg(self.pid().to_string()).status();
         assert!(status.expect("kill can be started").success());
+    }
+
+    /// STOP, and returns when all of its threads stand still: until then one may still answer.
+    pub fn freeze(&self) {
+        self.signal("STOP");
+        let tasks = format!("/proc/{}/task", self.pid());
+        let is_stopped = |stat: String| stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('T'));
+        eventually("every thread of MariaDB to stand still", || {
+            let mut tasks = fs::read_dir(&tasks).expect("MariaDB lives").map_while(Result::ok);
+            tasks.all(|task| fs::read_to_string(task.path().join("stat")).is_ok_and(is_stopped))
+        });
     }
 
     /// Starts it again, after its end, with its data and on its port.
@@ -140,6 +163,17 @@ fn launch(dir: &Path, port: u16) -> Result<Child, String> {
 fn folders(dir: &Path) -> [String; 3] {
     let path = |name: &str| dir.join(name).display().to_string();
     ["--no-defaults".into(), format!("--datadir={}", path("data")), format!("--tmpdir={}", path("tmp"))]
+}
+
+/// A static is never dropped. So a shell waits for the end of its input, which comes with the end
+/// of this process, however that ends, and then kills the server and removes its folder.
+fn end_with_this_process(mariadb: &MariaDb) -> ChildStdin {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "trap '' INT TERM; read -r _; kill -9 \"$0\"; rm -rf \"$1\""]);
+    shell.arg(mariadb.pid().to_string()).arg(mariadb.dir.path());
+    shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = shell.spawn().expect("sh can be started");
+    child.stdin.take().expect("its input is piped")
 }
 
 fn free_port() -> u16 {

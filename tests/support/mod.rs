@@ -27,7 +27,7 @@ pub use mariadb::MariaDb;
 pub use nginx::{Identity, Nginx, NginxOptions, nginx_in};
 pub use rng::Rng;
 pub use server::{Launch, Server, refused_start};
-pub use world::{Config, World};
+pub use world::{Config, REAPED, StoreKind, World};
 
 /// How long a test waits for what must come. Generous, because test machines are noisy.
 pub const DEADLINE: Duration = Duration::from_secs(30);

@@ -1,34 +1,66 @@
 use std::ops::Deref;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use chat_server::wire::msgid;
+use mysql::prelude::{FromValue, Queryable};
 use rusqlite::OpenFlags;
+use rusqlite::types::FromSql;
 use serde_json::json;
 use tempfile::TempDir;
 
-use super::{Account, Client, Launch, Server};
+use super::{Account, Client, DEADLINE, Launch, MariaDb, Redis, Server, eventually_within};
+
+/// Until when the users of a node that was killed are free, where others have to notice: 10 s by
+/// the contract, and half as much again for a noisy machine.
+pub const REAPED: Duration = Duration::from_secs(15);
 
 /// One configuration that the suite runs in.
 #[derive(Debug)]
 pub struct Config {
+    pub store: StoreKind,
+    /// With more than one, a Redis is between them.
+    pub nodes: usize,
+    /// Of each node.
     pub reactors: usize,
     /// The world that tests share while any of them runs.
     shared: Mutex<Weak<Place>>,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoreKind {
+    Sqlite,
+    MySql,
+}
+
 impl Config {
+    /// One node on SQLite.
     pub const fn new(reactors: usize) -> Config {
-        Config { reactors, shared: Mutex::new(Weak::new()) }
+        Config { store: StoreKind::Sqlite, nodes: 1, reactors, shared: Mutex::new(Weak::new()) }
+    }
+
+    /// One node on MySQL, without Redis.
+    pub const fn mysql(reactors: usize) -> Config {
+        Config::cluster(1, reactors)
+    }
+
+    /// Several nodes on one MySQL and one Redis.
+    pub const fn cluster(nodes: usize, reactors: usize) -> Config {
+        Config { store: StoreKind::MySql, nodes, reactors, shared: Mutex::new(Weak::new()) }
+    }
+
+    pub fn is_cluster(&self) -> bool {
+        self.nodes > 1
     }
 
     /// A world for tests that disturb nobody. It lives as long as any of them.
     pub fn shared(&'static self) -> World {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let place = shared.upgrade().unwrap_or_else(|| {
-            let place = Arc::new(Place::start(self, &[], ""));
+            let place = Arc::new(Place::start(self, &[], "", None));
             *shared = Arc::downgrade(&place);
             place
         });
@@ -40,38 +72,68 @@ impl Config {
         self.prepared("", flags)
     }
 
-    /// The same, with shell commands run before the server, such as `ulimit -n 64`.
+    /// The same, with shell commands run before each server, such as `ulimit -n 64`.
     pub fn prepared(&self, setup: &str, flags: &[&str]) -> World {
-        World(Arc::new(Place::start(self, flags, setup)))
+        World(Arc::new(Place::start(self, flags, setup, None)))
+    }
+
+    /// The same, with a MariaDB of its own, for a test that kills it.
+    pub fn with_own_mariadb(&self) -> World {
+        World(Arc::new(Place::start(self, &[], "", Some(MariaDb::start()))))
+    }
+
+    /// `--store` for a store that nobody else uses, below `dir` if it is a file.
+    pub fn new_store(&self, dir: &Path) -> String {
+        match self.store {
+            StoreKind::Sqlite => format!("sqlite:{}", dir.join("chat.db").display()),
+            StoreKind::MySql => MariaDb::shared().url(&MariaDb::shared().new_database()),
+        }
     }
 }
 
-/// One server and its store.
+/// Servers and what they stand on, in the order in which they are to end.
 #[derive(Debug)]
 struct Place {
-    /// What a restart uses again; the port is fixed by the first start.
-    launch: Launch,
-    server: Mutex<Server>,
-    database: PathBuf,
+    nodes: Vec<Node>,
+    redis: Option<Mutex<Redis>>,
+    mariadb: Option<Mutex<MariaDb>>,
     /// Removed with the last user of this.
     _dir: TempDir,
 }
 
+#[derive(Debug)]
+struct Node {
+    /// What a restart uses again; the port is fixed by the first start.
+    launch: Launch,
+    server: Mutex<Server>,
+}
+
 impl Place {
-    fn start(config: &Config, flags: &[&str], setup: &str) -> Place {
+    fn start(config: &Config, flags: &[&str], setup: &str, mariadb: Option<MariaDb>) -> Place {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let database = dir.path().join("chat.db");
-        let mut launch = Launch {
-            store: format!("sqlite:{}", database.display()),
-            reactors: config.reactors,
-            workers: 2,
-            flags: flags.iter().map(|&flag| flag.to_owned()).collect(),
-            setup: setup.to_owned(),
-            port: 0,
+        let store = match &mariadb {
+            Some(mariadb) => mariadb.url("chat"),
+            None => config.new_store(dir.path()),
         };
+        let redis = config.is_cluster().then(Redis::start);
+        let mut all_flags: Vec<String> = flags.iter().map(|&flag| flag.to_owned()).collect();
+        all_flags.extend(redis.iter().flat_map(|redis| ["--redis".to_owned(), redis.url()]));
+        let launch =
+            Launch { store, reactors: config.reactors, workers: 2, flags: all_flags, setup: setup.to_owned(), port: 0 };
+        let nodes = (0..config.nodes).map(|_| Node::start(launch.clone())).collect();
+        Place { nodes, redis: redis.map(Mutex::new), mariadb: mariadb.map(Mutex::new), _dir: dir }
+    }
+
+    fn node(&self, number: usize) -> &Node {
+        &self.nodes[number % self.nodes.len()]
+    }
+}
+
+impl Node {
+    fn start(mut launch: Launch) -> Node {
         let server = Server::start(&launch);
         launch.port = server.address.port();
-        Place { launch, server: Mutex::new(server), database, _dir: dir }
+        Node { launch, server: Mutex::new(server) }
     }
 
     fn server(&self) -> MutexGuard<'_, Server> {
@@ -79,13 +141,15 @@ impl Place {
     }
 }
 
-/// What a test gets its clients from. A failing test prints the server's last log lines.
+/// What a test gets its clients from. A failing test prints the servers' last log lines.
 pub struct World(Arc<Place>);
 
 impl Drop for World {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("the server's log:\n{}", self.0.server().log_tail());
+            for (number, node) in self.0.nodes.iter().enumerate() {
+                eprintln!("the log of node {number}:\n{}", node.server().log_tail());
+            }
         }
     }
 }
@@ -96,14 +160,14 @@ impl World {
         self.client_on(0)
     }
 
-    /// A client of another node, if the configuration has more than one.
-    pub fn client_on(&self, _node: usize) -> Client {
-        Client::connect(self.0.server().address)
+    /// A client of another node, if the configuration has more than one: they are counted round.
+    pub fn client_on(&self, node: usize) -> Client {
+        Client::connect(self.server_on(node).address)
     }
 
     /// The same, bounding what the kernel takes for it while it does not read.
-    pub fn client_with_receive_buffer(&self, _node: usize, bytes: usize) -> Client {
-        Client::connect_with_receive_buffer(self.0.server().address, bytes).expect("the server accepts")
+    pub fn client_with_receive_buffer(&self, node: usize, bytes: usize) -> Client {
+        Client::connect_with_receive_buffer(self.server_on(node).address, bytes).expect("the server accepts")
     }
 
     /// A name that nobody else has.
@@ -168,63 +232,96 @@ impl World {
         client
     }
 
-    /// The server still answers, with its connections and its store.
+    /// The servers still answer, with their connections and their store.
     #[track_caller]
     pub fn assert_alive(&self) {
-        assert!(self.0.server().is_alive(), "the server has died");
-        self.account("alive");
+        for (number, node) in self.0.nodes.iter().enumerate() {
+            assert!(node.server().is_alive(), "node {number} has died");
+            self.client_on(number).register(&self.name("alive"), "secret");
+        }
     }
 
-    // -- the server as a process ------------------------------------------------------------
+    // -- the servers as processes: the first node, where no other is named -------------------
 
     pub fn launch(&self) -> &Launch {
-        &self.0.launch
+        &self.0.node(0).launch
     }
 
     pub fn server(&self) -> impl Deref<Target = Server> + '_ {
-        self.0.server()
+        self.server_on(0)
+    }
+
+    pub fn server_on(&self, node: usize) -> impl Deref<Target = Server> + '_ {
+        self.0.node(node).server()
     }
 
     /// `kill -9`.
     pub fn kill(&self) {
-        self.0.server().kill();
+        self.0.node(0).server().kill();
     }
 
     /// Stops the server with a signal and waits for its exit.
     pub fn stop(&self, signal: &str) -> ExitStatus {
-        self.0.server().stop(signal)
+        self.0.node(0).server().stop(signal)
     }
 
     /// Starts the server again, on the same port and the same store.
     pub fn start_again(&self) {
-        let mut server = self.0.server();
+        let node = self.0.node(0);
+        let mut server = node.server();
         server.kill();
-        *server = Server::start(&self.0.launch);
+        *server = Server::start(&node.launch);
+    }
+
+    /// What a `kill -9` left online is free again: at once after the restart of a node that is
+    /// alone, and in a cluster within 10 s, by the other nodes.
+    #[track_caller]
+    pub fn expect_nobody_online_after_kill(&self) {
+        if self.0.nodes.len() == 1 {
+            assert_eq!(self.online_in_store(), 0);
+        } else {
+            eventually_within(REAPED, "the dead node's users to be offline", || self.online_in_store() == 0);
+        }
+    }
+
+    /// What is between the nodes of a cluster.
+    pub fn redis(&self) -> MutexGuard<'_, Redis> {
+        self.0.redis.as_ref().expect("a cluster").lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A MariaDB that no other world has.
+    pub fn mariadb(&self) -> MutexGuard<'_, MariaDb> {
+        let mariadb = self.0.mariadb.as_ref().expect("a world with its own MariaDB");
+        mariadb.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     // -- the store, seen from outside -------------------------------------------------------
 
-    fn database(&self) -> rusqlite::Connection {
+    /// The first column of the only row.
+    fn ask<T: FromSql + FromValue>(&self, query: &str) -> T {
+        let store = &self.launch().store;
+        let Some(path) = store.strip_prefix("sqlite:") else {
+            let mut database = mysql::Conn::new(store.as_str()).expect("the store opens");
+            return database.query_first(query).expect("the store answers").expect("a row");
+        };
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let database = rusqlite::Connection::open_with_flags(&self.0.database, flags).expect("the store opens");
-        database.busy_timeout(super::DEADLINE).unwrap();
-        database
+        let database = rusqlite::Connection::open_with_flags(path, flags).expect("the store opens");
+        database.busy_timeout(DEADLINE).unwrap();
+        database.query_row(query, (), |row| row.get(0)).expect("the store answers")
     }
 
     /// How many accounts the store has as online.
     pub fn online_in_store(&self) -> usize {
-        let query = "SELECT COUNT(*) FROM User WHERE state = 'online'";
-        self.database().query_row(query, (), |row| row.get::<_, i64>(0)).unwrap() as usize
+        self.ask::<i64>("SELECT COUNT(*) FROM User WHERE state = 'online'") as usize
     }
 
     /// How many offline messages the store keeps for `user`.
     pub fn kept_for(&self, user: u32) -> usize {
-        let query = "SELECT COUNT(*) FROM OfflineMessage WHERE userid = ?";
-        self.database().query_row(query, [user], |row| row.get::<_, i64>(0)).unwrap() as usize
+        self.ask::<i64>(&format!("SELECT COUNT(*) FROM OfflineMessage WHERE userid = {user}")) as usize
     }
 
     /// What stands in `User.password`.
     pub fn stored_password(&self, user: u32) -> String {
-        self.database().query_row("SELECT password FROM User WHERE id = ?", [user], |row| row.get(0)).unwrap()
+        self.ask(&format!("SELECT password FROM User WHERE id = {user}"))
     }
 }
