@@ -167,6 +167,7 @@ fn folders(dir: &Path) -> [String; 3] {
 
 /// A static is never dropped. So a shell waits for the end of its input, which comes with the end
 /// of this process, however that ends, and then kills the server and removes its folder.
+#[allow(clippy::zombie_processes, reason = "it outlives this process")]
 fn end_with_this_process(mariadb: &MariaDb) -> ChildStdin {
     let mut shell = Command::new("sh");
     shell.args(["-c", "trap '' INT TERM; read -r _; kill -9 \"$0\"; rm -rf \"$1\""]);
