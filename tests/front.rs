@@ -1,14 +1,26 @@
 //! Through the real nginx, with the repository's own `nginx.conf`, as clients of a cluster come.
 
+// There are no faults here but a test's own.
+#[allow(dead_code)]
+#[path = "faults/history.rs"]
+mod history;
+#[path = "faults/line.rs"]
+mod line;
+#[path = "faults/player.rs"]
+mod player;
 mod support;
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use history::{Event, History};
+use player::Game;
 use serde_json::json;
 use support::{
-    CHAT_CLIENT, ChatClient, Client, Config, Identity, Nginx, NginxOptions, World, eventually, nginx_in, script,
+    CHAT_CLIENT, ChatClient, Client, Cluster, Config, Identity, Nginx, NginxOptions, Rng, World, eventually, nginx_in,
+    script,
 };
 
 /// One node, whose log tells everything, and an nginx before it.
@@ -216,4 +228,113 @@ fn the_file_is_sound_with_everything_switched_on() {
         let output = nginx_in(directory.path()).arg("-t").output().unwrap();
         assert!(output.status.success(), "{output:?}\n{text}");
     }
+}
+
+const NODES: usize = 3;
+const PLAYERS: usize = 12;
+const MEMBERS: [usize; 4] = [0, 2, 4, 6];
+
+/// Three nodes that log everything, an nginx before them, and people who do not know of more than
+/// one server.
+fn cluster_behind(options: NginxOptions) -> (Cluster, Nginx) {
+    let flags: &[&str] = if options.proxy_protocol { &["--proxy-protocol", "127.0.0.1/32"] } else { &[] };
+    let cluster = Cluster::prepared(NODES, "export RUST_LOG=debug", flags);
+    let nginx = Nginx::start(&cluster.addresses(), options);
+    (cluster, nginx)
+}
+
+/// Waits until everybody has got some more acks.
+fn await_progress(game: &Game) {
+    const ACKS: u32 = 20;
+    let acked = || -> Vec<u32> {
+        game.acked.iter().map(|kinds| kinds.iter().map(|number| number.load(Ordering::SeqCst)).sum()).collect()
+    };
+    let before = acked();
+    eventually("acks for everybody", || acked().iter().zip(&before).all(|(now, before)| *now >= before + ACKS));
+}
+
+fn has_users(cluster: &Cluster, node: usize) -> bool {
+    cluster.nodes[node].log_tail().contains("has logged in")
+}
+
+#[test]
+fn a_backend_killed_and_back_under_load_loses_nothing_acked() {
+    let (mut cluster, nginx) = cluster_behind(NginxOptions::default());
+    let game = Game::new(nginx.address(), vec![nginx.address()], PLAYERS, &MEMBERS);
+    let players = Game::begin(&game, &mut Rng::new());
+    await_progress(&game);
+    eventually("users on all nodes", || (0..NODES).all(|node| has_users(&cluster, node)));
+    cluster.kill(1);
+    await_progress(&game);
+    cluster.start_again(1);
+    await_progress(&game);
+    let (logs, recipients) = game.finish(players);
+    let lost_lines = logs.iter().flatten().filter(|(_, event)| matches!(event, Event::Ended { .. })).count();
+    assert!(lost_lines > 0, "nobody was on the killed node");
+    History { logs, recipients, faults: Vec::new(), repeats_allowed: 2 * PLAYERS }.judge();
+}
+
+#[test]
+fn a_fourth_node_joins_under_load_and_nobody_notices() {
+    let (mut cluster, nginx) = cluster_behind(NginxOptions::default());
+    let game = Game::new(nginx.address(), vec![nginx.address()], PLAYERS, &MEMBERS);
+    let players = Game::begin(&game, &mut Rng::new());
+    await_progress(&game);
+    cluster.add_node();
+    nginx.reload(&cluster.addresses());
+    // Some always go and come back.
+    eventually("users on the fourth node", || has_users(&cluster, NODES));
+    await_progress(&game);
+    let (logs, recipients) = game.finish(players);
+    for log in &logs {
+        for (at, event) in log {
+            let is_harmless = match *event {
+                Event::LoginRefused { errno, .. } => errno == 2, // somebody who is logged in tries it again
+                Event::Told { .. } | Event::Refused { .. } | Event::GaveUp => false,
+                // The player has left before its line ended, or had no session there.
+                Event::Ended { line } => {
+                    let session = |(_, event): &&(Duration, Event)| match *event {
+                        Event::LoggedIn { line: of, .. } | Event::Left { line: of } => of == line,
+                        _ => false,
+                    };
+                    !matches!(log.iter().rfind(session), Some((_, Event::LoggedIn { .. })))
+                }
+                _ => true,
+            };
+            assert!(is_harmless, "{event:?} at {at:?}");
+        }
+    }
+    History { logs, recipients, faults: Vec::new(), repeats_allowed: 0 }.judge();
+}
+
+#[test]
+fn through_tls_and_with_proxy_headers_all_nodes_are_one_chat_and_know_their_clients() {
+    let identity = Identity::of(&["127.0.0.1"]);
+    let (cluster, nginx) = cluster_behind(NginxOptions { tls: Some(identity), proxy_protocol: true });
+    let mut here = Client::connect(nginx.address());
+    here.register("here", "secret");
+    // Enough for all nodes, whichever worker of nginx takes them.
+    let ca = nginx.certificate();
+    let tls = ["--tls", "--tls-ca", ca.to_str().unwrap()];
+    let mut clients: Vec<ChatClient> = Vec::new();
+    let mut id = 1;
+    while !(0..NODES).all(|node| has_users(&cluster, node)) {
+        id += 1;
+        assert!(id < 50, "nginx leaves a node out");
+        let mut client = ChatClient::start(nginx.tls_port, &tls);
+        client.line(&format!("2\nuser {id}\nsecret\n1\n{id}\nsecret"));
+        client.wait_for(&format!("current login user => id:{id} "));
+        for (of, other) in (2..).zip(&mut clients) {
+            client.line(&format!("chat:{of}:hello"));
+            client.wait_for(&format!("delivered to {of}\n"));
+            other.wait_for(&format!("[{id}]user {id} said: hello\n"));
+        }
+        clients.push(client);
+    }
+    // And without TLS; its address is known.
+    let account = here.register("plain", "secret");
+    here.login(&account);
+    let line = format!("user {} has logged in from {}\n", account.id, here.stream.local_addr().unwrap());
+    eventually(&line, || cluster.logs().contains(&line));
+    assert!(!cluster.logs().contains(&format!("has logged in from {}", nginx.address())));
 }

@@ -455,7 +455,8 @@ fn removal_is_exact_and_rows_are_never_used_again() {
     let node = &mut fixture.node;
     let [ann, bob] = node.users(["ann", "bob"]);
     let rows: Vec<_> = ["1", "2", "3"].iter().map(|message| row(node.keep(&[ann], message)[0])).collect();
-    let remove = |user, rows: &[RowId]| Write::Remove { user, rows: rows.to_vec() };
+    node.write(&[claim(ann, 1), claim(bob, 1)]);
+    let remove = |user, rows: &[RowId]| Write::Remove { user, epoch: 1, rows: rows.to_vec() };
     assert_eq!(node.one(remove(bob, &rows)), Outcome::Done);
     assert_eq!(node.texts(ann), ["1", "2", "3"]);
     assert_eq!(node.one(remove(ann, &[rows[2], rows[0], rows[2] + 99, u64::MAX])), Outcome::Done);
@@ -463,6 +464,25 @@ fn removal_is_exact_and_rows_are_never_used_again() {
     assert_eq!(node.one(remove(ann, &[])), Outcome::Done);
     assert!(row(node.keep(&[ann], "4")[0]) > rows[2]);
     assert_eq!(node.texts(ann), ["2", "4"]);
+}
+
+#[test]
+fn only_whoever_has_a_user_removes_its_messages() {
+    let mut fixture = Fixture::new();
+    let mut other = fixture.node(99);
+    let node = &mut fixture.node;
+    let [ann] = node.users(["ann"]);
+    let rows: Vec<_> = ["1", "2", "3"].iter().map(|message| row(node.keep(&[ann], message)[0])).collect();
+    let remove = |epoch, index: usize| Write::Remove { user: ann, epoch, rows: vec![rows[index]] };
+    assert_eq!(node.one(remove(7, 0)), Outcome::Lost);
+    assert_eq!(node.one(claim(ann, 7)), Outcome::Done);
+    assert_eq!((node.one(remove(6, 0)), other.one(remove(7, 0))), (Outcome::Lost, Outcome::Lost));
+    assert_eq!(node.texts(ann), ["1", "2", "3"]);
+    assert_eq!(node.one(remove(7, 0)), Outcome::Done);
+    // Within one batch, too.
+    let batch = [remove(7, 1), Write::Release { user: ann, epoch: 7 }, remove(7, 2)];
+    assert_eq!(node.write(&batch), [Outcome::Done, Outcome::Done, Outcome::Lost]);
+    assert_eq!(node.texts(ann), ["3"]);
 }
 
 // ---- When the database does not answer
@@ -554,10 +574,11 @@ fn relay(mut client: TcpStream, mut database: TcpStream, cut: &Cut) {
 fn behind_a_proxy() -> (Fixture, Proxy, Node, Vec<Write>, Vec<UserId>) {
     let mut fixture = Fixture::new();
     let proxy = Proxy::to(&fixture.server);
-    let node = Node::open(options(proxy.url(&fixture.database), 7));
+    let mut node = Node::open(options(proxy.url(&fixture.database), 7));
     let [ann, bob, eve] = fixture.node.users(["ann", "bob", "eve"]);
     let group = fixture.node.group(bob, "old group");
     let rows: Vec<RowId> = ["1", "2"].iter().map(|message| row(fixture.node.keep(&[eve], message)[0])).collect();
+    assert_eq!(node.one(claim(eve, 2)), Outcome::Done);
     let batch = vec![
         register("new"),
         Write::SetPassword { user: ann, password: "changed".into() },
@@ -567,7 +588,7 @@ fn behind_a_proxy() -> (Fixture, Proxy, Node, Vec<Write>, Vec<UserId>) {
         Write::Keep(vec![parcel(ann, &["a", "b"]), parcel(9999, &["x"]), parcel(bob, &["c"])]),
         claim(ann, 3),
         keep(&[bob, ann], "d"),
-        Write::Remove { user: eve, rows: rows[..1].to_vec() },
+        Write::Remove { user: eve, epoch: 2, rows: rows[..1].to_vec() },
         Write::Release { user: bob, epoch: 1 },
     ];
     (fixture, proxy, node, batch, vec![ann, bob, eve])
@@ -848,7 +869,7 @@ fn a_keep_comes_before_or_after_a_claim_and_the_lower_row_is_never_seen_later() 
             assert!(seen.iter().all(|(row, _)| *row > last_row));
             last_row = seen.last().map_or(last_row, |(row, _)| *row);
             let rows = seen.iter().map(|(row, _)| *row).collect();
-            claimer.write(&[Write::Remove { user: ann, rows }, Write::Release { user: ann, epoch }]);
+            claimer.write(&[Write::Remove { user: ann, epoch, rows }, Write::Release { user: ann, epoch }]);
         }
         drop(running);
     });

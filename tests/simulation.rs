@@ -113,7 +113,10 @@ impl Connection for Memories {
                 Outcome::Done
             }
             Write::Keep(parcels) => Outcome::Kept(parcels.iter().map(|parcel| memory.keep(node, parcel)).collect()),
-            Write::Remove { user, rows } => {
+            Write::Remove { user, epoch, .. } if memory.claims.get(user) != Some(&Claim { node, epoch: *epoch }) => {
+                Outcome::Lost
+            }
+            Write::Remove { user, rows, .. } => {
                 for row in rows {
                     let removed = memory.rows.remove(row);
                     assert!(removed.is_none_or(|(owner, _)| owner == *user));

@@ -22,8 +22,9 @@ use crate::store::{NodeId, Roll, StoreError};
 
 /// How often the lease is renewed and the others are looked at.
 const PERIOD: Duration = Duration::from_secs(1);
-/// Between the notice that a node is dead and the end of its claims: a round of every keeper.
-const NOTICE: Duration = Duration::from_millis(1200);
+/// Between the notice that a node is dead and the end of its claims: a round of every keeper, also
+/// of one that is slow.
+const NOTICE: Duration = Duration::from_millis(1500);
 /// A lease that was not renewed for so long may have run out before it was.
 const LAPSE: Duration = Duration::from_secs(LEASE_TTL.as_secs() - 1);
 /// How long claims are checked after a lapse: whoever took this node for dead in the last moment of
@@ -94,8 +95,9 @@ impl Keeper {
 
     /// Keeps until all wakers are gone.
     pub fn run(mut self, wakes: Receiver<()>) {
+        let mut pause = PERIOD;
         loop {
-            let woken = match wakes.recv_timeout(PERIOD) {
+            let woken = match wakes.recv_timeout(pause) {
                 Ok(()) => true,
                 Err(RecvTimeoutError::Timeout) => false,
                 Err(RecvTimeoutError::Disconnected) => break,
@@ -103,12 +105,19 @@ impl Keeper {
             self.renew();
             let result = self.round(woken);
             self.complaints.note("the store", &result);
+            pause = if result.is_ok() { self.pause() } else { PERIOD };
             if woken && result.is_err() {
                 // Whoever woke it waits for an answer.
                 self.doubt_until = self.doubt_until.max(Instant::now() + AFTERMATH);
             }
         }
         let _ = self.leases.drop_lease();
+    }
+
+    /// Until the next round: a node that is dead is not left to lie for longer than it must.
+    fn pause(&self) -> Duration {
+        let ends = self.dying.values().map(|since| (*since + NOTICE).saturating_duration_since(Instant::now()));
+        ends.fold(PERIOD, Duration::min)
     }
 
     fn renew(&mut self) {

@@ -100,9 +100,10 @@ pub enum Write {
     /// Offline messages: `Kept`. Who has a recipient is looked at in the same transaction, so that
     /// a claim comes before or after it.
     Keep(Vec<Parcel>),
-    /// Removes exactly these of the user's offline messages: `Done`. Rows that are gone are no
-    /// error.
-    Remove { user: UserId, rows: Vec<RowId> },
+    /// Removes exactly these of the user's offline messages: `Done`; or none of them, and `Lost`,
+    /// where nodes share the store and this one does not have the user by this `epoch`. Rows that
+    /// are gone are no error.
+    Remove { user: UserId, epoch: u64, rows: Vec<RowId> },
 }
 
 /// What a [`Write`] came to, once it is committed.
@@ -112,6 +113,7 @@ pub enum Outcome {
     Id(u32),
     Already,
     InUse(Holder),
+    Lost,
     NoUser,
     NoGroup,
     /// In the order of the parcels.

@@ -378,7 +378,7 @@ fn apply(transaction: &Transaction, write: &Write) -> rusqlite::Result<Outcome> 
         Write::Keep(parcels) => {
             parcels.iter().map(|parcel| keep(transaction, parcel)).collect::<Result<_, _>>().map(Outcome::Kept)
         }
-        Write::Remove { user, rows } => {
+        Write::Remove { user, rows, .. } => {
             for row in rows {
                 let sql = "DELETE FROM OfflineMessage WHERE id = ?1 AND userid = ?2";
                 execute(transaction, sql, params![row.cast_signed(), user])?;
@@ -867,7 +867,7 @@ mod tests {
         let mut fixture = Fixture::new();
         let [ann, bob] = ["ann", "bob"].map(|name| fixture.user(name));
         let rows: Vec<_> = ["1", "2", "3"].iter().map(|message| fixture.keep(&[ann], message)[0].unwrap()).collect();
-        let remove = |user, rows: &[RowId]| Write::Remove { user, rows: rows.to_vec() };
+        let remove = |user, rows: &[RowId]| Write::Remove { user, epoch: 1, rows: rows.to_vec() };
         assert_eq!(fixture.one(remove(bob, &rows)), Outcome::Done);
         assert_eq!(fixture.page(ann, 100).0, ["1", "2", "3"]);
         assert_eq!(fixture.one(remove(ann, &[rows[0], rows[2], rows[2] + 99, u64::MAX])), Outcome::Done);

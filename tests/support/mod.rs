@@ -9,6 +9,7 @@
 
 mod chat_client;
 mod client;
+mod cluster;
 mod cpp_node;
 mod mariadb;
 mod nginx;
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 pub use self::redis::Redis;
 pub use chat_client::{CHAT_CLIENT, ChatClient, script};
 pub use client::{Account, Client, Ending, listed, login, parse, strings, text_of};
+pub use cluster::Cluster;
 pub use cpp_node::{COPY, CppClient, CppNode, REFERENCE};
 pub use mariadb::MariaDb;
 pub use nginx::{Identity, Nginx, NginxOptions, nginx_in};

@@ -15,6 +15,11 @@ impl Rng {
         Rng(seed)
     }
 
+    /// A generator for somebody else, which this one decides about.
+    pub fn fork(&mut self) -> Rng {
+        Rng(self.next())
+    }
+
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;

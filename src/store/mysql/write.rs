@@ -131,15 +131,15 @@ impl<'a> Transaction<'a> {
         for write in batch {
             match write {
                 Write::Keep(parcels) => users.extend(parcels.iter().map(|parcel| parcel.to)),
-                Write::Claim { user, .. } | Write::Release { user, .. } | Write::SetPassword { user, .. } => {
-                    users.push(*user);
-                }
-                // These change no user. Whoever removes messages has the user already.
+                Write::Claim { user, .. }
+                | Write::Release { user, .. }
+                | Write::SetPassword { user, .. }
+                | Write::Remove { user, .. } => users.push(*user),
+                // These are about no user that somebody could have.
                 Write::Register { .. }
                 | Write::AddFriend { .. }
                 | Write::CreateGroup { .. }
-                | Write::JoinGroup { .. }
-                | Write::Remove { .. } => {}
+                | Write::JoinGroup { .. } => {}
             }
         }
         users.sort_unstable();
@@ -200,7 +200,11 @@ impl<'a> Transaction<'a> {
                 other => self.done_or_already(other),
             },
             Write::Keep(parcels) => Ok(Outcome::Kept(parcels.iter().map(|parcel| self.keep(parcel)).collect())),
-            Write::Remove { user, rows } => {
+            Write::Remove { user, epoch, rows } => {
+                let mine = Holder::Node(Claim { node: shared.node, epoch: *epoch });
+                if self.holders.get(user) != Some(&Some(mine)) {
+                    return Ok(Outcome::Lost);
+                }
                 let mut rows = rows.clone();
                 rows.sort_unstable();
                 for rows in rows.chunks(LIST) {

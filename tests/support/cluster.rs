@@ -1,0 +1,78 @@
+use std::net::SocketAddr;
+
+use super::{Launch, MariaDb, Redis, Server};
+
+/// Nodes that share a MariaDB and a Redis of their own. A failing test prints the nodes' last log
+/// lines.
+pub struct Cluster {
+    pub nodes: Vec<Server>,
+    pub redis: Redis,
+    pub mariadb: MariaDb,
+    /// What restarts use again, by node; the ports are fixed by the first start.
+    launches: Vec<Launch>,
+    /// What killed nodes have logged last.
+    last_words: Vec<String>,
+}
+
+impl Cluster {
+    pub fn start(nodes: usize) -> Cluster {
+        Cluster::prepared(nodes, "", &[])
+    }
+
+    /// The same with flags, and shell commands to run before each node.
+    pub fn prepared(nodes: usize, setup: &str, flags: &[&str]) -> Cluster {
+        let (redis, mariadb) = (Redis::start(), MariaDb::start());
+        let launch = Launch {
+            store: mariadb.url("chat"),
+            reactors: 2,
+            workers: 2,
+            flags: ["--redis", &redis.url()].iter().chain(flags).map(|&flag| flag.to_owned()).collect(),
+            setup: setup.to_owned(),
+            port: 0,
+        };
+        let mut cluster = Cluster { nodes: Vec::new(), redis, mariadb, launches: Vec::new(), last_words: Vec::new() };
+        (0..nodes).for_each(|_| cluster.add(launch.clone()));
+        cluster
+    }
+
+    /// One more node, like the others.
+    pub fn add_node(&mut self) {
+        self.add(Launch { port: 0, ..self.launches[0].clone() });
+    }
+
+    fn add(&mut self, mut launch: Launch) {
+        let server = Server::start(&launch);
+        launch.port = server.address.port();
+        self.launches.push(launch);
+        self.nodes.push(server);
+    }
+
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.nodes.iter().map(|server| server.address).collect()
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self, node: usize) {
+        self.nodes[node].kill();
+        self.last_words.push(format!("node {node}, killed:\n{}", self.nodes[node].log_tail()));
+    }
+
+    /// Starts a node again, after its end, on its port.
+    pub fn start_again(&mut self, node: usize) {
+        self.nodes[node] = Server::start(&self.launches[node]);
+    }
+
+    /// What the nodes have logged.
+    pub fn logs(&self) -> String {
+        let living = self.nodes.iter().enumerate().map(|(node, server)| format!("node {node}:\n{}", server.log_tail()));
+        self.last_words.iter().cloned().chain(living).collect()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the nodes' logs:\n{}", self.logs());
+        }
+    }
+}
