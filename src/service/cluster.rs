@@ -79,11 +79,13 @@ impl Shard {
     }
 
     /// Whether a session of this shard has the user by this claim, and may take a chat that was sent
-    /// `after` another one.
+    /// `after` another one. None may while its claim is in doubt: the user may have gone elsewhere, and
+    /// left a connection behind that takes everything and is read by nobody.
     fn takes(&mut self, user: UserId, epoch: u64, after: u64, (node, ticket): (NodeId, Ticket)) -> bool {
+        let in_doubt = self.doubt.is_some();
         let Some(session) = self.session_of(user, epoch) else { return false };
         let heard = session.heard(node, ticket.shard);
-        heard.fenced |= after != 0 && after != heard.last;
+        heard.fenced |= in_doubt || (after != 0 && after != heard.last);
         heard.last = ticket.key;
         !heard.fenced
     }
@@ -144,14 +146,19 @@ impl Shard {
     }
 
     /// Another node has stored messages for a user of this shard: they are drained. Where the
-    /// session is just beginning or ending there is no answer; the other node looks again.
+    /// session is just beginning or ending, or in doubt, there is no answer; the other node looks
+    /// again.
     fn nudged(&mut self, user: UserId, epoch: u64, nudger: (NodeId, Ticket), fx: &mut Effects) {
+        let in_doubt = self.doubt.is_some();
         let Some(session) = self.session_of(user, epoch) else {
             if !self.claiming.contains_key(&epoch) {
                 self.answer_gone(vec![user], nudger, fx);
             }
             return;
         };
+        if in_doubt {
+            return;
+        }
         session.heard(nudger.0, nudger.1.shard).fenced = false;
         match &mut session.mode {
             Mode::Joining(joining) => joining.nudges.push(nudger),
@@ -217,6 +224,9 @@ impl Shard {
     /// stored something without a nudge. The latter's users come back elsewhere only after this,
     /// so that nothing new of theirs overtakes it.
     pub(super) fn drain_all(&mut self, fx: &mut Effects) {
+        if self.doubt.is_some() {
+            return; // it comes when the claims have been looked at, for those who still have theirs
+        }
         let users: Vec<UserId> = self.users().collect();
         users.into_iter().for_each(|user| self.drain_one(user, fx));
     }

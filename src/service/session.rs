@@ -234,21 +234,20 @@ impl Shard {
     pub(super) fn begin_spill(&mut self, conn: ConnId, recalled: Vec<Unwritten<Tag>>, fx: &mut Effects) {
         // A message that is begun stays in the queue, and so does its tag, which speaks for it.
         let Some(session) = self.clients.get_mut(conn).and_then(|client| client.session.as_deref_mut()) else {
-            return self.return_unwritten(recalled.into_iter().filter(|message| !message.begun), fx);
+            return self.recalled_after_logout(recalled, fx);
         };
         let user = session.user;
         if matches!(session.mode, Mode::Live) {
             log::debug!("{conn}: user {user} reads slowly; messages go through the store");
             session.mode = Mode::Spill(Spill::new(Stage::Queue));
         }
+        let (recalled, former): (Vec<_>, Vec<_>) =
+            recalled.into_iter().partition(|message| matches!(message.tag, Tag::Chat { to, .. } if to == user));
+        self.recalled_after_logout(former, fx);
         for Unwritten { tag, body, begun } in recalled {
             let Tag::Chat { to, receipt } = tag else { continue };
             if !begun {
                 self.spill(conn, to, body, receipt, fx);
-                continue;
-            }
-            // For somebody who has just logged out here.
-            if to != user {
                 continue;
             }
             // Also where another node has sent it, which would store it 2 s later and so repeat it.
@@ -258,6 +257,26 @@ impl Shard {
             }
             let write = Write::Keep(vec![Parcel { to: user, messages: vec![body], past: None }]);
             self.submit(self.user_lane(user), Then::KeptBegun { conn, user, receipt }, Op::Write(write), fx);
+        }
+    }
+
+    /// The same, for users who have logged out on this connection. Behind a message that is begun the
+    /// others of its recipient wait for what becomes of it, as does what comes behind the logout.
+    fn recalled_after_logout(&mut self, recalled: Vec<Unwritten<Tag>>, fx: &mut Effects) {
+        let begun = recalled.iter().find(|message| message.begun).map(|message| message.tag.clone());
+        let mut waiting = Vec::new();
+        for message in recalled.into_iter().filter(|message| !message.begun) {
+            match (&begun, message.tag) {
+                (Some(Tag::Chat { to: first, .. }), Tag::Chat { to, receipt }) if *first == to => {
+                    waiting.push((message.body, receipt));
+                }
+                (_, tag) => self.return_unwritten([Unwritten { tag, ..message }], fx),
+            }
+        }
+        let Some(Tag::Chat { to, .. }) = begun else { return };
+        match self.leaving.get_mut(&to) {
+            Some(leaving) => _ = leaving.queue.splice(0..0, waiting),
+            None => waiting.into_iter().for_each(|(body, receipt)| self.keep(to, body, receipt, fx)),
         }
     }
 

@@ -8,7 +8,9 @@ use std::thread;
 
 use serde_json::{Value, json};
 
-use crate::support::{Client, Config, REAPED, World, eventually, eventually_within, listed, login, parse, text_of};
+use crate::support::{
+    Account, Client, Config, REAPED, World, eventually, eventually_within, listed, login, parse, text_of,
+};
 
 in_configurations! {
     cluster: [
@@ -17,7 +19,10 @@ in_configurations! {
         a_logout_acked_on_one_node_holds_at_once_for_a_login_on_the_other,
         a_join_acked_on_one_node_counts_for_a_sender_on_the_other_at_once,
         a_user_who_moves_between_nodes_amid_streams_from_both_loses_repeats_and_reorders_none,
+        a_member_who_moves_between_nodes_amid_group_streams_from_both_loses_repeats_and_reorders_none,
+        a_node_that_is_stopped_in_order_loses_and_repeats_nothing_and_its_users_log_in_elsewhere_at_once,
         users_of_a_killed_node_are_offline_for_the_others_and_can_log_in_there,
+        a_node_that_stood_still_serves_nobody_whom_another_has_taken_over,
         what_was_acked_around_a_kill_9_of_the_recipients_node_was_delivered_or_is_found_later,
     ],
 }
@@ -130,70 +135,146 @@ fn a_logout_acked_on_one_node_holds_at_once_for_a_login_on_the_other(config: &'s
     }
 }
 
-fn a_user_who_moves_between_nodes_amid_streams_from_both_loses_repeats_and_reorders_none(config: &'static Config) {
-    const ROUNDS: usize = 200;
+/// Sends numbered chats until it is told to stop, some unanswered at a time; how many there were.
+fn stream(sender: &mut Client, mut chat: Value, stop: &AtomicBool) -> usize {
     const WINDOW: usize = 16;
-    let world = config.shared();
-    let account = world.account("mover");
-    let senders = [world.online("sender"), world.online_on(1, "sender")];
-    let ids = [senders[0].id(), senders[1].id()];
+    let mut seqs = VecDeque::new();
+    let mut sent = 0;
+    while !stop.load(Ordering::Relaxed) {
+        if seqs.len() == WINDOW {
+            expect_served(sender, seqs.pop_front().expect("a window"));
+        }
+        chat["msg"] = sent.to_string().into();
+        seqs.push_back(sender.start(chat.clone()));
+        sent += 1;
+    }
+    seqs.into_iter().for_each(|seq| expect_served(sender, seq));
+    sent
+}
+
+#[track_caller]
+fn expect_served(sender: &mut Client, seq: i64) {
+    let ack = sender.reply(seq);
+    assert!(ack["errno"] == 0 && ack.get("failed").is_none(), "{ack}");
+}
+
+/// Stops the streams, also when an assertion fails: else they would be waited for.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Checks that the chats of each sender come as 0, 1, 2, …
+struct Sequences {
+    ids: [u32; 2],
+    next: [usize; 2],
+}
+
+impl Sequences {
+    #[track_caller]
+    fn take(&mut self, chat: &Value) {
+        let from = self.ids.iter().position(|id| chat["id"] == *id).expect("one of the senders");
+        assert_eq!(text_of(chat), self.next[from].to_string(), "lost, repeated or out of order, from {from}");
+        self.next[from] += 1;
+    }
+}
+
+/// Lets an account move between the nodes while two senders, one on each, stream to it; `chat` makes
+/// their messages.
+fn move_amid_streams(world: &World, account: &Account, mut senders: [Client; 2], chat: impl Fn(&Client) -> Value) {
+    const ROUNDS: usize = 150;
+    let mut sequences = Sequences { ids: [senders[0].id(), senders[1].id()], next: [0, 0] };
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
-        let streams = senders.map(|mut sender| {
-            let (stop, to) = (&stop, account.id);
-            scope.spawn(move || {
-                let mut seqs = VecDeque::new();
-                let mut sent = 0;
-                while !stop.load(Ordering::Relaxed) {
-                    if seqs.len() == WINDOW {
-                        let seq = seqs.pop_front().expect("not empty");
-                        assert_eq!(sender.reply(seq)["errno"], 0);
-                    }
-                    let chat = sender.chat_to(to, &sent.to_string());
-                    seqs.push_back(sender.start(chat));
-                    sent += 1;
-                }
-                seqs.into_iter().for_each(|seq| assert_eq!(sender.reply(seq)["errno"], 0));
-                sent
-            })
+        let streams = senders.each_mut().map(|sender| {
+            let (stop, chat) = (&stop, chat(sender));
+            scope.spawn(move || stream(sender, chat, stop))
         });
-        // Also when an assertion fails: the scope waits for the senders.
-        struct Stop<'a>(&'a AtomicBool);
-        impl Drop for Stop<'_> {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::Relaxed);
-            }
-        }
         let stopper = Stop(&stop);
-        let mut next = [0_usize; 2];
-        let mut take = |chat: &Value| {
-            let from = ids.iter().position(|id| chat["id"] == *id).expect("one of the senders");
-            assert_eq!(chat["msg"], next[from].to_string(), "lost, repeated or out of order, from node {from}");
-            next[from] += 1;
-            next
-        };
         let mut clients = [world.client(), world.client_on(1)];
         for round in 0..ROUNDS {
             let client = &mut clients[round % 2];
-            eventually("the account to be free", || client.try_login(&account)["errno"] == 0);
+            client.login(account);
             // Now and then it stays until something has come.
             for _ in 0..round % 3 * 20 {
-                take(&client.push());
+                sequences.take(&client.push());
             }
             client.logout();
-            for chat in client.pushed() {
-                take(&chat);
-            }
+            client.pushed().iter().for_each(|chat| sequences.take(chat));
         }
         drop(stopper);
         let sent = streams.map(|stream| stream.join().expect("acks"));
-        eventually("the account to be free", || clients[0].try_login(&account)["errno"] == 0);
-        let mut got = [0, 0];
-        while got != sent {
-            got = take(&clients[0].push());
+        clients[0].login(account);
+        while sequences.next != sent {
+            sequences.take(&clients[0].push());
         }
         assert_eq!(clients[0].pushed(), [] as [Value; 0]);
-        assert!(sent[0] > ROUNDS && sent[1] > ROUNDS, "streams that were none: {sent:?}");
+        assert!(sent.iter().all(|sent| *sent > ROUNDS), "streams that were none: {sent:?}");
+    });
+}
+
+fn a_user_who_moves_between_nodes_amid_streams_from_both_loses_repeats_and_reorders_none(config: &'static Config) {
+    let world = config.shared();
+    let account = world.account("mover");
+    let senders = [world.online("sender"), world.online_on(1, "sender")];
+    move_amid_streams(&world, &account, senders, |sender| sender.chat_to(account.id, ""));
+}
+
+fn a_member_who_moves_between_nodes_amid_group_streams_from_both_loses_repeats_and_reorders_none(
+    config: &'static Config,
+) {
+    let world = config.shared();
+    let account = world.account("mover");
+    let mut senders = [world.online("sender"), world.online_on(1, "sender")];
+    let group = senders[0].create_group(&world.name("group"));
+    senders[1].join(group);
+    let mut mover = world.login(&account);
+    mover.join(group);
+    mover.logout();
+    // Each sender is a member, and is sent the other's.
+    move_amid_streams(&world, &account, senders, |sender| sender.group_chat_to(group, ""));
+}
+
+fn a_node_that_is_stopped_in_order_loses_and_repeats_nothing_and_its_users_log_in_elsewhere_at_once(
+    config: &'static Config,
+) {
+    let world = config.own(&[]);
+    let (mut sender, mut recipient) = (world.online_on(1, "sender"), world.online("recipient"));
+    let account = recipient.me().clone();
+    let stop = AtomicBool::new(false);
+    let mut sequences = Sequences { ids: [sender.id(), 0], next: [0, 0] };
+    thread::scope(|scope| {
+        let (stop, chat) = (&stop, sender.chat_to(account.id, ""));
+        let stopper = Stop(stop);
+        let streaming = scope.spawn(|| stream(&mut sender, chat, stop));
+        for round in 0..4 {
+            let node = round % 2;
+            for _ in 0..200 {
+                sequences.take(&recipient.push());
+            }
+            if node == 0 {
+                world.server().signal("TERM");
+                while let Ok(text) = recipient.next_push() {
+                    sequences.take(&parse(&text));
+                }
+                assert!(world.wait().success());
+                recipient = world.login_on(1, &account);
+            } else {
+                world.start_again();
+                recipient.logout();
+                recipient.pushed().iter().for_each(|chat| sequences.take(chat));
+                recipient = world.login(&account);
+            }
+        }
+        drop(stopper);
+        let sent = streaming.join().expect("acks");
+        while sequences.next[0] < sent {
+            sequences.take(&recipient.push());
+        }
+        assert_eq!(recipient.pushed(), [] as [Value; 0]);
     });
 }
 
@@ -213,6 +294,40 @@ fn users_of_a_killed_node_are_offline_for_the_others_and_can_log_in_there(config
     world.start_again();
     let back = world.login(friend.me());
     assert!(owner.chat(back.id(), "welcome back"));
+}
+
+fn a_node_that_stood_still_serves_nobody_whom_another_has_taken_over(config: &'static Config) {
+    let world = config.own(&[]);
+    let (mut sender, mut zombie) = (world.online_on(1, "sender"), world.online("taken over"));
+    let mut bystander = world.client();
+    bystander.sync();
+    let account = zombie.me().clone();
+    assert!(sender.chat(account.id, "before"));
+    world.server().signal("STOP");
+    assert!(!sender.chat(account.id, "meanwhile"), "after 2 s it is stored");
+    let mut successor = world.client_on(1);
+    eventually_within(REAPED, "a login on the other node", || successor.try_login(&account)["errno"] == 0);
+    assert_eq!(successor.texts(1), ["meanwhile"]);
+    assert!(sender.chat(account.id, "to the successor"));
+    assert_eq!(successor.texts(1), ["to the successor"]);
+    // The node finds this in its socket when it wakes.
+    let chat = zombie.chat_to(sender.id(), "from the grave");
+    zombie.post(&chat);
+    world.server().signal("CONT");
+    assert_eq!(zombie.texts(1), ["before"]);
+    let mut errno = None;
+    while let Ok(text) = zombie.next_push() {
+        let push = parse(&text);
+        assert_eq!(push["msgid"], 201, "{push}");
+        errno = push["errno"].as_i64();
+    }
+    assert_eq!(errno, Some(13));
+    assert!(sender.chat(account.id, "still with the successor"));
+    assert_eq!(successor.texts(1), ["still with the successor"]);
+    assert_eq!(sender.pushed(), [] as [Value; 0]);
+    // The node itself goes on.
+    bystander.sync();
+    world.assert_alive();
 }
 
 fn what_was_acked_around_a_kill_9_of_the_recipients_node_was_delivered_or_is_found_later(config: &'static Config) {

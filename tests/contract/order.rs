@@ -14,6 +14,7 @@ in_every_configuration! {
     a_login_racing_with_group_messages_loses_repeats_and_reorders_none,
     what_was_acked_around_a_reset_was_delivered_or_is_found_later,
     a_slow_reader_gets_everything_in_order_and_disturbs_nobody,
+    a_slow_member_gets_everything_in_order_and_the_others_at_once,
     a_logout_amid_a_stream_loses_none,
 }
 
@@ -258,6 +259,32 @@ fn a_slow_reader_gets_everything_in_order_and_disturbs_nobody(config: &'static C
         sequence.take(&slow.push());
         live
     });
+}
+
+fn a_slow_member_gets_everything_in_order_and_the_others_at_once(config: &'static Config) {
+    let world = config.own(&["--high-water", "65536"]);
+    let mut sender = world.online("sender");
+    let group = sender.create_group(&world.name("group"));
+    let mut quick = [world.online("quick"), world.online_on(1, "quick")];
+    let mut slow = world.client_with_receive_buffer(1, 4096);
+    slow.login(&world.account("slow"));
+    quick.iter_mut().chain([&mut slow]).for_each(|member| member.join(group));
+    let chat = sender.group_chat_to(group, "");
+    let mut stream = Stream::new(&mut sender, chat);
+    let mut sequences = [Sequence::default(), Sequence::default()];
+    for _ in 0..600 {
+        stream.send(1000);
+        for (member, sequence) in quick.iter_mut().zip(&mut sequences) {
+            sequence.take(&member.push());
+        }
+    }
+    stream.finish();
+    assert!(stream.delivered.contains(&json!(2)), "what exceeds the high-water mark is stored");
+    let mut sequence = Sequence::default();
+    while sequence.next < 600 {
+        sequence.take(&slow.push());
+    }
+    assert_eq!(slow.pushed(), [] as [Value; 0]);
 }
 
 fn a_logout_amid_a_stream_loses_none(config: &'static Config) {

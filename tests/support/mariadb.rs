@@ -2,7 +2,7 @@ use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -53,11 +53,11 @@ impl MariaDb {
 
     /// One for the whole process, started when it is first needed.
     pub fn shared() -> &'static MariaDb {
-        static SHARED: OnceLock<(MariaDb, ChildStdin)> = OnceLock::new();
+        static SHARED: OnceLock<(MariaDb, Child)> = OnceLock::new();
         let (mariadb, _) = SHARED.get_or_init(|| {
             let mariadb = MariaDb::start();
-            let end = end_with_this_process(&mariadb);
-            (mariadb, end)
+            let heir = end_with_this_process(&mariadb);
+            (mariadb, heir)
         });
         mariadb
     }
@@ -167,14 +167,12 @@ fn folders(dir: &Path) -> [String; 3] {
 
 /// A static is never dropped. So a shell waits for the end of its input, which comes with the end
 /// of this process, however that ends, and then kills the server and removes its folder.
-#[expect(clippy::zombie_processes, reason = "it outlives this process")]
-fn end_with_this_process(mariadb: &MariaDb) -> ChildStdin {
+fn end_with_this_process(mariadb: &MariaDb) -> Child {
     let mut shell = Command::new("sh");
     shell.args(["-c", "trap '' INT TERM; read -r _; kill -9 \"$0\"; rm -rf \"$1\""]);
     shell.arg(mariadb.pid().to_string()).arg(mariadb.dir.path());
     shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut child = shell.spawn().expect("sh can be started");
-    child.stdin.take().expect("its input is piped")
+    shell.spawn().expect("sh can be started")
 }
 
 fn free_port() -> u16 {

@@ -3,6 +3,7 @@ use std::path::Path;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
 use std::time::Duration;
 
 use chat_server::wire::msgid;
@@ -120,7 +121,11 @@ impl Place {
         all_flags.extend(redis.iter().flat_map(|redis| ["--redis".to_owned(), redis.url()]));
         let launch =
             Launch { store, reactors: config.reactors, workers: 2, flags: all_flags, setup: setup.to_owned(), port: 0 };
-        let nodes = (0..config.nodes).map(|_| Node::start(launch.clone())).collect();
+        // Together: whoever finds the store empty makes it.
+        let nodes = thread::scope(|scope| {
+            let starts: Vec<_> = (0..config.nodes).map(|_| scope.spawn(|| Node::start(launch.clone()))).collect();
+            starts.into_iter().map(|start| start.join().expect("the node starts")).collect()
+        });
         Place { nodes, redis: redis.map(Mutex::new), mariadb: mariadb.map(Mutex::new), _dir: dir }
     }
 
@@ -263,6 +268,11 @@ impl World {
     /// Stops the server with a signal and waits for its exit.
     pub fn stop(&self, signal: &str) -> ExitStatus {
         self.0.node(0).server().stop(signal)
+    }
+
+    /// Waits for the exit of a server that was sent a signal.
+    pub fn wait(&self) -> ExitStatus {
+        self.0.node(0).server().wait()
     }
 
     /// Starts the server again, on the same port and the same store.
