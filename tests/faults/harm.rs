@@ -4,7 +4,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use crate::history::{Harm, Target};
-use crate::support::Cluster;
+use crate::support::{Cluster, MariaDb};
 
 /// How long a stopped process is stopped.
 const STOPPED: Duration = Duration::from_secs(10);
@@ -16,13 +16,13 @@ pub fn harm(cluster: &mut Cluster, target: Target, harm: Harm, pause: Duration) 
             match target {
                 Target::Node(node) => cluster.kill(node),
                 Target::Redis => cluster.redis.kill(),
-                Target::MariaDb => cluster.mariadb.kill(),
+                Target::MariaDb => mariadb(cluster).kill(),
             }
             sleep(pause);
             match target {
                 Target::Node(node) => cluster.start_again(node),
                 Target::Redis => cluster.redis.restart(),
-                Target::MariaDb => cluster.mariadb.restart(),
+                Target::MariaDb => mariadb(cluster).restart(),
             }
         }
         Harm::Stop => {
@@ -36,10 +36,14 @@ pub fn harm(cluster: &mut Cluster, target: Target, harm: Harm, pause: Duration) 
     }
 }
 
-fn signal(cluster: &Cluster, target: Target, signal: &str) {
+fn signal(cluster: &mut Cluster, target: Target, signal: &str) {
     match target {
         Target::Node(node) => cluster.nodes[node].signal(signal),
         Target::Redis => cluster.redis.signal(signal),
-        Target::MariaDb => cluster.mariadb.signal(signal),
+        Target::MariaDb => mariadb(cluster).signal(signal),
     }
+}
+
+fn mariadb(cluster: &mut Cluster) -> &mut MariaDb {
+    cluster.mariadb.as_mut().expect("it is this cluster's own")
 }

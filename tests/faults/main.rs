@@ -37,7 +37,7 @@ const REPEATS: usize = 2;
 fn nothing_acked_is_lost_whoever_is_killed_or_stopped() {
     let faults = std::env::var("CHAT_FAULTS").map_or(8, |text| text.parse().expect("CHAT_FAULTS is a number"));
     let mut rng = Rng::new();
-    let mut cluster = Cluster::start(NODES);
+    let mut cluster = Cluster::with_own_mariadb(NODES);
     let game = Game::new(cluster.nodes[0].address, cluster.addresses(), PLAYERS, &MEMBERS);
     let players = Game::begin(&game, &mut rng);
     let faults = do_harm(&mut cluster, &game, &mut rng, faults);

@@ -2,12 +2,13 @@ use std::net::SocketAddr;
 
 use super::{Launch, MariaDb, Redis, Server};
 
-/// Nodes that share a MariaDB and a Redis of their own. A failing test prints the nodes' last log
-/// lines.
+/// Nodes with a Redis and a database of their own, for a test that adds, kills and stops them. A
+/// failing test prints the nodes' last log lines.
 pub struct Cluster {
     pub nodes: Vec<Server>,
     pub redis: Redis,
-    pub mariadb: MariaDb,
+    /// Where nobody else uses it.
+    pub mariadb: Option<MariaDb>,
     /// What restarts use again, by node; the ports are fixed by the first start.
     launches: Vec<Launch>,
     /// What killed nodes have logged last.
@@ -19,18 +20,32 @@ impl Cluster {
         Cluster::prepared(nodes, "", &[])
     }
 
+    /// The same, with a MariaDB of its own, for a test that kills it.
+    pub fn with_own_mariadb(nodes: usize) -> Cluster {
+        let mariadb = MariaDb::start();
+        let mut cluster = Cluster::on(mariadb.url("chat"), nodes, "", &[]);
+        cluster.mariadb = Some(mariadb);
+        cluster
+    }
+
     /// The same with flags, and shell commands to run before each node.
     pub fn prepared(nodes: usize, setup: &str, flags: &[&str]) -> Cluster {
-        let (redis, mariadb) = (Redis::start(), MariaDb::start());
+        let mariadb = MariaDb::shared();
+        Cluster::on(mariadb.url(&mariadb.new_database()), nodes, setup, flags)
+    }
+
+    fn on(store: String, nodes: usize, setup: &str, flags: &[&str]) -> Cluster {
+        let redis = Redis::start();
         let launch = Launch {
-            store: mariadb.url("chat"),
+            store,
             reactors: 2,
             workers: 2,
             flags: ["--redis", &redis.url()].iter().chain(flags).map(|&flag| flag.to_owned()).collect(),
             setup: setup.to_owned(),
             port: 0,
         };
-        let mut cluster = Cluster { nodes: Vec::new(), redis, mariadb, launches: Vec::new(), last_words: Vec::new() };
+        let mut cluster =
+            Cluster { nodes: Vec::new(), redis, mariadb: None, launches: Vec::new(), last_words: Vec::new() };
         (0..nodes).for_each(|_| cluster.add(launch.clone()));
         cluster
     }
