@@ -73,7 +73,11 @@ fn five_thousand_connections_leave_no_descriptor_and_no_memory_behind(config: &'
     world.assert_alive();
     let before = world.server().descriptors();
     let mut resident = Vec::new();
-    for _ in 0..3 {
+    // The allocator takes some rounds to settle, the more the busier the machine is; of 200 bytes that a
+    // session leaves behind, every round would show a MiB.
+    let grown = |resident: &[usize]| resident.last_chunk().is_none_or(|[one, other]| *other > one + 1024);
+    while grown(&resident) {
+        assert!(resident.len() < 8, "KiB after each round: {resident:?}");
         let clients = log_in_all(&world, &accounts);
         assert_eq!(world.online_in_store(), accounts.len());
         assert!(world.server().descriptors() >= accounts.len());
@@ -81,7 +85,6 @@ fn five_thousand_connections_leave_no_descriptor_and_no_memory_behind(config: &'
         wait_until_left(&world, before);
         resident.push(world.server().resident_kib());
     }
-    assert!(resident[2] <= resident[1] + 2048, "KiB after each round: {resident:?}");
 }
 
 fn an_idle_session_costs_less_than_a_kib(config: &'static Config) {
