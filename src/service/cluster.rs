@@ -240,6 +240,8 @@ impl Shard {
     /// read from anybody who is logged in until the claims have been looked at.
     pub fn was_stopped(&mut self, now: Now, fx: &mut Effects) {
         self.now = now;
+        // What is still under way here goes by the store, which knows whose the users are.
+        self.drain_all(fx);
         self.doubt = Some(now.at);
         self.groups.forget();
         for conn in self.clients.ids().collect::<Vec<_>>() {
@@ -248,8 +250,6 @@ impl Shard {
                 fx.push(Effect::Pause(conn));
             }
         }
-        // What is still under way here goes by the store, which knows whose the users are.
-        self.drain_all(fx);
         fx.push(Effect::CheckClaims);
         self.end(fx);
     }

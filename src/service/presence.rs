@@ -91,6 +91,12 @@ impl Shard {
 
     /// A user has joined another shard.
     pub(super) fn peer_joined(&mut self, user: UserId, conn: ConnId, fx: &mut Effects) {
+        // Of two sessions of a user only one can have the claim. The other shard hears of this one, too,
+        // and does the same: the client logs in once more.
+        let own = self.presence.get(&user).map(|place| place.conn).filter(|conn| conn.reactor() == self.index);
+        if let Some(own) = own {
+            self.end_stale(user, own, fx);
+        }
         let former = self.presence.insert(user, Place { conn, held: None });
         self.lost.remove(&user);
         // As in `join`.

@@ -300,10 +300,11 @@ impl Shard {
         match (row, *begun) {
             (Some(row), Begun::Storing(written)) => {
                 *begun = if written { Begun::None } else { Begun::Stored(row) };
-                self.settle(receipt, Fate::Stored, fx);
                 if written {
                     self.remove_begun(conn, user, row, fx);
                 }
+                // Behind the removal, which needs the claim: this may release it.
+                self.settle(receipt, Fate::Stored, fx);
             }
             (None, Begun::Storing(written)) => {
                 *begun = Begun::None;

@@ -15,7 +15,7 @@ use mysql::{Conn, Opts, OptsBuilder, Row};
 use redis::{Parser, Value as Reply};
 use serde_json::{Value, json};
 
-use super::{Account, Client, login};
+use super::{Account, Client, DEADLINE, login};
 
 /// The tables, as the reference's README makes them.
 pub const REFERENCE: &str = "
@@ -77,6 +77,7 @@ impl CppNode {
         let subscriber = TcpStream::connect(client.get_connection_info().addr().to_string()).unwrap();
         let messages = subscriber.try_clone().unwrap();
         let publisher = client.get_connection().unwrap();
+        publisher.set_read_timeout(Some(DEADLINE)).unwrap();
         let state = State { users: HashMap::new(), connections: Vec::new(), publisher, subscriber };
         let mysql = OptsBuilder::from_opts(Opts::from_url(mysql).unwrap()).prefer_socket(false).into();
         let (ending, died) = (AtomicBool::new(false), AtomicBool::new(false));
