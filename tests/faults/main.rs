@@ -30,6 +30,8 @@ const MEMBERS: [usize; 6] = [0, 2, 4, 6, 8, 10];
 const PAUSE_MS: usize = 3000;
 /// How long the next fault waits for the users of a killed node: longer than was promised.
 const BACK: Duration = Duration::from_secs(15);
+/// How long a fault that is over may still disturb.
+const AFTERMATH: Duration = Duration::from_secs(7);
 /// So many repeats for each fault and player are no wonder: what was under way at that time.
 const REPEATS: usize = 2;
 
@@ -53,17 +55,18 @@ fn do_harm(cluster: &mut Cluster, game: &Game, rng: &mut Rng, count: usize) -> V
     while faults.len() < count {
         if deck.is_empty() {
             let node = Target::Node(0);
-            deck.extend([(node, Harm::Kill); 3]);
-            deck.extend([(node, Harm::Stop), (Target::Redis, Harm::Kill), (Target::Redis, Harm::Stop)]);
-            deck.extend([(Target::MariaDb, Harm::Kill), (Target::MariaDb, Harm::Stop)]);
+            deck.extend([(node, Harm::Kill, true), (node, Harm::Kill, false), (node, Harm::Kill, false)]);
+            deck.extend([node, Target::Redis, Target::MariaDb].map(|target| (target, Harm::Stop, false)));
+            deck.extend([Target::Redis, Target::MariaDb].map(|target| (target, Harm::Kill, false)));
         }
-        let (mut target, kind) = deck.swap_remove(rng.below(deck.len()));
+        // Alone: nothing else is amiss from before it until its users are back, and excuses a delay.
+        let (mut target, kind, alone) = deck.swap_remove(rng.below(deck.len()));
         if let Target::Node(node) = &mut target {
             *node = rng.below(NODES);
         }
         let [before, between] = [(); 2].map(|()| Duration::from_millis(rng.below(PAUSE_MS) as u64));
-        // Every other killed node's users are left alone until they are back: nothing excuses a delay.
-        let waits = kind == Harm::Kill && rng.below(2) == 0;
+        let quiet = faults.last().map_or(game.begin.elapsed(), |fault: &Fault| fault.over + AFTERMATH);
+        let before = if alone { before.max(quiet.saturating_sub(game.begin.elapsed())) } else { before };
         sleep(before);
         let users: Vec<usize> = (0..PLAYERS).filter(|no| Target::Node(place(game, *no)) == target).collect();
         let began = game.begin.elapsed();
@@ -71,7 +74,7 @@ fn do_harm(cluster: &mut Cluster, game: &Game, rng: &mut Rng, count: usize) -> V
         let fault = Fault { target, harm: kind, began, over: game.begin.elapsed() };
         println!("{:4} {fault}", faults.len() + 1);
         faults.push(fault);
-        if waits {
+        if alone {
             let deadline = Instant::now() + BACK;
             while users.iter().any(|no| place(game, *no) == NOWHERE) && Instant::now() < deadline {
                 sleep(Duration::from_millis(5));
