@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use super::process::{Process, is_a_process};
 use super::{DEADLINE, eventually};
 
 /// A MariaDB server of its own, in a temporary folder, on a free port of 127.0.0.1, that lets root
 /// in with the password 123456. Dropping it kills it.
 #[derive(Debug)]
 pub struct MariaDb {
-    child: Child,
+    process: Process,
     port: u16,
     databases: AtomicU32,
     dir: TempDir,
@@ -45,7 +46,7 @@ impl MariaDb {
         loop {
             let port = free_port();
             match launch(dir.path(), port) {
-                Ok(child) => return MariaDb { child, port, databases: AtomicU32::new(0), dir },
+                Ok(process) => return MariaDb { process, port, databases: AtomicU32::new(0), dir },
                 Err(log) => assert!(Instant::now() < deadline, "MariaDB does not start:\n{log}"),
             }
         }
@@ -76,22 +77,6 @@ impl MariaDb {
         self.port
     }
 
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// `kill -9`, and waits for its end.
-    pub fn kill(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-
-    /// STOP, CONT, TERM, …
-    pub fn signal(&self, signal: &str) {
-        let status = Command::new("kill").arg(format!("-{signal}")).arg(self.pid().to_string()).status();
-        assert!(status.expect("kill can be started").success());
-    }
-
     /// STOP, and returns when all of its threads stand still: until then one may still answer.
     pub fn freeze(&self) {
         self.signal("STOP");
@@ -109,25 +94,21 @@ impl MariaDb {
         let deadline = Instant::now() + DEADLINE;
         loop {
             match launch(self.dir.path(), self.port) {
-                Ok(child) => break self.child = child,
+                Ok(process) => break self.process = process,
                 Err(log) => assert!(Instant::now() < deadline, "MariaDB does not start again:\n{log}"),
             }
         }
     }
 }
 
-impl Drop for MariaDb {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
+is_a_process!(MariaDb);
 
 /// Starts the server on what is in `dir` and waits until it can be used; else what it has logged.
-fn launch(dir: &Path, port: u16) -> Result<Child, String> {
+fn launch(dir: &Path, port: u16) -> Result<Process, String> {
     let path = |name: &str| dir.join(name).display().to_string();
     let options = fs::read_to_string(dir.join("options")).unwrap_or_default();
     let log = File::create(dir.join("log")).expect("a file can be made");
-    let mut child = command("mariadbd")
+    let child = command("mariadbd")
         .args(folders(dir))
         .arg(format!("--socket={}", path("socket")))
         .arg(format!("--pid-file={}", path("pid")))
@@ -144,17 +125,17 @@ fn launch(dir: &Path, port: u16) -> Result<Child, String> {
         .stderr(log)
         .spawn()
         .expect("mariadbd can be started");
+    let mut process = Process(child);
     let deadline = Instant::now() + DEADLINE;
-    while child.try_wait().expect("a child can be waited for").is_none() && Instant::now() < deadline {
+    while process.is_alive() && Instant::now() < deadline {
         // Said when it listens and has done its init file. That something listens would say little:
         // it could be another test's server.
         if fs::read_to_string(dir.join("log")).is_ok_and(|log| log.contains("ready for connections")) {
-            return Ok(child);
+            return Ok(process);
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    let _ = child.kill();
-    let _ = child.wait();
+    process.kill();
     Err(fs::read_to_string(dir.join("log")).unwrap_or_default())
 }
 

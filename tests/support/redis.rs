@@ -1,17 +1,18 @@
 use std::net::{Ipv4Addr, TcpListener};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use redis::{Client, Connection};
 use tempfile::TempDir;
 
 use super::DEADLINE;
+use super::process::{Process, is_a_process};
 
 /// A real Redis as a child process, on a port of its own, that keeps nothing on disk. Dropping it
 /// kills it.
 #[derive(Debug)]
 pub struct Redis {
-    child: Child,
+    process: Process,
     port: u16,
     password: Option<&'static str>,
     dir: TempDir,
@@ -27,7 +28,7 @@ impl Redis {
         loop {
             let port = free_port();
             let dir = tempfile::tempdir().expect("a temporary directory");
-            let mut redis = Redis { child: launch(port, password, &dir), port, password, dir };
+            let mut redis = Redis { process: launch(port, password, &dir), port, password, dir };
             if redis.comes_up() {
                 return redis;
             }
@@ -40,7 +41,7 @@ impl Redis {
         self.kill();
         let deadline = Instant::now() + DEADLINE;
         loop {
-            self.child = launch(self.port, self.password, &self.dir);
+            self.process = launch(self.port, self.password, &self.dir);
             if self.comes_up() {
                 return;
             }
@@ -51,7 +52,7 @@ impl Redis {
     /// Waits until it answers; false: it has ended instead.
     fn comes_up(&mut self) -> bool {
         let deadline = Instant::now() + DEADLINE;
-        while self.child.try_wait().expect("a child can be waited for").is_none() {
+        while self.is_alive() {
             if self.try_connect().is_some() {
                 return true;
             }
@@ -81,31 +82,11 @@ impl Redis {
     pub fn port(&self) -> u16 {
         self.port
     }
-
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// `kill -9`, and waits for its end.
-    pub fn kill(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-
-    /// STOP, CONT and others.
-    pub fn signal(&self, signal: &str) {
-        let status = Command::new("kill").arg(format!("-{signal}")).arg(self.pid().to_string()).status();
-        assert!(status.expect("kill can be started").success());
-    }
 }
 
-impl Drop for Redis {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
+is_a_process!(Redis);
 
-fn launch(port: u16, password: Option<&str>, dir: &TempDir) -> Child {
+fn launch(port: u16, password: Option<&str>, dir: &TempDir) -> Process {
     let mut command = Command::new("redis-server");
     command.args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", "", "--appendonly", "no"]);
     command.arg("--dir").arg(dir.path());
@@ -113,7 +94,7 @@ fn launch(port: u16, password: Option<&str>, dir: &TempDir) -> Child {
         command.args(["--requirepass", password]);
     }
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    command.spawn().expect("redis-server can be started")
+    Process(command.spawn().expect("redis-server can be started"))
 }
 
 fn free_port() -> u16 {

@@ -1,11 +1,12 @@
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use super::{DEADLINE, eventually};
+use super::DEADLINE;
+use super::process::{Process, is_a_process};
 
 /// How to start a server.
 #[derive(Debug, Clone)]
@@ -46,7 +47,7 @@ type LogTail = Arc<Mutex<VecDeque<String>>>;
 /// A server as a child process. Dropping it kills it.
 #[derive(Debug)]
 pub struct Server {
-    child: Child,
+    process: Process,
     pub address: SocketAddr,
     log: LogTail,
 }
@@ -88,47 +89,13 @@ impl Server {
         });
         let port = started.recv_timeout(DEADLINE);
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port.unwrap_or(0)));
-        let server = Server { child, address, log };
+        let server = Server { process: Process(child), address, log };
         if port.is_ok() { Ok(server) } else { Err(server.log_tail()) }
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.child.id()
     }
 
     pub fn log_tail(&self) -> String {
         let tail = self.log.lock().unwrap();
         tail.iter().map(|line| format!("    {line}\n")).collect()
-    }
-
-    /// `kill -9`, and waits for its end.
-    pub fn kill(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-
-    pub fn signal(&self, signal: &str) {
-        let status = Command::new("kill").arg(format!("-{signal}")).arg(self.pid().to_string()).status();
-        assert!(status.expect("kill can be started").success());
-    }
-
-    /// Sends TERM or INT and waits for the exit.
-    pub fn stop(&mut self, signal: &str) -> ExitStatus {
-        self.signal(signal);
-        self.wait()
-    }
-
-    pub fn wait(&mut self) -> ExitStatus {
-        let mut status = None;
-        eventually("the server's exit", || {
-            status = self.child.try_wait().expect("a child can be waited for");
-            status.is_some()
-        });
-        status.unwrap()
-    }
-
-    pub fn is_alive(&mut self) -> bool {
-        self.child.try_wait().expect("a child can be waited for").is_none()
     }
 
     /// How many descriptors the server holds.
@@ -144,11 +111,7 @@ impl Server {
     }
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
+is_a_process!(Server);
 
 /// The port in `… listening on 127.0.0.1:PORT …`.
 fn port_in(line: &str) -> Option<u16> {
