@@ -1,0 +1,159 @@
+//! The floor: the least that a relay can do. It reads, finds `toid` by a byte search, and writes
+//! once for each destination and turn. It parses nothing and checks nothing, so what it costs is
+//! what the kernel asks for. It believes that every object ends with LF, as the generator's do.
+
+use std::io::{self, ErrorKind, Read, Write};
+
+use memchr::memchr_iter;
+use mio::net::{TcpListener, TcpStream};
+use mio::{Events, Interest, Poll, Token};
+
+use crate::bytes::{msgid, number_after};
+
+const LISTENER: Token = Token(usize::MAX);
+
+struct Connection {
+    stream: TcpStream,
+    /// The beginning of an object whose end has not come yet.
+    rest: Vec<u8>,
+    output: Vec<u8>,
+}
+
+#[derive(Default)]
+struct Relay {
+    /// By token. A connection that has ended leaves a gap.
+    connections: Vec<Option<Connection>>,
+    /// By user id: the token of the connection that logged in last.
+    homes: Vec<usize>,
+    /// Who is to be written to at the end of the turn.
+    dirty: Vec<usize>,
+}
+
+/// Serves until the process is killed. Its first line of output is its port.
+pub fn run() -> io::Result<()> {
+    let mut poll = Poll::new()?;
+    let mut listener = TcpListener::bind(([127, 0, 0, 1], 0).into())?;
+    poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
+    println!("{}", listener.local_addr()?.port());
+    let mut relay = Relay::default();
+    let mut events = Events::with_capacity(1024);
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        match poll.poll(&mut events, None) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            done => done?,
+        }
+        for event in &events {
+            if event.token() == LISTENER {
+                relay.accept(&listener, &poll)?;
+                continue;
+            }
+            let token = event.token().0;
+            if event.is_writable() {
+                relay.dirty.push(token);
+            }
+            if event.is_readable() {
+                relay.read(token, &mut buffer);
+            }
+        }
+        for token in std::mem::take(&mut relay.dirty) {
+            relay.flush(token);
+        }
+    }
+}
+
+impl Relay {
+    fn accept(&mut self, listener: &TcpListener, poll: &Poll) -> io::Result<()> {
+        while let Ok((mut stream, _)) = listener.accept() {
+            stream.set_nodelay(true)?;
+            let token = Token(self.connections.len());
+            poll.registry().register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
+            self.connections.push(Some(Connection { stream, rest: Vec::new(), output: Vec::new() }));
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, token: usize, buffer: &mut [u8]) {
+        while let Some(connection) = &mut self.connections[token] {
+            let length = match connection.stream.read(buffer) {
+                Ok(length) if length > 0 => length,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                _ => {
+                    self.connections[token] = None;
+                    return;
+                }
+            };
+            if connection.rest.is_empty() {
+                let used = self.take(token, &buffer[..length]);
+                self.keep(token, buffer[used..length].to_vec());
+            } else {
+                let mut input = std::mem::take(&mut connection.rest);
+                input.extend_from_slice(&buffer[..length]);
+                let used = self.take(token, &input);
+                input.drain(..used);
+                self.keep(token, input);
+            }
+            // A short read has emptied the socket: what comes later is a new edge.
+            if length < buffer.len() {
+                return;
+            }
+        }
+    }
+
+    fn keep(&mut self, token: usize, rest: Vec<u8>) {
+        if let Some(connection) = &mut self.connections[token] {
+            connection.rest = rest;
+        }
+    }
+
+    /// Handles the whole objects in `input`; returns how many bytes they were.
+    fn take(&mut self, token: usize, input: &[u8]) -> usize {
+        let mut start = 0;
+        for end in memchr_iter(b'\n', input) {
+            let line = &input[start..=end];
+            start = end + 1;
+            match number_after(line, b"\"toid\":") {
+                Some(id) => {
+                    let home = self.homes.get(id as usize).copied().unwrap_or(token);
+                    self.send(home, line);
+                }
+                None => self.admit(token, line),
+            }
+        }
+        start
+    }
+
+    /// Registers or logs in whoever asks.
+    fn admit(&mut self, token: usize, line: &[u8]) {
+        if msgid(line) == Some(4) {
+            let id = self.homes.len();
+            self.homes.push(token);
+            self.send(token, format!("{{\"msgid\":5,\"errno\":0,\"id\":{id}}}\n").as_bytes());
+        } else if let Some(id) = number_after(line, b"\"id\":") {
+            self.send(token, format!("{{\"msgid\":2,\"errno\":0,\"id\":{id}}}\n").as_bytes());
+        }
+    }
+
+    fn send(&mut self, token: usize, line: &[u8]) {
+        if let Some(connection) = &mut self.connections[token] {
+            if connection.output.is_empty() {
+                self.dirty.push(token);
+            }
+            connection.output.extend_from_slice(line);
+        }
+    }
+
+    fn flush(&mut self, token: usize) {
+        let Some(connection) = &mut self.connections[token] else { return };
+        while !connection.output.is_empty() {
+            match connection.stream.write(&connection.output) {
+                Ok(length) => drop(connection.output.drain(..length)),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(_) => {
+                    self.connections[token] = None;
+                    return;
+                }
+            }
+        }
+    }
+}
