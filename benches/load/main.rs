@@ -244,7 +244,7 @@ fn round(name: &'static str, flags: &Flags, target: &Target) -> anyhow::Result<F
         shared.stopping.store(true, Relaxed);
         let outcomes: Result<Vec<Outcome>, _> =
             threads.into_iter().map(|thread| thread.join().expect("a generator does not panic")).collect();
-        finish(seen?, &outcomes?)
+        finish(seen?, &outcomes.context(name)?)
     })
 }
 
