@@ -1,5 +1,4 @@
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -10,7 +9,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::process::{Process, is_a_process};
-use super::{DEADLINE, eventually};
+use super::{DEADLINE, eventually, free_port};
 
 /// A MariaDB server of its own, in a temporary folder, on a free port of 127.0.0.1, that lets root
 /// in with the password 123456. Dropping it kills it.
@@ -154,11 +153,6 @@ fn end_with_this_process(mariadb: &MariaDb) -> Child {
     shell.arg(mariadb.pid().to_string()).arg(mariadb.dir.path());
     shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     shell.spawn().expect("sh can be started")
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    listener.local_addr().expect("an address").port()
 }
 
 /// Daemons stand in sbin, which is not on everyone's path.

@@ -19,6 +19,7 @@ mod rng;
 mod server;
 mod world;
 
+use std::net::{Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};
 
 pub use self::redis::Redis;
@@ -50,4 +51,10 @@ pub fn eventually_within(time: Duration, what: &str, mut condition: impl FnMut()
         assert!(Instant::now() < deadline, "in vain for {time:?}: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// A port that nobody has at the moment. Whoever starts a server on it must be ready to try another.
+fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    listener.local_addr().expect("an address").port()
 }

@@ -1,12 +1,11 @@
-use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use redis::{Client, Connection};
 use tempfile::TempDir;
 
-use super::DEADLINE;
 use super::process::{Process, is_a_process};
+use super::{DEADLINE, free_port};
 
 /// A real Redis as a child process, on a port of its own, that keeps nothing on disk. Dropping it
 /// kills it.
@@ -95,8 +94,4 @@ fn launch(port: u16, password: Option<&str>, dir: &TempDir) -> Process {
     }
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     Process(command.spawn().expect("redis-server can be started"))
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|socket| socket.local_addr()).expect("a free port").port()
 }

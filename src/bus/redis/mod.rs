@@ -200,11 +200,11 @@ fn connect(client: &Client) -> RedisResult<Connection> {
     // Half of it for the way there, so that a start or a stop against a Redis that stands still
     // takes no longer than an answer may.
     let mut connection = client.get_connection_with_timeout(PATIENCE / 2)?;
+    // Half of it for good: a large write times out twice, once with what was taken and once with nothing.
     connection.set_write_timeout(Some(PATIENCE / 2))?;
     connection.set_read_timeout(Some(PATIENCE / 2))?;
     // A Redis that stands still accepts connections all the same.
     redis::cmd("PING").exec(&mut connection)?;
-    connection.set_write_timeout(Some(PATIENCE))?;
     connection.set_read_timeout(Some(PATIENCE))?;
     Ok(connection)
 }
