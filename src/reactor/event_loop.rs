@@ -118,8 +118,8 @@ enum LoopTimer<K> {
     Handler(K),
     /// A connection that we close has had its time.
     Linger(ConnId),
-    /// A connection was over the mark since this moment.
-    Slow(ConnId, Instant),
+    /// A connection was over the mark at some moment.
+    Slow(ConnId),
     /// A connection's socket was full at some moment.
     Stalled(ConnId),
     /// A paced connection may send its next message.
@@ -595,8 +595,9 @@ impl<H: Handler> EventLoop<H> {
                         self.io.kill(id, CloseReason::SlowConsumer);
                     }
                 }
-                LoopTimer::Slow(id, since) => {
-                    if self.io.connections.get(id).is_some_and(|c| c.over && c.over_since == since) {
+                LoopTimer::Slow(id) => {
+                    let since = self.io.now.checked_sub(SLOW_CONSUMER);
+                    if self.io.connections.get(id).is_some_and(|c| c.over && Some(c.over_since) <= since) {
                         self.io.kill(id, CloseReason::SlowConsumer);
                     }
                 }
@@ -627,7 +628,7 @@ impl<H: Handler> EventLoop<H> {
             if counted > limits.high_water && !connection.over {
                 connection.over = true;
                 connection.over_since = now;
-                self.io.timers.set(now + SLOW_CONSUMER, LoopTimer::Slow(id, now));
+                self.io.timers.set(now + SLOW_CONSUMER, LoopTimer::Slow(id));
                 self.recall(id);
             }
             if self.io.connections.get(id).is_some_and(|connection| connection.counted() > limits.hard) {

@@ -33,6 +33,9 @@ pub struct Outbox<T> {
     bytes: usize,
     /// Of those, bytes that do not count towards the high-water mark.
     exempt: usize,
+    /// Messages that are not simply the next bytes of `copied`: shared ones, and those that stand
+    /// alone.
+    special: usize,
 }
 
 #[derive(Debug)]
@@ -47,6 +50,12 @@ struct Queued<T> {
     /// Does not count towards the high-water mark.
     exempt: bool,
     tag: Option<T>,
+}
+
+impl<T> Queued<T> {
+    fn is_special(&self) -> bool {
+        self.shared.is_some() || self.alone
+    }
 }
 
 /// How one message differs from others in the queue.
@@ -81,7 +90,15 @@ pub enum Progress {
 
 impl<T> Default for Outbox<T> {
     fn default() -> Self {
-        Outbox { messages: VecDeque::new(), copied: Vec::new(), copied_head: 0, written: 0, bytes: 0, exempt: 0 }
+        Outbox {
+            messages: VecDeque::new(),
+            copied: Vec::new(),
+            copied_head: 0,
+            written: 0,
+            bytes: 0,
+            exempt: 0,
+            special: 0,
+        }
     }
 }
 
@@ -121,7 +138,9 @@ impl<T> Outbox<T> {
             last.len = joined;
             return;
         }
-        self.messages.push_back(Queued { shared, len: len as u32, terminator, alone, exempt, tag });
+        let message = Queued { shared, len: len as u32, terminator, alone, exempt, tag };
+        self.special += usize::from(message.is_special());
+        self.messages.push_back(message);
     }
 
     /// Bytes that wait to be written.
@@ -144,11 +163,7 @@ impl<T> Outbox<T> {
         self.finish_written(0, done); // barriers at the front
         while !self.messages.is_empty() {
             let alone = self.messages[0].alone;
-            let (offered, wrote) = {
-                let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-                let (count, offered) = self.gather(&mut slices);
-                (offered, socket.write_vectored(&slices[..count]))
-            };
+            let (offered, wrote) = self.offer(socket);
             match wrote {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(n) => {
@@ -170,6 +185,18 @@ impl<T> Outbox<T> {
             }
         }
         Ok(Progress::Empty)
+    }
+
+    /// One write. Returns how many bytes it was offered, and took.
+    fn offer(&self, socket: &mut impl Write) -> (usize, io::Result<usize>) {
+        if self.special == 0 {
+            // A plain write is a good part of a relayed message cheaper in the kernel.
+            let bytes = &self.copied[self.copied_head + self.written..];
+            return (bytes.len(), socket.write(bytes));
+        }
+        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+        let (count, offered) = self.gather(&mut slices);
+        (offered, socket.write_vectored(&slices[..count]))
     }
 
     /// Collects what one `writev` is offered: up to a message that stands alone, or just that one.
@@ -237,8 +264,9 @@ impl<T> Outbox<T> {
             if first.shared.is_none() {
                 self.copied_head += len;
             }
-            if let Some(tag) = self.messages.pop_front().and_then(|message| message.tag) {
-                done.push(tag);
+            if let Some(message) = self.messages.pop_front() {
+                self.special -= usize::from(message.is_special());
+                done.extend(message.tag);
             }
         }
         if self.messages.is_empty() {
@@ -286,6 +314,7 @@ impl<T> Outbox<T> {
             if message.exempt {
                 kept.exempt += len - begun;
             }
+            kept.special += usize::from(message.is_special());
             kept.messages.push_back(message);
             kept.written += begun;
             begun = 0;

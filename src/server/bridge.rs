@@ -25,6 +25,7 @@ pub(super) struct Bridge {
     keeper: Option<Waker>,
     /// Told once, when the shard has wound up.
     report: Sender<usize>,
+    clock: Clock,
 }
 
 impl Bridge {
@@ -35,7 +36,16 @@ impl Bridge {
         keeper: Option<Waker>,
         report: Sender<usize>,
     ) -> Self {
-        Bridge { shard, effects: Effects::default(), pool, bus, bus_ops: Vec::new(), keeper, report }
+        Bridge {
+            shard,
+            effects: Effects::default(),
+            pool,
+            bus,
+            bus_ops: Vec::new(),
+            keeper,
+            report,
+            clock: Clock(now_at(Instant::now())),
+        }
     }
 
     fn carry_out(&mut self, io: &mut Io<Self>) {
@@ -76,8 +86,16 @@ impl Bridge {
     }
 }
 
-fn now(io: &Io<Bridge>) -> Now {
-    now_at(io.now())
+/// Looks at the wall clock once a turn.
+struct Clock(Now);
+
+impl Clock {
+    fn now(&mut self, at: Instant) -> Now {
+        if self.0.at != at {
+            self.0 = now_at(at);
+        }
+        self.0
+    }
 }
 
 /// The wall clock beside the loop's own.
@@ -94,12 +112,12 @@ impl Handler for Bridge {
 
     fn opened(&mut self, io: &mut Io<Self>, conn: ConnId, peer: SocketAddr) {
         log::debug!("{conn}: {peer} has connected");
-        self.shard.opened(conn, peer, now(io), &mut self.effects);
+        self.shard.opened(conn, peer, self.clock.now(io.now()), &mut self.effects);
         self.carry_out(io);
     }
 
     fn input(&mut self, io: &mut Io<Self>, conn: ConnId, input: &[u8]) -> Taken {
-        let taken = self.shard.input(conn, input, now(io), &mut self.effects);
+        let taken = self.shard.input(conn, input, self.clock.now(io.now()), &mut self.effects);
         self.carry_out(io);
         taken
     }
@@ -110,7 +128,7 @@ impl Handler for Bridge {
     }
 
     fn letter(&mut self, io: &mut Io<Self>, letter: Letter) {
-        self.shard.letter(letter, now(io), &mut self.effects);
+        self.shard.letter(letter, self.clock.now(io.now()), &mut self.effects);
         self.carry_out(io);
     }
 
@@ -139,7 +157,7 @@ impl Handler for Bridge {
     }
 
     fn timer(&mut self, io: &mut Io<Self>, timer: Timer) {
-        self.shard.timer(timer, now(io), &mut self.effects);
+        self.shard.timer(timer, self.clock.now(io.now()), &mut self.effects);
         self.carry_out(io);
     }
 
@@ -147,7 +165,7 @@ impl Handler for Bridge {
         log::warn!("this process was stopped for {} s", gap.as_secs());
         // A node that is alone cannot have been taken for dead.
         if self.keeper.is_some() {
-            self.shard.was_stopped(now(io), &mut self.effects);
+            self.shard.was_stopped(self.clock.now(io.now()), &mut self.effects);
             self.carry_out(io);
         }
     }

@@ -105,7 +105,7 @@ impl Shard {
         let (user, epoch) = (login.user, login.epoch);
         let is_claimed = matches!(answer, Ok(Answer::Wrote(Outcome::Done)));
         // A session that the store does not know of any more, since this node seemed dead for a while.
-        let stale = self.presence.get(&user).filter(|place| place.held.is_none()).map(|place| place.conn);
+        let stale = self.presence.get(&user).filter(|_| !self.held.contains_key(&user)).copied();
         if is_claimed && stale.is_none() && self.is_waited_for(login.conn) {
             self.listening.insert(epoch, login);
             return fx.push(Effect::Bus(BusOp::Listen { user, epoch, shard: self.index as u16 }));
@@ -213,7 +213,7 @@ impl Shard {
         let framing = client.framing.framing();
         let Some(session) = client.session.as_deref_mut().filter(|session| session.user == user) else { return };
         let Mode::Joining(joining) = &mut session.mode else { return };
-        let Joining { seq, spilled, queue, nudges, .. } = std::mem::take(joining);
+        let Joining { seq, spilled, queue, nudges, .. } = std::mem::take(&mut **joining);
         let Ok(Answer::Loaded(loaded)) = answer else {
             joining.queue = queue;
             self.log_out(conn, None, now, fx);
@@ -223,7 +223,8 @@ impl Shard {
         log::debug!("{conn}: user {user} has logged in from {}", client.peer);
         let reply_has_rows = !loaded.rows.is_empty();
         let drain = loaded.more || spilled || !nudges.is_empty();
-        session.mode = if drain { Mode::Spill(Spill::after_login(reply_has_rows, nudges)) } else { Mode::Live };
+        session.mode =
+            if drain { Mode::Spill(Box::new(Spill::after_login(reply_has_rows, nudges))) } else { Mode::Live };
         if legacy {
             fx.push(Effect::Pace(conn));
         }

@@ -35,7 +35,8 @@ impl Shard {
         let to = user_id(to).ok_or(Errno::NoSuchUser)?;
         // Somebody who is there gets it in this turn; then a sender that asks for no ack need not
         // be told anything.
-        let direct = self.presence.get(&to).is_some_and(|place| place.held.is_none())
+        let direct = self.presence.contains_key(&to)
+            && !self.held.contains_key(&to)
             && !self.leaving.contains_key(&to)
             && !self.ways.contains_key(&to);
         let owed = call.seq.is_some() || !direct;
@@ -90,24 +91,29 @@ impl Shard {
         if self.must_drain_first(receipt) {
             self.drain_first(to, fx);
         }
-        match self.presence.get_mut(&to) {
-            None => self.send_away(to, text.into_shared(), receipt, fx),
-            Some(place) => match &mut place.held {
-                Some(held) => held.push((text.into_shared(), receipt)),
-                None if place.conn.reactor() == self.index => self.deliver(to, text, receipt, fx),
-                None => {
-                    let letter = Letter::Chat { to, body: text.into_shared(), receipt };
-                    fx.push(Effect::Post(place.conn.reactor(), letter));
-                }
-            },
+        let Some(conn) = self.presence.get(&to).copied() else {
+            return self.send_away(to, text.into_shared(), receipt, fx);
+        };
+        match self.held.get_mut(&to) {
+            Some(held) => held.push((text.into_shared(), receipt)),
+            None if conn.reactor() == self.index => self.deliver_at(conn, to, text, receipt, fx),
+            None => {
+                let letter = Letter::Chat { to, body: text.into_shared(), receipt };
+                fx.push(Effect::Post(conn.reactor(), letter));
+            }
         }
     }
 
     /// Hands a message to a user of this shard, or to the store, if the session is ending.
     pub(super) fn deliver(&mut self, to: UserId, text: Text<'_>, receipt: Receipt, fx: &mut Effects) {
-        let Some(conn) = self.presence.get(&to).map(|place| place.conn) else {
-            return self.send_away(to, text.into_shared(), receipt, fx);
-        };
+        match self.presence.get(&to).copied() {
+            Some(conn) => self.deliver_at(conn, to, text, receipt, fx),
+            None => self.send_away(to, text.into_shared(), receipt, fx),
+        }
+    }
+
+    /// The same, where it is known where the user lives.
+    fn deliver_at(&mut self, conn: ConnId, to: UserId, text: Text<'_>, receipt: Receipt, fx: &mut Effects) {
         let high_water = self.settings.high_water;
         let Some(session) = self.session_mut(conn, to) else {
             return match self.leaving.get_mut(&to) {

@@ -91,7 +91,7 @@ impl Shard {
     }
 
     pub(super) fn session_of(&mut self, user: UserId, epoch: u64) -> Option<&mut Session> {
-        let conn = self.presence.get(&user)?.conn;
+        let conn = *self.presence.get(&user)?;
         self.session_mut(conn, user).filter(|session| session.epoch == epoch)
     }
 
@@ -127,7 +127,7 @@ impl Shard {
             Receipt::Sender { .. } | Receipt::Nobody => None,
         };
         let Some((node, ticket)) = whose else { return };
-        if let Some(conn) = self.presence.get(&user).map(|place| place.conn)
+        if let Some(conn) = self.presence.get(&user).copied()
             && let Some(session) = self.session_mut(conn, user)
         {
             session.heard(node, ticket.shard).fenced = true;
@@ -163,8 +163,8 @@ impl Shard {
         match &mut session.mode {
             Mode::Joining(joining) => joining.nudges.push(nudger),
             Mode::Live => {
-                session.mode = Mode::Spill(Spill::for_nudges(vec![nudger]));
-                if let Some(conn) = self.presence.get(&user).map(|place| place.conn) {
+                session.mode = Mode::Spill(Box::new(Spill::for_nudges(vec![nudger])));
+                if let Some(conn) = self.presence.get(&user).copied() {
                     fx.push(Effect::Recall(conn));
                 }
             }
@@ -199,7 +199,8 @@ impl Shard {
 
     /// Has a user of this node drain the store before what comes next.
     pub(super) fn drain_first(&mut self, user: UserId, fx: &mut Effects) {
-        match self.presence.get(&user).filter(|place| place.held.is_none()).map(|place| place.conn.reactor()) {
+        let here = self.presence.get(&user).filter(|_| !self.held.contains_key(&user));
+        match here.map(|conn| conn.reactor()) {
             Some(shard) if shard == self.index => self.drain_one(user, fx),
             Some(shard) => fx.push(Effect::Post(shard, Letter::Drain { user })),
             None => {}
@@ -207,12 +208,12 @@ impl Shard {
     }
 
     pub(super) fn drain_one(&mut self, user: UserId, fx: &mut Effects) {
-        let Some(conn) = self.presence.get(&user).map(|place| place.conn) else { return };
+        let Some(conn) = self.presence.get(&user).copied() else { return };
         let Some(session) = self.session_mut(conn, user) else { return };
         match &mut session.mode {
             Mode::Joining(_) => {} // its store is read when all know where it is
             Mode::Live => {
-                session.mode = Mode::Spill(Spill::for_nudges(Vec::new()));
+                session.mode = Mode::Spill(Box::new(Spill::for_nudges(Vec::new())));
                 fx.push(Effect::Recall(conn));
             }
             Mode::Spill(spill) => spill.stored_behind(),
@@ -284,7 +285,7 @@ impl Shard {
 
     /// The store says that another node has a user of this shard: this one was taken for dead.
     pub(super) fn claim_is_lost(&mut self, user: UserId, fx: &mut Effects) {
-        if let Some(conn) = self.presence.get(&user).map(|place| place.conn) {
+        if let Some(conn) = self.presence.get(&user).copied() {
             self.lost.insert(user);
             self.end_stale(user, conn, fx);
         }

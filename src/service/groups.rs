@@ -323,11 +323,11 @@ impl Shard {
             if drains {
                 self.drain_first(to, fx);
             }
-            match self.presence.get_mut(&to) {
+            match self.presence.get(&to) {
                 None => away.push(to),
-                Some(place) => match &mut place.held {
+                Some(conn) => match self.held.get_mut(&to) {
                     Some(held) => held.push((Arc::clone(body), receipt)),
-                    None => by_shard[place.conn.reactor()].push(to),
+                    None => by_shard[conn.reactor()].push(to),
                 },
             }
         }

@@ -156,6 +156,14 @@ pub enum Tag {
     Barrier { user: UserId },
 }
 
+/// Offline messages that were written to their recipient.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Removal {
+    pub(super) conn: ConnId,
+    pub(super) user: UserId,
+    pub(super) rows: Arc<[RowId]>,
+}
+
 /// What a timer is for. Whoever it names may be gone when it fires.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Timer {
@@ -164,11 +172,7 @@ pub enum Timer {
     /// The store would not read a session's next offline messages.
     Drain(ConnId),
     /// The store would not remove offline messages that were written.
-    Remove {
-        conn: ConnId,
-        user: UserId,
-        rows: Arc<[RowId]>,
-    },
+    Remove(Box<Removal>),
     /// The store failed to take a claim back.
     Release {
         user: UserId,

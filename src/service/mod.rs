@@ -51,7 +51,8 @@ use crate::wire::{Broken, Errno, Refusal, Request, Split, msgid, reply};
 use cluster::Early;
 use groups::{FanOuts, GroupCache};
 use jobs::Login;
-use presence::{Leaving, Place};
+use letters::Waiting;
+use presence::Leaving;
 use session::Client;
 use ways::{Asked, Way};
 
@@ -134,7 +135,10 @@ pub struct Shard {
     /// The connections of this reactor.
     clients: ConnMap<Client>,
     /// Where every user of this node lives, whichever shard it is.
-    presence: HashMap<UserId, Place>,
+    presence: HashMap<UserId, ConnId>,
+    /// Of those, users whose session is ending on another shard: what comes now waits here for its
+    /// end.
+    held: HashMap<UserId, Vec<Waiting>>,
     /// Users of this shard whose session is ending.
     leaving: HashMap<UserId, Leaving>,
     /// Users of other shards whose session has ended, but for its claim.
@@ -186,6 +190,7 @@ impl Shard {
             settings,
             clients: ConnMap::default(),
             presence: HashMap::new(),
+            held: HashMap::new(),
             leaving: HashMap::new(),
             ending: HashSet::new(),
             unreleased: HashMap::new(),
@@ -363,7 +368,7 @@ impl Shard {
             Timer::Login(conn) => self.login_timer(conn, now, fx),
             Timer::Idle(conn) => self.idle_timer(conn, now, fx),
             Timer::Drain(conn) => self.retry_page(conn, fx),
-            Timer::Remove { conn, user, rows } => self.retry_remove(conn, user, rows, fx),
+            Timer::Remove(removal) => self.retry_remove(*removal, fx),
             Timer::Release { user, epoch } => self.release(user, epoch, fx),
             Timer::Questions => self.expire_questions(fx),
             Timer::Debts => self.forgive_debts(fx),
@@ -399,7 +404,7 @@ impl Shard {
 
     /// The number of this shard's connections, and how many of them are logged in.
     pub fn population(&self) -> (usize, usize) {
-        let here = |place: &&Place| place.conn.reactor() == self.index;
+        let here = |conn: &&ConnId| conn.reactor() == self.index;
         (self.clients.len(), self.presence.values().filter(here).count())
     }
 

@@ -28,13 +28,6 @@ use crate::wire::reply;
 /// How soon a claim that the store would not take back is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Where a user of this node lives.
-pub(super) struct Place {
-    pub conn: ConnId,
-    /// The session is ending on another shard: what comes now waits here for its end.
-    pub held: Option<Vec<Waiting>>,
-}
-
 /// A session of this shard that is ending.
 pub(super) struct Leaving {
     pub conn: ConnId,
@@ -66,13 +59,13 @@ impl Shard {
         // All shards answer, this one too.
         let joining = Joining { seq, unseen: self.shards, ..Joining::default() };
         let joined = self.now.at;
-        let mode = Mode::Joining(joining);
+        let mode = Mode::Joining(Box::new(joining));
         client.session =
             Some(Box::new(Session { user, name, sends: 0, debts: 0, epoch, joined, heard: Vec::new(), mode }));
-        let former = self.presence.insert(user, Place { conn, held: None });
+        self.presence.insert(user, conn);
         self.lost.remove(&user);
         // The end of the former session may be heard of later than the next one's begin.
-        for (body, receipt) in former.and_then(|place| place.held).into_iter().flatten() {
+        for (body, receipt) in self.held.remove(&user).into_iter().flatten() {
             self.deliver(user, Text::Shared(body), receipt, fx);
         }
         for early in self.claiming.remove(&epoch).into_iter().flatten() {
@@ -93,14 +86,14 @@ impl Shard {
     pub(super) fn peer_joined(&mut self, user: UserId, conn: ConnId, fx: &mut Effects) {
         // Of two sessions of a user only one can have the claim. The other shard hears of this one, too,
         // and does the same: the client logs in once more.
-        let own = self.presence.get(&user).map(|place| place.conn).filter(|conn| conn.reactor() == self.index);
+        let own = self.presence.get(&user).copied().filter(|conn| conn.reactor() == self.index);
         if let Some(own) = own {
             self.end_stale(user, own, fx);
         }
-        let former = self.presence.insert(user, Place { conn, held: None });
+        self.presence.insert(user, conn);
         self.lost.remove(&user);
         // As in `join`.
-        for (body, receipt) in former.and_then(|place| place.held).into_iter().flatten() {
+        for (body, receipt) in self.held.remove(&user).into_iter().flatten() {
             fx.push(Effect::Post(conn.reactor(), Letter::Chat { to: user, body, receipt }));
         }
         self.see_join(user, conn, fx);
@@ -145,10 +138,8 @@ impl Shard {
 
     /// A session on another shard is ending.
     pub(super) fn peer_leaves(&mut self, user: UserId, conn: ConnId, fx: &mut Effects) {
-        if let Some(place) = self.presence.get_mut(&user)
-            && place.conn == conn
-        {
-            place.held = Some(Vec::new());
+        if self.presence.get(&user) == Some(&conn) {
+            self.held.entry(user).or_default();
         }
         fx.push(Effect::Post(conn.reactor(), Letter::LeaveSeen { user, conn }));
     }
@@ -240,10 +231,11 @@ impl Shard {
     /// A session has no place any more, unless the user has another one by now. Returns what was
     /// held for it.
     fn forget_place(&mut self, user: UserId, conn: ConnId, fx: &mut Effects) -> Vec<Waiting> {
-        if self.presence.get(&user).is_none_or(|place| place.conn != conn) {
+        if self.presence.get(&user) != Some(&conn) {
             return Vec::new();
         }
-        let held = self.presence.remove(&user).and_then(|place| place.held);
+        self.presence.remove(&user);
+        let held = self.held.remove(&user);
         self.lost.remove(&user);
         self.way_leaves(user, fx);
         held.unwrap_or_default()
@@ -264,9 +256,7 @@ impl Shard {
 
     /// Whether a session of this user is just ending, anywhere on this node.
     pub(super) fn is_leaving(&self, user: UserId) -> bool {
-        self.leaving.contains_key(&user)
-            || self.ending.contains(&user)
-            || self.presence.get(&user).is_some_and(|place| place.held.is_some())
+        self.leaving.contains_key(&user) || self.ending.contains(&user) || self.held.contains_key(&user)
     }
 
     /// Gives an account back to the store.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::chat::Text;
-use super::letters::{Fate, Receipt, Tag, Timer, Waiting};
+use super::letters::{Fate, Receipt, Removal, Tag, Timer, Waiting};
 use super::{Answer, Effect, Effects, Now, Op, Payload, Shard, Then};
 use crate::bus::Ticket;
 use crate::reactor::{CloseReason, ConnId, Manner, Unwritten};
@@ -116,11 +116,11 @@ impl Session {
 /// Where a session's incoming messages go.
 pub(super) enum Mode {
     /// It has the claim; the login reply is not out yet, and messages queue behind it.
-    Joining(Joining),
+    Joining(Box<Joining>),
     /// To the connection.
     Live,
     /// To the store, behind what is there already, until all of it has been drained.
-    Spill(Spill),
+    Spill(Box<Spill>),
 }
 
 #[derive(Default)]
@@ -239,7 +239,7 @@ impl Shard {
         let user = session.user;
         if matches!(session.mode, Mode::Live) {
             log::debug!("{conn}: user {user} reads slowly; messages go through the store");
-            session.mode = Mode::Spill(Spill::new(Stage::Queue));
+            session.mode = Mode::Spill(Box::new(Spill::new(Stage::Queue)));
         }
         let (recalled, former): (Vec<_>, Vec<_>) =
             recalled.into_iter().partition(|message| matches!(message.tag, Tag::Chat { to, .. } if to == user));
@@ -459,7 +459,9 @@ impl Shard {
         match answer {
             Ok(Answer::Wrote(Outcome::Lost)) => return self.claim_is_lost(user, fx),
             Ok(_) => {}
-            Err(_) => return fx.push(Effect::Timer(now.at + RETRY, Timer::Remove { conn, user, rows })),
+            Err(_) => {
+                return fx.push(Effect::Timer(now.at + RETRY, Timer::Remove(Box::new(Removal { conn, user, rows }))));
+            }
         }
         let Some((_, spill)) = self.spill_mut(conn) else { return };
         if matches!(&spill.stage, Stage::Removing(removing) if *removing == rows) {
@@ -468,7 +470,7 @@ impl Shard {
         }
     }
 
-    pub(super) fn retry_remove(&mut self, conn: ConnId, user: UserId, rows: Arc<[RowId]>, fx: &mut Effects) {
+    pub(super) fn retry_remove(&mut self, Removal { conn, user, rows }: Removal, fx: &mut Effects) {
         if self.session_mut(conn, user).is_some() {
             self.remove(conn, user, rows, fx);
         }
