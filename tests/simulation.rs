@@ -343,8 +343,8 @@ impl World {
                 Effect::Post(to, letter) => {
                     self.nodes[node].links.entry((shard, to)).or_default().push_back(letter);
                 }
-                Effect::Submit(Lane::Number(lane), job) => self.nodes[node].lanes[lane].push(job),
-                Effect::Submit(Lane::None, job) => self.nodes[node].loose.push(job),
+                Effect::Submit(Lane::Number(lane), job) => self.nodes[node].lanes[lane].push(*job),
+                Effect::Submit(Lane::None, job) => self.nodes[node].loose.push(*job),
                 Effect::Bus(op) => self.publish(node, op),
                 Effect::CheckClaims => self.check_claims(node),
                 Effect::Timer(at, timer) => self.nodes[node].timers.push((shard, at - self.start, timer)),
@@ -566,8 +566,8 @@ impl World {
             (10 + lane, std::mem::take(&mut node.lanes[lane]))
         };
         let links = &mut node.links;
-        node.runner.run(&mut batch, |shard, then, answer| {
-            links.entry((from, shard)).or_default().push_back(Letter::Done { then, answer });
+        node.runner.run(&mut batch, |shard, done| {
+            links.entry((from, shard)).or_default().push_back(Letter::Done(Box::new(done)));
         });
     }
 

@@ -373,12 +373,12 @@ impl<H: Handler> EventLoop<H> {
         self.read_mail()?;
         self.read_ready();
         self.fire_timers();
-        // The others may begin with their letters while this reactor is busy writing.
-        self.io.post_outgoing();
         self.flush_dirty();
         self.sweep();
         // What the sweep has caused (stored messages' acks) must not wait for the next event.
         self.flush_dirty();
+        // Last: the others wake to all letters of this turn at once, and not while this reactor is
+        // still busy, which costs 6 % of a relayed message more.
         self.io.post_outgoing();
         Ok(())
     }

@@ -65,7 +65,7 @@ impl Bridge {
                 Effect::Recall(conn) => io.recall(conn),
                 Effect::Close(conn, reason) => io.close(conn, reason),
                 Effect::Post(shard, letter) => io.post(shard, letter),
-                Effect::Submit(lane, job) => submit(&self.pool, lane, job),
+                Effect::Submit(lane, job) => submit(&self.pool, lane, *job),
                 Effect::Bus(op) => self.bus_ops.push(op),
                 Effect::CheckClaims => {
                     if let Some(keeper) = &self.keeper {
@@ -212,7 +212,7 @@ impl Worker for StoreWorker {
 
     fn run(&mut self, batch: &mut Vec<Job>) {
         let answers = &mut self.answers;
-        self.runner.run(batch, |shard, then, answer| answers[shard].push(Mail::Letter(Letter::Done { then, answer })));
+        self.runner.run(batch, |shard, done| answers[shard].push(Mail::Letter(Letter::Done(Box::new(done)))));
         for (mailbox, answers) in self.mailboxes.iter().zip(answers) {
             if !answers.is_empty() {
                 mailbox.post_all(answers);

@@ -29,7 +29,8 @@ pub enum Effect {
     /// A letter to a shard.
     Post(usize, Letter),
     /// A job for the pool; its answer comes back as a letter.
-    Submit(Lane, Job),
+    /// Boxed, as it is large and rare, and a list of effects is moved for every message.
+    Submit(Lane, Box<Job>),
     /// Something for the bus.
     Bus(BusOp),
     /// Read this node's claims from the store, as soon as possible: [`Letter::Claims`].

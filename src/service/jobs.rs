@@ -29,6 +29,13 @@ pub struct Job {
     pub op: Op,
 }
 
+/// A job's answer, on its way back to its shard.
+#[derive(Debug)]
+pub struct Done {
+    pub then: Then,
+    pub answer: Result<Answer, StoreError>,
+}
+
 #[derive(Debug)]
 pub enum Op {
     Write(Write),
@@ -182,7 +189,7 @@ impl JobRunner {
 
     /// Does the jobs in order; neighbouring writes go to the store together. Each answer is handed
     /// to `done`, in order.
-    pub fn run(&mut self, batch: &mut Vec<Job>, mut done: impl FnMut(usize, Then, Result<Answer, StoreError>)) {
+    pub fn run(&mut self, batch: &mut Vec<Job>, mut done: impl FnMut(usize, Done)) {
         let (mut writes, mut waiting) = (Vec::new(), Vec::new());
         for Job { shard, then, op } in batch.drain(..) {
             match op {
@@ -193,31 +200,26 @@ impl JobRunner {
                 op => {
                     self.write(&mut writes, &mut waiting, &mut done);
                     let answer = self.run_one(op);
-                    done(shard, then, answer);
+                    done(shard, Done { then, answer });
                 }
             }
         }
         self.write(&mut writes, &mut waiting, &mut done);
     }
 
-    fn write(
-        &mut self,
-        writes: &mut Vec<Write>,
-        waiting: &mut Vec<(usize, Then)>,
-        done: &mut impl FnMut(usize, Then, Result<Answer, StoreError>),
-    ) {
+    fn write(&mut self, writes: &mut Vec<Write>, waiting: &mut Vec<(usize, Then)>, done: &mut impl FnMut(usize, Done)) {
         if writes.is_empty() {
             return;
         }
         match self.connection.write(writes) {
             Ok(outcomes) => {
                 for ((shard, then), outcome) in waiting.drain(..).zip(outcomes) {
-                    done(shard, then, Ok(Answer::Wrote(outcome)));
+                    done(shard, Done { then, answer: Ok(Answer::Wrote(outcome)) });
                 }
             }
             Err(error) => {
                 log::warn!("{} writes: {error}", writes.len());
-                waiting.drain(..).for_each(|(shard, then)| done(shard, then, Err(error.clone())));
+                waiting.drain(..).for_each(|(shard, then)| done(shard, Done { then, answer: Err(error.clone()) }));
             }
         }
         writes.clear();

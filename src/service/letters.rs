@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::jobs::{Answer, Then};
+use super::jobs::Done;
 use crate::bus::{BusEvent, Ticket};
 use crate::reactor::ConnId;
-use crate::store::{GroupId, NodeId, RowId, StoreError, UserId};
+use crate::store::{GroupId, NodeId, RowId, UserId};
 use crate::wire::Errno;
 use crate::wire::reply::FanOut;
 
@@ -100,10 +100,7 @@ pub enum Letter {
         claims: Arc<HashMap<UserId, u64>>,
     },
     /// A job is done.
-    Done {
-        then: Then,
-        answer: Result<Answer, StoreError>,
-    },
+    Done(Box<Done>),
 }
 
 /// What became of a message to one user.

@@ -40,7 +40,7 @@ use chrono::{Local, TimeZone};
 use ipnet::IpNet;
 
 pub use effects::{Effect, Effects, Payload};
-pub use jobs::{Answer, Job, JobRunner, Lane, Op, Then};
+pub use jobs::{Answer, Done, Job, JobRunner, Lane, Op, Then};
 pub use letters::{Fate, Letter, Receipt, Tag, Timer};
 
 use crate::bus::envelope;
@@ -353,9 +353,9 @@ impl Shard {
             Letter::Bus(event) => self.bus_event(event, fx),
             Letter::NodeDied => self.drain_all(fx),
             Letter::Claims { as_of, claims } => self.check_claims(as_of, &claims, fx),
-            Letter::Done { then, answer } => {
+            Letter::Done(done) => {
                 self.jobs -= 1;
-                self.done(then, answer, now, fx);
+                self.done(done.then, done.answer, now, fx);
             }
         }
         self.end(fx);
@@ -505,7 +505,7 @@ impl Shard {
 
     fn submit(&mut self, lane: Lane, then: Then, op: Op, fx: &mut Effects) {
         self.jobs += 1;
-        fx.push(Effect::Submit(lane, Job { shard: self.index, then, op }));
+        fx.push(Effect::Submit(lane, Box::new(Job { shard: self.index, then, op })));
     }
 
     /// A letter to every other shard.
