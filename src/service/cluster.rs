@@ -272,6 +272,12 @@ impl Shard {
         }
         if was_stopped && is_certain {
             self.drain_all(fx);
+            // Drains that have waited for this go on once their queue is empty.
+            let spilling = |conn: &ConnId| {
+                let session = self.clients.get(*conn).and_then(|client| client.session.as_deref());
+                session.is_some_and(|session| matches!(session.mode, Mode::Spill(_)))
+            };
+            fx.list.extend(self.clients.ids().filter(spilling).map(Effect::Recall));
         }
     }
 

@@ -253,6 +253,9 @@ impl Shard {
             // Also where another node has sent it, which would store it 2 s later and so repeat it.
             // What follows has gone back there, and waits until this one is known to be stored.
             if let Some((_, spill)) = self.spill_mut(conn) {
+                if spill.begun != Begun::None {
+                    continue; // of an earlier recall
+                }
                 spill.begun = Begun::Storing(false);
             }
             let write = Write::Keep(vec![Parcel { to: user, messages: vec![body], past: None }]);
@@ -381,8 +384,12 @@ impl Shard {
         self.advance_drain(conn, fx);
     }
 
-    /// Reads the next page, if nothing stands before it.
+    /// Reads the next page, if nothing stands before it. While the claim is in doubt the messages may
+    /// be another node's to deliver.
     pub(super) fn advance_drain(&mut self, conn: ConnId, fx: &mut Effects) {
+        if self.doubt.is_some() {
+            return;
+        }
         let max_bytes = OFFLINE_IN_REPLY.min(self.settings.high_water / 2);
         let Some((user, spill)) = self.spill_mut(conn) else { return };
         if matches!(spill.stage, Stage::Queue) && spill.begun == Begun::None {
@@ -406,7 +413,12 @@ impl Shard {
         }
         let Some(client) = self.clients.get_mut(conn) else { return };
         let framing = client.framing.framing();
+        let in_doubt = self.doubt.is_some();
         let Some((_, spill)) = self.spill_mut(conn) else { return };
+        if in_doubt {
+            spill.stage = Stage::Queue; // it is read again
+            return;
+        }
         let Ok(Answer::Page(page)) = answer else {
             return fx.push(Effect::Timer(now.at + RETRY, Timer::Drain(conn)));
         };
