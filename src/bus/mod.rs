@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 pub use alone::Alone;
 pub use envelope::{Addressee, Envelope, Ticket};
-pub use redis::RedisBus;
+pub use redis::{PublisherCounts, RedisBus, SubscriberCounts};
 
 use crate::store::{NodeId, UserId};
 
@@ -67,4 +67,7 @@ pub trait Listener: Send + Sync {
 pub trait Bus: Send + Sync {
     /// Takes all of `ops`, in order, and leaves the list empty. Does not block.
     fn send(&self, ops: &mut Vec<BusOp>);
+
+    /// Whether it reaches others at the moment, as far as it knows.
+    fn is_up(&self) -> bool;
 }
