@@ -399,6 +399,28 @@ fn who_does_not_read_is_counted_and_so_is_what_waits_for_it() {
 }
 
 #[test]
+fn who_has_stopped_reading_is_counted_after_a_second() {
+    let world = ALONE.own(&ANY_PORT);
+    let at = monitor_of(&world, 0);
+    let mut sender = world.online("sender");
+    let sleeper = world.account("sleeper");
+    let mut slow = world.client_with_receive_buffer(0, 4096);
+    slow.login(&sleeper);
+    // More than the kernel takes, and far below the mark.
+    let text = "x".repeat(8000);
+    for _ in 0..40 {
+        let chat = sender.chat_to(sleeper.id, &text);
+        sender.post(&chat);
+    }
+    sender.sync();
+    assert!(Scrape::of(at).sum("chat_queued_bytes") > 0.0);
+    expect(at, "chat_slow_consumers_total{cause=\"stalled\"}", 1.0);
+    assert_eq!(slow.texts(40), vec![text; 40]);
+    expect_all(at, &[("chat_queued_bytes", 0.0), ("chat_slow_consumers_total", 1.0)]);
+    expect_some(at, "chat_messages_total{path=\"stored\"}");
+}
+
+#[test]
 fn what_goes_between_nodes_is_counted_on_both() {
     let world = CLUSTER.own(&ANY_PORT);
     let (here, there) = (monitor_of(&world, 0), monitor_of(&world, 1));
@@ -529,6 +551,7 @@ fn only_what_is_there_can_be_asked_for_and_only_asked_for() {
     for request in ["hello\r\n\r\n", "\r\n\r\n", "GET / HTTP/3\r\n\r\n", "GET  / HTTP/1.1\r\n\r\n", "\u{ff}\r\n\r\n"] {
         assert_eq!(status(&ask(at, request).unwrap()), "400", "{request:?}");
     }
+    assert_eq!(ask(at, "GET /healthz HTTP/1.0\n\n").unwrap().1, "alive\n");
     // In two parts, and more behind it than was asked for.
     let mut stream = TcpStream::connect(at).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();

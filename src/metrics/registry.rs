@@ -87,3 +87,79 @@ fn write_group(group: &Group, out: &mut String) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::metrics::{By, Counter, Gauge, Histogram, cells, labels};
+
+    labels! {
+        enum Colour as "colour" {
+            Red = "red",
+            DarkBlue = "dark Blue",
+        }
+    }
+
+    cells! {
+        struct Counts {
+            /// Seen,
+            /// so far.
+            seen: By<Colour, Counter, { Colour::COUNT }> = "seen_total",
+            /// Here now.
+            here: Gauge = "here",
+            /// Time taken.
+            times: Histogram = "taken_seconds",
+        }
+    }
+
+    #[test]
+    fn the_numbers_of_threads_that_share_a_label_are_added_up() {
+        let counts: Vec<Arc<Counts>> = (0..3).map(|_| Arc::default()).collect();
+        for (n, counts) in counts.iter().enumerate() {
+            counts.seen.of(Colour::DarkBlue).add(n as u64 + 1);
+            counts.here.set(10);
+            counts.here.sub(n);
+            counts.times.observe(Duration::from_millis(n as u64));
+        }
+        let mut registry = Registry::default();
+        let [a, b, c] = counts.try_into().unwrap();
+        registry.add("part", [("x\"y".to_owned(), vec![a, b]), ("z".to_owned(), vec![c])]);
+        let text = registry.text();
+        for line in [
+            "# HELP seen_total Seen, so far.\n# TYPE seen_total counter\nseen_total{part=\"x\\\"y\",colour=\"red\"} 0",
+            "seen_total{part=\"x\\\"y\",colour=\"dark_blue\"} 3",
+            "seen_total{part=\"z\",colour=\"dark_blue\"} 3",
+            "# TYPE here gauge\nhere{part=\"x\\\"y\"} 19\nhere{part=\"z\"} 8",
+            // A bound belongs to its own bucket.
+            "taken_seconds_bucket{part=\"x\\\"y\",le=\"0.0005\"} 1",
+            "taken_seconds_bucket{part=\"x\\\"y\",le=\"0.001\"} 2",
+            "taken_seconds_bucket{part=\"z\",le=\"0.001\"} 0",
+            "taken_seconds_bucket{part=\"z\",le=\"+Inf\"} 1",
+            "taken_seconds_sum{part=\"z\"} 0.002",
+            "taken_seconds_count{part=\"x\\\"y\"} 2",
+        ] {
+            assert!(text.contains(&format!("{line}\n")), "{line}\nis not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn what_one_thread_counts_another_reads_whole_and_never_less_than_before() {
+        let counts = Arc::new(Counts::default());
+        let (writer, all) = (Arc::clone(&counts), 1_000_000);
+        let thread = std::thread::spawn(move || (0..all).for_each(|_| writer.seen.of(Colour::Red).add(1)));
+        let mut last = 0;
+        while last < all {
+            let now = counts.seen.of(Colour::Red).get();
+            assert!((last..=all).contains(&now));
+            last = now;
+        }
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn threads_do_not_share_cache_lines() {
+        assert_eq!((align_of::<Counts>(), size_of::<Counts>() % 128), (128, 0));
+    }
+}

@@ -220,9 +220,10 @@ impl<'a> Reply<'a> {
     }
 }
 
-/// Where a request's head ends.
+/// The length of a request's head, up to an empty line. A person at a terminal ends lines without CR.
 fn end_of_head(input: &[u8]) -> Option<usize> {
-    input.windows(4).position(|bytes| bytes == b"\r\n\r\n")
+    let is_end = |at: usize| input[at..].starts_with(b"\n\n") || input[at..].starts_with(b"\n\r\n");
+    memchr::memchr_iter(b'\n', input).find(|at| is_end(*at)).map(|at| at + 1)
 }
 
 impl Web {
