@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 pub use alone::Alone;
 pub use envelope::{Addressee, Envelope, Ticket};
-pub use redis::{PublisherCounts, RedisBus, SubscriberCounts};
+pub use redis::RedisBus;
 
 use crate::store::{NodeId, UserId};
 

@@ -32,16 +32,19 @@ pub fn label(name: &str, value: &str) -> String {
 }
 
 impl Registry {
-    /// Tells of structs of one type, each with its value of `name`. The numbers of those that share
-    /// a value are added up, since Prometheus need not know how many threads share some work.
-    pub fn add<C: Cells + 'static>(&mut self, name: &str, members: impl IntoIterator<Item = (String, Vec<Arc<C>>)>) {
-        let of = |value: String, cells: Vec<Arc<C>>| {
-            let labels = if name.is_empty() { String::new() } else { label(name, &value) };
-            (labels, cells.into_iter().map(|cells| cells as Arc<dyn Cells>).collect())
-        };
-        self.groups.push(members.into_iter().map(|(value, cells)| of(value, cells)).collect());
+    /// Tells of structs of one type, whose numbers are added up: Prometheus need not know how many
+    /// threads share some work.
+    pub fn add<C: Cells + 'static>(&mut self, cells: Vec<Arc<C>>) {
+        self.groups.push(vec![(String::new(), shared(cells))]);
     }
 
+    /// The same, apart for each value of a label.
+    pub fn add_by<C: Cells + 'static>(&mut self, name: &str, members: impl IntoIterator<Item = (String, Vec<Arc<C>>)>) {
+        let members = members.into_iter().map(|(value, cells)| (label(name, &value), shared(cells)));
+        self.groups.push(members.collect());
+    }
+
+    /// Tells of a number that nobody counts.
     pub fn watch(&mut self, watched: Watched) {
         self.watched.push(watched);
     }
@@ -63,6 +66,10 @@ impl Registry {
         }
         out
     }
+}
+
+fn shared<C: Cells + 'static>(cells: Vec<Arc<C>>) -> Vec<Arc<dyn Cells>> {
+    cells.into_iter().map(|cells| cells as Arc<dyn Cells>).collect()
 }
 
 fn head(out: &mut String, name: &str, help: &str, kind: Kind) {
@@ -125,7 +132,7 @@ mod tests {
         }
         let mut registry = Registry::default();
         let [a, b, c] = counts.try_into().unwrap();
-        registry.add("part", [("x\"y".to_owned(), vec![a, b]), ("z".to_owned(), vec![c])]);
+        registry.add_by("part", [("x\"y".to_owned(), vec![a, b]), ("z".to_owned(), vec![c])]);
         let text = registry.text();
         for line in [
             "# HELP seen_total Seen, so far.\n# TYPE seen_total counter\nseen_total{part=\"x\\\"y\",colour=\"red\"} 0",

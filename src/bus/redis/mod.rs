@@ -55,7 +55,7 @@ use mio::Poll;
 use redis::io::tcp::TcpSettings;
 use redis::{Client, Connection, ConnectionAddr, IntoConnectionInfo, ProtocolVersion, RedisError, RedisResult};
 
-pub use counts::{PublisherCounts, SubscriberCounts};
+use counts::{PublisherCounts, SubscriberCounts};
 pub use lease::{LEASE_TTL, Leases};
 
 use super::{Bus, BusEvent, BusOp, Listener};

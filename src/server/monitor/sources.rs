@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::bus::RedisBus;
+use crate::bus::{Bus, RedisBus};
 use crate::metrics::{Kind, Registry, Watched};
-use crate::pool::{Submitter, WorkerCounts};
+use crate::pool::{Queue, Submitter, WorkerCounts};
 use crate::reactor::{AcceptorCounts, ReactorCounts};
 use crate::server::Mailboxes;
 use crate::service::{Job, ShardCounts};
@@ -29,23 +29,19 @@ fn by_index<C>(counts: Vec<Arc<C>>) -> impl Iterator<Item = (String, Vec<Arc<C>>
     counts.into_iter().enumerate().map(|(index, counts)| (index.to_string(), vec![counts]))
 }
 
-fn all<C>(counts: Vec<Arc<C>>) -> [(String, Vec<Arc<C>>); 1] {
-    [(String::new(), counts)]
-}
-
 pub fn registry(sources: Sources) -> Registry {
     let Sources { mailboxes, acceptor, reactors, shards, pool, workers, stores, bus } = sources;
     let mut registry = Registry::default();
-    registry.add("reactor", by_index(reactors));
-    registry.add("reactor", by_index(shards));
-    registry.add("", all(vec![acceptor]));
-    registry.add("", all(stores));
+    registry.add_by("reactor", by_index(reactors));
+    registry.add_by("reactor", by_index(shards));
+    registry.add(vec![acceptor]);
+    registry.add(stores);
     let bus_counts = bus.as_ref().map(|bus| bus.counts());
     let publishers = bus_counts.iter().map(|counts| ("bus".to_owned(), counts.worker.clone()));
-    registry.add("pool", [("store".to_owned(), workers)].into_iter().chain(publishers));
+    registry.add_by("pool", [("store".to_owned(), workers)].into_iter().chain(publishers));
     if let Some(counts) = bus_counts {
-        registry.add("", all(vec![counts.publisher]));
-        registry.add("", all(vec![counts.subscriber]));
+        registry.add(vec![counts.publisher]);
+        registry.add(vec![counts.subscriber]);
     }
     registry.watch(Watched {
         name: "chat_mailbox_letters",
@@ -64,7 +60,7 @@ pub fn registry(sources: Sources) -> Registry {
         read: Box::new(move || {
             let store = pool.waiting().map(|(queue, jobs)| ("store", queue, jobs));
             let bus = bus.iter().flat_map(|bus| bus.waiting()).map(|(queue, jobs)| ("bus", queue, jobs));
-            let labels = |pool, queue: crate::pool::Queue| format!("pool=\"{pool}\",queue=\"{}\"", queue.text());
+            let labels = |pool, queue: Queue| format!("pool=\"{pool}\",queue=\"{}\"", queue.text());
             store.into_iter().chain(bus).map(|(pool, queue, jobs)| (labels(pool, queue), jobs as f64)).collect()
         }),
     });
@@ -72,9 +68,7 @@ pub fn registry(sources: Sources) -> Registry {
         name: "chat_bus_up",
         help: "Whether the line to Redis is up.",
         kind: Kind::Gauge,
-        read: Box::new(move || {
-            up.iter().map(|bus| (String::new(), f64::from(u8::from(crate::bus::Bus::is_up(&**bus))))).collect()
-        }),
+        read: Box::new(move || up.iter().map(|bus| (String::new(), f64::from(u8::from(bus.is_up())))).collect()),
     });
     let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64());
     registry.watch(Watched {
