@@ -82,7 +82,7 @@ impl Histogram {
     }
 }
 
-/// The values of a label: an enum, made by [`labels!`].
+/// The values of a label: an enum, made by `labels!`.
 pub trait Label: Copy + 'static {
     const ALL: &'static [Self];
 
@@ -252,14 +252,16 @@ pub struct Family<'a> {
     pub cell: &'a dyn Cell,
 }
 
-/// What one thread counts, made by [`cells!`].
+/// What one thread counts, made by `cells!`.
 pub trait Cells: Send + Sync {
     fn families(&self) -> Vec<Family<'_>>;
 }
 
 /// Declares what a thread counts: a struct, with the name of each cell; its doc is its help.
 ///
-/// Cache lines come in pairs where the processor fetches the neighbour as well, hence 128 bytes.
+/// Cache lines come in pairs where the processor fetches the neighbour as well, hence 128 bytes. The
+/// cells stand in memory as they are declared: what is counted for every message best shares a line
+/// of 64 bytes, since a thread that has just woken up has to fetch it.
 macro_rules! cells {
     (
         $(#[$meta:meta])*
@@ -267,7 +269,7 @@ macro_rules! cells {
     ) => {
         $(#[$meta])*
         #[derive(Debug, Default)]
-        #[repr(align(128))]
+        #[repr(C, align(128))]
         $vis struct $cells { $(#[doc = concat!("`", $name, "`:", $($help),+)] pub $field: $cell,)* }
 
         impl $crate::metrics::Cells for $cells {

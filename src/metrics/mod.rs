@@ -1,6 +1,6 @@
 //! What is counted, and how it is told: cells, and Prometheus' text.
 //!
-//! A module declares what it counts beside the code that counts, with [`cells!`]: a struct of
+//! A module declares what it counts beside the code that counts, with `cells!`: a struct of
 //! [`Counter`]s, [`Gauge`]s and [`Histogram`]s, each with the name and the help that it has in
 //! `/metrics`. Every thread that counts has a struct of its own, on cache lines of its own, and is
 //! the only one that writes to it; so counting is a load, an addition and a store, without a lock, a

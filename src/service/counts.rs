@@ -74,25 +74,25 @@ impl Label for Errno {
 type Ways = By<MessageKind, By<Path, Counter, { Path::COUNT }>, { MessageKind::COUNT }>;
 
 cells! {
-    /// Counted by each shard.
+    /// Counted by each shard; what every chat touches, in the first 128 bytes.
     pub struct ShardCounts {
-        /// Users who are logged in.
-        sessions: Gauge = "chat_sessions",
-        /// Requests that could be read, by what they ask for.
-        requests: By<Asks, Counter, { Asks::COUNT }> = "chat_requests_total",
-        /// Requests and connections that were refused, by errno.
-        refusals: By<Errno, Counter, 15> = "chat_errors_total",
         /// Messages of this node's clients, once for each recipient and way: one that turns out to need another way,
         /// such as the store, counts there, too.
         messages: Ways = "chat_messages_total",
-        /// Messages that other nodes sent to users of this one, once for each.
-        from_nodes: Counter = "chat_messages_from_nodes_total",
-        /// How long other nodes took to tell what became of a message.
-        answers: Histogram = "chat_node_answer_seconds",
         /// Jobs that wait or run, and answers on their way back.
         jobs: Gauge = "chat_jobs_pending",
         /// Questions to other nodes, and to the bus, that are not answered.
         questions: Gauge = "chat_node_questions_pending",
+        /// Requests that could be read, by what they ask for.
+        requests: By<Asks, Counter, { Asks::COUNT }> = "chat_requests_total",
+        /// Requests and connections that were refused, by errno.
+        refusals: By<Errno, Counter, 15> = "chat_errors_total",
+        /// Users who are logged in.
+        sessions: Gauge = "chat_sessions",
+        /// Messages that other nodes sent to users of this one, once for each.
+        from_nodes: Counter = "chat_messages_from_nodes_total",
+        /// How long other nodes took to tell what became of a message.
+        answers: Histogram = "chat_node_answer_seconds",
     }
 }
 
