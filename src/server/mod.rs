@@ -100,8 +100,9 @@ impl Server {
             reactors.push(event_loop.counts());
             reactor_threads.push(thread(format!("reactor-{index}"), move || event_loop.run())?);
         }
-        let reserved = RESERVED_DESCRIPTORS + monitored.as_ref().map_or(0, |_| monitor::MAX_CONNECTIONS as u64);
-        let room = descriptors.saturating_sub(reserved + config.reactors as u64 * 4).max(1);
+        let watchers = monitored.as_ref().map_or(0, |_| monitor::MAX_CONNECTIONS.min(descriptors / 4));
+        let reserved = RESERVED_DESCRIPTORS + watchers + config.reactors as u64 * 4;
+        let room = descriptors.saturating_sub(reserved).max(1);
         let max = config.max_connections.unwrap_or(usize::MAX).min(usize::try_from(room).unwrap_or(usize::MAX));
         let mut refusal = Vec::new();
         reply::refused(&mut refusal, None, None, &Refusal::new(Errno::Busy, "the server is full, try again later"));
@@ -120,7 +121,7 @@ impl Server {
                     stores,
                     bus: cluster.as_ref().map(|cluster| Arc::clone(&cluster.bus)),
                 };
-                Some(Monitor::start(listener, monitor::registry(sources), &store, bus)?)
+                Some(Monitor::start(listener, watchers as usize, monitor::registry(sources), &store, bus)?)
             }
             None => None,
         };

@@ -46,8 +46,8 @@ const PAGE: &str = include_str!("page.html");
 
 /// Connections that are not closed.
 const MAX_OPEN: usize = 64;
-/// With those that say goodbye.
-pub const MAX_CONNECTIONS: usize = 256;
+/// With those that say goodbye. It is less where descriptors are few.
+pub const MAX_CONNECTIONS: u64 = 256;
 /// The largest request, in bytes.
 const MAX_REQUEST: usize = 8 * 1024;
 /// How long a request may take to come.
@@ -90,12 +90,13 @@ pub fn bind(address: SocketAddr) -> Result<TcpListener, CannotListen> {
 }
 
 impl Monitor {
-    /// Starts the threads.
+    /// Starts the threads, for so many connections at a time.
     ///
     /// # Errors
     /// The system has no more of them, or no more descriptors.
     pub fn start(
         listener: TcpListener,
+        max_connections: usize,
         registry: Registry,
         store: &Arc<dyn Store>,
         bus: Arc<dyn Bus>,
@@ -116,7 +117,7 @@ impl Monitor {
             asking: HashMap::new(),
         };
         let event_loop = EventLoop::new(0, poll, Arc::clone(&mailboxes), LIMITS, web)?;
-        let admission = Admission { max: MAX_CONNECTIONS, refusal: Vec::new() };
+        let admission = Admission { max: max_connections, refusal: Vec::new() };
         let (acceptor, handle) = Acceptor::new(listener, Arc::clone(&mailboxes), admission)?;
         let threads = [
             thread("monitor".to_owned(), move || event_loop.run())?,
