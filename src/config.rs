@@ -49,6 +49,8 @@ pub struct Config {
     pub legacy_client: bool,
     /// Networks whose connections begin with a PROXY header; none: nobody's do.
     pub proxies: Vec<IpNet>,
+    /// Where `/metrics` and the like are served; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// A cluster chat server: a drop-in for the muduo ChatServer.
@@ -129,6 +131,11 @@ struct Flags {
     /// must begin with a PROXY header (version 1 or 2), all others are refused. Off by default
     #[arg(long, env = "CHAT_PROXY_PROTOCOL", value_name = "CIDR,…", value_delimiter = ',', value_parser = network)]
     proxy_protocol: Vec<IpNet>,
+
+    /// Serves /metrics (for Prometheus), /healthz, /readyz and, at /, a page that draws them, by HTTP.
+    /// Whoever reaches it may read it, so keep it from strangers. Off by default
+    #[arg(long, env = "CHAT_METRICS", value_name = "IP:PORT")]
+    metrics: Option<SocketAddr>,
 }
 
 fn count(min: u64, max: u64) -> clap::builder::RangedU64ValueParser<u64> {
@@ -250,6 +257,7 @@ impl Config {
             password_cost: flags.password_cost,
             legacy_client: flags.legacy_client,
             proxies: flags.proxy_protocol,
+            metrics: flags.metrics,
         })
     }
 }
@@ -304,6 +312,7 @@ mod tests {
             ("chat-server --proxy-protocol 10.0.0.0/8,10.0.0.0/33", "10.0.0.0/33"),
             ("chat-server --redis redis://127.0.0.1:6379", "--redis"),
             ("chat-server --mixed", "--mixed"),
+            ("chat-server --metrics 9100", "--metrics"),
             ("chat-server --colour", "--colour"),
         ] {
             let text = usage(line);

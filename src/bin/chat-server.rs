@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use chat_server::config::{Config, Stop};
-use chat_server::server::Server;
+use chat_server::server::{CannotListen, Server};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -19,20 +19,24 @@ fn main() -> ExitCode {
             print!("{text}");
             return ExitCode::SUCCESS;
         }
-        Err(Stop::Usage(line)) => {
-            eprintln!("chat-server: {line} (--help tells more)");
-            return ExitCode::from(2);
-        }
+        Err(Stop::Usage(line)) => return refuse(&line),
     };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
     end_with_any_thread();
     match run(&config) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<CannotListen>() => refuse(&error.to_string()),
         Err(error) => {
             log::error!("{error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// For what an operator has to change in the command line.
+fn refuse(line: &str) -> ExitCode {
+    eprintln!("chat-server: {line} (--help tells more)");
+    ExitCode::from(2)
 }
 
 fn run(config: &Config) -> anyhow::Result<()> {

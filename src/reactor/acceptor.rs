@@ -10,6 +10,7 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token, Waker};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
+use super::counts::AcceptorCounts;
 use super::mailbox::{Mail, Mailbox, WAKER};
 
 const LISTENER: Token = Token(0);
@@ -87,6 +88,7 @@ pub struct Acceptor<L> {
     state: State,
     /// The current lack was logged.
     complained: bool,
+    counts: Arc<AcceptorCounts>,
 }
 
 /// Stops an acceptor from another thread.
@@ -129,8 +131,14 @@ impl<L> Acceptor<L> {
             stop,
             state: State::Ready,
             complained: false,
+            counts: Arc::default(),
         };
         Ok((acceptor, handle))
+    }
+
+    /// What it counts.
+    pub fn counts(&self) -> Arc<AcceptorCounts> {
+        Arc::clone(&self.counts)
     }
 
     /// Accepts until stopped.
@@ -153,6 +161,7 @@ impl<L> Acceptor<L> {
             if self.state == State::Ready {
                 self.state = self.accept_some();
                 if let State::Failed { .. } = self.state {
+                    self.counts.pauses.add(1);
                     self.poll.registry().deregister(&mut self.listener)?;
                 }
             }
@@ -209,6 +218,7 @@ impl<L> Acceptor<L> {
     /// Tells a client that there is no place for it. A new socket's buffer has room for that, and
     /// should it fail, the client sees the connection end, which says the same.
     fn refuse(&mut self, mut stream: TcpStream, peer: SocketAddr) {
+        self.counts.refused.add(1);
         if !std::mem::replace(&mut self.complained, true) {
             log::warn!("all {} connections are taken; {peer} and others are refused", self.admission.max);
         }

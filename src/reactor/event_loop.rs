@@ -12,6 +12,7 @@ use mio::{Events, Interest, Poll, Registry, Token};
 
 use super::acceptor::ConnectionSlot;
 use super::connection::{CloseReason, Connection, Message, State};
+use super::counts::{ReactorCounts, Slowness};
 use super::id::{ConnId, ConnIds, ConnMap};
 use super::mailbox::{Mail, Mailbox, WAKER};
 use super::outbox::{Manner, Outbox, Progress, Unwritten};
@@ -151,6 +152,7 @@ pub struct Io<H: Handler> {
     spare: Vec<Box<Outbox<H::Tag>>>,
     /// Some mailbox was filled faster than its reactor empties it.
     congested: bool,
+    counts: Arc<ReactorCounts>,
 }
 
 impl<H: Handler> Io<H> {
@@ -179,6 +181,7 @@ impl<H: Handler> Io<H> {
         }
         let outbox = connection.outbox.get_or_insert_with(|| self.spare.pop().unwrap_or_default());
         let manner = Manner { alone: message.manner.alone || connection.paced, ..message.manner };
+        self.counts.queued.add(message.body.bytes().len() + message.terminator.len());
         outbox.push(message.body, message.terminator, message.tag, manner);
         let counted = outbox.counted();
         if counted > self.limits.high_water && (!connection.over || counted > self.limits.hard) {
@@ -333,6 +336,7 @@ impl<H: Handler> EventLoop<H> {
             dead: Vec::new(),
             spare: Vec::new(),
             congested: false,
+            counts: Arc::default(),
         };
         Ok(EventLoop {
             poll,
@@ -344,6 +348,11 @@ impl<H: Handler> EventLoop<H> {
             tags: Vec::new(),
             exit_by: None,
         })
+    }
+
+    /// What it counts.
+    pub fn counts(&self) -> Arc<ReactorCounts> {
+        Arc::clone(&self.io.counts)
     }
 
     /// Runs until [`Mail::Exit`].
@@ -363,6 +372,7 @@ impl<H: Handler> EventLoop<H> {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
             _ => {}
         }
+        self.io.counts.turns.add(1);
         let now = Instant::now();
         let gap = now - self.io.now;
         self.io.now = now;
@@ -398,6 +408,7 @@ impl<H: Handler> EventLoop<H> {
         let io = &mut self.io;
         for event in &self.events {
             if event.token() == WAKER {
+                io.counts.wakes.add(1);
                 continue; // the mailbox is looked into every turn
             }
             let Some(id) = io.connections.owner(event.token().0) else { continue };
@@ -418,6 +429,7 @@ impl<H: Handler> EventLoop<H> {
     fn read_mail(&mut self) -> io::Result<()> {
         let mut mail = std::mem::take(&mut self.mail);
         self.io.mailboxes[self.io.index].take(&mut mail);
+        self.io.counts.letters.add(mail.len() as u64);
         for letter in mail.drain(..) {
             match letter {
                 Mail::Letter(letter) => {
@@ -447,6 +459,8 @@ impl<H: Handler> EventLoop<H> {
             return;
         }
         io.connections.insert(id, Box::new(Connection::new(id, stream, slot, io.now)));
+        io.counts.accepted.add(1);
+        io.counts.connections.set(io.connections.len());
         self.handler.opened(io, id, peer);
     }
 
@@ -512,6 +526,7 @@ impl<H: Handler> EventLoop<H> {
                 }
                 Ok(n) => {
                     budget -= n;
+                    self.io.counts.received.add(n as u64);
                     // A short read has emptied the socket, unless the end of the stream has
                     // arrived already (its event is this one, and there will be no other) or the
                     // read has stopped before an urgent byte.
@@ -628,6 +643,7 @@ impl<H: Handler> EventLoop<H> {
             if counted > limits.high_water && !connection.over {
                 connection.over = true;
                 connection.over_since = now;
+                self.io.counts.slow.of(Slowness::HighWater).add(1);
                 self.io.timers.set(now + SLOW_CONSUMER, LoopTimer::Slow(id));
                 self.recall(id);
             }
@@ -640,7 +656,9 @@ impl<H: Handler> EventLoop<H> {
     /// Takes back what may take another way to a client that does not read.
     fn recall(&mut self, id: ConnId) {
         let Some(connection) = self.io.connections.get_mut(id) else { return };
+        let queued = connection.queued();
         let recalled = connection.outbox.as_mut().map_or_else(Vec::new, |outbox| outbox.recall(H::recallable));
+        self.io.counts.queued.sub(queued - connection.queued());
         self.handler.high_water(&mut self.io, id, recalled);
         self.flush_one(id);
     }
@@ -659,6 +677,7 @@ impl<H: Handler> EventLoop<H> {
             io.timers.set(due, LoopTimer::Stalled(id));
         } else {
             connection.recalled = true;
+            io.counts.slow.of(Slowness::Stalled).add(1);
             self.recall(id);
         }
     }
@@ -697,7 +716,10 @@ impl<H: Handler> EventLoop<H> {
         };
         let blocked = matches!(progress, Ok(Progress::Blocked));
         connection.blocked = blocked;
-        let moved = connection.queued() < queued;
+        let written = queued - connection.queued();
+        io.counts.queued.sub(written);
+        io.counts.sent.add(written as u64);
+        let moved = written > 0;
         if moved || (blocked && !connection.armed) {
             connection.progress = io.now;
         }
@@ -763,6 +785,7 @@ impl<H: Handler> EventLoop<H> {
             set_close_by(connection, &mut io.timers, io.now + LINGER);
             mark_ready(connection, &mut io.ready);
         }
+        io.counts.closed.of(reason).add(1);
         self.handler.closed(io, id, reason, Vec::new());
     }
 
@@ -773,11 +796,14 @@ impl<H: Handler> EventLoop<H> {
             let Some(mut connection) = self.io.connections.remove(id) else { continue };
             let _ = self.io.registry.deregister(&mut connection.stream);
             self.io.ids.free(id);
+            self.io.counts.connections.set(self.io.connections.len());
+            self.io.counts.queued.sub(connection.queued());
             let unwritten = match connection.outbox.take() {
                 Some(mut outbox) => outbox.recall(|_| true),
                 None => Vec::new(),
             };
             if let State::Dead(Some(reason)) = connection.state {
+                self.io.counts.closed.of(reason).add(1);
                 self.handler.closed(&mut self.io, id, reason, unwritten);
             }
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::letters::{Fate, Letter, Receipt};
 use super::session::{Mode, Session};
-use super::{Answer, Call, Effect, Effects, Lane, Op, Shard, Then, user_id};
+use super::{Answer, Call, Effect, Effects, Lane, Op, Path, Shard, Then, user_id};
 use crate::bus::{BusOp, Envelope};
 use crate::reactor::ConnId;
 use crate::store::{GroupId, Kept, Outcome, Parcel, StoreError, UserId, Write};
@@ -96,10 +96,14 @@ impl Shard {
         };
         match self.held.get_mut(&to) {
             Some(held) => held.push((text.into_shared(), receipt)),
-            None if conn.reactor() == self.index => self.deliver_at(conn, to, text, receipt, fx),
+            None if conn.reactor() == self.index => {
+                self.count_message(receipt, Path::SameReactor, 1);
+                self.deliver_at(conn, to, text, receipt, fx);
+            }
             None => {
                 let letter = Letter::Chat { to, body: text.into_shared(), receipt };
                 fx.push(Effect::Post(conn.reactor(), letter));
+                self.count_message(receipt, Path::OtherReactor, 1);
             }
         }
     }
@@ -164,7 +168,10 @@ impl Shard {
             _ => None,
         };
         let fate = match kept {
-            Some(Kept::Stored(_)) => Fate::Stored,
+            Some(Kept::Stored(_)) => {
+                self.count_message(receipt, Path::Stored, 1);
+                Fate::Stored
+            }
             Some(Kept::NoUser) => Fate::Failed(Errno::NoSuchUser),
             Some(Kept::Elsewhere(_)) => {
                 self.claim_is_lost(to, fx);

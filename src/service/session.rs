@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::chat::Text;
 use super::letters::{Fate, Receipt, Removal, Tag, Timer, Waiting};
-use super::{Answer, Effect, Effects, Now, Op, Payload, Shard, Then};
+use super::{Answer, Effect, Effects, Now, Op, Path, Payload, Shard, Then};
 use crate::bus::Ticket;
 use crate::reactor::{CloseReason, ConnId, Manner, Unwritten};
 use crate::store::{Kept, NodeId, Outcome, Parcel, RowId, StoreError, UserId, Write};
@@ -306,6 +306,7 @@ impl Shard {
                 if written {
                     self.remove_begun(conn, user, row, fx);
                 }
+                self.count_message(receipt, Path::Stored, 1);
                 // Behind the removal, which needs the claim: this may release it.
                 self.settle(receipt, Fate::Stored, fx);
             }

@@ -8,6 +8,7 @@
 
 pub mod mysql;
 pub mod sqlite;
+mod timed;
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use crate::wire::reply::{Friend, Group, Member};
+pub use timed::{StoreCounts, StoreOp, Timed};
 
 /// `User.id`: 1 to 2^31-1, as MySQL's INT has it.
 pub type UserId = u32;

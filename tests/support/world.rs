@@ -80,7 +80,12 @@ impl Config {
 
     /// The same, with a MariaDB of its own, for a test that kills it.
     pub fn with_own_mariadb(&self) -> World {
-        World(Arc::new(Place::start(self, &[], "", Some(MariaDb::start()))))
+        self.own_with_own_mariadb(&[])
+    }
+
+    /// The same, with flags.
+    pub fn own_with_own_mariadb(&self, flags: &[&str]) -> World {
+        World(Arc::new(Place::start(self, flags, "", Some(MariaDb::start()))))
     }
 
     /// `--store` for a store that nobody else uses, below `dir` if it is a file.

@@ -11,7 +11,7 @@ use redis::{ConnectionInfo, RedisError, Value};
 
 use super::link::Link;
 use super::subscriptions::Subscriptions;
-use super::{BackOff, Complaints, NODES, PATIENCE, Posts, channel_of};
+use super::{BackOff, Complaints, NODES, PATIENCE, Posts, SubscriberCounts, channel_of};
 use crate::bus::{BusEvent, BusOp, envelope};
 use crate::reactor::Mailbox;
 use crate::store::{NodeId, UserId};
@@ -62,6 +62,7 @@ pub(super) struct Subscriber {
     posts: Posts,
     failures: Complaints,
     junk: Complaints,
+    counts: Arc<SubscriberCounts>,
 }
 
 impl Subscriber {
@@ -95,7 +96,13 @@ impl Subscriber {
             posts,
             failures: Complaints::default(),
             junk: Complaints::default(),
+            counts: Arc::default(),
         }
+    }
+
+    /// What it counts.
+    pub fn counts(&self) -> Arc<SubscriberCounts> {
+        Arc::clone(&self.counts)
     }
 
     /// Listens until [`Mail::Stop`].
@@ -187,6 +194,7 @@ impl Subscriber {
         if std::mem::take(&mut self.up) {
             log::warn!("the line to Redis at {} is broken: {error}", self.info.addr());
             self.line.store(0, Ordering::Release);
+            self.counts.outages.add(1);
             self.posts.push(BusEvent::Down);
         } else {
             self.failures.warn(format_args!("cannot reach Redis at {}: {error}", self.info.addr()));
@@ -282,6 +290,8 @@ impl Subscriber {
     }
 
     fn message(&mut self, channel: &[u8], payload: &[u8]) {
+        self.counts.messages.add(1);
+        self.counts.received.add(payload.len() as u64);
         if let Some(user) = user_of(channel) {
             return self.posts.push(BusEvent::FromForeign(user, payload.into()));
         }
