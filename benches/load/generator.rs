@@ -15,10 +15,10 @@ use anyhow::bail;
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 
-use crate::dialect::{Cutter, Piece};
+use crate::dialect::{Cutter, Dialect, Piece};
 use crate::measures::Measures;
 use crate::roles::{Role, Troupe};
-use crate::users::User;
+use crate::users::Account;
 
 /// How long a thread waits, after its last message, for what is still on its way.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -82,8 +82,9 @@ pub(super) struct Order {
 }
 
 pub(super) struct Client {
-    pub user: User,
+    pub account: Account,
     pub role: Role,
+    pub dialect: Dialect,
     /// Whom it writes to: the name of its neighbour.
     pub to: String,
     /// What all its messages begin with.
@@ -131,20 +132,21 @@ pub struct Generator<'a> {
 impl<'a> Generator<'a> {
     pub fn new(plan: Plan, (users, roles): Troupe, shared: &'a Shared) -> anyhow::Result<Generator<'a>> {
         let poll = Poll::new()?;
-        let neighbours: Vec<(u64, String)> = users.iter().map(|user| (user.id, user.name.clone())).collect();
+        let accounts: Vec<Account> = users.iter().map(|user| user.account.clone()).collect();
         let mut clients = Vec::with_capacity(users.len());
         for (n, (user, role)) in users.into_iter().zip(roles).enumerate() {
-            let socket = user.stream.try_clone()?;
-            socket.set_nonblocking(true)?;
-            let mut stream = TcpStream::from_std(socket);
+            let (cutter, dialect) = (user.cutter(), user.dialect);
+            user.stream.set_nonblocking(true)?;
+            let mut stream = TcpStream::from_std(user.stream);
             poll.registry().register(&mut stream, Token(n), Interest::READABLE | Interest::WRITABLE)?;
-            let (peer, to) = neighbours.get(n ^ 1).cloned().unwrap_or_default();
+            let neighbour = accounts.get(n ^ 1).unwrap_or(&accounts[n]);
             clients.push(Client {
-                head: head(&user, role, peer),
-                cutter: user.cutter(),
-                user,
+                head: head(&accounts[n], role, neighbour.id),
+                to: neighbour.name.clone(),
+                account: user.account,
                 role,
-                to,
+                dialect,
+                cutter,
                 sent: 0,
                 order: Default::default(),
                 asked: 0,
@@ -258,7 +260,7 @@ impl<'a> Generator<'a> {
         loop {
             let client = &mut self.clients[n];
             let length = match client.stream.read(buffer) {
-                Ok(0) => bail!("the server has closed the connection of {}", client.user.name),
+                Ok(0) => bail!("the server has closed the connection of {}", client.account.name),
                 Ok(length) => length,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error.into()),
@@ -327,13 +329,13 @@ impl<'a> Generator<'a> {
     }
 }
 
-fn head(user: &User, role: Role, neighbour: u64) -> Vec<u8> {
+fn head(from: &Account, role: Role, neighbour: u64) -> Vec<u8> {
     let (msgid, to) = match role {
         Role::Speaker { group, .. } => (10, format!("\"groupid\":{group}")),
         Role::Depositor { to } => (6, format!("\"toid\":{to}")),
         _ => (6, format!("\"toid\":{neighbour}")),
     };
-    format!("{{\"msgid\":{msgid},\"id\":{},\"name\":\"{}\",{to},\"msg\":\"#", user.id, user.name).into_bytes()
+    format!("{{\"msgid\":{msgid},\"id\":{},\"name\":\"{}\",{to},\"msg\":\"#", from.id, from.name).into_bytes()
 }
 
 /// In an order in which neighbours stand far apart, so that an open loop's roles mix.

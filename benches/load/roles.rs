@@ -86,7 +86,7 @@ fn group(members: &mut [User], first: usize) -> anyhow::Result<Vec<Role>> {
 
 fn depositors(target: &Target, count: usize) -> anyhow::Result<Vec<Role>> {
     let absent = users::arrive(target, count, false)?;
-    Ok(absent.iter().map(|user| Role::Depositor { to: user.id }).collect())
+    Ok(absent.iter().map(|user| Role::Depositor { to: user.account.id }).collect())
 }
 
 /// A tenth chats in pairs, a fiftieth comes and goes, a fifth is in groups in which one talks, and the

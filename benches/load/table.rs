@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 
 use crate::figures::Figures;
-use crate::flags::Flags;
+use crate::flags::{Flags, Rate};
 
 /// The floor among the figures.
 pub fn floor(shown: &[Figures]) -> Option<&Figures> {
@@ -44,6 +44,9 @@ pub fn text(flags: &Flags, shown: &[Figures]) -> Result<String, std::fmt::Error>
 
 pub fn title(flags: &Flags) -> String {
     let mut title = format!("{}: {} users, window {}", flags.workload.name(), flags.users(), flags.window());
+    if let Some(Rate::Percent(percent)) = flags.rate {
+        title += &format!(", {percent:.0} % of capacity");
+    }
     if let Some(rate) = flags.rate() {
         title += &format!(", {rate:.0} a second");
     }

@@ -46,7 +46,7 @@ impl Generator<'_> {
                 let client = &mut self.clients[n];
                 client.asked = at;
                 client.sent += 1;
-                let request = register_request(&format!("{}-{}", client.user.name, client.sent));
+                let request = register_request(&format!("{}-{}", client.account.name, client.sent));
                 self.request(n, &request)
             }
             Role::Listener { .. } | Role::Sleeper | Role::Idle => Ok(()),
@@ -70,7 +70,7 @@ impl Generator<'_> {
         }
         object.push(b'}');
         client.sent += 1;
-        client.user.dialect.write(&mut client.output, &client.to, object);
+        client.dialect.write(&mut client.output, &client.to, object);
         self.leave(n)
     }
 
@@ -82,14 +82,14 @@ impl Generator<'_> {
     }
 
     fn log_out(&mut self, n: usize) -> anyhow::Result<()> {
-        let request = format!("{{\"msgid\":3,\"id\":{}}}", self.clients[n].user.id);
+        let request = format!("{{\"msgid\":3,\"id\":{}}}", self.clients[n].account.id);
         self.request(n, &request)
     }
 
     fn log_in(&mut self, n: usize, at: u64) -> anyhow::Result<()> {
         self.owed += 1;
         self.clients[n].asked = at;
-        let request = self.clients[n].user.login_request();
+        let request = self.clients[n].account.login_request();
         self.request(n, &request)
     }
 
@@ -110,7 +110,7 @@ impl Generator<'_> {
 
     /// Client `n` has got an object or a line.
     pub(super) fn receive(&mut self, n: usize, piece: &[u8], now: u64) -> anyhow::Result<()> {
-        let dialect = self.clients[n].user.dialect;
+        let dialect = self.clients[n].dialect;
         if dialect != Dialect::Chat {
             if mark(piece).is_some() {
                 return self.chat(n, piece, now);

@@ -18,10 +18,21 @@ pub const PASSWORD: &str = "correct horse";
 /// Larger than any reply.
 pub const MAX_OBJECT: usize = 16 << 20;
 
-/// Someone with an account and a connection.
-pub struct User {
+#[derive(Debug, Clone)]
+pub struct Account {
     pub id: u64,
     pub name: String,
+}
+
+impl Account {
+    pub fn login_request(&self) -> String {
+        format!("{{\"msgid\":1,\"id\":{},\"password\":\"{PASSWORD}\"}}", self.id)
+    }
+}
+
+/// Someone with an account and a connection.
+pub struct User {
+    pub account: Account,
     pub stream: TcpStream,
     pub dialect: Dialect,
     /// The server ends its objects with LF.
@@ -36,7 +47,8 @@ impl User {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let cutter = if dialect == Dialect::Chat { Cutter::Objects(Splitter::default()) } else { Cutter::Lines };
-        Ok(User { id: 0, name, stream, dialect, has_lines: true, input: Vec::new(), cutter })
+        let account = Account { id: 0, name };
+        Ok(User { account, stream, dialect, has_lines: true, input: Vec::new(), cutter })
     }
 
     /// How the rest of the stream is best cut.
@@ -59,8 +71,8 @@ impl User {
                 Piece::Partial { skip } => drop(self.input.drain(..skip)),
             }
             let mut buffer = [0; 4096];
-            match self.stream.read(&mut buffer).with_context(|| format!("{} waits for an answer", self.name))? {
-                0 => bail!("the server has closed the connection of {}", self.name),
+            match self.stream.read(&mut buffer).with_context(|| format!("{} waits for an answer", self.account.name))? {
+                0 => bail!("the server has closed the connection of {}", self.account.name),
                 length => {
                     self.input.extend_from_slice(&buffer[..length]);
                     self.has_lines = buffer[length - 1] == b'\n';
@@ -75,7 +87,7 @@ impl User {
         if msgid(&object) == Some(wanted) && number_after(&object, b"\"errno\":") == Some(0) {
             return Ok(object);
         }
-        bail!("{} got {}", self.name, String::from_utf8_lossy(&object));
+        bail!("{} got {}", self.account.name, String::from_utf8_lossy(&object));
     }
 
     /// Reads up to the line that has one of these in it.
@@ -86,17 +98,13 @@ impl User {
                 return Ok(());
             }
             if line.starts_with("ERROR") || line.starts_with("-ERR") {
-                bail!("{} got {}", self.name, line.trim());
+                bail!("{} got {}", self.account.name, line.trim());
             }
         }
     }
 
-    pub fn login_request(&self) -> String {
-        format!("{{\"msgid\":1,\"id\":{},\"password\":\"{PASSWORD}\"}}", self.id)
-    }
-
     fn begin(&mut self) -> anyhow::Result<()> {
-        let name = &self.name;
+        let name = &self.account.name;
         let greeting = match self.dialect {
             Dialect::Chat => register_request(name),
             Dialect::Irc => format!("NICK {name}\r\nUSER {name} 0 * :{name}\r"),
@@ -108,7 +116,7 @@ impl User {
     fn welcome(&mut self) -> anyhow::Result<()> {
         match self.dialect {
             Dialect::Chat => {
-                self.id = number_after(&self.expect(5)?, b"\"id\":").context("an account has an id")?;
+                self.account.id = number_after(&self.expect(5)?, b"\"id\":").context("an account has an id")?;
                 Ok(())
             }
             // The end of the message of the day, or that there is none.
@@ -139,7 +147,7 @@ pub fn arrive(target: &Target, count: usize, login: bool) -> anyhow::Result<Vec<
         for user in &mut users[first..] {
             user.welcome()?;
             if login {
-                user.send(&user.login_request())?;
+                user.send(&user.account.login_request())?;
             }
         }
         if login {
@@ -154,13 +162,13 @@ pub fn arrive(target: &Target, count: usize, login: bool) -> anyhow::Result<Vec<
 /// The first user creates a group and the others join it. Returns its id.
 pub fn make_group(members: &mut [User]) -> anyhow::Result<u64> {
     let (creator, others) = members.split_first_mut().context("a group has a creator")?;
-    let (id, name) = (creator.id, &creator.name);
+    let Account { id, name } = &creator.account;
     creator
         .send(&format!("{{\"msgid\":8,\"id\":{id},\"groupname\":\"g-{name}\",\"groupdesc\":\"load\",\"seq\":1}}"))?;
     let group = number_after(&creator.expect(200)?, b"\"groupid\":").context("a group has an id")?;
     for side_by_side in others.chunks_mut(SIDE_BY_SIDE) {
         for member in side_by_side.iter_mut() {
-            member.send(&format!("{{\"msgid\":9,\"id\":{},\"groupid\":{group},\"seq\":1}}", member.id))?;
+            member.send(&format!("{{\"msgid\":9,\"id\":{},\"groupid\":{group},\"seq\":1}}", member.account.id))?;
         }
         for member in side_by_side {
             member.expect(200)?;
