@@ -39,6 +39,7 @@ impl Plot<'_> {
         let mut svg = String::new();
         let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
         self.draw(&area)?;
+        area.present()?;
         drop(area);
         Ok(svg)
     }
@@ -51,6 +52,7 @@ impl Plot<'_> {
         for (plot, part) in plots.iter().zip(area.split_evenly((1, plots.len()))) {
             plot.draw(&part)?;
         }
+        area.present()?;
         drop(area);
         Ok(svg)
     }
@@ -69,7 +71,7 @@ impl Plot<'_> {
         let (left, right) = span(all().map(|&(x, _)| x));
         let (low, high) = span(all().map(|&(_, y)| scale(y)));
         let (bottom, top) =
-            if self.log { (low.floor(), high.ceil().max(low.floor() + 1.0)) } else { (0.0, high * 1.1) };
+            if self.log { (low.floor(), high.ceil().max(low.floor() + 1.0)) } else { (0.0, high * 1.25) };
         area.fill(&WHITE)?;
         let mut chart = ChartBuilder::on(area)
             .caption(self.title, ("sans-serif", 16))
@@ -92,8 +94,7 @@ impl Plot<'_> {
         }
         let mut labels = chart.configure_series_labels();
         labels.position(SeriesLabelPosition::UpperLeft).margin(8).label_font(("sans-serif", 12));
-        labels.background_style(WHITE.mix(0.8)).draw()?;
-        area.present()
+        labels.background_style(WHITE.mix(0.8)).draw()
     }
 }
 
