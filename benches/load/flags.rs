@@ -15,7 +15,7 @@ pub enum Workload {
     Pairs,
     /// One user of a group talks to all others; a delivery counts as a message
     Group,
-    /// One large group that is never silent, and beside it a pair that chats
+    /// One large group that is never silent, and beside it a pair that chats, 1000 times a second
     Crowd,
     /// Sessions that do nothing: resident memory between a third of the users and all
     Idle,

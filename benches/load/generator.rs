@@ -34,8 +34,6 @@ pub struct Plan {
     pub seq: bool,
     /// What a client sends in one turn leaves in one write; else each message in its own.
     pub batch: bool,
-    /// Messages a second from this thread, in time whatever the server does; else a closed loop.
-    pub rate: Option<f64>,
 }
 
 /// What all threads share with whoever measures.
@@ -109,6 +107,8 @@ pub(super) struct Client {
 
 pub struct Generator<'a> {
     pub(super) plan: Plan,
+    /// Messages a second, if this is an open loop.
+    pub(super) rate: Option<f64>,
     pub(super) clients: Vec<Client>,
     /// Deliveries, acks and replies that are owed, and that have come.
     pub(super) owed: u64,
@@ -130,7 +130,8 @@ pub struct Generator<'a> {
 }
 
 impl<'a> Generator<'a> {
-    pub fn new(plan: Plan, (users, roles): Troupe, shared: &'a Shared) -> anyhow::Result<Generator<'a>> {
+    pub fn new(plan: Plan, troupe: Troupe, shared: &'a Shared) -> anyhow::Result<Generator<'a>> {
+        let Troupe { users, roles, rate } = troupe;
         let poll = Poll::new()?;
         let accounts: Vec<Account> = users.iter().map(|user| user.account.clone()).collect();
         let mut clients = Vec::with_capacity(users.len());
@@ -162,6 +163,7 @@ impl<'a> Generator<'a> {
         let senders = scattered((0..clients.len()).filter(|&n| clients[n].role.acts()).collect());
         Ok(Generator {
             plan,
+            rate,
             clients,
             owed: 0,
             received: 0,
@@ -182,11 +184,11 @@ impl<'a> Generator<'a> {
         let mut events = Events::with_capacity(1024);
         let mut buffer = vec![0; 64 * 1024];
         let started = self.shared.now();
-        if self.plan.rate.is_none() {
+        if self.rate.is_none() {
             self.open_windows()?;
         }
         self.flush_all()?;
-        let tick = if self.plan.rate.is_some() { TICK } else { 20 * TICK };
+        let tick = if self.rate.is_some() { TICK } else { 20 * TICK };
         let (mut quiet_since, mut waited, mut late) = (Instant::now(), 0, 0);
         loop {
             let before = self.shared.now();
@@ -215,7 +217,7 @@ impl<'a> Generator<'a> {
             if self.stopping && (self.received >= self.owed || quiet_since.elapsed() > DRAIN) {
                 break;
             }
-            if let (Some(rate), false) = (self.plan.rate, self.stopping) {
+            if let (Some(rate), false) = (self.rate, self.stopping) {
                 late += self.send_what_is_due(rate, started)?;
             }
             self.flush_all()?;

@@ -6,6 +6,8 @@ use crate::users::{self, User};
 
 /// Members of a group in the mix.
 const GROUP: usize = 20;
+/// What the pair beside a crowd sends, in messages a second.
+const PAIR_RATE: f64 = 1000.0;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
@@ -42,7 +44,12 @@ impl Role {
 }
 
 /// Some users and their roles: the business of one generator thread.
-pub type Troupe = (Vec<User>, Vec<Role>);
+pub struct Troupe {
+    pub users: Vec<User>,
+    pub roles: Vec<Role>,
+    /// Messages a second, in time whatever the server does; else a closed loop.
+    pub rate: Option<f64>,
+}
 
 /// Brings the users of all threads in, and gives them their roles.
 pub fn cast(flags: &Flags, target: &Target) -> anyhow::Result<Vec<Troupe>> {
@@ -54,10 +61,12 @@ pub fn cast(flags: &Flags, target: &Target) -> anyhow::Result<Vec<Troupe>> {
         users = users.into_iter().zip(second).flat_map(|(a, b)| [a, b]).collect();
     }
     if flags.workload == Workload::Crowd {
-        // The pair is watched by a thread of its own, which does not have to count the crowd first.
         let mut members = users.split_off(2);
-        let roles = group(&mut members, 0)?;
-        return Ok(vec![(users, vec![Role::Partner; 2]), (members, roles)]);
+        let crowd = Troupe { roles: group(&mut members, 0)?, users: members, rate: None };
+        // A thread of its own, which does not have to hear the crowd first, and a rate, so that a moment in
+        // which the server does not answer counts for as long as it is.
+        let pair = Troupe { users, roles: vec![Role::Partner; 2], rate: Some(PAIR_RATE) };
+        return Ok(vec![pair, crowd]);
     }
     let mut troupes = Vec::with_capacity(threads);
     for _ in 0..threads {
@@ -71,7 +80,7 @@ pub fn cast(flags: &Flags, target: &Target) -> anyhow::Result<Vec<Troupe>> {
             Workload::Mix => people(&mut mine)?,
             Workload::Pairs | Workload::Crowd | Workload::Idle => vec![Role::Partner; mine.len()],
         };
-        troupes.push((mine, roles));
+        troupes.push(Troupe { users: mine, roles, rate: flags.rate().map(|rate| rate / threads as f64) });
     }
     Ok(troupes)
 }

@@ -65,8 +65,7 @@ pub fn run(flags: &Flags, mut started: Started) -> anyhow::Result<Figures> {
 fn round(flags: &Flags, target: &Target) -> anyhow::Result<Figures> {
     let troupes = roles::cast(flags, target)?;
     let shared = Shared::new();
-    let rate = flags.rate().map(|rate| rate / f64::from(flags.threads));
-    let plan = Plan { window: flags.window(), seq: flags.seq, batch: flags.batch, rate };
+    let plan = Plan { window: flags.window(), seq: flags.seq, batch: flags.batch };
     let generators: Vec<Generator<'_>> =
         troupes.into_iter().map(|troupe| Generator::new(plan, troupe, &shared)).collect::<Result<_, _>>()?;
     std::thread::scope(|scope| {

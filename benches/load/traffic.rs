@@ -55,7 +55,7 @@ impl Generator<'_> {
 
     /// The next act of client `n`, unless time decides about that.
     fn go_on(&mut self, n: usize, now: u64) -> anyhow::Result<()> {
-        if self.plan.rate.is_none() { self.act(n, now) } else { Ok(()) }
+        if self.rate.is_none() { self.act(n, now) } else { Ok(()) }
     }
 
     fn send(&mut self, n: usize, at: u64, seq: bool) -> anyhow::Result<()> {
