@@ -102,7 +102,7 @@ impl Node {
                     self.tags.extend(tag.map(|tag| (conn, tag)));
                 }
                 Effect::Post(to, letter) => self.letters.push_back((to, letter)),
-                Effect::Submit(_, job) => self.jobs.push(job),
+                Effect::Submit(_, job) => self.jobs.push(*job),
                 Effect::Bus(BusOp::Listen { user, epoch, shard }) => {
                     self.letters.push_back((shard.into(), Letter::Bus(BusEvent::Listening { user, epoch })));
                 }
@@ -111,9 +111,7 @@ impl Node {
         }
         self.effects.clear();
         let letters = &mut self.letters;
-        self.runner.run(&mut self.jobs, |shard, then, answer| {
-            letters.push_back((shard, Letter::Done { then, answer }));
-        });
+        self.runner.run(&mut self.jobs, |shard, done| letters.push_back((shard, Letter::Done(Box::new(done)))));
     }
 
     fn input(&mut self, conn: ConnId, object: &[u8]) {

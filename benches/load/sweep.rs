@@ -104,7 +104,7 @@ fn plots(points: &[Point], figures: &[Figures]) -> [Plot<'static>; 2] {
     let lines = |value: fn(&Figures) -> f64| {
         let mut lines: Vec<Line> = Vec::new();
         for (Point { reactors, workers, window }, figures) in points.iter().zip(figures) {
-            let name = format!("{workers} workers, window {window}");
+            let name = format!("workers {workers}, window {window}");
             let point = (f64::from(*reactors), value(figures));
             match lines.last_mut() {
                 Some(line) if line.name == name => line.points.push(point),
