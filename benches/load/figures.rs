@@ -11,6 +11,9 @@ pub struct Figures {
     /// Of the target, in microseconds for each message; 0 without its pid.
     pub user: f64,
     pub system: f64,
+    /// How many times as much CPU a message takes as with the floor; of several rounds, the median of
+    /// what each round's two have shown, since they stood next to each other in a noisy time.
+    pub to_floor: Option<f64>,
     pub resident_kib: u64,
     pub lost: u64,
     pub disordered: u64,
@@ -66,11 +69,6 @@ impl Figures {
     pub fn is_the_generators_limit(&self) -> bool {
         self.busy > 0.9 || self.late > 0.01
     }
-
-    /// How many times as much CPU a message takes as with `floor`.
-    pub fn to(&self, floor: &Figures) -> Option<f64> {
-        (self.cpu() > 0.0 && floor.cpu() > 0.0).then(|| self.cpu() / floor.cpu())
-    }
 }
 
 impl Measures {
@@ -91,6 +89,7 @@ pub fn median(mut values: Vec<f64>) -> f64 {
 /// Each figure's own median; what must not happen is added up.
 pub fn medians(rounds: &[Figures]) -> anyhow::Result<Figures> {
     let of = |figure: &dyn Fn(&Figures) -> f64| median(rounds.iter().map(figure).collect());
+    let ratios: Vec<f64> = rounds.iter().filter_map(|round| round.to_floor).collect();
     let mut measures = Measures::new()?;
     rounds.iter().try_for_each(|round| measures.add(&round.measures))?;
     let latencies = measures.seen().map(|(measure, _)| {
@@ -105,6 +104,7 @@ pub fn medians(rounds: &[Figures]) -> anyhow::Result<Figures> {
         rate: of(&|f| f.rate),
         user: of(&|f| f.user),
         system: of(&|f| f.system),
+        to_floor: (!ratios.is_empty()).then(|| median(ratios)),
         resident_kib: of(&|f| f.resident_kib as f64) as u64,
         lost: rounds.iter().map(|f| f.lost).sum(),
         disordered: rounds.iter().map(|f| f.disordered).sum(),

@@ -75,8 +75,9 @@ pub struct Flags {
     /// [default: 200; idle: 7500; crowd: 10002; mix: 2000]
     #[arg(long)]
     pub users: Option<usize>,
-    /// Messages in flight for each pair, group or sender; drain: messages for each return
-    #[arg(long, value_delimiter = ',', default_value = "1", value_parser = clap::value_parser!(u16).range(1..))]
+    /// Messages in flight for each pair, group or sender; drain: messages for each return [default: 1;
+    /// sweep: 1,16]
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..))]
     pub window: Vec<u16>,
     /// Ask for an ack for each message
     #[arg(long)]
@@ -125,7 +126,7 @@ pub struct Flags {
     /// Write that table, and what this machine is, into these files, between their marks
     #[arg(long, value_name = "FILE", requires = "goals", value_delimiter = ',')]
     pub readme: Vec<PathBuf>,
-    /// Of the fresh server [default: 2; sweep: 1,2,4]
+    /// Of the fresh server [default: 2; sweep: 1,2,4 and so on, to twice the cores]
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=256))]
     pub reactors: Vec<u16>,
     /// Of the fresh server [default: 4; sweep: 1,4]
@@ -194,6 +195,7 @@ impl Flags {
         ensure!(!is_part || self.workload == Pairs, "a percentage as --rate goes with pairs");
         ensure!(!self.floor || matches!(self.workload, Pairs | Group), "--floor goes with pairs and group");
         ensure!(self.rival.is_empty() || self.workload == Pairs, "--rival goes with pairs");
+        self.rival.iter().try_for_each(|rival| rival.need())?;
         ensure!(!self.sweep || self.workload != Workload::Idle, "--sweep goes with what sends messages");
         let lists = [self.reactors.len(), self.workers.len(), self.window.len()];
         ensure!(self.sweep || lists.iter().all(|&n| n <= 1), "several --reactors, --workers or --window: --sweep");

@@ -181,15 +181,13 @@ fn p99(figures: &Figures, measure: Measure) -> f64 {
 
 /// CPU for each message, beside the floor's and the rivals'.
 fn cost(shown: &[Figures], goal: f64) -> Told {
-    let Some(floor) = shown.iter().find(|figures| figures.name == "floor") else { return (String::new(), false) };
-    let mut parts = Vec::new();
-    for figures in shown {
+    let parts = shown.iter().map(|figures| {
         let (name, cpu) = (figures.name, figures.cpu());
-        match figures.to(floor) {
-            Some(ratio) if name == "server" => parts.push(format!("**{ratio:.2}x** ({cpu:.1} us)")),
-            Some(ratio) if name != "floor" => parts.push(format!("{name} {ratio:.2}x")),
-            _ => parts.push(format!("{name} {cpu:.1} us")),
+        match (name, figures.to_floor) {
+            ("server", Some(ratio)) => format!("**{ratio:.2}x** ({cpu:.1} us)"),
+            ("floor", _) | (_, None) => format!("{name} {cpu:.1} us"),
+            (_, Some(ratio)) => format!("{name} {ratio:.2}x"),
         }
-    }
-    (parts.join(", "), shown[0].to(floor).is_some_and(|ratio| ratio <= goal))
+    });
+    (parts.collect::<Vec<_>>().join(", "), shown[0].to_floor.is_some_and(|ratio| ratio <= goal))
 }

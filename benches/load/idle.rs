@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::flags::Flags;
 use crate::proc;
-use crate::target::{Started, Target};
+use crate::target::Target;
 use crate::users;
 
 /// Memory that has not changed for so long has settled…
@@ -49,7 +49,7 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
 
 pub fn measure(flags: &Flags) -> anyhow::Result<Idle> {
     ensure!(flags.users() >= 3, "--users must be 3 or more");
-    let Started { target, .. } = &Started::server(flags)?;
+    let target = &Target::server(flags)?;
     if target.pids.is_empty() {
         bail!("idle measures memory: --pid");
     }

@@ -10,7 +10,7 @@ use clap::ValueEnum;
 
 use crate::dialect::Dialect;
 use crate::support::Process;
-use crate::target::{Started, is_installed, log_file, need};
+use crate::target::{Target, is_installed, log_of, need, open_log};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -43,13 +43,16 @@ impl Rival {
     }
 
     /// # Errors
-    /// It is not installed, or does not start.
-    pub fn start(self) -> anyhow::Result<Started> {
-        need(self.program(), self.program())?;
+    /// It is not installed; the message names its package.
+    pub fn need(self) -> anyhow::Result<()> {
+        need(self.program(), self.program())
+    }
+
+    pub fn start(self) -> anyhow::Result<Target> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             match self.try_start()? {
-                Ok(started) => return Ok(started),
+                Ok(target) => return Ok(target),
                 // Somebody may have been faster with the port.
                 Err(log) if Instant::now() > deadline => bail!("{} does not start:\n{log}", self.name()),
                 Err(_) => {}
@@ -58,7 +61,7 @@ impl Rival {
     }
 
     /// Starts it on a port that is free now; else what it has logged.
-    fn try_start(self) -> anyhow::Result<Result<Started, String>> {
+    fn try_start(self) -> anyhow::Result<Result<Target, String>> {
         let folder = tempfile::tempdir()?;
         let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
         let path = std::env::var("PATH").unwrap_or_default();
@@ -76,18 +79,18 @@ impl Rival {
         };
         let file = folder.path().join("config");
         std::fs::write(&file, config)?;
-        let (stdout, stderr) = log_file(folder.path())?;
+        let (stdout, stderr) = open_log(folder.path())?;
         let child = command.arg(file).stdin(Stdio::null()).stdout(stdout).stderr(stderr).spawn()?;
         let mut process = Process(child);
         let deadline = Instant::now() + PATIENCE;
         while process.is_alive() && Instant::now() < deadline {
             if TcpStream::connect(address).is_ok() {
-                return Ok(Ok(Started::program(self.name(), dialect, address, process, Some(folder))));
+                return Ok(Ok(Target::program(self.name(), dialect, address, process, Some(folder))));
             }
             std::thread::sleep(Duration::from_millis(10));
         }
         process.kill();
-        Ok(Err(std::fs::read_to_string(folder.path().join("log.txt")).unwrap_or_default()))
+        Ok(Err(log_of(folder.path())))
     }
 }
 

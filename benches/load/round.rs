@@ -4,15 +4,15 @@ use std::io::IsTerminal;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 
 use crate::figures::{Figures, Sample, medians};
-use crate::flags::{Flags, Rate};
+use crate::flags::{Flags, Rate, Workload};
 use crate::generator::{Generator, Outcome, Plan, Shared};
 use crate::measures::Measures;
 use crate::proc;
 use crate::roles;
-use crate::target::{Started, Target};
+use crate::target::Target;
 
 /// CPU time is counted in hundredths of a second: shorter samples would only show that.
 const SAMPLE: Duration = Duration::from_millis(200);
@@ -23,21 +23,21 @@ pub fn measure(flags: &Flags) -> anyhow::Result<Vec<Figures>> {
     flags.check()?;
     let flags = &with_rate(flags)?;
     // The floor and the rivals know pairs only, and give no acks.
-    let plain = Flags { workload: crate::flags::Workload::Pairs, seq: false, ..flags.clone() };
-    let mut all: Vec<Vec<Figures>> = vec![Vec::new(); 1 + usize::from(flags.floor) + flags.rival.len()];
+    let plain = Flags { workload: Workload::Pairs, seq: false, ..flags.clone() };
+    let mut all: Vec<Vec<Figures>> = Vec::new();
     for _ in 0..flags.rounds {
-        let mut columns = all.iter_mut();
-        let mut add = |flags: &Flags, started: Started| -> anyhow::Result<()> {
-            let figures = run(flags, started)?;
-            columns.next().context("there is a column for each target")?.push(figures);
-            Ok(())
-        };
-        add(flags, Started::server(flags)?)?;
+        let mut round = vec![run(flags, Target::server(flags)?)?];
         if flags.floor {
-            add(&plain, Started::floor()?)?;
+            round.push(run(&plain, Target::floor()?)?);
         }
         for rival in &flags.rival {
-            add(&plain, rival.start()?)?;
+            round.push(run(&plain, rival.start()?)?);
+        }
+        let floor = if flags.floor { round[1].cpu() } else { 0.0 };
+        all.resize_with(round.len(), Vec::new);
+        for (mut figures, rounds) in round.into_iter().zip(&mut all) {
+            figures.to_floor = (floor > 0.0 && figures.cpu() > 0.0).then(|| figures.cpu() / floor);
+            rounds.push(figures);
         }
     }
     all.iter().map(|rounds| medians(rounds)).collect()
@@ -47,19 +47,14 @@ pub fn measure(flags: &Flags) -> anyhow::Result<Vec<Figures>> {
 fn with_rate(flags: &Flags) -> anyhow::Result<Flags> {
     let Some(Rate::Percent(percent)) = flags.rate else { return Ok(flags.clone()) };
     let closed = Flags { rate: None, window: vec![16], ..flags.clone() };
-    let capacity = run(&closed, Started::server(&closed)?)?.rate;
+    let capacity = run(&closed, Target::server(&closed)?)?.rate;
     Ok(Flags { rate: Some(Rate::PerSecond((capacity * percent / 100.0).max(1.0))), ..flags.clone() })
 }
 
 /// One round against a fresh target. If that fails, the error says what the target did last.
-pub fn run(flags: &Flags, mut started: Started) -> anyhow::Result<Figures> {
-    let target = &mut started.target;
-    let failed = match round(flags, target) {
-        Ok(figures) => return Ok(figures),
-        Err(failed) => failed,
-    };
-    let words = target.last_words();
-    Err(anyhow!("{}: {failed:#}\n{words}", target.name))
+pub fn run(flags: &Flags, mut target: Target) -> anyhow::Result<Figures> {
+    let name = target.name;
+    round(flags, &target).map_err(|failed| anyhow!("{name}: {failed:#}\n{}", target.last_words()))
 }
 
 fn round(flags: &Flags, target: &Target) -> anyhow::Result<Figures> {
@@ -112,6 +107,7 @@ fn watch(flags: &Flags, target: &Target, shared: &Shared, given_up: impl Fn() ->
         rate: messages / seconds,
         user: each(cpu.user),
         system: each(cpu.system),
+        to_floor: None,
         resident_kib: proc::resident(&target.pids)?,
         lost: 0,
         disordered: 0,

@@ -33,7 +33,7 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
         clean(&Flags { rival: vec![rival], ..few.clone() })?;
     }
     let svg = Some(folder.path().join("sweep.svg"));
-    sweep::run(&Flags { sweep: true, reactors: vec![1, 2], workers: vec![1], svg, ..few })
+    sweep::run(&Flags { sweep: true, reactors: vec![1, 2], workers: vec![1], window: vec![2], svg, ..few })
 }
 
 /// Messages went through, and nothing was lost, disordered or refused.

@@ -7,11 +7,6 @@ use serde_json::{Value, json};
 use crate::figures::Figures;
 use crate::flags::{Flags, Rate};
 
-/// The floor among the figures.
-pub fn floor(shown: &[Figures]) -> Option<&Figures> {
-    shown.iter().find(|figures| figures.name == "floor")
-}
-
 pub fn text(flags: &Flags, shown: &[Figures]) -> Result<String, std::fmt::Error> {
     let mut out = String::new();
     writeln!(out, "{}", title(flags))?;
@@ -20,7 +15,7 @@ pub fn text(flags: &Flags, shown: &[Figures]) -> Result<String, std::fmt::Error>
         "              msg/s  CPU us    user  system  to floor   RSS MB   lost  disorder  errors  generator"
     )?;
     for figures in shown {
-        let to_floor = floor(shown).and_then(|floor| figures.to(floor)).map_or("-".into(), |r| format!("{r:.2}"));
+        let to_floor = figures.to_floor.map_or("-".to_owned(), |ratio| format!("{ratio:.2}"));
         let Figures { name, rate, user, system, lost, disordered, errors, busy, .. } = figures;
         let (cpu, mb) = (figures.cpu(), figures.resident_kib as f64 / 1024.0);
         write!(out, "{name:9} {rate:9.0} {cpu:7.2} {user:7.2} {system:7.2} {to_floor:>9} {mb:8.1} ")?;
@@ -79,7 +74,7 @@ pub fn json(flags: &Flags, shown: &[Figures]) -> Value {
         });
         json!({
             "target": figures.name, "messages_per_s": figures.rate, "cpu_user_us": figures.user,
-            "cpu_system_us": figures.system, "cpu_to_floor": floor(shown).and_then(|floor| figures.to(floor)),
+            "cpu_system_us": figures.system, "cpu_to_floor": figures.to_floor,
             "resident_kib": figures.resident_kib, "lost": figures.lost, "disordered": figures.disordered,
             "errors": figures.errors, "generator_busy": figures.busy, "generator_late": figures.late,
             "generator_is_the_bottleneck": figures.is_the_generators_limit(),

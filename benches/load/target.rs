@@ -32,33 +32,18 @@ pub struct Target {
 enum Parts {
     /// Somebody else's.
     Foreign,
-    /// Our own nodes.
-    Nodes(Vec<Server>),
-    /// A single program, and where it has its log.
-    Program(Process, Option<PathBuf>),
+    /// Our own nodes, and what they stand on.
+    Nodes { servers: Vec<Server>, _redis: Option<Redis>, _folder: Option<TempDir> },
+    /// A single program. In its folder, if it has one, is its log.
+    Program { process: Process, folder: Option<TempDir> },
 }
 
-/// A fresh target, and what must outlive it.
-pub struct Started {
-    pub target: Target,
-    _redis: Option<Redis>,
-    _folder: Option<TempDir>,
-}
-
-impl Started {
-    fn nodes(nodes: Vec<Server>, redis: Option<Redis>, folder: Option<TempDir>) -> Started {
-        let addresses = nodes.iter().map(|node| node.address).collect();
-        let pids = nodes.iter().map(|node| node.pid()).collect();
-        let (name, dialect, parts) = ("server", Dialect::Chat, Parts::Nodes(nodes));
-        Started { target: Target { name, dialect, addresses, pids, parts }, _redis: redis, _folder: folder }
-    }
-
-    /// The server that the flags describe.
-    pub fn server(flags: &Flags) -> anyhow::Result<Started> {
+impl Target {
+    /// The servers that the flags describe.
+    pub fn server(flags: &Flags) -> anyhow::Result<Target> {
         if !flags.addr.is_empty() {
-            let (addresses, pids) = (flags.addr.clone(), flags.pid.clone());
-            let target = Target { name: "server", dialect: Dialect::Chat, addresses, pids, parts: Parts::Foreign };
-            return Ok(Started { target, _redis: None, _folder: None });
+            let (addresses, pids, parts) = (flags.addr.clone(), flags.pid.clone(), Parts::Foreign);
+            return Ok(Target { name: "server", dialect: Dialect::Chat, addresses, pids, parts });
         }
         let mut launch = Launch {
             store: String::new(),
@@ -68,44 +53,70 @@ impl Started {
             setup: "export RUST_LOG=info".to_owned(),
             port: 0,
         };
+        let (mut folder, mut redis) = (None, None);
         if flags.nodes == 1 {
-            let folder = tempfile::tempdir()?;
+            let folder = folder.insert(tempfile::tempdir()?);
             launch.store = format!("sqlite:{}", folder.path().join("chat.db").display());
-            return Ok(Started::nodes(vec![Server::start(&launch)], None, Some(folder)));
+        } else {
+            need("mariadbd", "mariadb-server")?;
+            need("redis-server", "redis-server")?;
+            let mariadb = MariaDb::shared();
+            launch.store = mariadb.url(&mariadb.new_database());
+            launch.flags.extend(["--redis".to_owned(), redis.insert(Redis::start()).url()]);
         }
-        need("mariadbd", "mariadb-server")?;
-        need("redis-server", "redis-server")?;
-        let (mariadb, redis) = (MariaDb::shared(), Redis::start());
-        launch.store = mariadb.url(&mariadb.new_database());
-        launch.flags.extend(["--redis".to_owned(), redis.url()]);
-        let nodes = (0..flags.nodes).map(|_| Server::start(&launch)).collect();
-        Ok(Started::nodes(nodes, Some(redis), None))
+        let servers: Vec<Server> = (0..flags.nodes).map(|_| Server::start(&launch)).collect();
+        Ok(Target {
+            name: "server",
+            dialect: Dialect::Chat,
+            addresses: servers.iter().map(|server| server.address).collect(),
+            pids: servers.iter().map(|server| server.pid()).collect(),
+            parts: Parts::Nodes { servers, _redis: redis, _folder: folder },
+        })
     }
 
     /// This program once more, as the floor.
-    pub fn floor() -> anyhow::Result<Started> {
+    pub fn floor() -> anyhow::Result<Target> {
         let mut child = Command::new(std::env::current_exe()?).arg("--relay").stdout(Stdio::piped()).spawn()?;
         let output = child.stdout.take().context("stdout is piped")?;
         let process = Process(child);
         let mut line = String::new();
         BufReader::new(output).read_line(&mut line)?;
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, line.trim().parse().context("the floor has no port")?));
-        Ok(Started::program("floor", Dialect::Chat, address, process, None))
+        let port: u16 = line.trim().parse().context("the floor has no port")?;
+        Ok(Target::program("floor", Dialect::Chat, SocketAddr::from((Ipv4Addr::LOCALHOST, port)), process, None))
     }
 
-    /// A server program that listens, and logs into `log.txt` of this folder.
+    /// A server program that listens. Its folder has its log.
     pub fn program(
         name: &'static str,
         dialect: Dialect,
         address: SocketAddr,
         process: Process,
         folder: Option<TempDir>,
-    ) -> Started {
-        let log = folder.as_ref().map(|folder| log_in(folder.path()));
-        let pids = vec![process.pid()];
-        let parts = Parts::Program(process, log);
-        let target = Target { name, dialect, addresses: vec![address], pids, parts };
-        Started { target, _redis: None, _folder: folder }
+    ) -> Target {
+        let (addresses, pids) = (vec![address], vec![process.pid()]);
+        Target { name, dialect, addresses, pids, parts: Parts::Program { process, folder } }
+    }
+
+    /// What can be said of a target that has failed: who has ended, how, and what was logged last.
+    pub fn last_words(&mut self) -> String {
+        match &mut self.parts {
+            Parts::Foreign => {
+                let gone = self.pids.iter().filter(|pid| !Path::new(&format!("/proc/{pid}")).exists());
+                gone.map(|pid| format!("process {pid} has ended\n")).collect()
+            }
+            Parts::Nodes { servers, .. } => {
+                let words = servers.iter_mut().map(|server| {
+                    let (pid, state) = (server.pid(), state(server));
+                    format!("server process {pid} {state}; its log ends with\n{}", tail(&server.log_tail()))
+                });
+                words.collect()
+            }
+            Parts::Program { process, folder } => {
+                let log = folder.as_ref().map(|folder| log_of(folder.path())).unwrap_or_default();
+                let (name, pid, state) = (self.name, process.pid(), state(process));
+                format!("{name} process {pid} {state}; its log ends with\n{}", tail(&log))
+            }
+        }
     }
 }
 
@@ -113,10 +124,14 @@ fn log_in(folder: &Path) -> PathBuf {
     folder.join("log.txt")
 }
 
-/// Where a program's output is to go, so that it can be shown.
-pub fn log_file(folder: &Path) -> anyhow::Result<(File, File)> {
+/// Where a program's output is to go, so that it can be shown: stdout and stderr.
+pub fn open_log(folder: &Path) -> std::io::Result<(File, File)> {
     let file = File::create(log_in(folder))?;
     Ok((file.try_clone()?, file))
+}
+
+pub fn log_of(folder: &Path) -> String {
+    std::fs::read_to_string(log_in(folder)).unwrap_or_default()
 }
 
 pub fn is_installed(program: &str) -> bool {
@@ -132,31 +147,6 @@ pub fn need(program: &str, package: &str) -> anyhow::Result<()> {
         return Ok(());
     }
     bail!("{program} is not installed: apt-get install {package}")
-}
-
-impl Target {
-    /// What can be said of a target that has failed: who has ended, how, and what was logged last.
-    pub fn last_words(&mut self) -> String {
-        let pids = std::mem::take(&mut self.pids);
-        match &mut self.parts {
-            Parts::Foreign => {
-                let gone = pids.iter().filter(|pid| !Path::new(&format!("/proc/{pid}")).exists());
-                gone.map(|pid| format!("process {pid} has ended\n")).collect()
-            }
-            Parts::Nodes(nodes) => {
-                let words = nodes.iter_mut().map(|node| {
-                    let (pid, state) = (node.pid(), state(node));
-                    format!("server process {pid} {state}; its log ends with\n{}", tail(&node.log_tail()))
-                });
-                words.collect()
-            }
-            Parts::Program(process, log) => {
-                let text = log.as_ref().and_then(|log| std::fs::read_to_string(log).ok()).unwrap_or_default();
-                let (name, pid, state) = (self.name, process.pid(), state(process));
-                format!("{name}, process {pid}, {state}; its log ends with\n{}", tail(&text))
-            }
-        }
-    }
 }
 
 /// Its exit status, or that it is alive. A process that is dying is given the time.
