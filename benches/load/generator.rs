@@ -21,7 +21,7 @@ use crate::roles::{Role, Troupe};
 use crate::users::Account;
 
 /// How long a thread waits, after its last message, for what is still on its way.
-const DRAIN: Duration = Duration::from_secs(2);
+const DRAIN: Duration = Duration::from_secs(5);
 /// epoll cannot wait for less.
 const TICK: Duration = Duration::from_millis(1);
 /// A message that leaves so long after it was due is the generator's fault.

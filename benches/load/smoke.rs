@@ -8,7 +8,7 @@ use crate::rivals::Rival;
 use crate::target::is_installed;
 use crate::{idle, report, round, sweep, table};
 
-const SECONDS: f64 = 0.1;
+const SECONDS: f64 = 0.2;
 const RATE: Rate = Rate::PerSecond(400.0);
 
 pub fn run(flags: &Flags) -> anyhow::Result<()> {

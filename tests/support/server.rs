@@ -15,7 +15,7 @@ pub struct Launch {
     pub store: String,
     pub reactors: usize,
     pub workers: usize,
-    /// Further flags.
+    /// Further flags. Passwords are cheap, unless `--password-cost` is among them.
     pub flags: Vec<String>,
     /// Shell commands to run before, in the same process: `ulimit -n 64`, `export A=b`.
     pub setup: String,
