@@ -196,14 +196,13 @@ impl<'a> Generator<'a> {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 done => done?,
             }
-            self.measuring = self.shared.measuring.load(Relaxed);
-            let is_last = !self.stopping && self.shared.stopping.load(Relaxed);
             if !self.stopping {
                 let now = self.shared.now();
                 waited += now - before;
                 self.outcome.busy = 1.0 - waited as f64 / (now - started).max(1) as f64;
             }
-            self.stopping |= is_last;
+            self.measuring = self.shared.measuring.load(Relaxed);
+            self.stopping = self.shared.stopping.load(Relaxed);
             for event in &events {
                 let n = event.token().0;
                 if event.is_writable() {
