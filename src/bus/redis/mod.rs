@@ -36,6 +36,7 @@
 //! becomes of its message, and a Redis that does not answer is given up after [`PATIENCE`], with
 //! all that waits.
 
+pub mod hearing;
 mod lease;
 mod link;
 mod publisher;
