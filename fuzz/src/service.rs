@@ -675,7 +675,8 @@ impl<'a> World<'a> {
         }
         self.set_user(client, Some(user));
         self.inboxes.entry(user).or_default();
-        let mut fields = self.lists(user);
+        // Whoever was logged in here before is just being shown offline.
+        let mut fields = if me.is_some() { Vec::new() } else { self.lists(user) };
         fields.push(("id", json!(user)));
         fields.push(("name", json!(self.accounts[user as usize - 1].0)));
         fields.push(("state", json!("online")));
