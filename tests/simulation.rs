@@ -10,7 +10,7 @@
 //! | nothing is repeated | without faults everything arrives exactly once |
 //! | offline messages | once all is read, nothing is left in the store; nobody's rows are removed by another |
 //! | one session | whoever is told to be logged in has the claim; after everybody has come back there is one for each user |
-//! | nobody is locked out | every user can log in again, whatever has happened |
+//! | nobody is locked out | every user can log in again, whatever has happened; without faults no login is refused |
 //! | an answer to each `seq` | whoever is still logged in has got one for each, and no second one |
 //! | an end | everything comes to rest, and every shard winds up when it is stopped, with nobody left online |
 //!
@@ -664,6 +664,8 @@ impl World {
         match value["msgid"].as_i64().unwrap() {
             2 if client.socket == Some(address) => {
                 client.logged_in = value["errno"] == 0;
+                // Nobody else has the account, and a logout holds at once for the next login.
+                assert!(client.logged_in || self.faults, "user {user} is refused: {value}");
                 if client.logged_in && !self.faults {
                     let holder = self.memory.lock().unwrap().claims.get(&user).map(|claim| claim.node);
                     assert_eq!(holder, Some(self.nodes[address.0].id), "user {user} is logged in without a claim");
