@@ -443,6 +443,9 @@ impl World {
     /// What the keepers do: the death of a node is told to all shards, then its users are set
     /// offline.
     fn reap(&mut self) {
+        if self.bus_is_down {
+            return; // without Redis nobody is known to be dead
+        }
         let Some((dead, told)) = self.to_reap.pop() else { return };
         if !told {
             for node in self.nodes.iter_mut().filter(|node| node.id != dead) {
@@ -849,8 +852,17 @@ impl World {
             2 => self.toggle_stop(at),
             _ => self.kill(at),
         }
+        // Whoever has stored something that could not be told of may die before it can.
+        let mut dies = is_cluster && matches!(dice, 1 | 2) && self.rng.one_in(3);
         for _ in 0..steps {
             self.step(true);
+            if dies && self.rng.one_in(100) {
+                dies = false;
+                let other = self.rng.below(self.nodes.len());
+                if !self.nodes[other].stopped {
+                    self.kill(other);
+                }
+            }
             if self.rng.one_in(60) {
                 self.reap();
             }
