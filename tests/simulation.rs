@@ -9,7 +9,7 @@
 //! | nothing is lost | everything that was acked without an error, as delivered or as stored, has reached every recipient once all have come back |
 //! | nothing is repeated | without faults everything arrives exactly once |
 //! | offline messages | once all is read, nothing is left in the store; nobody's rows are removed by another |
-//! | one session | whoever is told to be logged in has the claim; after everybody has come back there is one for each user |
+//! | one session | nothing is read any more by a claim that is gone; whoever is told to be logged in has the claim; after everybody has come back there is one for each user |
 //! | nobody is locked out | every user can log in again, whatever has happened; without faults no login is refused |
 //! | an answer to each `seq` | whoever is still logged in has got one for each, and no second one |
 //! | an end | everything comes to rest, and every shard winds up when it is stopped, with nobody left online |
@@ -252,6 +252,8 @@ struct World {
     /// others have been told.
     to_reap: Vec<(NodeId, bool)>,
     reaped: Vec<NodeId>,
+    /// What a node had not read yet when it was stopped and its claims were taken from it: by sender.
+    never: HashSet<(UserId, (bool, UserId, u64))>,
     sockets: HashMap<Address, Socket>,
     users: HashMap<UserId, User>,
     memory: Arc<Mutex<Memory>>,
@@ -293,6 +295,7 @@ impl World {
             bus_is_down: false,
             to_reap: Vec::new(),
             reaped: Vec::new(),
+            never: HashSet::new(),
             sockets: HashMap::new(),
             users: (1..=USERS).map(|user| (user, User::default())).collect(),
             memory,
@@ -459,6 +462,10 @@ impl World {
             |node: &Node| node.stopped || node.links.iter().all(|((from, _), queue)| *from != 5003 || queue.is_empty());
         if !self.nodes.iter().all(has_heard) {
             return self.to_reap.push((dead, true));
+        }
+        if let Some(node) = self.nodes.iter().position(|node| node.id == dead && node.stopped) {
+            let sockets = self.sockets.iter().filter(|(address, _)| address.0 == node);
+            self.never.extend(sockets.flat_map(|(_, socket)| sent_in(socket)));
         }
         self.memory.lock().unwrap().claims.retain(|_, claim| claim.node != dead);
         for user in self.users.values_mut() {
@@ -911,6 +918,8 @@ impl World {
                 let mut seen = HashSet::new();
                 let sender = &self.users[from];
                 let to = if *group { GROUP } else { *id };
+                let unread = numbers.iter().find(|number| self.never.contains(&(*from, (*group, to, **number))));
+                assert!(unread.is_none(), "from {from} to {id} (group {group}): {unread:?} by a claim that was gone");
                 numbers.iter().for_each(|number| {
                     if seen.insert(*number) && !sender.limbo.contains(&(*group, to, *number)) {
                         first.push(*number);
@@ -990,6 +999,18 @@ impl World {
         assert!(self.nodes.iter().all(|node| node.wound_up == self.shards), "a shard did not wind up: {left:?}");
         assert!(memory.lock().unwrap().claims.is_empty(), "somebody was left online");
     }
+}
+
+/// The messages in what a shard has not read yet: by sender.
+fn sent_in(socket: &Socket) -> Vec<(UserId, (bool, UserId, u64))> {
+    let number = |value: &Value| value.as_str()?.trim().parse().ok();
+    let message = |object: Value| {
+        let group = object["msgid"] == 10;
+        let to = if group { GROUP } else { object["toid"].as_u64()? as UserId };
+        Some((socket.user, (group, to, number(&object["msg"])?)))
+    };
+    let objects = serde_json::Deserializer::from_slice(&socket.input).into_iter::<Value>();
+    objects.map_while(Result::ok).filter_map(message).collect()
 }
 
 fn number(variable: &str) -> Option<u64> {
