@@ -31,7 +31,9 @@ use std::time::{Duration, Instant};
 use chat_server::bus::{BusEvent, BusOp};
 use chat_server::password::{Cost, Hasher};
 use chat_server::reactor::{CloseReason, ConnId, ConnIds, Unwritten};
-use chat_server::service::{Effect, Effects, Job, JobRunner, Lane, Letter, Now, Payload, Settings, Shard, Tag, Timer};
+use chat_server::service::{
+    Effect, Effects, Job, JobRunner, Lane, Letter, Now, Op, Payload, Settings, Shard, Tag, Timer,
+};
 use chat_server::store::{
     Account, Claim, Connection, Friend, Group, Holder, Kept, NodeId, Outcome, Page, Parcel, RowId, StoreError, UserId,
     Write,
@@ -497,8 +499,29 @@ impl World {
         }
     }
 
+    /// A node that is just storing something past another one, if there comes one soon.
+    fn await_storing_past(&mut self) -> Option<usize> {
+        let stores_past = |job: &Job| match &job.op {
+            Op::Write(Write::Keep(parcels)) => parcels.iter().any(|parcel| parcel.past.is_some()),
+            _ => false,
+        };
+        for _ in 0..1000 {
+            self.step(true);
+            let node = self.nodes.iter().position(|node| node.lanes.iter().flatten().any(stores_past));
+            if node.is_some() {
+                return node;
+            }
+        }
+        None
+    }
+
     /// A node is killed, and another one started in its place.
     fn kill(&mut self, node: usize) {
+        // What it is just writing may be done all the same.
+        if self.rng.one_in(2) {
+            let node = &mut self.nodes[node];
+            node.lanes.iter_mut().for_each(|lane| node.runner.run(lane, |_, _, _| {}));
+        }
         let mut lost: Vec<Address> = self.sockets.keys().filter(|address| address.0 == node).copied().collect();
         lost.sort_by_key(|(_, conn)| conn.to_string());
         for address in lost {
@@ -857,7 +880,10 @@ impl World {
             }
             1 => self.toggle_bus(),
             2 => self.toggle_stop(at),
-            _ => self.kill(at),
+            _ => {
+                let node = if self.rng.one_in(2) { self.await_storing_past() } else { None };
+                self.kill(node.unwrap_or(at));
+            }
         }
         // Whoever has stored something that could not be told of may die before it can.
         let mut dies = is_cluster && matches!(dice, 1 | 2) && self.rng.one_in(3);
