@@ -46,7 +46,7 @@ pub struct Game {
     /// By player and kind: its last number that was acked.
     pub acked: Vec<[AtomicU32; 2]>,
     /// Between two messages of a player, at most, in µs.
-    think: AtomicUsize,
+    pub think: AtomicUsize,
 }
 
 impl Game {
@@ -74,16 +74,6 @@ impl Game {
             acked: (0..players).map(|_| [AtomicU32::new(0), AtomicU32::new(0)]).collect(),
             think: AtomicUsize::new(THINK.as_micros() as usize),
         })
-    }
-
-    /// How long players think before a message, at most.
-    pub fn set_thinking(&self, time: Duration) {
-        self.think.store(time.as_micros() as usize, Ordering::SeqCst);
-    }
-
-    /// How many messages have been acked.
-    pub fn messages(&self) -> u64 {
-        self.acked.iter().flatten().map(|acked| u64::from(acked.load(Ordering::SeqCst))).sum()
     }
 
     pub fn begin(game: &Arc<Game>, rng: &mut Rng) -> Vec<JoinHandle<Log>> {

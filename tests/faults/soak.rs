@@ -1,7 +1,7 @@
 //! Hours in short: at half of what they can do, with a fault a minute, the nodes are at the end as they were at
 //! the beginning. `scripts/soak` lets it take half an hour; `CHAT_SOAK=n` n minutes instead of one.
 
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -62,16 +62,21 @@ fn p99(logs: &[Log], from: Duration, to: Duration) -> (Duration, usize) {
     (times.get(times.len() * 99 / 100).copied().unwrap_or_default(), times.len())
 }
 
+/// How many messages have been acked.
+fn messages(game: &Game) -> u64 {
+    game.acked.iter().flatten().map(|acked| u64::from(acked.load(Ordering::SeqCst))).sum()
+}
+
 /// Has the players do half of what they did without thinking.
-fn set_half_load(game: &Arc<Game>) {
-    game.set_thinking(Duration::ZERO);
+fn set_half_load(game: &Game) {
+    game.think.store(0, Ordering::SeqCst);
     sleep(FULL_LOAD / 4); // until all are logged in
-    let before = game.messages();
+    let before = messages(game);
     sleep(FULL_LOAD);
-    let messages = (game.messages() - before).max(1);
+    let messages = (messages(game) - before).max(1);
     // Each player's message takes so long, and the thinking as long again, on average.
     let time = FULL_LOAD * PLAYERS as u32 / messages as u32;
-    game.set_thinking(2 * time);
+    game.think.store(2 * time.as_micros() as usize, Ordering::SeqCst);
     println!("full load: {} messages/s, each player's in {time:?}", messages / FULL_LOAD.as_secs());
 }
 
