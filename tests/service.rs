@@ -79,8 +79,8 @@ impl Node {
                 Effect::Submit(lane, job) => {
                     self.jobs.push((lane, copy(&job.op)));
                     let (shard, now) = (&mut self.shard, self.now);
-                    self.runner.run(&mut vec![job], |_, then, answer| {
-                        shard.letter(Letter::Done { then, answer }, now, &mut fx);
+                    self.runner.run(&mut vec![*job], |_, done| {
+                        shard.letter(Letter::Done(Box::new(done)), now, &mut fx);
                     });
                 }
                 Effect::Bus(op) => {

@@ -520,7 +520,7 @@ impl World {
         // What it is just writing may be done all the same.
         if self.rng.one_in(2) {
             let node = &mut self.nodes[node];
-            node.lanes.iter_mut().for_each(|lane| node.runner.run(lane, |_, _, _| {}));
+            node.lanes.iter_mut().for_each(|lane| node.runner.run(lane, |_, _| {}));
         }
         let mut lost: Vec<Address> = self.sockets.keys().filter(|address| address.0 == node).copied().collect();
         lost.sort_by_key(|(_, conn)| conn.to_string());

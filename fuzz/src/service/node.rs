@@ -108,7 +108,7 @@ impl Node {
                 Effect::Recall(conn) => self.recall(conn),
                 Effect::Close(conn, _) => _ = self.sockets.get_mut(&conn).map(|socket| socket.closing = true),
                 Effect::Post(to, letter) => self.letters.push_back((to, letter)),
-                Effect::Submit(_, job) => self.jobs.push_back(job),
+                Effect::Submit(_, job) => self.jobs.push_back(*job),
                 Effect::Bus(op) => self.publish(op),
                 Effect::Pace(_) | Effect::Timer(..) | Effect::WoundUp | Effect::CheckClaims => {}
             }
@@ -165,8 +165,8 @@ impl Node {
             }
             if let Some(job) = self.jobs.pop_front() {
                 let letters = &mut self.letters;
-                self.runner.run(&mut vec![job], |shard, then, answer| {
-                    letters.push_back((shard, Letter::Done { then, answer }));
+                self.runner.run(&mut vec![job], |shard, done| {
+                    letters.push_back((shard, Letter::Done(Box::new(done))));
                 });
                 continue;
             }
