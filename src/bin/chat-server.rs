@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use chat_server::config::{Config, Stop};
 use chat_server::server::{CannotListen, Server};
+use sd_notify::NotifyState;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -48,11 +49,20 @@ fn run(config: &Config) -> anyhow::Result<()> {
     }
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
     let server = Server::start(config)?;
+    tell_supervisor(NotifyState::Ready);
     signals.forever().next();
     log::info!("stopping; a second signal ends at once");
+    tell_supervisor(NotifyState::Stopping);
     server.stop()?;
     log::info!("stopped");
     Ok(())
+}
+
+/// For systemd's `Type=notify`; without a supervisor that listens, nothing happens.
+fn tell_supervisor(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        log::warn!("cannot tell the supervisor: {error}");
+    }
 }
 
 /// A server that has lost one of its threads looks alive and serves only some: better none, and a
@@ -64,6 +74,7 @@ fn end_with_any_thread() {
         std::process::abort();
     }));
 }
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::process::ExitStatusExt;

@@ -37,6 +37,7 @@
 //! all that waits.
 
 mod counts;
+pub mod hearing;
 mod lease;
 mod link;
 mod publisher;

@@ -36,6 +36,7 @@ use sql::Sql;
 use text::Texts;
 
 pub use migrate::OpenError;
+pub use text::ascii_json;
 
 /// How a node uses the database.
 #[derive(Clone)]
