@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{Parser, ValueEnum};
 use ipnet::IpNet;
 
 use crate::password::Cost;
@@ -42,6 +42,8 @@ pub struct Config {
     pub max_connections: Option<usize>,
     pub max_message: usize,
     pub max_message_before_login: usize,
+    /// Of one address, over all reactors. `None`: as many as there is room for.
+    pub max_connections_per_address: Option<u32>,
     pub login_timeout: Option<Duration>,
     pub idle_timeout: Option<Duration>,
     pub high_water: usize,
@@ -93,6 +95,17 @@ struct Flags {
     #[arg(long, env = "CHAT_MAX_CONNECTIONS", value_name = "N", allow_negative_numbers = true, value_parser = count(1, 10_000_000))]
     max_connections: Option<u64>,
 
+    /// Which limits are on that are not named: "default" leaves off whatever could throw off people
+    /// who type slowly or many users behind one address; "internet" is for a server that strangers
+    /// can reach
+    #[arg(long, env = "CHAT_LIMITS", value_name = "SET", default_value = "default")]
+    limits: LimitSet,
+
+    /// Connections of one address at a time, or off; more are refused with error 20. An IPv6 address
+    /// is its /64 network [default: off; internet: 50]
+    #[arg(long, env = "CHAT_MAX_CONNECTIONS_PER_ADDRESS", value_name = "N", allow_negative_numbers = true)]
+    max_connections_per_address: Option<Bound>,
+
     /// The largest message of a user who has logged in, in bytes
     #[arg(long, env = "CHAT_MAX_MESSAGE", value_name = "BYTES", allow_negative_numbers = true, value_parser = count(256, 16 << 20), default_value = "65536")]
     max_message: u64,
@@ -102,8 +115,9 @@ struct Flags {
     max_message_before_login: u64,
 
     /// How long a connection may stay without a login, like 90s or 10m; off: for ever
-    #[arg(long, env = "CHAT_LOGIN_TIMEOUT", value_name = "TIME", default_value = "10m")]
-    login_timeout: Timeout,
+    /// [default: off; internet: 1m]
+    #[arg(long, env = "CHAT_LOGIN_TIMEOUT", value_name = "TIME")]
+    login_timeout: Option<Timeout>,
 
     /// How long a connection may stay silent, like 90s or 10m; off: for ever
     #[arg(long, env = "CHAT_IDLE_TIMEOUT", value_name = "TIME", default_value = "off")]
@@ -139,6 +153,41 @@ fn count(min: u64, max: u64) -> clap::builder::RangedU64ValueParser<u64> {
 fn network(text: &str) -> Result<IpNet, String> {
     let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
     network.map_err(|_| "must be networks like 10.0.0.0/8 or addresses, with commas between".to_owned())
+}
+
+/// Which limits are on without being named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LimitSet {
+    Default,
+    Internet,
+}
+
+impl LimitSet {
+    /// A limit as it was given, or else as this set has it.
+    fn or<T>(self, given: Option<T>, internet: T, default: T) -> T {
+        given.unwrap_or(match self {
+            LimitSet::Default => default,
+            LimitSet::Internet => internet,
+        })
+    }
+}
+
+/// A number of at least 1, or `off`.
+#[derive(Debug, Clone, Copy)]
+struct Bound(Option<u32>);
+
+impl FromStr for Bound {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Bound(None));
+        }
+        match text.parse() {
+            Ok(number) if number > 0 => Ok(Bound(Some(number))),
+            _ => Err(format!("must be a number from 1 to {}, or off", u32::MAX)),
+        }
+    }
 }
 
 /// A duration, or `off`.
@@ -232,6 +281,8 @@ impl Config {
             }
         }
         let default_charset = if flags.mixed { "gbk" } else { "utf8mb4" };
+        let (set, off) = (flags.limits, Bound(None));
+        let time = |seconds| Timeout(Some(Duration::from_secs(seconds)));
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Config {
             listen,
@@ -244,7 +295,8 @@ impl Config {
             max_connections: flags.max_connections.map(|n| n as usize),
             max_message: flags.max_message as usize,
             max_message_before_login: flags.max_message_before_login as usize,
-            login_timeout: flags.login_timeout.0,
+            max_connections_per_address: set.or(flags.max_connections_per_address, Bound(Some(50)), off).0,
+            login_timeout: set.or(flags.login_timeout, time(60), Timeout(None)).0,
             idle_timeout: flags.idle_timeout.0,
             high_water: flags.high_water as usize,
             password_cost: flags.password_cost,
@@ -304,6 +356,9 @@ mod tests {
             ("chat-server --proxy-protocol 10.0.0.0/8,10.0.0.0/33", "10.0.0.0/33"),
             ("chat-server --redis redis://127.0.0.1:6379", "--redis"),
             ("chat-server --mixed", "--mixed"),
+            ("chat-server --limits none", "--limits"),
+            ("chat-server --max-connections-per-address 0", "--max-connections-per-address"),
+            ("chat-server --max-connections-per-address -1", "--max-connections-per-address"),
             ("chat-server --colour", "--colour"),
         ] {
             let text = usage(line);
@@ -319,6 +374,19 @@ mod tests {
         assert_eq!(of("ChatServer --redis redis://h:1"), (mysql, Some("redis://h:1".to_owned())));
         assert_eq!(of("ChatServer --store sqlite:a.db"), (StoreUrl::Sqlite("a.db".into()), None));
         assert_eq!(of("chat-server"), (StoreUrl::Sqlite("chat.db".into()), None));
+    }
+
+    #[test]
+    fn a_limit_is_as_given_or_else_as_its_set_has_it() {
+        let of = |line: &str| {
+            let config = config(line).unwrap();
+            (config.max_connections_per_address, config.login_timeout.map(|time| time.as_secs()))
+        };
+        assert_eq!(of("chat-server"), (None, None));
+        assert_eq!(of("chat-server --limits internet"), (Some(50), Some(60)));
+        let line = "chat-server --limits internet --max-connections-per-address off --login-timeout 5s";
+        assert_eq!(of(line), (None, Some(5)));
+        assert_eq!(of("chat-server --max-connections-per-address 7"), (Some(7), None));
     }
 
     #[test]

@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 use chat_server::bus::{BusEvent, BusOp};
 use chat_server::password::{Cost, Hasher};
 use chat_server::reactor::{CloseReason, ConnId, ConnIds, Unwritten};
-use chat_server::service::{Effect, Effects, Job, JobRunner, Lane, Letter, Now, Payload, Settings, Shard, Tag, Timer};
+use chat_server::service::{
+    Effect, Effects, Job, JobRunner, Lane, Letter, Limits, Now, Payload, Settings, Shard, Tag, Timer,
+};
 use chat_server::store::{
     Account, Claim, Connection, Friend, Group, Holder, Kept, NodeId, Outcome, Page, Parcel, RowId, StoreError, UserId,
     Write,
@@ -261,6 +263,7 @@ impl World {
             legacy_client: false,
             mixed: false,
             proxies: Arc::default(),
+            limits: Limits::default(),
         };
         let cost: Cost = "8,1".parse().unwrap();
         let password = Hasher::new(cost).hash("p").unwrap();

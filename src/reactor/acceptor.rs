@@ -10,6 +10,7 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token, Waker};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
+use super::address::{AddressSlot, Addresses};
 use super::mailbox::{Mail, Mailbox, WAKER};
 
 const LISTENER: Token = Token(0);
@@ -45,12 +46,16 @@ pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// One connection's place under the limit, free again when dropped.
-pub struct ConnectionSlot(Arc<AtomicUsize>);
+/// One connection's place under the limits, free again when dropped.
+pub struct ConnectionSlot {
+    open: Arc<AtomicUsize>,
+    /// Boxed, so that it costs a pointer where addresses have no limit.
+    _of_address: Option<Box<AddressSlot>>,
+}
 
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -61,6 +66,15 @@ pub struct Admission {
     pub max: usize,
     /// What a client gets that finds all places taken, before its connection is closed.
     pub refusal: Vec<u8>,
+    /// Connections of one address at a time, and what a client gets that comes from one with too many.
+    /// `None`: they have no limit, or it is not known yet who they are.
+    pub addresses: Option<(Arc<Addresses>, Vec<u8>)>,
+}
+
+/// Why a client is not let in.
+enum NoPlace {
+    Anywhere,
+    ForItsAddress,
 }
 
 /// Why the acceptor does not accept although clients may wait. Each state names what ends it.
@@ -175,13 +189,13 @@ impl<L> Acceptor<L> {
     fn accept_some(&mut self) -> State {
         for _ in 0..ACCEPT_BUDGET {
             match self.listener.accept() {
-                Ok((stream, peer)) => match self.admit() {
-                    Some(slot) => {
+                Ok((stream, peer)) => match self.admit(peer) {
+                    Ok(slot) => {
                         self.complained = false;
                         self.mailboxes[self.next].post(Mail::Connection(stream, peer, slot));
                         self.next = (self.next + 1) % self.mailboxes.len();
                     }
-                    None => self.refuse(stream, peer),
+                    Err(why) => self.refuse(stream, peer, why),
                 },
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => return State::Waiting,
@@ -198,21 +212,34 @@ impl<L> Acceptor<L> {
         State::Ready
     }
 
-    fn admit(&self) -> Option<ConnectionSlot> {
+    fn admit(&self, peer: SocketAddr) -> Result<ConnectionSlot, NoPlace> {
         if self.open.load(Ordering::Relaxed) >= self.admission.max {
-            return None;
+            return Err(NoPlace::Anywhere);
         }
+        let of_address = match &self.admission.addresses {
+            Some((addresses, _)) => Some(Box::new(addresses.admit(peer.ip()).ok_or(NoPlace::ForItsAddress)?)),
+            None => None,
+        };
         self.open.fetch_add(1, Ordering::Relaxed);
-        Some(ConnectionSlot(Arc::clone(&self.open)))
+        Ok(ConnectionSlot { open: Arc::clone(&self.open), _of_address: of_address })
     }
 
     /// Tells a client that there is no place for it. A new socket's buffer has room for that, and
     /// should it fail, the client sees the connection end, which says the same.
-    fn refuse(&mut self, mut stream: TcpStream, peer: SocketAddr) {
-        if !std::mem::replace(&mut self.complained, true) {
-            log::warn!("all {} connections are taken; {peer} and others are refused", self.admission.max);
-        }
-        let _ = stream.write(&self.admission.refusal);
+    fn refuse(&mut self, mut stream: TcpStream, peer: SocketAddr, why: NoPlace) {
+        let refusal = match (why, &self.admission.addresses) {
+            (NoPlace::ForItsAddress, Some((_, refusal))) => {
+                log::debug!("{peer} is refused: its address has too many connections");
+                refusal
+            }
+            _ => {
+                if !std::mem::replace(&mut self.complained, true) {
+                    log::warn!("all {} connections are taken; {peer} and others are refused", self.admission.max);
+                }
+                &self.admission.refusal
+            }
+        };
+        let _ = stream.write(refusal);
         let _ = stream.shutdown(Shutdown::Write);
     }
 }

@@ -20,6 +20,8 @@ pub enum CloseReason {
     BadProxyHeader,
     /// It does not come from the proxy, and may not claim to.
     NotTheProxy,
+    /// Its address has as many connections as it may.
+    AddressFull,
     LoginTimeout,
     IdleTimeout,
     /// It did not read what was queued for it.
@@ -39,6 +41,7 @@ impl CloseReason {
             CloseReason::TooLarge => "message too large",
             CloseReason::BadProxyHeader => "no PROXY header",
             CloseReason::NotTheProxy => "not from the proxy",
+            CloseReason::AddressFull => "too many connections of its address",
             CloseReason::LoginTimeout => "no login in time",
             CloseReason::IdleTimeout => "idle",
             CloseReason::SlowConsumer => "slow consumer",

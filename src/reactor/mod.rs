@@ -21,6 +21,7 @@
 //! What the bytes mean is the business of a [`Handler`], one for each reactor.
 
 mod acceptor;
+mod address;
 mod connection;
 mod event_loop;
 mod id;
@@ -29,6 +30,7 @@ mod outbox;
 mod timers;
 
 pub use acceptor::{Acceptor, AcceptorHandle, Admission, ConnectionSlot, listen};
+pub use address::{AddressSlot, Addresses, Origin};
 pub use connection::{CloseReason, Message};
 pub use event_loop::{EventLoop, Handler, Io, Limits, Taken};
 pub use id::{ConnId, ConnIds, ConnMap};

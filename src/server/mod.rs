@@ -18,8 +18,8 @@ use crate::bus::{Alone, Bus, Listener, RedisBus};
 use crate::config::{Config, StoreUrl};
 use crate::password::Hasher;
 use crate::pool::{Pool, Submitter};
-use crate::reactor::{Acceptor, AcceptorHandle, Admission, EventLoop, Limits, Mail, Mailbox, listen};
-use crate::service::{Job, JobRunner, Letter, Settings, Shard};
+use crate::reactor::{Acceptor, AcceptorHandle, Addresses, Admission, EventLoop, Limits, Mail, Mailbox, listen};
+use crate::service::{self, Job, JobRunner, Letter, Settings, Shard};
 use crate::store::mysql::{self, MySqlStore};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{NodeId, Store};
@@ -78,7 +78,13 @@ impl Server {
         let pool = start_pool(config, lanes, &store, &mailboxes)?;
         let (bus, keeper, cluster) = start_bus(config, node, address, &store, &mailboxes)?;
         let (report, wound_up) = bounded(config.reactors);
-        let settings = settings(config, node, lanes);
+        // Behind a proxy a client's address is known only when the proxy has told it.
+        let (at_the_door, behind_a_proxy) = match config.max_connections_per_address.map(Addresses::new) {
+            Some(addresses) if config.proxies.is_empty() => (Some(addresses), None),
+            addresses => (None, addresses),
+        };
+        let service_limits = service::Limits { addresses: behind_a_proxy };
+        let settings = settings(config, node, lanes, service_limits);
         let limits = Limits {
             high_water: config.high_water,
             // Far enough above the soft mark for a page of offline messages and a large message.
@@ -93,9 +99,10 @@ impl Server {
         }
         let room = descriptors.saturating_sub(RESERVED_DESCRIPTORS + config.reactors as u64 * 4).max(1);
         let max = config.max_connections.unwrap_or(usize::MAX).min(usize::try_from(room).unwrap_or(usize::MAX));
-        let mut refusal = Vec::new();
-        reply::refused(&mut refusal, None, None, &Refusal::new(Errno::Busy, "the server is full, try again later"));
-        let (acceptor, handle) = Acceptor::new(listener, Arc::clone(&mailboxes), Admission { max, refusal })?;
+        let refusal = refusal_of(&Refusal::new(Errno::Busy, "the server is full, try again later"));
+        let addresses = at_the_door.map(|addresses| (addresses, refusal_of(&service::address_is_full())));
+        let (acceptor, handle) =
+            Acceptor::new(listener, Arc::clone(&mailboxes), Admission { max, refusal, addresses })?;
         let acceptor_thread = thread("acceptor".to_owned(), move || acceptor.run())?;
 
         log::info!(
@@ -212,7 +219,14 @@ fn start_pool(config: &Config, lanes: usize, store: &Arc<dyn Store>, mailboxes: 
     Pool::start((0..config.workers).map(worker).collect(), lanes, cores).context("cannot start the workers")
 }
 
-fn settings(config: &Config, node: NodeId, lanes: usize) -> Settings {
+/// What a client is told that is not let in.
+fn refusal_of(refusal: &Refusal) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    reply::refused(&mut bytes, None, None, refusal);
+    bytes
+}
+
+fn settings(config: &Config, node: NodeId, lanes: usize, limits: service::Limits) -> Settings {
     Settings {
         node,
         max_message_before_login: config.max_message_before_login,
@@ -224,6 +238,7 @@ fn settings(config: &Config, node: NodeId, lanes: usize) -> Settings {
         legacy_client: config.legacy_client,
         mixed: config.mixed,
         proxies: config.proxies.clone().into(),
+        limits,
     }
 }
 

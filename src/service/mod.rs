@@ -17,6 +17,7 @@
 //! | `chat.rs` | one-to-one chat, and what becomes of a message |
 //! | `groups.rs` | groups, their cached members, fan-out |
 //! | `friends.rs` | friends and lists |
+//! | `limits.rs` | what clients may not exceed |
 //! | `jobs.rs` | what blocks, for the workers |
 
 mod account;
@@ -27,6 +28,7 @@ mod friends;
 mod groups;
 mod jobs;
 mod letters;
+mod limits;
 mod presence;
 mod session;
 mod ways;
@@ -42,6 +44,7 @@ use ipnet::IpNet;
 pub use effects::{Effect, Effects, Payload};
 pub use jobs::{Answer, Done, Job, JobRunner, Lane, Op, Then};
 pub use letters::{Fate, Letter, Receipt, Tag, Timer};
+pub use limits::{Limits, address_is_full};
 
 use crate::bus::envelope;
 use crate::reactor::{CloseReason, ConnId, ConnMap, Taken, Unwritten};
@@ -80,6 +83,7 @@ pub struct Settings {
     /// Networks whose connections begin with a PROXY header, while all others are refused; none:
     /// there is no proxy.
     pub proxies: Arc<[IpNet]>,
+    pub limits: Limits,
 }
 
 /// The time of an input.

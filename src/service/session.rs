@@ -9,7 +9,7 @@ use super::chat::Text;
 use super::letters::{Fate, Receipt, Removal, Tag, Timer, Waiting};
 use super::{Answer, Effect, Effects, Now, Op, Payload, Shard, Then};
 use crate::bus::Ticket;
-use crate::reactor::{CloseReason, ConnId, Manner, Unwritten};
+use crate::reactor::{AddressSlot, CloseReason, ConnId, Manner, Unwritten};
 use crate::store::{Kept, NodeId, Outcome, Parcel, RowId, StoreError, UserId, Write};
 use crate::wire::proxy::BadHeader;
 use crate::wire::reply::OFFLINE_IN_REPLY;
@@ -45,6 +45,8 @@ pub(super) struct Client {
     pub last_input: Instant,
     /// Since when nobody is logged in on it.
     pub out_since: Instant,
+    /// Its place under the limit of its address.
+    pub address_slot: Option<Box<AddressSlot>>,
 }
 
 impl Client {
@@ -64,6 +66,7 @@ impl Client {
             closing: false,
             last_input: now,
             out_since: now,
+            address_slot: None,
         }
     }
 
@@ -549,6 +552,7 @@ impl Shard {
                 if let Some(source) = header.source {
                     log::debug!("{conn}: {source} has connected, through {}", client.peer);
                     client.peer = source;
+                    self.admit_address(conn, fx);
                 }
                 Some(header.length)
             }
@@ -575,8 +579,7 @@ impl Shard {
         if client.waiting || due > now.at {
             fx.push(Effect::Timer(due.max(now.at + RETRY), Timer::Login(conn)));
         } else {
-            client.closing = true;
-            fx.push(Effect::Close(conn, CloseReason::LoginTimeout));
+            self.refuse_and_close(conn, Refusal::busy("no login in time", 1), CloseReason::LoginTimeout, fx);
         }
     }
 

@@ -233,7 +233,7 @@ impl Reactors {
         let (acceptor, handle) = Acceptor::new(
             listener,
             Arc::clone(&mailboxes),
-            Admission { max: setup.max_connections, refusal: FULL.to_vec() },
+            Admission { max: setup.max_connections, refusal: FULL.to_vec(), addresses: None },
         )?;
         let (thread, acceptor_proc) = spawn(move || acceptor.run())?;
         Ok(Reactors {

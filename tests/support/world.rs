@@ -175,6 +175,11 @@ impl World {
         Client::connect_with_receive_buffer(self.server_on(node).address, bytes).expect("the server accepts")
     }
 
+    /// A client of the first node, at this address of the loopback network.
+    pub fn client_from(&self, source: [u8; 4]) -> Client {
+        Client::connect_from(self.server().address, source.into()).expect("the server accepts")
+    }
+
     /// A name that nobody else has.
     pub fn name(&self, tag: &str) -> String {
         static NEXT: AtomicU32 = AtomicU32::new(1);
