@@ -44,6 +44,8 @@ pub struct Config {
     pub max_message_before_login: usize,
     /// Of one address, over all reactors. `None`: as many as there is room for.
     pub max_connections_per_address: Option<u32>,
+    /// Offline messages of one user.
+    pub max_offline: Option<u32>,
     pub login_timeout: Option<Duration>,
     pub idle_timeout: Option<Duration>,
     pub high_water: usize,
@@ -113,6 +115,11 @@ struct Flags {
     /// The largest message before that, in bytes
     #[arg(long, env = "CHAT_MAX_MESSAGE_BEFORE_LOGIN", value_name = "BYTES", allow_negative_numbers = true, value_parser = count(256, 16 << 20), default_value = "8192")]
     max_message_before_login: u64,
+
+    /// Offline messages that are kept for one user, or off; senders of more get error 20
+    /// [default: 10000; internet: 1000]
+    #[arg(long, env = "CHAT_MAX_OFFLINE", value_name = "N", allow_negative_numbers = true)]
+    max_offline: Option<Bound>,
 
     /// How long a connection may stay without a login, like 90s or 10m; off: for ever
     /// [default: off; internet: 1m]
@@ -296,6 +303,7 @@ impl Config {
             max_message: flags.max_message as usize,
             max_message_before_login: flags.max_message_before_login as usize,
             max_connections_per_address: set.or(flags.max_connections_per_address, Bound(Some(50)), off).0,
+            max_offline: set.or(flags.max_offline, Bound(Some(1000)), Bound(Some(10_000))).0,
             login_timeout: set.or(flags.login_timeout, time(60), Timeout(None)).0,
             idle_timeout: flags.idle_timeout.0,
             high_water: flags.high_water as usize,

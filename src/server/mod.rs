@@ -22,7 +22,7 @@ use crate::reactor::{Acceptor, AcceptorHandle, Addresses, Admission, EventLoop, 
 use crate::service::{self, Job, JobRunner, Letter, Settings, Shard};
 use crate::store::mysql::{self, MySqlStore};
 use crate::store::sqlite::SqliteStore;
-use crate::store::{NodeId, Store};
+use crate::store::{NodeId, Quotas, Store};
 use crate::wire::{Errno, Refusal, reply};
 use bridge::{Bridge, BusListener, StoreWorker, now_at};
 use keeper::{Keeper, Waker};
@@ -169,11 +169,13 @@ impl Server {
 }
 
 fn open_store(config: &Config, node: NodeId) -> Result<Arc<dyn Store>> {
+    let quotas = Quotas { offline: config.max_offline };
     match &config.store {
-        StoreUrl::Sqlite(path) => Ok(Arc::new(SqliteStore::open(Path::new(path))?)),
+        StoreUrl::Sqlite(path) => Ok(Arc::new(SqliteStore::open(Path::new(path), quotas)?)),
         StoreUrl::MySql(url) => {
             let (url, charset, mixed) = (url.clone(), config.mysql_charset.clone(), config.mixed);
-            Ok(Arc::new(MySqlStore::open(mysql::Options { url, node, charset, mixed, alone: config.redis.is_none() })?))
+            let alone = config.redis.is_none();
+            Ok(Arc::new(MySqlStore::open(mysql::Options { url, node, charset, mixed, alone, quotas })?))
         }
     }
 }

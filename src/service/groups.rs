@@ -391,7 +391,10 @@ impl Shard {
                 match seq {
                     Some(seq) => self.reply(conn, fx, |out| reply::ack_group_chat(out, seq, sum)),
                     None if sum.failed > 0 => {
-                        let text = format!("{} members could not be served: storage is unavailable", sum.failed);
+                        let text = format!(
+                            "{} members could not be served: they have too many offline messages, or storage is unavailable",
+                            sum.failed
+                        );
                         let refusal = Refusal::new(Errno::StoreUnavailable, text);
                         self.refuse(conn, Some(msgid::GROUP_CHAT), None, &refusal, fx);
                     }

@@ -18,6 +18,11 @@ pub fn address_is_full() -> Refusal {
     Refusal::busy("too many connections from your address", 10)
 }
 
+/// What a sender is told for whose message the recipient's offline store has no room.
+pub(super) fn store_is_full() -> Refusal {
+    Refusal::busy("the recipient has too many offline messages", 60)
+}
+
 impl Shard {
     /// A proxy has told whose connection it is: is there a place for one more of that address?
     pub(super) fn admit_address(&mut self, conn: ConnId, fx: &mut Effects) {

@@ -292,12 +292,13 @@ impl Shard {
         answer: Result<Answer, StoreError>,
         fx: &mut Effects,
     ) {
-        let row = match &answer {
+        let (row, errno) = match &answer {
             Ok(Answer::Wrote(Outcome::Kept(kept))) => match kept[..] {
-                [Kept::Stored(row)] => Some(row),
-                _ => None,
+                [Kept::Stored(row)] => (Some(row), Errno::StoreUnavailable),
+                [Kept::Full(_)] => (None, Errno::Busy),
+                _ => (None, Errno::StoreUnavailable),
             },
-            _ => None,
+            _ => (None, Errno::StoreUnavailable),
         };
         let Some(begun) = self.begun_mut(conn, user) else { return };
         match (row, *begun) {
@@ -317,7 +318,7 @@ impl Shard {
                     if self.is_of_another_node(receipt) {
                         self.send_back(user, receipt, fx);
                     } else {
-                        self.settle(receipt, Fate::Failed(Errno::StoreUnavailable), fx);
+                        self.settle(receipt, Fate::Failed(errno), fx);
                     }
                 }
                 // Otherwise its tag in the queue still speaks for it.

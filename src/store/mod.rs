@@ -7,12 +7,15 @@
 //! the caller's business (one lane per recipient or account).
 
 pub mod mysql;
+mod quota;
 pub mod sqlite;
 
 use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+
+pub use quota::Quotas;
 
 pub use crate::wire::reply::{Friend, Group, Member};
 
@@ -50,7 +53,7 @@ pub enum Holder {
     Foreign,
 }
 
-/// Offline messages for one user: all are stored, in this order, or none.
+/// Offline messages for one user: all are stored, in this order, or none, but for a full store.
 #[derive(Debug, Clone)]
 pub struct Parcel {
     pub to: UserId,
@@ -68,6 +71,8 @@ pub enum Kept {
     NoUser,
     /// Nothing is stored: this one has the user.
     Elsewhere(Holder),
+    /// There was room for so many of them, from the first. The others are not stored.
+    Full(usize),
 }
 
 /// The store could not do it. Nothing is known of whether a write was done.

@@ -23,9 +23,10 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{OpenFlags, OptionalExtension, Params, Row, Transaction, TransactionBehavior, params};
 
+use super::quota::Room;
 use super::{
-    Account, Claim, Connection, Friend, Group, GroupId, Holder, Kept, Member, NodeId, Outcome, Page, Parcel, Roll,
-    RowId, Store, StoreError, UserId, Write,
+    Account, Claim, Connection, Friend, Group, GroupId, Holder, Kept, Member, NodeId, Outcome, Page, Parcel, Quotas,
+    Roll, RowId, Store, StoreError, UserId, Write,
 };
 use crate::wire::reply::LISTED_MEMBERS;
 
@@ -97,7 +98,7 @@ pub struct SqliteStore {
 
 impl SqliteStore {
     /// Opens the database at `path`, or creates it, and sets everyone offline.
-    pub fn open(path: &Path) -> Result<SqliteStore, OpenError> {
+    pub fn open(path: &Path, quotas: Quotas) -> Result<SqliteStore, OpenError> {
         let file_error = |source| OpenError::File { path: path.to_owned(), source };
         // Absolute, so that SQLite's names with a meaning (":memory:", "file:…") have none; and
         // resolved, so that a link to the database has the same lock as the database.
@@ -119,6 +120,7 @@ impl SqliteStore {
             path: path.clone(),
             connection: Some(connection),
             checkpoint_at: WAL_LIMIT,
+            room: Room::new(quotas.offline),
             commits: Arc::default(),
             #[cfg(test)]
             fault: Fault::default(),
@@ -241,9 +243,9 @@ impl Work {
         }
     }
 
-    fn apply(&self, transaction: &Transaction) -> rusqlite::Result<Vec<Outcome>> {
+    fn apply(&self, transaction: &Transaction, room: &mut Room) -> rusqlite::Result<Vec<Outcome>> {
         match self {
-            Work::Batch(writes) => writes.iter().map(|write| apply(transaction, write)).collect(),
+            Work::Batch(writes) => writes.iter().map(|write| apply(transaction, room, write)).collect(),
             Work::ReleaseAll => release_all(transaction).map(|()| Vec::new()),
             Work::Stop => Ok(Vec::new()),
         }
@@ -280,6 +282,7 @@ struct Writer {
     connection: Option<rusqlite::Connection>,
     /// The size of the log at which it is next emptied.
     checkpoint_at: u64,
+    room: Room,
     commits: Arc<AtomicU64>,
     #[cfg(test)]
     fault: Fault,
@@ -320,7 +323,8 @@ impl Writer {
         #[cfg(test)]
         self.fault.strike(connection)?;
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let outcomes = round.iter().map(|job| job.work.apply(&transaction)).collect::<rusqlite::Result<_>>()?;
+        let mut apply = |job: &Job| job.work.apply(&transaction, &mut self.room);
+        let outcomes = round.iter().map(&mut apply).collect::<rusqlite::Result<_>>()?;
         transaction.commit()?;
         self.commits.fetch_add(1, Ordering::Relaxed);
         Ok(outcomes)
@@ -359,7 +363,7 @@ fn release_all(connection: &rusqlite::Connection) -> rusqlite::Result<()> {
 
 /// Does one write. What a client can bring about is an outcome; an error is the disk's, and ends
 /// the transaction.
-fn apply(transaction: &Transaction, write: &Write) -> rusqlite::Result<Outcome> {
+fn apply(transaction: &Transaction, room: &mut Room, write: &Write) -> rusqlite::Result<Outcome> {
     match write {
         Write::Register { name, password } => register(transaction, name, password),
         Write::SetPassword { user, password } => {
@@ -376,9 +380,10 @@ fn apply(transaction: &Transaction, write: &Write) -> rusqlite::Result<Outcome> 
         Write::CreateGroup { creator, name, description } => create_group(transaction, *creator, name, description),
         Write::JoinGroup { user, group } => join_group(transaction, *user, *group),
         Write::Keep(parcels) => {
-            parcels.iter().map(|parcel| keep(transaction, parcel)).collect::<Result<_, _>>().map(Outcome::Kept)
+            parcels.iter().map(|parcel| keep(transaction, room, parcel)).collect::<Result<_, _>>().map(Outcome::Kept)
         }
         Write::Remove { user, rows, .. } => {
+            room.forget(*user);
             for row in rows {
                 let sql = "DELETE FROM OfflineMessage WHERE id = ?1 AND userid = ?2";
                 execute(transaction, sql, params![row.cast_signed(), user])?;
@@ -438,18 +443,31 @@ fn join_group(transaction: &Transaction, user: UserId, group: GroupId) -> rusqli
     })
 }
 
-fn keep(transaction: &Transaction, parcel: &Parcel) -> rusqlite::Result<Kept> {
+fn keep(transaction: &Transaction, room: &mut Room, parcel: &Parcel) -> rusqlite::Result<Kept> {
     if !user_exists(transaction, parcel.to)? {
         return Ok(Kept::NoUser);
     }
+    let wanted = parcel.messages.len();
+    let granted = match room.known(parcel.to, wanted) {
+        Some(granted) => granted,
+        None => {
+            let sql = "SELECT count(*) FROM (SELECT 1 FROM OfflineMessage WHERE userid = ?1 LIMIT ?2)";
+            let mut count = transaction.prepare_cached(sql)?;
+            let there = count.query_one([parcel.to, room.enough()], |row| row.get(0))?;
+            room.counted(parcel.to, wanted, there)
+        }
+    };
     let mut first = None;
-    for message in &parcel.messages {
+    for message in &parcel.messages[..granted] {
         let sql = "INSERT INTO OfflineMessage (userid, message) VALUES (?1, ?2)";
         // Text to SQLite, so that an administrator can read it, without looking at it for UTF-8
         // again.
         let message = ToSqlOutput::Borrowed(ValueRef::Text(message));
         execute(transaction, sql, params![parcel.to, message])?;
         first.get_or_insert(transaction.last_insert_rowid().cast_unsigned());
+    }
+    if granted < wanted {
+        return Ok(Kept::Full(granted));
     }
     Ok(Kept::Stored(first.unwrap_or_default()))
 }
@@ -653,7 +671,7 @@ mod tests {
         }
 
         fn at(directory: tempfile::TempDir) -> Self {
-            let store = SqliteStore::open(&directory.path().join("chat.db")).unwrap();
+            let store = SqliteStore::open(&directory.path().join("chat.db"), Quotas::default()).unwrap();
             Fixture { connection: store.connection(), store, directory }
         }
 
@@ -697,6 +715,7 @@ mod tests {
                 Outcome::Kept(kept) => kept
                     .into_iter()
                     .map(|kept| match kept {
+                        Kept::Full(_) => None,
                         Kept::Stored(row) => Some(row),
                         Kept::NoUser | Kept::Elsewhere(_) => None,
                     })
@@ -922,7 +941,7 @@ mod tests {
         let link = fixture.directory.path().join("link.db");
         std::os::unix::fs::symlink(fixture.path(), &link).unwrap();
         for path in [fixture.path(), link] {
-            let error = SqliteStore::open(&path).err().unwrap();
+            let error = SqliteStore::open(&path, Quotas::default()).err().unwrap();
             assert!(matches!(error, OpenError::InUse { .. }), "{error}");
             assert!(error.to_string().contains("chat.db.lock"), "{error}");
         }
@@ -934,18 +953,18 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("newer.db");
         rusqlite::Connection::open(&path).unwrap().pragma_update(None, "user_version", 7).unwrap();
-        let error = SqliteStore::open(&path).err().unwrap();
+        let error = SqliteStore::open(&path, Quotas::default()).err().unwrap();
         assert!(matches!(error, OpenError::Newer { found: 7, .. }), "{error}");
 
         let path = directory.path().join("other.db");
         rusqlite::Connection::open(&path).unwrap().execute_batch("CREATE TABLE User (x)").unwrap();
-        let error = SqliteStore::open(&path).err().unwrap().to_string();
+        let error = SqliteStore::open(&path, Quotas::default()).err().unwrap().to_string();
         assert!(error.contains("other.db") && error.contains("already exists"), "{error}");
 
         let path = directory.path().join("text.db");
         fs::write(&path, "not a database at all, but long enough to be taken for one".repeat(99)).unwrap();
-        assert!(matches!(SqliteStore::open(&path).err().unwrap(), OpenError::Database { .. }));
-        let error = SqliteStore::open(&directory.path().join("missing/chat.db")).err().unwrap();
+        assert!(matches!(SqliteStore::open(&path, Quotas::default()).err().unwrap(), OpenError::Database { .. }));
+        let error = SqliteStore::open(&directory.path().join("missing/chat.db"), Quotas::default()).err().unwrap();
         assert!(matches!(error, OpenError::File { .. }), "{error}");
     }
 

@@ -1,12 +1,27 @@
 //! What clients may not exceed: the attack on each limit, what the attacker is told, and that others do
 //! not feel it.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::{Client, Config, World, eventually};
 
 // Limits of a connection or an address do not know the store.
 in_configurations! {
+    sqlite_1: [
+        a_full_offline_store_keeps_what_it_has_and_tells_every_other_sender,
+        in_a_group_a_full_offline_store_counts_as_failed,
+        a_slow_reader_gets_what_was_acked_and_nothing_that_was_refused,
+    ],
+    mysql: [
+        a_full_offline_store_keeps_what_it_has_and_tells_every_other_sender,
+        in_a_group_a_full_offline_store_counts_as_failed,
+        a_slow_reader_gets_what_was_acked_and_nothing_that_was_refused,
+    ],
+    cluster: [
+        a_full_offline_store_keeps_what_it_has_and_tells_every_other_sender,
+        in_a_group_a_full_offline_store_counts_as_failed,
+        a_slow_reader_gets_what_was_acked_and_nothing_that_was_refused,
+    ],
     sqlite_4: [
         a_crowd_from_one_address_is_refused_and_keeps_nobody_else_out,
         behind_a_proxy_a_crowd_is_known_by_the_address_that_the_proxy_tells,
@@ -71,4 +86,79 @@ fn through_proxy(world: &World, source: &str) -> Client {
     let mut client = world.client();
     client.send_raw(format!("PROXY TCP4 {source} 127.0.0.1 1234 8000\r\n"));
     client
+}
+
+fn a_full_offline_store_keeps_what_it_has_and_tells_every_other_sender(config: &'static Config) {
+    let world = config.own(&["--max-offline", "5"]);
+    let (mut sender, mut other) = (world.online("sender"), world.online_on(1, "other"));
+    let absent = world.account("absent");
+    assert!(!other.chat(absent.id, "of another"));
+    let acks: Vec<i64> = (0..300).map(|n| sender.start(sender.chat_to(absent.id, &n.to_string()))).collect();
+    let replies: Vec<Value> = acks.into_iter().map(|seq| sender.reply(seq)).collect();
+    for reply in &replies[..4] {
+        assert_eq!((&reply["errno"], &reply["delivered"]), (&json!(0), &json!(false)), "{reply}");
+    }
+    replies[4..].iter().for_each(expect_error_20);
+    sender.post(&sender.chat_to(absent.id, "without a seq"));
+    let error = sender.recv();
+    assert_eq!((&error["msgid"], &error["request"]), (&json!(201), &json!(6)));
+    expect_error_20(&error);
+    expect_error_20(&other.request(other.chat_to(absent.id, "from elsewhere")));
+    assert_eq!(world.kept_for(absent.id), 5);
+    // Whoever reads has room again, and whoever is not full is not concerned.
+    let mut recipient = world.login_on(1, &absent);
+    assert_eq!(recipient.texts(5), ["of another", "0", "1", "2", "3"]);
+    eventually("the rows' removal", || world.kept_for(absent.id) == 0);
+    recipient.logout();
+    eventually("room", || sender.request(sender.chat_to(absent.id, "again"))["errno"] == 0);
+    assert!(!sender.chat(world.account("empty").id, "hello"));
+}
+
+fn in_a_group_a_full_offline_store_counts_as_failed(config: &'static Config) {
+    let world = config.own(&["--max-offline", "2"]);
+    let mut sender = world.online("sender");
+    let (mut online, mut absent) = (world.online_on(1, "online"), world.online_on(1, "absent"));
+    let group = sender.create_group(&world.name("group"));
+    online.join(group);
+    absent.join(group);
+    let account = absent.me().clone();
+    absent.logout();
+    let sums: Vec<Value> = (0..4).map(|n| sender.group_chat(group, &n.to_string())).collect();
+    for (n, sum) in sums.iter().enumerate() {
+        let failed = if n < 2 { Value::Null } else { json!(1) };
+        let stored = i32::from(n < 2);
+        assert_eq!((&sum["delivered"], &sum["stored"], &sum["failed"]), (&json!(1), &json!(stored), &failed), "{sum}");
+    }
+    sender.post(&sender.group_chat_to(group, "without a seq"));
+    let error = sender.recv();
+    assert_eq!((&error["msgid"], &error["request"]), (&json!(201), &json!(10)));
+    assert!(error["errmsg"].as_str().is_some_and(|text| text.starts_with("1 ")), "{error}");
+    assert_eq!(online.texts(5), ["0", "1", "2", "3", "without a seq"]);
+    assert_eq!(world.login(&account).texts(2), ["0", "1"]);
+}
+
+fn a_slow_reader_gets_what_was_acked_and_nothing_that_was_refused(config: &'static Config) {
+    let world = config.own(&["--max-offline", "30"]);
+    let mut sender = world.online("sender");
+    let mut reader = world.client_with_receive_buffer(1, 8192);
+    let account = reader.register(&world.name("reader"), "secret");
+    reader.login(&account);
+    let (mut acked, mut refused) = (Vec::new(), 0);
+    // Far more than sockets and store have room for.
+    for from in (0..600).step_by(100) {
+        let texts: Vec<String> = (from..from + 100).map(|n| format!("{n} {}", "x".repeat(4000))).collect();
+        let seqs: Vec<i64> = texts.iter().map(|text| sender.start(sender.chat_to(account.id, text))).collect();
+        for (text, seq) in texts.into_iter().zip(seqs) {
+            let reply = sender.reply(seq);
+            if reply["errno"] == 0 {
+                acked.push(text);
+            } else {
+                expect_error_20(&reply);
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 100 && acked.len() > 30, "{refused} refused, {} acked", acked.len());
+    assert_eq!(reader.texts(acked.len()), acked);
+    assert_eq!(reader.pushed(), [] as [Value; 0]);
 }

@@ -40,6 +40,8 @@ pub(super) struct Sql {
     pub members: String,
     pub group_exists: String,
     pub page: String,
+    /// As far as a number.
+    pub count_messages: String,
 
     pub register: String,
     pub registered: String,
@@ -100,6 +102,7 @@ impl Sql {
                 "SELECT id, {} FROM {message} WHERE userid = ? AND id > ? ORDER BY id LIMIT ?",
                 texts.columns_if("once IS NULL", "message"),
             ),
+            count_messages: format!("SELECT COUNT(*) FROM (SELECT 1 FROM {message} WHERE userid = ? LIMIT ?) AS kept"),
 
             register: format!("INSERT INTO {user} (name, password, state) VALUES (?, ?, 'offline')"),
             registered: format!("SELECT id FROM {user} WHERE name = ? AND BINARY password = BINARY ?"),
