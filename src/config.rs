@@ -46,6 +46,12 @@ pub struct Config {
     pub max_connections_per_address: Option<u32>,
     /// Offline messages of one user.
     pub max_offline: Option<u32>,
+    /// Friends of one user.
+    pub max_friends: Option<u32>,
+    /// Groups that one user is in.
+    pub max_groups: Option<u32>,
+    /// Members of one group.
+    pub max_group_size: Option<u32>,
     pub login_timeout: Option<Duration>,
     pub idle_timeout: Option<Duration>,
     pub high_water: usize,
@@ -120,6 +126,20 @@ struct Flags {
     /// [default: 10000; internet: 1000]
     #[arg(long, env = "CHAT_MAX_OFFLINE", value_name = "N", allow_negative_numbers = true)]
     max_offline: Option<Bound>,
+
+    /// Friends that one user may have, or off; more are refused with error 20 [default: off; internet: 500]
+    #[arg(long, env = "CHAT_MAX_FRIENDS", value_name = "N", allow_negative_numbers = true)]
+    max_friends: Option<Bound>,
+
+    /// Groups that one user may be in, or off; more are refused with error 20
+    /// [default: off; internet: 100]
+    #[arg(long, env = "CHAT_MAX_GROUPS", value_name = "N", allow_negative_numbers = true)]
+    max_groups: Option<Bound>,
+
+    /// Members that one group may have, or off; more are refused with error 20
+    /// [default: off; internet: 1000]
+    #[arg(long, env = "CHAT_MAX_GROUP_SIZE", value_name = "N", allow_negative_numbers = true)]
+    max_group_size: Option<Bound>,
 
     /// How long a connection may stay without a login, like 90s or 10m; off: for ever
     /// [default: off; internet: 1m]
@@ -304,6 +324,9 @@ impl Config {
             max_message_before_login: flags.max_message_before_login as usize,
             max_connections_per_address: set.or(flags.max_connections_per_address, Bound(Some(50)), off).0,
             max_offline: set.or(flags.max_offline, Bound(Some(1000)), Bound(Some(10_000))).0,
+            max_friends: set.or(flags.max_friends, Bound(Some(500)), off).0,
+            max_groups: set.or(flags.max_groups, Bound(Some(100)), off).0,
+            max_group_size: set.or(flags.max_group_size, Bound(Some(1000)), off).0,
             login_timeout: set.or(flags.login_timeout, time(60), Timeout(None)).0,
             idle_timeout: flags.idle_timeout.0,
             high_water: flags.high_water as usize,

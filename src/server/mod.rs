@@ -169,7 +169,12 @@ impl Server {
 }
 
 fn open_store(config: &Config, node: NodeId) -> Result<Arc<dyn Store>> {
-    let quotas = Quotas { offline: config.max_offline };
+    let quotas = Quotas {
+        offline: config.max_offline,
+        friends: config.max_friends,
+        groups: config.max_groups,
+        members: config.max_group_size,
+    };
     match &config.store {
         StoreUrl::Sqlite(path) => Ok(Arc::new(SqliteStore::open(Path::new(path), quotas)?)),
         StoreUrl::MySql(url) => {

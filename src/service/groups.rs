@@ -179,7 +179,10 @@ impl Shard {
         answer: Result<Answer, StoreError>,
         fx: &mut Effects,
     ) {
-        self.groups.joined(group, user);
+        // A join that is not known to have failed may have been done.
+        if !matches!(answer, Ok(Answer::Wrote(Outcome::Full(_)))) {
+            self.groups.joined(group, user);
+        }
         if !matches!(answer, Ok(Answer::Wrote(Outcome::Done))) {
             return self.acked(conn, msgid::JOIN_GROUP, seq, answer, fx);
         }

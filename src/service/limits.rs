@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{Effects, Shard};
 use crate::reactor::{Addresses, CloseReason, ConnId};
+use crate::store::Quota;
 use crate::wire::Refusal;
 
 /// The limits that the service holds clients to; by default none.
@@ -21,6 +22,16 @@ pub fn address_is_full() -> Refusal {
 /// What a sender is told for whose message the recipient's offline store has no room.
 pub(super) fn store_is_full() -> Refusal {
     Refusal::busy("the recipient has too many offline messages", 60)
+}
+
+/// What a user is told who, or whose group, has as much of something as may be.
+pub(super) fn is_full(quota: Quota) -> Refusal {
+    let text = match quota {
+        Quota::Friends => "you have too many friends",
+        Quota::Groups => "you are in too many groups",
+        Quota::Members => "this group has too many members",
+    };
+    Refusal::busy(text, 60)
 }
 
 impl Shard {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-pub use quota::Quotas;
+pub use quota::{Quota, Quotas};
 
 pub use crate::wire::reply::{Friend, Group, Member};
 
@@ -96,11 +96,11 @@ pub enum Write {
     Claim { user: UserId, epoch: u64, past: Option<Holder> },
     /// Gives the account back, if this node has it by this `epoch`: `Done`.
     Release { user: UserId, epoch: u64 },
-    /// One row, user to friend: `Done`, `Already`, or `NoUser` if there is no such friend.
+    /// One row, user to friend: `Done`, `Already`, `Full`, or `NoUser` if there is no such friend.
     AddFriend { user: UserId, friend: UserId },
-    /// A group with its creator as its first member: `Id`, or `Already` if the name is taken.
+    /// A group with its creator as its first member: `Id`, `Full`, or `Already` if the name is taken.
     CreateGroup { creator: UserId, name: String, description: String },
-    /// A "normal" member: `Done`, `Already`, or `NoGroup`.
+    /// A "normal" member: `Done`, `Already`, `Full`, or `NoGroup`.
     JoinGroup { user: UserId, group: GroupId },
     /// Offline messages: `Kept`. Who has a recipient is looked at in the same transaction, so that
     /// a claim comes before or after it.
@@ -121,6 +121,8 @@ pub enum Outcome {
     Lost,
     NoUser,
     NoGroup,
+    /// Nothing was done: there is as much as may be.
+    Full(Quota),
     /// In the order of the parcels.
     Kept(Vec<Kept>),
 }

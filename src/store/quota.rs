@@ -5,11 +5,26 @@ use std::time::{Duration, Instant};
 
 use super::UserId;
 
-/// What one user or group may have in the store; `None`: no limit. What is there already stays.
+/// What one user or group may have in the store; `None`: no limit. What is there already stays. Where
+/// several nodes, or several workers on MySQL, add to the same at once, they may pass a quota by one each.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Quotas {
     /// Offline messages for one user.
     pub offline: Option<u32>,
+    /// Friends of one user.
+    pub friends: Option<u32>,
+    /// Groups that one user is in.
+    pub groups: Option<u32>,
+    /// Members of one group.
+    pub members: Option<u32>,
+}
+
+/// What there is too much of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quota {
+    Friends,
+    Groups,
+    Members,
 }
 
 /// After a count, so much of the room that was found may be used up before the next one: several nodes

@@ -25,8 +25,8 @@ use rusqlite::{OpenFlags, OptionalExtension, Params, Row, Transaction, Transacti
 
 use super::quota::Room;
 use super::{
-    Account, Claim, Connection, Friend, Group, GroupId, Holder, Kept, Member, NodeId, Outcome, Page, Parcel, Quotas,
-    Roll, RowId, Store, StoreError, UserId, Write,
+    Account, Claim, Connection, Friend, Group, GroupId, Holder, Kept, Member, NodeId, Outcome, Page, Parcel, Quota,
+    Quotas, Roll, RowId, Store, StoreError, UserId, Write,
 };
 use crate::wire::reply::LISTED_MEMBERS;
 
@@ -120,6 +120,7 @@ impl SqliteStore {
             path: path.clone(),
             connection: Some(connection),
             checkpoint_at: WAL_LIMIT,
+            quotas,
             room: Room::new(quotas.offline),
             commits: Arc::default(),
             #[cfg(test)]
@@ -243,9 +244,9 @@ impl Work {
         }
     }
 
-    fn apply(&self, transaction: &Transaction, room: &mut Room) -> rusqlite::Result<Vec<Outcome>> {
+    fn apply(&self, transaction: &Transaction, quotas: Quotas, room: &mut Room) -> rusqlite::Result<Vec<Outcome>> {
         match self {
-            Work::Batch(writes) => writes.iter().map(|write| apply(transaction, room, write)).collect(),
+            Work::Batch(writes) => writes.iter().map(|write| apply(transaction, quotas, room, write)).collect(),
             Work::ReleaseAll => release_all(transaction).map(|()| Vec::new()),
             Work::Stop => Ok(Vec::new()),
         }
@@ -282,6 +283,7 @@ struct Writer {
     connection: Option<rusqlite::Connection>,
     /// The size of the log at which it is next emptied.
     checkpoint_at: u64,
+    quotas: Quotas,
     room: Room,
     commits: Arc<AtomicU64>,
     #[cfg(test)]
@@ -323,7 +325,7 @@ impl Writer {
         #[cfg(test)]
         self.fault.strike(connection)?;
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let mut apply = |job: &Job| job.work.apply(&transaction, &mut self.room);
+        let mut apply = |job: &Job| job.work.apply(&transaction, self.quotas, &mut self.room);
         let outcomes = round.iter().map(&mut apply).collect::<rusqlite::Result<_>>()?;
         transaction.commit()?;
         self.commits.fetch_add(1, Ordering::Relaxed);
@@ -363,7 +365,7 @@ fn release_all(connection: &rusqlite::Connection) -> rusqlite::Result<()> {
 
 /// Does one write. What a client can bring about is an outcome; an error is the disk's, and ends
 /// the transaction.
-fn apply(transaction: &Transaction, room: &mut Room, write: &Write) -> rusqlite::Result<Outcome> {
+fn apply(transaction: &Transaction, quotas: Quotas, room: &mut Room, write: &Write) -> rusqlite::Result<Outcome> {
     match write {
         Write::Register { name, password } => register(transaction, name, password),
         Write::SetPassword { user, password } => {
@@ -376,9 +378,11 @@ fn apply(transaction: &Transaction, room: &mut Room, write: &Write) -> rusqlite:
             execute(transaction, sql, [user])?;
             Ok(Outcome::Done)
         }
-        Write::AddFriend { user, friend } => add_friend(transaction, *user, *friend),
-        Write::CreateGroup { creator, name, description } => create_group(transaction, *creator, name, description),
-        Write::JoinGroup { user, group } => join_group(transaction, *user, *group),
+        Write::AddFriend { user, friend } => add_friend(transaction, quotas, *user, *friend),
+        Write::CreateGroup { creator, name, description } => {
+            create_group(transaction, quotas, *creator, name, description)
+        }
+        Write::JoinGroup { user, group } => join_group(transaction, quotas, *user, *group),
         Write::Keep(parcels) => {
             parcels.iter().map(|parcel| keep(transaction, room, parcel)).collect::<Result<_, _>>().map(Outcome::Kept)
         }
@@ -409,17 +413,35 @@ fn claim(transaction: &Transaction, user: UserId) -> rusqlite::Result<Outcome> {
     })
 }
 
-fn add_friend(transaction: &Transaction, user: UserId, friend: UserId) -> rusqlite::Result<Outcome> {
+fn add_friend(transaction: &Transaction, quotas: Quotas, user: UserId, friend: UserId) -> rusqlite::Result<Outcome> {
     let sql = "INSERT INTO Friend (userid, friendid) SELECT ?1, id FROM User WHERE id = ?2 ON CONFLICT DO NOTHING";
     Ok(match execute(transaction, sql, [user, friend])? {
         0 if user_exists(transaction, friend)? => Outcome::Already,
         0 => Outcome::NoUser,
+        _ if is_over(transaction, quotas.friends, FRIENDS_OF, user)? => {
+            execute(transaction, "DELETE FROM Friend WHERE userid = ?1 AND friendid = ?2", [user, friend])?;
+            Outcome::Full(Quota::Friends)
+        }
         _ => Outcome::Done,
     })
 }
 
+// What a quota counts: as many rows as need be, of a user or a group.
+const FRIENDS_OF: &str = "SELECT count(*) FROM (SELECT 1 FROM Friend WHERE userid = ?1 LIMIT ?2)";
+const GROUPS_OF: &str = "SELECT count(*) FROM (SELECT 1 FROM GroupUser WHERE userid = ?1 LIMIT ?2)";
+const MEMBERS_OF: &str = "SELECT count(*) FROM (SELECT 1 FROM GroupUser WHERE groupid = ?1 LIMIT ?2)";
+const MESSAGES_OF: &str = "SELECT count(*) FROM (SELECT 1 FROM OfflineMessage WHERE userid = ?1 LIMIT ?2)";
+
+/// Whether there are more than the quota, now that one was added.
+fn is_over(transaction: &Transaction, quota: Option<u32>, count: &str, of: u32) -> rusqlite::Result<bool> {
+    let Some(quota) = quota else { return Ok(false) };
+    let there: u32 = transaction.prepare_cached(count)?.query_one([of, quota.saturating_add(1)], |row| row.get(0))?;
+    Ok(there > quota)
+}
+
 fn create_group(
     transaction: &Transaction,
+    quotas: Quotas,
     creator: UserId,
     name: &str,
     description: &str,
@@ -430,15 +452,33 @@ fn create_group(
     let Some(group) = id else { return Ok(Outcome::Already) };
     let sql = "INSERT INTO GroupUser (groupid, userid, grouprole) VALUES (?1, ?2, 'creator')";
     execute(transaction, sql, [group, creator])?;
+    if is_over(transaction, quotas.groups, GROUPS_OF, creator)? {
+        remove_member(transaction, creator, group)?;
+        execute(transaction, "DELETE FROM AllGroup WHERE id = ?1", [group])?;
+        return Ok(Outcome::Full(Quota::Groups));
+    }
     Ok(Outcome::Id(group))
 }
 
-fn join_group(transaction: &Transaction, user: UserId, group: GroupId) -> rusqlite::Result<Outcome> {
+fn remove_member(transaction: &Transaction, user: UserId, group: GroupId) -> rusqlite::Result<()> {
+    let sql = "DELETE FROM GroupUser WHERE groupid = ?1 AND userid = ?2";
+    execute(transaction, sql, [group, user]).map(drop)
+}
+
+fn join_group(transaction: &Transaction, quotas: Quotas, user: UserId, group: GroupId) -> rusqlite::Result<Outcome> {
     let sql = "INSERT INTO GroupUser (groupid, userid) SELECT id, ?2 FROM AllGroup WHERE id = ?1
                ON CONFLICT DO NOTHING";
     Ok(match execute(transaction, sql, [group, user])? {
         0 if group_exists(transaction, group)? => Outcome::Already,
         0 => Outcome::NoGroup,
+        _ if is_over(transaction, quotas.members, MEMBERS_OF, group)? => {
+            remove_member(transaction, user, group)?;
+            Outcome::Full(Quota::Members)
+        }
+        _ if is_over(transaction, quotas.groups, GROUPS_OF, user)? => {
+            remove_member(transaction, user, group)?;
+            Outcome::Full(Quota::Groups)
+        }
         _ => Outcome::Done,
     })
 }
@@ -451,8 +491,7 @@ fn keep(transaction: &Transaction, room: &mut Room, parcel: &Parcel) -> rusqlite
     let granted = match room.known(parcel.to, wanted) {
         Some(granted) => granted,
         None => {
-            let sql = "SELECT count(*) FROM (SELECT 1 FROM OfflineMessage WHERE userid = ?1 LIMIT ?2)";
-            let mut count = transaction.prepare_cached(sql)?;
+            let mut count = transaction.prepare_cached(MESSAGES_OF)?;
             let there = count.query_one([parcel.to, room.enough()], |row| row.get(0))?;
             room.counted(parcel.to, wanted, there)
         }

@@ -3,23 +3,26 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Client, Config, World, eventually};
+use crate::support::{Client, Config, World, eventually, strings};
 
 // Limits of a connection or an address do not know the store.
 in_configurations! {
     sqlite_1: [
         a_full_offline_store_keeps_what_it_has_and_tells_every_other_sender,
         in_a_group_a_full_offline_store_counts_as_failed,
+        friends_groups_and_members_have_their_quotas,
         a_slow_reader_gets_what_was_acked_and_nothing_that_was_refused,
     ],
     mysql: [
         a_full_offline_store_keeps_what_it_has_and_tells_every_other_sender,
         in_a_group_a_full_offline_store_counts_as_failed,
+        friends_groups_and_members_have_their_quotas,
         a_slow_reader_gets_what_was_acked_and_nothing_that_was_refused,
     ],
     cluster: [
         a_full_offline_store_keeps_what_it_has_and_tells_every_other_sender,
         in_a_group_a_full_offline_store_counts_as_failed,
+        friends_groups_and_members_have_their_quotas,
         a_slow_reader_gets_what_was_acked_and_nothing_that_was_refused,
     ],
     sqlite_4: [
@@ -161,4 +164,34 @@ fn a_slow_reader_gets_what_was_acked_and_nothing_that_was_refused(config: &'stat
     assert!(refused > 100 && acked.len() > 30, "{refused} refused, {} acked", acked.len());
     assert_eq!(reader.texts(acked.len()), acked);
     assert_eq!(reader.pushed(), [] as [Value; 0]);
+}
+
+fn friends_groups_and_members_have_their_quotas(config: &'static Config) {
+    let world = config.own(&["--max-friends", "3", "--max-groups", "4", "--max-group-size", "2"]);
+    let (mut user, mut other) = (world.online("user"), world.online_on(1, "other"));
+    let (id, friends) = (user.id(), world.accounts("friend", 5));
+    let add = |friend: u32| json!({"msgid": 7, "id": id, "friendid": friend});
+    friends[..3].iter().for_each(|friend| _ = user.must(add(friend.id)));
+    expect_error_20(&user.request(add(friends[3].id)));
+    // Each refusal says what it is about, as before.
+    assert_eq!(user.refused(add(friends[0].id)), 18);
+    assert_eq!(user.refused(add(2_000_000_000)), 15);
+    let create =
+        |client: &Client, name: &str| json!({"msgid": 8, "id": client.id(), "groupname": name, "groupdesc": ""});
+    let groups: Vec<u32> = (0..4).map(|_| user.create_group(&world.name("group"))).collect();
+    let refused = world.name("refused");
+    expect_error_20(&user.request(create(&user, &refused)));
+    let late = other.create_group(&refused);
+    let join = |client: &Client, group: u32| json!({"msgid": 9, "id": client.id(), "groupid": group});
+    expect_error_20(&user.request(join(&user, late)));
+    other.must(join(&other, groups[0]));
+    let mut third = world.online_on(1, "third");
+    // So that its node knows the members.
+    assert_eq!(other.group_chat(groups[0], "to two")["delivered"], 1);
+    expect_error_20(&third.request(join(&third, groups[0])));
+    assert_eq!(third.refused(third.group_chat_to(groups[0], "from outside")), 17);
+    assert_eq!(other.group_chat(groups[0], "still to two")["delivered"], 1);
+    let lists = user.must(json!({"msgid": 206}));
+    assert_eq!((strings(&lists["friends"]).len(), strings(&lists["groups"]).len()), (3, 4));
+    assert_eq!(third.pushed(), [] as [Value; 0]);
 }

@@ -73,6 +73,7 @@ struct Shared {
     texts: Texts,
     /// The next message's key.
     next_key: AtomicU64,
+    quotas: Quotas,
     room: Mutex<Room>,
 }
 
@@ -108,7 +109,7 @@ impl MySqlStore {
         }
         let next_key = AtomicU64::new(0);
         let (gate, node, room) = (Gate::new(address), options.node, Mutex::new(Room::new(options.quotas.offline)));
-        Ok(MySqlStore(Arc::new(Shared { gate, node, layout, sql, texts, next_key, room })))
+        Ok(MySqlStore(Arc::new(Shared { gate, node, layout, sql, texts, next_key, quotas: options.quotas, room })))
     }
 }
 

@@ -17,7 +17,7 @@ use mysql::{Params, Value};
 use super::Shared;
 use super::link::{Failure, Session, column, is_duplicate};
 use super::sql::Named;
-use crate::store::{Claim, Holder, Kept, NodeId, Outcome, Parcel, RowId, UserId, Write};
+use crate::store::{Claim, Holder, Kept, NodeId, Outcome, Parcel, Quota, RowId, UserId, Write};
 
 /// The most rows that one INSERT takes. They come in powers of two, so that few statements are
 /// ever prepared.
@@ -192,11 +192,23 @@ impl<'a> Transaction<'a> {
             }
             Write::AddFriend { user, friend } => match self.session.execute(&shared.sql.add_friend, (user, friend)) {
                 Ok(0) => Ok(Outcome::NoUser),
+                Ok(_) if self.is_over(shared.quotas.friends, &shared.sql.friends_of, *user)? => {
+                    self.session.execute(&shared.sql.remove_friend, (user, friend))?;
+                    Ok(Outcome::Full(Quota::Friends))
+                }
                 other => self.done_or_already(other),
             },
             Write::CreateGroup { creator, name, description } => self.create_group(*creator, name, description),
             Write::JoinGroup { user, group } => match self.session.execute(&shared.sql.join_group, (user, group)) {
                 Ok(0) => Ok(Outcome::NoGroup),
+                Ok(_) if self.is_over(shared.quotas.members, &shared.sql.members_of, *group)? => {
+                    self.session.execute(&shared.sql.remove_member, (user, group))?;
+                    Ok(Outcome::Full(Quota::Members))
+                }
+                Ok(_) if self.is_over(shared.quotas.groups, &shared.sql.groups_of, *user)? => {
+                    self.session.execute(&shared.sql.remove_member, (user, group))?;
+                    Ok(Outcome::Full(Quota::Groups))
+                }
                 other => self.done_or_already(other),
             },
             Write::Keep(parcels) => {
@@ -227,6 +239,13 @@ impl<'a> Transaction<'a> {
             Err(error) if is_duplicate(&error) => Ok(Outcome::Already),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Whether there are more than the quota, now that one was added.
+    fn is_over(&mut self, quota: Option<u32>, count: &str, of: u32) -> Result<bool, Failure> {
+        let Some(quota) = quota else { return Ok(false) };
+        let there = self.session.find(count, (of, quota.saturating_add(1)), |row| column::<u32>(row, 0))?;
+        Ok(there.unwrap_or_default() > quota)
     }
 
     fn password(&mut self, password: &str) -> Result<String, Failure> {
@@ -263,6 +282,11 @@ impl<'a> Transaction<'a> {
             self.insert_named(shared.layout.group_names_unique, &shared.sql.groups_by_name, &name, insert)?
         {
             self.session.execute(&shared.sql.add_creator, (group, creator))?;
+            if self.is_over(shared.quotas.groups, &shared.sql.groups_of, creator)? {
+                self.session.execute(&shared.sql.remove_member, (creator, group))?;
+                self.session.execute(&shared.sql.remove_group, (group,))?;
+                return Ok(Outcome::Full(Quota::Groups));
+            }
             return Ok(Outcome::Id(group));
         }
         let ours = match self.in_doubt {
@@ -366,7 +390,7 @@ impl<'a> Transaction<'a> {
             return Ok(granted);
         }
         // Not under the room's lock, for the database may take its time.
-        let there = self.session.find(&shared.sql.count_messages, (user, enough), |row| column::<u32>(row, 0))?;
+        let there = self.session.find(&shared.sql.messages_of, (user, enough), |row| column::<u32>(row, 0))?;
         // What this transaction has yet to insert counts, too.
         let pending = self.rows.iter().filter(|row| row.to == user).count();
         let there = there.unwrap_or_default().saturating_add(u32::try_from(pending).unwrap_or(u32::MAX));
