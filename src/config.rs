@@ -52,6 +52,10 @@ pub struct Config {
     pub max_groups: Option<u32>,
     /// Members of one group.
     pub max_group_size: Option<u32>,
+    /// Of one account from one address, an hour.
+    pub max_failed_logins: Option<u32>,
+    /// From one address, an hour.
+    pub max_registrations: Option<u32>,
     pub login_timeout: Option<Duration>,
     pub idle_timeout: Option<Duration>,
     pub high_water: usize,
@@ -140,6 +144,16 @@ struct Flags {
     /// [default: off; internet: 1000]
     #[arg(long, env = "CHAT_MAX_GROUP_SIZE", value_name = "N", allow_negative_numbers = true)]
     max_group_size: Option<Bound>,
+
+    /// Failed logins of one account from one address in an hour, or off; until it is over, or one more
+    /// may be tried, all others from there are refused with error 20 [default: off; internet: 20]
+    #[arg(long, env = "CHAT_MAX_FAILED_LOGINS", value_name = "N", allow_negative_numbers = true)]
+    max_failed_logins: Option<Bound>,
+
+    /// Attempts to register from one address in an hour, or off; more are refused with error 20
+    /// [default: off; internet: 20]
+    #[arg(long, env = "CHAT_MAX_REGISTRATIONS", value_name = "N", allow_negative_numbers = true)]
+    max_registrations: Option<Bound>,
 
     /// How long a connection may stay without a login, like 90s or 10m; off: for ever
     /// [default: off; internet: 1m]
@@ -327,6 +341,8 @@ impl Config {
             max_friends: set.or(flags.max_friends, Bound(Some(500)), off).0,
             max_groups: set.or(flags.max_groups, Bound(Some(100)), off).0,
             max_group_size: set.or(flags.max_group_size, Bound(Some(1000)), off).0,
+            max_failed_logins: set.or(flags.max_failed_logins, Bound(Some(20)), off).0,
+            max_registrations: set.or(flags.max_registrations, Bound(Some(20)), off).0,
             login_timeout: set.or(flags.login_timeout, time(60), Timeout(None)).0,
             idle_timeout: flags.idle_timeout.0,
             high_water: flags.high_water as usize,

@@ -19,7 +19,7 @@ use crate::config::{Config, StoreUrl};
 use crate::password::Hasher;
 use crate::pool::{Pool, Submitter};
 use crate::reactor::{Acceptor, AcceptorHandle, Addresses, Admission, EventLoop, Limits, Mail, Mailbox, listen};
-use crate::service::{self, Job, JobRunner, Letter, Settings, Shard};
+use crate::service::{self, Job, JobRunner, Letter, Settings, Shard, Throttle};
 use crate::store::mysql::{self, MySqlStore};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{NodeId, Quotas, Store};
@@ -83,7 +83,11 @@ impl Server {
             Some(addresses) if config.proxies.is_empty() => (Some(addresses), None),
             addresses => (None, addresses),
         };
-        let service_limits = service::Limits { addresses: behind_a_proxy };
+        let service_limits = service::Limits {
+            addresses: behind_a_proxy,
+            failed_logins: config.max_failed_logins.map(|an_hour| Arc::new(Throttle::new(an_hour))),
+            registrations: config.max_registrations.map(|an_hour| Arc::new(Throttle::new(an_hour))),
+        };
         let settings = settings(config, node, lanes, service_limits);
         let limits = Limits {
             high_water: config.high_water,

@@ -18,6 +18,7 @@
 //! | `groups.rs` | groups, their cached members, fan-out |
 //! | `friends.rs` | friends and lists |
 //! | `limits.rs` | what clients may not exceed |
+//! | `throttle.rs` | so many an hour |
 //! | `jobs.rs` | what blocks, for the workers |
 
 mod account;
@@ -31,6 +32,7 @@ mod letters;
 mod limits;
 mod presence;
 mod session;
+mod throttle;
 mod ways;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -45,6 +47,7 @@ pub use effects::{Effect, Effects, Payload};
 pub use jobs::{Answer, Done, Job, JobRunner, Lane, Op, Then};
 pub use letters::{Fate, Letter, Receipt, Tag, Timer};
 pub use limits::{Limits, address_is_full};
+pub use throttle::Throttle;
 
 use crate::bus::envelope;
 use crate::reactor::{CloseReason, ConnId, ConnMap, Taken, Unwritten};
@@ -526,7 +529,7 @@ impl Shard {
             Then::Claimed(login) => self.claimed(login, answer, fx),
             Then::Shown => {}
             Then::Loaded { conn, user } => self.loaded(conn, user, answer, now, fx),
-            Then::Registered { conn, seq } => self.registered(conn, seq, answer, fx),
+            Then::Registered { conn, from, seq } => self.registered(conn, from, seq, answer, fx),
             Then::Ack { conn, request, seq } => self.acked(conn, request, seq, answer, fx),
             Then::GroupCreated { conn, seq } => self.group_created(conn, seq, answer, fx),
             Then::GroupJoined { conn, seq, user, group } => self.group_joined(conn, seq, user, group, answer, fx),

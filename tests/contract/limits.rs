@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Client, Config, World, eventually, strings};
+use crate::support::{Account, Client, Config, World, eventually, login, strings};
 
 // Limits of a connection or an address do not know the store.
 in_configurations! {
@@ -14,6 +14,7 @@ in_configurations! {
         a_slow_reader_gets_what_was_acked_and_nothing_that_was_refused,
     ],
     mysql: [
+        a_database_that_is_away_makes_no_failed_login,
         a_full_offline_store_keeps_what_it_has_and_tells_every_other_sender,
         in_a_group_a_full_offline_store_counts_as_failed,
         friends_groups_and_members_have_their_quotas,
@@ -26,6 +27,8 @@ in_configurations! {
         a_slow_reader_gets_what_was_acked_and_nothing_that_was_refused,
     ],
     sqlite_4: [
+        a_stranger_who_guesses_a_password_locks_himself_out_and_not_the_owner,
+        registrations_from_one_address_are_limited,
         a_crowd_from_one_address_is_refused_and_keeps_nobody_else_out,
         behind_a_proxy_a_crowd_is_known_by_the_address_that_the_proxy_tells,
     ],
@@ -194,4 +197,77 @@ fn friends_groups_and_members_have_their_quotas(config: &'static Config) {
     let lists = user.must(json!({"msgid": 206}));
     assert_eq!((strings(&lists["friends"]).len(), strings(&lists["groups"]).len()), (3, 4));
     assert_eq!(third.pushed(), [] as [Value; 0]);
+}
+
+fn wrong(account: &Account) -> Account {
+    Account { password: "guess".into(), ..account.clone() }
+}
+
+fn a_stranger_who_guesses_a_password_locks_himself_out_and_not_the_owner(config: &'static Config) {
+    let world = config.own(&["--max-failed-logins", "3"]);
+    let (account, other) = (world.account("owner"), world.account("other"));
+    let mut owner = world.client_from(OWNER);
+    // Also many at once, on as many connections, are three.
+    let mut stranger: Vec<Client> = (0..20).map(|_| world.client_from(STRANGER)).collect();
+    let guesses: Vec<i64> = stranger.iter_mut().map(|client| client.start(login(&wrong(&account)))).collect();
+    let replies: Vec<Value> = stranger.iter_mut().zip(guesses).map(|(client, seq)| client.reply(seq)).collect();
+    let (tried, refused): (Vec<&Value>, Vec<&Value>) = replies.iter().partition(|reply| reply["errno"] == 1);
+    assert_eq!(tried.len(), 3);
+    for reply in refused {
+        expect_error_20(reply);
+        assert_eq!(reply["msgid"], 2);
+        assert!(reply["retry_after"].as_u64().is_some_and(|time| (1100..=1200).contains(&time)), "{reply}");
+    }
+    let stranger = &mut stranger[0];
+    expect_error_20(&stranger.try_login(&account));
+    assert_eq!(stranger.try_login(&wrong(&other))["errno"], 1, "another account");
+    // Nobody is told by this whether an account exists.
+    let nobody = Account { id: 2_000_000_000, ..account.clone() };
+    (0..3).for_each(|_| assert_eq!(stranger.try_login(&nobody)["errno"], 1));
+    expect_error_20(&stranger.try_login(&nobody));
+    owner.login(&account);
+    // A right password makes up for wrong ones, and an account in use is no failure.
+    let mut again = world.client_from(OWNER);
+    for _ in 0..3 {
+        (0..2).for_each(|_| assert_eq!(again.try_login(&wrong(&account))["errno"], 1));
+        (0..2).for_each(|_| assert_eq!(again.try_login(&account)["errno"], 2));
+    }
+}
+
+fn a_database_that_is_away_makes_no_failed_login(config: &'static Config) {
+    let world = config.with_own_mariadb(&["--max-failed-logins", "3"]);
+    let account = world.account("user");
+    let mut client = world.client();
+    world.mariadb().kill();
+    for _ in 0..10 {
+        assert_eq!(client.try_login(&wrong(&account))["errno"], 21);
+    }
+    world.mariadb().restart();
+    eventually("the database", || match client.try_login(&wrong(&account))["errno"].as_i64() {
+        Some(errno) => {
+            assert!(errno == 1 || errno == 21, "{errno}");
+            errno == 1
+        }
+        None => panic!("no errno"),
+    });
+    assert_eq!(client.try_login(&wrong(&account))["errno"], 1);
+    client.login(&account);
+}
+
+fn registrations_from_one_address_are_limited(config: &'static Config) {
+    let world = config.own(&["--max-registrations", "3"]);
+    let register = || json!({"msgid": 4, "name": world.name("new"), "password": "p"});
+    let taken = register();
+    for n in 0..3 {
+        let request = if n == 0 { taken.clone() } else { register() };
+        world.client_from(STRANGER).must(request);
+    }
+    for request in [register(), register(), taken.clone()] {
+        let reply = world.client_from(STRANGER).request(request);
+        expect_error_20(&reply);
+        assert_eq!((&reply["msgid"], &reply["error"]), (&json!(5), &json!(20)));
+    }
+    let mut other = world.client_from(OWNER);
+    other.must(register());
+    assert_eq!(other.refused(taken), 1);
 }

@@ -79,8 +79,8 @@ impl Config {
     }
 
     /// The same, with a MariaDB of its own, for a test that kills it.
-    pub fn with_own_mariadb(&self) -> World {
-        World(Arc::new(Place::start(self, &[], "", Some(MariaDb::start()))))
+    pub fn with_own_mariadb(&self, flags: &[&str]) -> World {
+        World(Arc::new(Place::start(self, flags, "", Some(MariaDb::start()))))
     }
 
     /// `--store` for a store that nobody else uses, below `dir` if it is a file.
