@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -56,6 +57,10 @@ pub struct Config {
     pub max_failed_logins: Option<u32>,
     /// From one address, an hour.
     pub max_registrations: Option<u32>,
+    /// Messages of one connection, a second.
+    pub max_message_rate: Option<NonZeroU32>,
+    /// Bytes of messages of one connection, a second.
+    pub max_byte_rate: Option<NonZeroU32>,
     pub login_timeout: Option<Duration>,
     pub idle_timeout: Option<Duration>,
     pub high_water: usize,
@@ -155,6 +160,16 @@ struct Flags {
     #[arg(long, env = "CHAT_MAX_REGISTRATIONS", value_name = "N", allow_negative_numbers = true)]
     max_registrations: Option<Bound>,
 
+    /// Messages of one connection a second, or off; ten times as many may come at once. A message past
+    /// that is refused with error 20, and nothing more is read for a second [default: off; internet: 20]
+    #[arg(long, env = "CHAT_MAX_MESSAGE_RATE", value_name = "N", allow_negative_numbers = true)]
+    max_message_rate: Option<Bound>,
+
+    /// Bytes of messages of one connection a second, or off, in the same manner
+    /// [default: off; internet: 65536]
+    #[arg(long, env = "CHAT_MAX_BYTE_RATE", value_name = "BYTES", allow_negative_numbers = true)]
+    max_byte_rate: Option<Bound>,
+
     /// How long a connection may stay without a login, like 90s or 10m; off: for ever
     /// [default: off; internet: 1m]
     #[arg(long, env = "CHAT_LOGIN_TIMEOUT", value_name = "TIME")]
@@ -216,6 +231,12 @@ impl LimitSet {
 /// A number of at least 1, or `off`.
 #[derive(Debug, Clone, Copy)]
 struct Bound(Option<u32>);
+
+impl Bound {
+    fn rate(self) -> Option<NonZeroU32> {
+        self.0.and_then(NonZeroU32::new)
+    }
+}
 
 impl FromStr for Bound {
     type Err = String;
@@ -343,6 +364,8 @@ impl Config {
             max_group_size: set.or(flags.max_group_size, Bound(Some(1000)), off).0,
             max_failed_logins: set.or(flags.max_failed_logins, Bound(Some(20)), off).0,
             max_registrations: set.or(flags.max_registrations, Bound(Some(20)), off).0,
+            max_message_rate: set.or(flags.max_message_rate, Bound(Some(20)), off).rate(),
+            max_byte_rate: set.or(flags.max_byte_rate, Bound(Some(65_536)), off).rate(),
             login_timeout: set.or(flags.login_timeout, time(60), Timeout(None)).0,
             idle_timeout: flags.idle_timeout.0,
             high_water: flags.high_water as usize,

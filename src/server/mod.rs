@@ -87,6 +87,8 @@ impl Server {
             addresses: behind_a_proxy,
             failed_logins: config.max_failed_logins.map(|an_hour| Arc::new(Throttle::new(an_hour))),
             registrations: config.max_registrations.map(|an_hour| Arc::new(Throttle::new(an_hour))),
+            message_rate: config.max_message_rate,
+            byte_rate: config.max_byte_rate,
         };
         let settings = settings(config, node, lanes, service_limits);
         let limits = Limits {

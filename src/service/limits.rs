@@ -1,9 +1,12 @@
 //! What clients may not exceed, and how they are told.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use super::{Effects, Login, Shard, Throttle};
-use crate::reactor::{Addresses, CloseReason, ConnId, Origin};
+use super::session::Client;
+use super::{Effect, Effects, Login, Shard, Throttle, Timer};
+use crate::reactor::{AddressSlot, Addresses, CloseReason, ConnId, Origin};
 use crate::store::{Quota, UserId};
 use crate::wire::Refusal;
 
@@ -16,6 +19,39 @@ pub struct Limits {
     pub failed_logins: Option<Arc<Throttle<(UserId, Origin)>>>,
     /// Attempts to register from one address.
     pub registrations: Option<Arc<Throttle<Origin>>>,
+    /// Messages of one connection, a second.
+    pub message_rate: Option<NonZeroU32>,
+    /// Bytes of messages of one connection, a second.
+    pub byte_rate: Option<NonZeroU32>,
+}
+
+/// What has not been used up of a rate is kept for so long: this is how large a burst may be.
+const BURST: Duration = Duration::from_secs(10);
+/// For so long nothing is read of a connection that was too fast.
+const TOO_FAST: Duration = Duration::from_secs(1);
+
+/// What is counted for one connection, where anything is.
+pub(super) struct Tally {
+    /// Its place under the limit of its address.
+    address: Option<AddressSlot>,
+    /// Until when the messages that have come are made up for, and their bytes.
+    messages: Instant,
+    bytes: Instant,
+}
+
+impl Tally {
+    fn new(now: Instant) -> Self {
+        Tally { address: None, messages: now, bytes: now }
+    }
+}
+
+/// Until when it is made up for, with this much more of a rate; the error: when there is room for it.
+fn spend(until: Instant, amount: usize, rate: Option<NonZeroU32>, now: Instant) -> Result<Instant, Instant> {
+    let Some(rate) = rate else { return Ok(until) };
+    let cost = Duration::from_secs_f64(amount as f64 / f64::from(rate.get()));
+    let until = until.max(now);
+    // The largest message passes some time, however small the rate is.
+    if until > now && until + cost > now + BURST { Err(until + cost - BURST.max(cost)) } else { Ok(until + cost) }
 }
 
 /// What a client is told whose address has too many connections.
@@ -38,7 +74,50 @@ pub(super) fn is_full(quota: Quota) -> Refusal {
     Refusal::busy(text, 60)
 }
 
+impl Client {
+    fn tally(&mut self, now: Instant) -> &mut Tally {
+        self.tally.get_or_insert_with(|| Box::new(Tally::new(now)))
+    }
+}
+
 impl Shard {
+    /// Whether a client sends faster than it may. If so, nothing more is read of it for a second, and so
+    /// one refusal a second is all that a flood is worth.
+    pub(super) fn is_too_fast(&mut self, conn: ConnId, bytes: usize, fx: &mut Effects) -> Option<Refusal> {
+        let Limits { message_rate, byte_rate, .. } = self.settings.limits;
+        if message_rate.is_none() && byte_rate.is_none() {
+            return None;
+        }
+        let now = self.now.at;
+        let client = self.clients.get_mut(conn)?;
+        let tally = client.tally(now);
+        let spent = spend(tally.messages, 1, message_rate, now)
+            .and_then(|messages| Ok((messages, spend(tally.bytes, bytes, byte_rate, now)?)));
+        match spent {
+            Ok((messages, bytes)) => {
+                (tally.messages, tally.bytes) = (messages, bytes);
+                None
+            }
+            Err(at) => {
+                let at = at.max(now + TOO_FAST);
+                client.too_fast = true;
+                fx.push(Effect::Pause(conn));
+                fx.push(Effect::Timer(at, Timer::Rate(conn)));
+                let wait = u32::try_from((at - now).as_millis().div_ceil(1000)).unwrap_or(u32::MAX);
+                Some(Refusal::busy("you are sending too fast", wait))
+            }
+        }
+    }
+
+    /// A client that was too fast is read again.
+    pub(super) fn rate_timer(&mut self, conn: ConnId, fx: &mut Effects) {
+        let Some(client) = self.clients.get_mut(conn) else { return };
+        client.too_fast = false;
+        if !client.is_paused() {
+            fx.push(Effect::Resume(conn));
+        }
+    }
+
     /// A login counts as failed until it is known to be none: many at once are no more than one after
     /// the other.
     pub(super) fn may_log_in(&self, user: UserId, from: Origin) -> Result<(), Refusal> {
@@ -75,7 +154,7 @@ impl Shard {
         let Some(addresses) = &self.settings.limits.addresses else { return };
         let Some(client) = self.clients.get_mut(conn) else { return };
         match addresses.admit(client.peer.ip()) {
-            Some(slot) => client.address_slot = Some(Box::new(slot)),
+            Some(slot) => client.tally(self.now.at).address = Some(slot),
             None => self.refuse_and_close(conn, address_is_full(), CloseReason::AddressFull, fx),
         }
     }

@@ -374,6 +374,7 @@ impl Shard {
         match timer {
             Timer::Login(conn) => self.login_timer(conn, now, fx),
             Timer::Idle(conn) => self.idle_timer(conn, now, fx),
+            Timer::Rate(conn) => self.rate_timer(conn, fx),
             Timer::Drain(conn) => self.retry_page(conn, fx),
             Timer::Remove(removal) => self.retry_remove(*removal, fx),
             Timer::Release { user, epoch } => self.release(user, epoch, fx),
@@ -422,6 +423,9 @@ impl Shard {
             Err(refusal) => return self.refuse_and_close(conn, refusal, CloseReason::Unfollowable, fx),
         };
         let (id, seq) = (request.msgid(), request.seq());
+        if let Some(refusal) = self.is_too_fast(conn, object.len(), fx) {
+            return self.refuse(conn, id.ok(), seq.ok().flatten(), &refusal, fx);
+        }
         let (msgid, seq) = match (id, seq) {
             (Ok(msgid), Ok(seq)) => (msgid, seq),
             (msgid, Err(refusal)) => return self.refuse(conn, msgid.ok(), None, &refusal, fx),

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use super::chat::Text;
 use super::letters::{Fate, Receipt, Removal, Tag, Timer, Waiting};
+use super::limits::Tally;
 use super::{Answer, Effect, Effects, Now, Op, Payload, Shard, Then};
 use crate::bus::Ticket;
-use crate::reactor::{AddressSlot, CloseReason, ConnId, Manner, Unwritten};
+use crate::reactor::{CloseReason, ConnId, Manner, Unwritten};
 use crate::store::{Kept, NodeId, Outcome, Parcel, RowId, StoreError, UserId, Write};
 use crate::wire::proxy::BadHeader;
 use crate::wire::reply::OFFLINE_IN_REPLY;
@@ -35,6 +36,8 @@ pub(super) struct Client {
     pub throttled: bool,
     /// Its claim is in doubt; input waits.
     pub doubted: bool,
+    /// It has sent faster than it may; input waits.
+    pub too_fast: bool,
     /// It has used `seq`, so it is no C++ client.
     pub uses_seq: bool,
     /// It has finished sending.
@@ -45,8 +48,8 @@ pub(super) struct Client {
     pub last_input: Instant,
     /// Since when nobody is logged in on it.
     pub out_since: Instant,
-    /// Its place under the limit of its address.
-    pub address_slot: Option<Box<AddressSlot>>,
+    /// What is counted for it; a pointer, since most limits are off by default.
+    pub tally: Option<Box<Tally>>,
 }
 
 impl Client {
@@ -61,17 +64,18 @@ impl Client {
             waiting: false,
             throttled: false,
             doubted: false,
+            too_fast: false,
             uses_seq: false,
             ended: false,
             closing: false,
             last_input: now,
             out_since: now,
-            address_slot: None,
+            tally: None,
         }
     }
 
     pub fn is_paused(&self) -> bool {
-        self.waiting || self.throttled || self.doubted
+        self.waiting || self.throttled || self.doubted || self.too_fast
     }
 }
 

@@ -1,6 +1,8 @@
 //! What clients may not exceed: the attack on each limit, what the attacker is told, and that others do
 //! not feel it.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
 use crate::support::{Account, Client, Config, World, eventually, login, strings};
@@ -27,6 +29,8 @@ in_configurations! {
         a_slow_reader_gets_what_was_acked_and_nothing_that_was_refused,
     ],
     sqlite_4: [
+        a_flood_of_messages_is_read_at_its_rate_and_each_refused_one_is_told,
+        large_messages_have_their_rate_in_bytes,
         a_stranger_who_guesses_a_password_locks_himself_out_and_not_the_owner,
         registrations_from_one_address_are_limited,
         a_crowd_from_one_address_is_refused_and_keeps_nobody_else_out,
@@ -270,4 +274,55 @@ fn registrations_from_one_address_are_limited(config: &'static Config) {
     let mut other = world.client_from(OWNER);
     other.must(register());
     assert_eq!(other.refused(taken), 1);
+}
+
+fn a_flood_of_messages_is_read_at_its_rate_and_each_refused_one_is_told(config: &'static Config) {
+    let world = config.own(&["--max-message-rate", "20"]);
+    let (mut flooder, mut other) = (world.client(), world.online("other"));
+    let began = Instant::now();
+    let seqs: Vec<i64> = (0..260).map(|_| flooder.start(json!({"msgid": 202}))).collect();
+    // A garbled flood is none the faster for it.
+    flooder.send_raw("{}".repeat(500));
+    let mut refused = 0;
+    for seq in seqs {
+        let pong = flooder.reply(seq);
+        assert_eq!(pong["msgid"], 203);
+        if pong.get("errno").is_some() {
+            expect_error_20(&pong);
+            refused += 1;
+        }
+        // Others do not feel it; a ping a second is far below the rate.
+        if refused == 1 && pong.get("errno").is_some() {
+            other.sync();
+        }
+    }
+    // 200 at once; then 20 and one that is refused, each second.
+    let took = began.elapsed();
+    assert!((2..=4).contains(&refused), "{refused} refused");
+    assert!(took > Duration::from_millis(1900), "260 messages in {took:?}");
+    let mut errors = Vec::new();
+    while errors.len() < 10 || !errors.contains(&20) {
+        let error = flooder.recv();
+        errors.push(error["errno"].as_i64().expect("an errno"));
+    }
+    assert!(began.elapsed() > took, "{errors:?}");
+    other.sync();
+}
+
+fn large_messages_have_their_rate_in_bytes(config: &'static Config) {
+    let world = config.own(&["--max-byte-rate", "10000"]);
+    let (mut sender, mut recipient) = (world.online("sender"), world.online("recipient"));
+    // Longer than what passes in 2 s.
+    let mut send = |n: usize| sender.request(sender.chat_to(recipient.id(), &format!("{n} {}", "x".repeat(30_000))));
+    let replies: Vec<Value> = (0..4).map(&mut send).collect();
+    replies[..3].iter().for_each(|reply| assert_eq!(reply["errno"], 0, "{reply}"));
+    expect_error_20(&replies[3]);
+    let wait = Duration::from_secs(replies[3]["retry_after"].as_u64().unwrap());
+    assert!((1..=4).contains(&wait.as_secs()), "{wait:?}");
+    // It is read again when there is room for what was refused.
+    let began = Instant::now();
+    assert_eq!(send(4)["errno"], 0);
+    assert!(began.elapsed() > wait.saturating_sub(Duration::from_millis(1500)) && began.elapsed() < wait * 2);
+    let numbers: Vec<String> = recipient.texts(4).iter().map(|text| text[..1].to_owned()).collect();
+    assert_eq!(numbers, ["0", "1", "2", "4"]);
 }
