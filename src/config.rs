@@ -175,9 +175,10 @@ struct Flags {
     #[arg(long, env = "CHAT_LOGIN_TIMEOUT", value_name = "TIME")]
     login_timeout: Option<Timeout>,
 
-    /// How long a connection may stay silent, like 90s or 10m; off: for ever
-    #[arg(long, env = "CHAT_IDLE_TIMEOUT", value_name = "TIME", default_value = "off")]
-    idle_timeout: Timeout,
+    /// How long a connection may stay silent, like 90s or 10m; off: for ever. Half-way through, clients
+    /// that use "seq" or PING are sent a PING, whose PONG will do [default: off; internet: 15m]
+    #[arg(long, env = "CHAT_IDLE_TIMEOUT", value_name = "TIME")]
+    idle_timeout: Option<Timeout>,
 
     /// What may wait to be written to one connection before its messages take the way through the
     /// store, in bytes
@@ -367,7 +368,7 @@ impl Config {
             max_message_rate: set.or(flags.max_message_rate, Bound(Some(20)), off).rate(),
             max_byte_rate: set.or(flags.max_byte_rate, Bound(Some(65_536)), off).rate(),
             login_timeout: set.or(flags.login_timeout, time(60), Timeout(None)).0,
-            idle_timeout: flags.idle_timeout.0,
+            idle_timeout: set.or(flags.idle_timeout, time(15 * 60), Timeout(None)).0,
             high_water: flags.high_water as usize,
             password_cost: flags.password_cost,
             legacy_client: flags.legacy_client,

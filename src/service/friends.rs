@@ -77,12 +77,20 @@ impl Shard {
     }
 
     pub(super) fn ping(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
+        self.note_ping(call.conn);
         self.reply(call.conn, fx, |out| reply::pong(out, call.seq));
         Ok(())
     }
 
     /// The answer to our ping; that it came is all it says.
-    pub(super) fn pong(&mut self, _: &Call<'_>, _: &mut Effects) -> Result<(), Refusal> {
+    pub(super) fn pong(&mut self, call: &Call<'_>, _: &mut Effects) -> Result<(), Refusal> {
+        self.note_ping(call.conn);
         Ok(())
+    }
+
+    fn note_ping(&mut self, conn: ConnId) {
+        if let Some(client) = self.clients.get_mut(conn) {
+            client.knows_ping = true;
+        }
     }
 }

@@ -238,7 +238,7 @@ impl Shard {
             fx.push(Effect::Timer(now.at + timeout, Timer::Login(conn)));
         }
         if let Some(timeout) = self.settings.idle_timeout {
-            fx.push(Effect::Timer(now.at + timeout, Timer::Idle(conn)));
+            fx.push(Effect::Timer(now.at + timeout / 2, Timer::Idle(conn)));
         }
     }
 

@@ -14,7 +14,7 @@ use crate::reactor::{CloseReason, ConnId, Manner, Unwritten};
 use crate::store::{Kept, NodeId, Outcome, Parcel, RowId, StoreError, UserId, Write};
 use crate::wire::proxy::BadHeader;
 use crate::wire::reply::OFFLINE_IN_REPLY;
-use crate::wire::{Errno, FramingMirror, ProxyHeader, Refusal, Splitter};
+use crate::wire::{Errno, FramingMirror, ProxyHeader, Refusal, Splitter, reply};
 
 /// How soon a drain that the store refused is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -40,6 +40,8 @@ pub(super) struct Client {
     pub too_fast: bool,
     /// It has used `seq`, so it is no C++ client.
     pub uses_seq: bool,
+    /// It has sent a PING or a PONG.
+    pub knows_ping: bool,
     /// It has finished sending.
     pub ended: bool,
     /// We are closing it.
@@ -66,6 +68,7 @@ impl Client {
             doubted: false,
             too_fast: false,
             uses_seq: false,
+            knows_ping: false,
             ended: false,
             closing: false,
             last_input: now,
@@ -592,9 +595,17 @@ impl Shard {
     pub(super) fn idle_timer(&mut self, conn: ConnId, now: Now, fx: &mut Effects) {
         let Some(timeout) = self.settings.idle_timeout else { return };
         let Some(client) = self.clients.get(conn) else { return };
-        let due = client.last_input + timeout;
-        if client.pending > 0 || due > now.at {
-            fx.push(Effect::Timer(due.max(now.at + RETRY), Timer::Idle(conn)));
+        let (ask, due) = (client.last_input + timeout / 2, client.last_input + timeout);
+        if ask > now.at {
+            fx.push(Effect::Timer(ask, Timer::Idle(conn)));
+        } else if due > now.at {
+            // Only those who know what it is: to all others nothing is sent that the original does not send.
+            if client.uses_seq || client.knows_ping {
+                self.reply(conn, fx, reply::ping);
+            }
+            fx.push(Effect::Timer(due, Timer::Idle(conn)));
+        } else if client.pending > 0 {
+            fx.push(Effect::Timer(now.at + RETRY, Timer::Idle(conn)));
         } else {
             self.refuse_and_close(
                 conn,

@@ -195,6 +195,11 @@ pub fn damaged_chat(out: &mut Vec<u8>, text: &str) {
     write(out, &Chat { msgid: msgid::ONE_CHAT, id: 0, name: "(damaged message)", msg: text, time: "" });
 }
 
+/// PING, which asks whether a client is still there.
+pub fn ping(out: &mut Vec<u8>) {
+    write(out, &Reply { msgid: msgid::PING, ..Reply::default() });
+}
+
 /// The reply of PING.
 pub fn pong(out: &mut Vec<u8>, seq: Option<i64>) {
     write(out, &Reply { msgid: msgid::PONG, seq, ..Reply::default() });

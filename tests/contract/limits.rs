@@ -29,6 +29,7 @@ in_configurations! {
         a_slow_reader_gets_what_was_acked_and_nothing_that_was_refused,
     ],
     sqlite_4: [
+        who_answers_pings_is_never_idle_and_who_knows_none_is_sent_none,
         a_flood_of_messages_is_read_at_its_rate_and_each_refused_one_is_told,
         large_messages_have_their_rate_in_bytes,
         a_stranger_who_guesses_a_password_locks_himself_out_and_not_the_owner,
@@ -325,4 +326,29 @@ fn large_messages_have_their_rate_in_bytes(config: &'static Config) {
     assert!(began.elapsed() > wait.saturating_sub(Duration::from_millis(1500)) && began.elapsed() < wait * 2);
     let numbers: Vec<String> = recipient.texts(4).iter().map(|text| text[..1].to_owned()).collect();
     assert_eq!(numbers, ["0", "1", "2", "4"]);
+}
+
+fn who_answers_pings_is_never_idle_and_who_knows_none_is_sent_none(config: &'static Config) {
+    let world = config.own(&["--idle-timeout", "1s"]);
+    let (mut answering, mut mute) = (world.online("answering"), world.online("mute"));
+    let account = world.account("plain");
+    // As the clients of the original do it.
+    let mut plain = world.client();
+    plain.post(&login(&account));
+    assert_eq!(plain.recv()["errno"], 0);
+    let began = Instant::now();
+    for _ in 0..5 {
+        assert_eq!(answering.recv(), json!({"msgid": 202}));
+        answering.post(&json!({"msgid": 203}));
+    }
+    assert!(began.elapsed() > Duration::from_millis(2400), "pinged too often: {:?}", began.elapsed());
+    answering.sync();
+    assert_eq!(mute.recv(), json!({"msgid": 202}));
+    for mut silent in [mute, plain] {
+        let error = silent.recv();
+        assert_eq!(error["msgid"], 201);
+        expect_error_20(&error);
+        silent.expect_end();
+    }
+    eventually("the account to be free", || world.client().try_login(&account)["errno"] == 0);
 }
