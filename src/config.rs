@@ -64,6 +64,8 @@ pub struct Config {
     pub login_timeout: Option<Duration>,
     pub idle_timeout: Option<Duration>,
     pub high_water: usize,
+    /// Bytes that wait to be written, on all connections together.
+    pub max_buffered: usize,
     pub password_cost: Cost,
     pub legacy_client: bool,
     /// Networks whose connections begin with a PROXY header; none: nobody's do.
@@ -184,6 +186,11 @@ struct Flags {
     /// store, in bytes
     #[arg(long, env = "CHAT_HIGH_WATER", value_name = "BYTES", allow_negative_numbers = true, value_parser = count(4096, 1 << 30), default_value = "1048576")]
     high_water: u64,
+
+    /// What may wait to be written to all connections together, in bytes. While it is more, each may
+    /// hold its share of it and no more
+    #[arg(long, env = "CHAT_MAX_BUFFERED", value_name = "BYTES", allow_negative_numbers = true, value_parser = count(1 << 20, 1 << 40), default_value = "268435456")]
+    max_buffered: u64,
 
     /// The cost of hashing a password: memory in KiB and passes. Stored passwords of another cost
     /// are hashed anew at the next login
@@ -370,6 +377,7 @@ impl Config {
             login_timeout: set.or(flags.login_timeout, time(60), Timeout(None)).0,
             idle_timeout: set.or(flags.idle_timeout, time(15 * 60), Timeout(None)).0,
             high_water: flags.high_water as usize,
+            max_buffered: flags.max_buffered as usize,
             password_cost: flags.password_cost,
             legacy_client: flags.legacy_client,
             proxies: flags.proxy_protocol,

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use mio::net::{TcpListener, TcpStream};
@@ -46,17 +46,16 @@ pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// One connection's place under the limits, free again when dropped.
-pub struct ConnectionSlot {
-    open: Arc<AtomicUsize>,
-    /// Boxed, so that it costs a pointer where addresses have no limit.
-    _of_address: Option<Box<AddressSlot>>,
-}
+/// One connection's place under the limits, free again when dropped: a pointer to what all have in
+/// common, or, where addresses have a limit, to a place of its own.
+pub struct ConnectionSlot(#[expect(dead_code, reason = "it counts by being there")] Arc<Place>);
 
-impl Drop for ConnectionSlot {
-    fn drop(&mut self) {
-        self.open.fetch_sub(1, Ordering::Relaxed);
-    }
+/// Whoever holds it is counted by its references.
+#[derive(Default)]
+struct Place {
+    /// Of a connection of its own: the common one.
+    _common: Option<Arc<Place>>,
+    _of_address: Option<AddressSlot>,
 }
 
 /// How many clients are let in, and what the others are told.
@@ -94,8 +93,8 @@ pub struct Acceptor<L> {
     listener: TcpListener,
     mailboxes: Arc<[Mailbox<Mail<L>>]>,
     next: usize,
-    /// Open connections over all reactors. Only the acceptor adds to it.
-    open: Arc<AtomicUsize>,
+    /// Referred to by every open connection, over all reactors, and by nothing else.
+    common: Arc<Place>,
     admission: Admission,
     stop: Arc<AtomicBool>,
     state: State,
@@ -132,13 +131,12 @@ impl<L> Acceptor<L> {
         let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
         let stop = Arc::new(AtomicBool::new(false));
         let handle = AcceptorHandle { stop: Arc::clone(&stop), waker };
-        let open = Arc::new(AtomicUsize::new(0));
         let acceptor = Acceptor {
             poll,
             listener,
             mailboxes,
             next: 0,
-            open,
+            common: Arc::default(),
             admission,
             stop,
             state: State::Ready,
@@ -213,15 +211,13 @@ impl<L> Acceptor<L> {
     }
 
     fn admit(&self, peer: SocketAddr) -> Result<ConnectionSlot, NoPlace> {
-        if self.open.load(Ordering::Relaxed) >= self.admission.max {
+        if Arc::strong_count(&self.common) > self.admission.max {
             return Err(NoPlace::Anywhere);
         }
-        let of_address = match &self.admission.addresses {
-            Some((addresses, _)) => Some(Box::new(addresses.admit(peer.ip()).ok_or(NoPlace::ForItsAddress)?)),
-            None => None,
-        };
-        self.open.fetch_add(1, Ordering::Relaxed);
-        Ok(ConnectionSlot { open: Arc::clone(&self.open), _of_address: of_address })
+        let common = Arc::clone(&self.common);
+        let Some((addresses, _)) = &self.admission.addresses else { return Ok(ConnectionSlot(common)) };
+        let of_address = addresses.admit(peer.ip()).ok_or(NoPlace::ForItsAddress)?;
+        Ok(ConnectionSlot(Arc::new(Place { _common: Some(common), _of_address: Some(of_address) })))
     }
 
     /// Tells a client that there is no place for it. A new socket's buffer has room for that, and

@@ -168,6 +168,11 @@ impl<T> Connection<T> {
         self.outbox.as_ref().map_or(0, |outbox| outbox.len())
     }
 
+    /// What is held against a mark. Where memory is `tight`, all that waits counts.
+    pub fn weight(&self, tight: bool) -> usize {
+        if tight { self.queued() } else { self.counted() }
+    }
+
     /// Bytes that wait to be written and count towards the high-water mark.
     pub fn counted(&self) -> usize {
         self.outbox.as_ref().map_or(0, |outbox| outbox.counted())

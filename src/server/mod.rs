@@ -95,6 +95,8 @@ impl Server {
             high_water: config.high_water,
             // Far enough above the soft mark for a page of offline messages and a large message.
             hard: config.high_water.saturating_mul(4).saturating_add(config.max_message.saturating_mul(2)),
+            // Connections go to the reactors in turn, so each has its part of what they hold.
+            total: config.max_buffered / config.reactors,
         };
         let mut reactor_threads = Vec::new();
         for (index, poll) in polls.into_iter().enumerate() {
