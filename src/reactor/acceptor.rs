@@ -12,12 +12,15 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use super::address::{AddressSlot, Addresses};
 use super::mailbox::{Mail, Mailbox, WAKER};
+use super::memory::{self, Crowd};
 
 const LISTENER: Token = Token(0);
 /// Accepts in a turn.
 const ACCEPT_BUDGET: usize = 64;
 /// After a failure that only time can mend, such as no free descriptors.
 const RETRY: Duration = Duration::from_millis(500);
+/// How often it is looked whether a crowd has left.
+const LOOK: Duration = Duration::from_secs(1);
 /// Waiting connections; the kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 4096;
 /// What the kernel buffers for a client: bytes it took for a dead one cannot be known.
@@ -100,6 +103,9 @@ pub struct Acceptor<L> {
     state: State,
     /// The current lack was logged.
     complained: bool,
+    crowd: Crowd,
+    /// When it was last looked whether a crowd has left.
+    looked: Instant,
 }
 
 /// Stops an acceptor from another thread.
@@ -141,6 +147,8 @@ impl<L> Acceptor<L> {
             stop,
             state: State::Ready,
             complained: false,
+            crowd: Crowd::default(),
+            looked: Instant::now(),
         };
         Ok((acceptor, handle))
     }
@@ -161,7 +169,9 @@ impl<L> Acceptor<L> {
             if events.iter().any(|event| event.token() == LISTENER) && self.state == State::Waiting {
                 self.state = State::Ready;
             }
-            self.resume(Instant::now())?;
+            let now = Instant::now();
+            self.resume(now)?;
+            self.tidy(now);
             if self.state == State::Ready {
                 self.state = self.accept_some();
                 if let State::Failed { .. } = self.state {
@@ -170,6 +180,16 @@ impl<L> Acceptor<L> {
             }
         }
         Ok(())
+    }
+
+    /// This thread has the time for it, and every second a look.
+    fn tidy(&mut self, now: Instant) {
+        if now - self.looked >= LOOK {
+            self.looked = now;
+            if self.crowd.has_left(Arc::strong_count(&self.common) - 1) {
+                memory::give_back();
+            }
+        }
     }
 
     /// Ends a state whose reason is over.

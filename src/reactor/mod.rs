@@ -26,6 +26,7 @@ mod connection;
 mod event_loop;
 mod id;
 mod mailbox;
+mod memory;
 mod outbox;
 mod timers;
 
