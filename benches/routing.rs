@@ -10,9 +10,9 @@ use std::time::Instant;
 use chat_server::bus::{BusEvent, BusOp};
 use chat_server::password::{Cost, Hasher};
 use chat_server::reactor::{ConnId, ConnIds};
-use chat_server::service::{Effect, Effects, Job, JobRunner, Letter, Now, Payload, Settings, Shard, Tag};
+use chat_server::service::{Effect, Effects, Job, JobRunner, Letter, Limits, Now, Payload, Settings, Shard, Tag};
 use chat_server::store::sqlite::SqliteStore;
-use chat_server::store::{NodeId, Store};
+use chat_server::store::{NodeId, Quotas, Store};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
 const SHARDS: usize = 2;
@@ -42,7 +42,8 @@ struct Node {
 impl Node {
     fn new() -> Node {
         let folder = tempfile::tempdir().expect("a folder");
-        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&folder.path().join("chat.db")).expect("a store"));
+        let store: Arc<dyn Store> =
+            Arc::new(SqliteStore::open(&folder.path().join("chat.db"), Quotas::default()).expect("a store"));
         let cost: Cost = "8,1".parse().expect("a cost");
         let runner = JobRunner::new(store.connection(), Hasher::new(cost), false);
         let settings = Settings {
@@ -56,6 +57,7 @@ impl Node {
             legacy_client: false,
             mixed: false,
             proxies: Arc::default(),
+            limits: Limits::default(),
         };
         let now = Now { at: Instant::now(), unix: 0 };
         Node {

@@ -3,12 +3,13 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{Parser, ValueEnum};
 use ipnet::IpNet;
 
 use crate::password::Cost;
@@ -42,9 +43,29 @@ pub struct Config {
     pub max_connections: Option<usize>,
     pub max_message: usize,
     pub max_message_before_login: usize,
+    /// Of one address, over all reactors. `None`: as many as there is room for.
+    pub max_connections_per_address: Option<u32>,
+    /// Offline messages of one user.
+    pub max_offline: Option<u32>,
+    /// Friends of one user.
+    pub max_friends: Option<u32>,
+    /// Groups that one user is in.
+    pub max_groups: Option<u32>,
+    /// Members of one group.
+    pub max_group_size: Option<u32>,
+    /// Of one account from one address, an hour.
+    pub max_failed_logins: Option<u32>,
+    /// From one address, an hour.
+    pub max_registrations: Option<u32>,
+    /// Messages of one connection, a second.
+    pub max_message_rate: Option<NonZeroU32>,
+    /// Bytes of messages of one connection, a second.
+    pub max_byte_rate: Option<NonZeroU32>,
     pub login_timeout: Option<Duration>,
     pub idle_timeout: Option<Duration>,
     pub high_water: usize,
+    /// Bytes that wait to be written, on all connections together.
+    pub max_buffered: usize,
     pub password_cost: Cost,
     pub legacy_client: bool,
     /// Networks whose connections begin with a PROXY header; none: nobody's do.
@@ -95,6 +116,17 @@ struct Flags {
     #[arg(long, env = "CHAT_MAX_CONNECTIONS", value_name = "N", allow_negative_numbers = true, value_parser = count(1, 10_000_000))]
     max_connections: Option<u64>,
 
+    /// Which limits are on that are not named: "default" leaves off whatever could throw off people
+    /// who type slowly or many users behind one address; "internet" is for a server that strangers
+    /// can reach
+    #[arg(long, env = "CHAT_LIMITS", value_name = "SET", default_value = "default")]
+    limits: LimitSet,
+
+    /// Connections of one address at a time, or off; more are refused with error 20. An IPv6 address
+    /// is its /64 network [default: off; internet: 50]
+    #[arg(long, env = "CHAT_MAX_CONNECTIONS_PER_ADDRESS", value_name = "N", allow_negative_numbers = true)]
+    max_connections_per_address: Option<Bound>,
+
     /// The largest message of a user who has logged in, in bytes
     #[arg(long, env = "CHAT_MAX_MESSAGE", value_name = "BYTES", allow_negative_numbers = true, value_parser = count(256, 16 << 20), default_value = "65536")]
     max_message: u64,
@@ -103,18 +135,64 @@ struct Flags {
     #[arg(long, env = "CHAT_MAX_MESSAGE_BEFORE_LOGIN", value_name = "BYTES", allow_negative_numbers = true, value_parser = count(256, 16 << 20), default_value = "8192")]
     max_message_before_login: u64,
 
-    /// How long a connection may stay without a login, like 90s or 10m; off: for ever
-    #[arg(long, env = "CHAT_LOGIN_TIMEOUT", value_name = "TIME", default_value = "10m")]
-    login_timeout: Timeout,
+    /// Offline messages that are kept for one user, or off; senders of more get error 20
+    /// [default: 10000; internet: 1000]
+    #[arg(long, env = "CHAT_MAX_OFFLINE", value_name = "N", allow_negative_numbers = true)]
+    max_offline: Option<Bound>,
 
-    /// How long a connection may stay silent, like 90s or 10m; off: for ever
-    #[arg(long, env = "CHAT_IDLE_TIMEOUT", value_name = "TIME", default_value = "off")]
-    idle_timeout: Timeout,
+    /// Friends that one user may have, or off; more are refused with error 20 [default: off; internet: 500]
+    #[arg(long, env = "CHAT_MAX_FRIENDS", value_name = "N", allow_negative_numbers = true)]
+    max_friends: Option<Bound>,
+
+    /// Groups that one user may be in, or off; more are refused with error 20
+    /// [default: off; internet: 100]
+    #[arg(long, env = "CHAT_MAX_GROUPS", value_name = "N", allow_negative_numbers = true)]
+    max_groups: Option<Bound>,
+
+    /// Members that one group may have, or off; more are refused with error 20
+    /// [default: off; internet: 1000]
+    #[arg(long, env = "CHAT_MAX_GROUP_SIZE", value_name = "N", allow_negative_numbers = true)]
+    max_group_size: Option<Bound>,
+
+    /// Failed logins of one account from one address in an hour, or off; until it is over, or one more
+    /// may be tried, all others from there are refused with error 20 [default: off; internet: 20]
+    #[arg(long, env = "CHAT_MAX_FAILED_LOGINS", value_name = "N", allow_negative_numbers = true)]
+    max_failed_logins: Option<Bound>,
+
+    /// Attempts to register from one address in an hour, or off; more are refused with error 20
+    /// [default: off; internet: 20]
+    #[arg(long, env = "CHAT_MAX_REGISTRATIONS", value_name = "N", allow_negative_numbers = true)]
+    max_registrations: Option<Bound>,
+
+    /// Messages of one connection a second, or off; ten times as many may come at once. A message past
+    /// that is refused with error 20, and nothing more is read for a second [default: off; internet: 20]
+    #[arg(long, env = "CHAT_MAX_MESSAGE_RATE", value_name = "N", allow_negative_numbers = true)]
+    max_message_rate: Option<Bound>,
+
+    /// Bytes of messages of one connection a second, or off, in the same manner
+    /// [default: off; internet: 65536]
+    #[arg(long, env = "CHAT_MAX_BYTE_RATE", value_name = "BYTES", allow_negative_numbers = true)]
+    max_byte_rate: Option<Bound>,
+
+    /// How long a connection may stay without a login, like 90s or 10m; off: for ever
+    /// [default: off; internet: 1m]
+    #[arg(long, env = "CHAT_LOGIN_TIMEOUT", value_name = "TIME")]
+    login_timeout: Option<Timeout>,
+
+    /// How long a connection may stay silent, like 90s or 10m; off: for ever. Half-way through, clients
+    /// that use "seq" or PING are sent a PING, whose PONG will do [default: off; internet: 15m]
+    #[arg(long, env = "CHAT_IDLE_TIMEOUT", value_name = "TIME")]
+    idle_timeout: Option<Timeout>,
 
     /// What may wait to be written to one connection before its messages take the way through the
     /// store, in bytes
     #[arg(long, env = "CHAT_HIGH_WATER", value_name = "BYTES", allow_negative_numbers = true, value_parser = count(4096, 1 << 30), default_value = "1048576")]
     high_water: u64,
+
+    /// What may wait to be written to all connections together, in bytes. While it is more, each may
+    /// hold its share of it and no more
+    #[arg(long, env = "CHAT_MAX_BUFFERED", value_name = "BYTES", allow_negative_numbers = true, value_parser = count(1 << 20, 1 << 40), default_value = "268435456")]
+    max_buffered: u64,
 
     /// The cost of hashing a password: memory in KiB and passes. Stored passwords of another cost
     /// are hashed anew at the next login
@@ -146,6 +224,47 @@ fn count(min: u64, max: u64) -> clap::builder::RangedU64ValueParser<u64> {
 fn network(text: &str) -> Result<IpNet, String> {
     let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
     network.map_err(|_| "must be networks like 10.0.0.0/8 or addresses, with commas between".to_owned())
+}
+
+/// Which limits are on without being named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LimitSet {
+    Default,
+    Internet,
+}
+
+impl LimitSet {
+    /// A limit as it was given, or else as this set has it.
+    fn or<T>(self, given: Option<T>, internet: T, default: T) -> T {
+        given.unwrap_or(match self {
+            LimitSet::Default => default,
+            LimitSet::Internet => internet,
+        })
+    }
+}
+
+/// A number of at least 1, or `off`.
+#[derive(Debug, Clone, Copy)]
+struct Bound(Option<u32>);
+
+impl Bound {
+    fn rate(self) -> Option<NonZeroU32> {
+        self.0.and_then(NonZeroU32::new)
+    }
+}
+
+impl FromStr for Bound {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Bound(None));
+        }
+        match text.parse() {
+            Ok(number) if number > 0 => Ok(Bound(Some(number))),
+            _ => Err(format!("must be a number from 1 to {}, or off", u32::MAX)),
+        }
+    }
 }
 
 /// A duration, or `off`.
@@ -239,6 +358,8 @@ impl Config {
             }
         }
         let default_charset = if flags.mixed { "gbk" } else { "utf8mb4" };
+        let (set, off) = (flags.limits, Bound(None));
+        let time = |seconds| Timeout(Some(Duration::from_secs(seconds)));
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Config {
             listen,
@@ -251,9 +372,19 @@ impl Config {
             max_connections: flags.max_connections.map(|n| n as usize),
             max_message: flags.max_message as usize,
             max_message_before_login: flags.max_message_before_login as usize,
-            login_timeout: flags.login_timeout.0,
-            idle_timeout: flags.idle_timeout.0,
+            max_connections_per_address: set.or(flags.max_connections_per_address, Bound(Some(50)), off).0,
+            max_offline: set.or(flags.max_offline, Bound(Some(1000)), Bound(Some(10_000))).0,
+            max_friends: set.or(flags.max_friends, Bound(Some(500)), off).0,
+            max_groups: set.or(flags.max_groups, Bound(Some(100)), off).0,
+            max_group_size: set.or(flags.max_group_size, Bound(Some(1000)), off).0,
+            max_failed_logins: set.or(flags.max_failed_logins, Bound(Some(20)), off).0,
+            max_registrations: set.or(flags.max_registrations, Bound(Some(20)), off).0,
+            max_message_rate: set.or(flags.max_message_rate, Bound(Some(20)), off).rate(),
+            max_byte_rate: set.or(flags.max_byte_rate, Bound(Some(65_536)), off).rate(),
+            login_timeout: set.or(flags.login_timeout, time(60), Timeout(None)).0,
+            idle_timeout: set.or(flags.idle_timeout, time(15 * 60), Timeout(None)).0,
             high_water: flags.high_water as usize,
+            max_buffered: flags.max_buffered as usize,
             password_cost: flags.password_cost,
             legacy_client: flags.legacy_client,
             proxies: flags.proxy_protocol,
@@ -313,6 +444,9 @@ mod tests {
             ("chat-server --redis redis://127.0.0.1:6379", "--redis"),
             ("chat-server --mixed", "--mixed"),
             ("chat-server --metrics 9100", "--metrics"),
+            ("chat-server --limits none", "--limits"),
+            ("chat-server --max-connections-per-address 0", "--max-connections-per-address"),
+            ("chat-server --max-connections-per-address -1", "--max-connections-per-address"),
             ("chat-server --colour", "--colour"),
         ] {
             let text = usage(line);
@@ -328,6 +462,19 @@ mod tests {
         assert_eq!(of("ChatServer --redis redis://h:1"), (mysql, Some("redis://h:1".to_owned())));
         assert_eq!(of("ChatServer --store sqlite:a.db"), (StoreUrl::Sqlite("a.db".into()), None));
         assert_eq!(of("chat-server"), (StoreUrl::Sqlite("chat.db".into()), None));
+    }
+
+    #[test]
+    fn a_limit_is_as_given_or_else_as_its_set_has_it() {
+        let of = |line: &str| {
+            let config = config(line).unwrap();
+            (config.max_connections_per_address, config.login_timeout.map(|time| time.as_secs()))
+        };
+        assert_eq!(of("chat-server"), (None, None));
+        assert_eq!(of("chat-server --limits internet"), (Some(50), Some(60)));
+        let line = "chat-server --limits internet --max-connections-per-address off --login-timeout 5s";
+        assert_eq!(of(line), (None, Some(5)));
+        assert_eq!(of("chat-server --max-connections-per-address 7"), (Some(7), None));
     }
 
     #[test]

@@ -504,7 +504,7 @@ fn expect_ready(at: SocketAddr) {
 
 #[test]
 fn a_node_is_ready_while_its_store_and_its_bus_are_there_and_it_does_not_end() {
-    let world = CLUSTER.own_with_own_mariadb(&ANY_PORT);
+    let world = CLUSTER.with_own_mariadb(&ANY_PORT);
     let at = monitor_of(&world, 0);
     expect_ready(at);
     world.mariadb().kill();

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use chat_server::store::mysql::{MySqlStore, OpenError, Options};
 use chat_server::store::{
-    Account, Claim, Connection, Friend, Group, GroupId, Holder, Kept, Member, NodeId, Outcome, Parcel, RowId, Store,
-    StoreError, UserId, Write,
+    Account, Claim, Connection, Friend, Group, GroupId, Holder, Kept, Member, NodeId, Outcome, Parcel, Quotas, RowId,
+    Store, StoreError, UserId, Write,
 };
 use mysql::Conn;
 use mysql::prelude::Queryable;
@@ -33,7 +33,14 @@ fn shared() -> Arc<MariaDb> {
 }
 
 fn options(url: String, node: u64) -> Options {
-    Options { url, node: NodeId(node), charset: "utf8mb4".into(), mixed: false, alone: false }
+    Options {
+        url,
+        node: NodeId(node),
+        charset: "utf8mb4".into(),
+        mixed: false,
+        alone: false,
+        quotas: Quotas::default(),
+    }
 }
 
 /// One node's store, with a connection.

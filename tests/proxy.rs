@@ -169,6 +169,7 @@ fn half_a_header_is_waited_for_no_longer_than_a_login() {
     let mut client = world.client();
     client.send_raw(&V1[..20]);
     client.set_patience(Duration::from_secs(10));
+    assert_eq!(client.recv()["errno"], 20);
     client.expect_end();
     expect_logged(&world, "no login in time\n");
 }

@@ -9,9 +9,9 @@ use std::time::Instant;
 use chat_server::bus::{BusEvent, BusOp};
 use chat_server::password::{Cost, Hasher};
 use chat_server::reactor::{ConnId, ConnIds};
-use chat_server::service::{Effect, Effects, JobRunner, Lane, Letter, Now, Op, Settings, Shard};
+use chat_server::service::{Effect, Effects, JobRunner, Lane, Letter, Limits, Now, Op, Settings, Shard};
 use chat_server::store::sqlite::SqliteStore;
-use chat_server::store::{NodeId, Store, Write};
+use chat_server::store::{NodeId, Quotas, Store, Write};
 use tempfile::TempDir;
 
 const LANES: usize = 3;
@@ -30,7 +30,7 @@ struct Node {
 impl Node {
     fn new() -> Node {
         let folder = tempfile::tempdir().expect("a temporary directory");
-        let store = SqliteStore::open(&folder.path().join("chat.db")).expect("a store");
+        let store = SqliteStore::open(&folder.path().join("chat.db"), Quotas::default()).expect("a store");
         let cost: Cost = "8,1".parse().expect("a cost");
         let now = Now { at: Instant::now(), unix: 0 };
         let settings = Settings {
@@ -44,6 +44,7 @@ impl Node {
             legacy_client: false,
             mixed: false,
             proxies: Arc::default(),
+            limits: Limits::default(),
         };
         Node {
             shard: Shard::new(0, 1, settings, now),

@@ -32,7 +32,7 @@ use chat_server::bus::{BusEvent, BusOp};
 use chat_server::password::{Cost, Hasher};
 use chat_server::reactor::{CloseReason, ConnId, ConnIds, Unwritten};
 use chat_server::service::{
-    Effect, Effects, Job, JobRunner, Lane, Letter, Now, Op, Payload, Settings, Shard, Tag, Timer,
+    Effect, Effects, Job, JobRunner, Lane, Letter, Limits, Now, Op, Payload, Settings, Shard, Tag, Timer,
 };
 use chat_server::store::{
     Account, Claim, Connection, Friend, Group, Holder, Kept, NodeId, Outcome, Page, Parcel, RowId, StoreError, UserId,
@@ -72,6 +72,8 @@ struct Memory {
     rows: BTreeMap<RowId, (UserId, Arc<[u8]>)>,
     next_row: RowId,
     password: String,
+    /// Of offline messages for one user.
+    quota: Option<usize>,
     /// Every call fails.
     down: bool,
     /// Writes that fail are done all the same: only their answer is lost.
@@ -97,11 +99,13 @@ impl Memory {
             return Kept::Elsewhere(Holder::Node(*claim));
         }
         let first = self.next_row + 1;
-        for message in &parcel.messages {
+        let kept = self.rows.values().filter(|(owner, _)| *owner == parcel.to).count();
+        let room = self.quota.map_or(usize::MAX, |quota| quota.saturating_sub(kept));
+        for message in parcel.messages.iter().take(room) {
             self.next_row += 1;
             self.rows.insert(self.next_row, (parcel.to, Arc::clone(message)));
         }
-        Kept::Stored(first)
+        if parcel.messages.len() > room { Kept::Full(room) } else { Kept::Stored(first) }
     }
 }
 
@@ -282,10 +286,12 @@ impl World {
             legacy_client: false,
             mixed: false,
             proxies: Arc::default(),
+            limits: Limits::default(),
         };
         let cost: Cost = "8,1".parse().unwrap();
         let password = Hasher::new(cost).hash("p").unwrap();
-        let memory = Arc::new(Mutex::new(Memory { password, ..Memory::default() }));
+        let quota = rng.one_in(4).then(|| 1 + rng.below(8));
+        let memory = Arc::new(Mutex::new(Memory { password, quota, ..Memory::default() }));
         let mut world = World {
             start: Instant::now(),
             clock: Duration::ZERO,
@@ -719,8 +725,8 @@ impl World {
                     client.acked.push(what);
                 }
             }
-            // The store was down, and nobody waits for a seq; or the claim was lost.
-            201 if value["errno"] == 21 || value["errno"] == 13 => {}
+            // The store was down or full, and nobody waits for a seq; or the claim was lost.
+            201 if value["errno"] == 21 || value["errno"] == 20 || value["errno"] == 13 => {}
             other => panic!("message {other}: {value}"),
         }
     }
@@ -805,8 +811,14 @@ impl World {
         socket.input.extend_from_slice(text.as_bytes());
     }
 
-    fn fire_timer(&mut self) {
-        self.clock += Duration::from_millis(if self.faults { 100 } else { 2 });
+    /// While all comes to rest, time passes more slowly: with every user on the way to every other, what was
+    /// asked could not be answered in time otherwise, and would be asked again for ever.
+    fn fire_timer(&mut self, acting: bool) {
+        self.clock += Duration::from_millis(match (self.faults, acting) {
+            (true, true) => 100,
+            (true, false) => 10,
+            (false, _) => 2,
+        });
         let (clock, at) = (self.clock, self.rng.below(self.nodes.len()));
         let node = &mut self.nodes[at];
         if node.stopped {
@@ -846,7 +858,7 @@ impl World {
                     self.write(address);
                 }
             }
-            10 => self.fire_timer(),
+            10 => self.fire_timer(acting),
             11 => self.deliver_envelope(),
             12 if acting => {
                 let user = 1 + self.rng.below(USERS as usize) as u32;
@@ -929,7 +941,7 @@ impl World {
             self.step(false);
             // Nothing else can happen any more: the next timer.
             if self.rng.one_in(20) {
-                self.clock += Duration::from_millis(if self.faults { 50 } else { 1 });
+                self.clock += Duration::from_millis(if self.faults { 5 } else { 1 });
             }
         }
         let sockets: Vec<_> =

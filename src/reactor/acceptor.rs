@@ -3,21 +3,25 @@
 use std::io::{self, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token, Waker};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
+use super::address::{AddressSlot, Addresses};
 use super::counts::AcceptorCounts;
 use super::mailbox::{Mail, Mailbox, WAKER};
+use super::memory::{self, Crowd};
 
 const LISTENER: Token = Token(0);
 /// Accepts in a turn.
 const ACCEPT_BUDGET: usize = 64;
 /// After a failure that only time can mend, such as no free descriptors.
 const RETRY: Duration = Duration::from_millis(500);
+/// How often it is looked whether a crowd has left.
+const LOOK: Duration = Duration::from_secs(1);
 /// Waiting connections; the kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 4096;
 /// What the kernel buffers for a client: bytes it took for a dead one cannot be known.
@@ -46,13 +50,16 @@ pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// One connection's place under the limit, free again when dropped.
-pub struct ConnectionSlot(Arc<AtomicUsize>);
+/// One connection's place under the limits, free again when dropped: a pointer to what all have in
+/// common, or, where addresses have a limit, to a place of its own.
+pub struct ConnectionSlot(#[expect(dead_code, reason = "it counts by being there")] Arc<Place>);
 
-impl Drop for ConnectionSlot {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
+/// Whoever holds it is counted by its references.
+#[derive(Default)]
+struct Place {
+    /// Of a connection of its own: the common one.
+    _common: Option<Arc<Place>>,
+    _of_address: Option<AddressSlot>,
 }
 
 /// How many clients are let in, and what the others are told.
@@ -62,6 +69,15 @@ pub struct Admission {
     pub max: usize,
     /// What a client gets that finds all places taken, before its connection is closed.
     pub refusal: Vec<u8>,
+    /// Connections of one address at a time, and what a client gets that comes from one with too many.
+    /// `None`: they have no limit, or it is not known yet who they are.
+    pub addresses: Option<(Arc<Addresses>, Vec<u8>)>,
+}
+
+/// Why a client is not let in.
+enum NoPlace {
+    Anywhere,
+    ForItsAddress,
 }
 
 /// Why the acceptor does not accept although clients may wait. Each state names what ends it.
@@ -81,14 +97,17 @@ pub struct Acceptor<L> {
     listener: TcpListener,
     mailboxes: Arc<[Mailbox<Mail<L>>]>,
     next: usize,
-    /// Open connections over all reactors. Only the acceptor adds to it.
-    open: Arc<AtomicUsize>,
+    /// Referred to by every open connection, over all reactors, and by nothing else.
+    common: Arc<Place>,
     admission: Admission,
     stop: Arc<AtomicBool>,
     state: State,
     /// The current lack was logged.
     complained: bool,
     counts: Arc<AcceptorCounts>,
+    crowd: Crowd,
+    /// When it was last looked whether a crowd has left.
+    looked: Instant,
 }
 
 /// Stops an acceptor from another thread.
@@ -120,18 +139,19 @@ impl<L> Acceptor<L> {
         let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
         let stop = Arc::new(AtomicBool::new(false));
         let handle = AcceptorHandle { stop: Arc::clone(&stop), waker };
-        let open = Arc::new(AtomicUsize::new(0));
         let acceptor = Acceptor {
             poll,
             listener,
             mailboxes,
             next: 0,
-            open,
+            common: Arc::default(),
             admission,
             stop,
             state: State::Ready,
             complained: false,
             counts: Arc::default(),
+            crowd: Crowd::default(),
+            looked: Instant::now(),
         };
         Ok((acceptor, handle))
     }
@@ -157,7 +177,9 @@ impl<L> Acceptor<L> {
             if events.iter().any(|event| event.token() == LISTENER) && self.state == State::Waiting {
                 self.state = State::Ready;
             }
-            self.resume(Instant::now())?;
+            let now = Instant::now();
+            self.resume(now)?;
+            self.tidy(now);
             if self.state == State::Ready {
                 self.state = self.accept_some();
                 if let State::Failed { .. } = self.state {
@@ -167,6 +189,16 @@ impl<L> Acceptor<L> {
             }
         }
         Ok(())
+    }
+
+    /// This thread has the time for it, and every second a look.
+    fn tidy(&mut self, now: Instant) {
+        if now - self.looked >= LOOK {
+            self.looked = now;
+            if self.crowd.has_left(Arc::strong_count(&self.common) - 1) {
+                memory::give_back();
+            }
+        }
     }
 
     /// Ends a state whose reason is over.
@@ -184,13 +216,13 @@ impl<L> Acceptor<L> {
     fn accept_some(&mut self) -> State {
         for _ in 0..ACCEPT_BUDGET {
             match self.listener.accept() {
-                Ok((stream, peer)) => match self.admit() {
-                    Some(slot) => {
+                Ok((stream, peer)) => match self.admit(peer) {
+                    Ok(slot) => {
                         self.complained = false;
                         self.mailboxes[self.next].post(Mail::Connection(stream, peer, slot));
                         self.next = (self.next + 1) % self.mailboxes.len();
                     }
-                    None => self.refuse(stream, peer),
+                    Err(why) => self.refuse(stream, peer, why),
                 },
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => return State::Waiting,
@@ -207,22 +239,33 @@ impl<L> Acceptor<L> {
         State::Ready
     }
 
-    fn admit(&self) -> Option<ConnectionSlot> {
-        if self.open.load(Ordering::Relaxed) >= self.admission.max {
-            return None;
+    fn admit(&self, peer: SocketAddr) -> Result<ConnectionSlot, NoPlace> {
+        if Arc::strong_count(&self.common) > self.admission.max {
+            return Err(NoPlace::Anywhere);
         }
-        self.open.fetch_add(1, Ordering::Relaxed);
-        Some(ConnectionSlot(Arc::clone(&self.open)))
+        let common = Arc::clone(&self.common);
+        let Some((addresses, _)) = &self.admission.addresses else { return Ok(ConnectionSlot(common)) };
+        let of_address = addresses.admit(peer.ip()).ok_or(NoPlace::ForItsAddress)?;
+        Ok(ConnectionSlot(Arc::new(Place { _common: Some(common), _of_address: Some(of_address) })))
     }
 
     /// Tells a client that there is no place for it. A new socket's buffer has room for that, and
     /// should it fail, the client sees the connection end, which says the same.
-    fn refuse(&mut self, mut stream: TcpStream, peer: SocketAddr) {
+    fn refuse(&mut self, mut stream: TcpStream, peer: SocketAddr, why: NoPlace) {
         self.counts.refused.add(1);
-        if !std::mem::replace(&mut self.complained, true) {
-            log::warn!("all {} connections are taken; {peer} and others are refused", self.admission.max);
-        }
-        let _ = stream.write(&self.admission.refusal);
+        let refusal = match (why, &self.admission.addresses) {
+            (NoPlace::ForItsAddress, Some((_, refusal))) => {
+                log::debug!("{peer} is refused: its address has too many connections");
+                refusal
+            }
+            _ => {
+                if !std::mem::replace(&mut self.complained, true) {
+                    log::warn!("all {} connections are taken; {peer} and others are refused", self.admission.max);
+                }
+                &self.admission.refusal
+            }
+        };
+        let _ = stream.write(refusal);
         let _ = stream.shutdown(Shutdown::Write);
     }
 }

@@ -21,6 +21,8 @@ labels! {
         BadProxyHeader = "no PROXY header",
         /// It does not come from the proxy, and may not claim to.
         NotTheProxy = "not from the proxy",
+        /// Its address has as many connections as it may.
+        AddressFull = "too many connections of its address",
         LoginTimeout = "no login in time",
         IdleTimeout = "idle",
         /// It did not read what was queued for it.
@@ -147,6 +149,11 @@ impl<T> Connection<T> {
     /// Bytes that wait to be written.
     pub fn queued(&self) -> usize {
         self.outbox.as_ref().map_or(0, |outbox| outbox.len())
+    }
+
+    /// What is held against a mark. Where memory is `tight`, all that waits counts.
+    pub fn weight(&self, tight: bool) -> usize {
+        if tight { self.queued() } else { self.counted() }
     }
 
     /// Bytes that wait to be written and count towards the high-water mark.

@@ -35,6 +35,10 @@ const SLOW_CONSUMER: Duration = Duration::from_secs(10);
 const STALLED: Duration = Duration::from_secs(1);
 /// Between two messages to a paced connection: longer than a client takes to come back to `recv`.
 const PACE: Duration = Duration::from_millis(10);
+/// How often all queues are looked at while they hold too much.
+const RELIEF: Duration = Duration::from_millis(100);
+/// After so long without that it is worth a line in the log.
+const COMPLAINT: Duration = Duration::from_secs(10);
 /// Outboxes kept for the next connection that has something to write.
 const SPARE_OUTBOXES: usize = 64;
 /// With so many letters waiting in some mailbox, its feeders stop reading for the moment.
@@ -113,6 +117,10 @@ pub struct Limits {
     pub high_water: usize,
     /// The hard mark: past it, the connection is closed at once.
     pub hard: usize,
+    /// All queues of a reactor together. While they hold more, each may hold its share of it and no more:
+    /// that is the soft mark then, also for what otherwise does not count. While they hold twice as much,
+    /// it is the hard one.
+    pub total: usize,
 }
 
 enum LoopTimer<K> {
@@ -135,6 +143,8 @@ pub struct Io<H: Handler> {
     ids: ConnIds,
     connections: ConnMap<Box<Connection<H::Tag>>>,
     limits: Limits,
+    /// All queues are looked at no sooner than this, however much they hold.
+    relieved: Instant,
     timers: Timers<LoopTimer<H::Timer>>,
     mailboxes: Arc<[Mailbox<Mail<H::Letter>>]>,
     /// Letters of this turn, by reactor.
@@ -171,6 +181,27 @@ impl<H: Handler> Io<H> {
         self.connections.len()
     }
 
+    /// What all connections' queues hold, in bytes. A message for many counts for each of them.
+    pub fn buffered(&self) -> usize {
+        self.counts.queued.get() as usize
+    }
+
+    /// Whether all queues together hold more than they may.
+    fn is_tight(&self) -> bool {
+        self.buffered() > self.limits.total
+    }
+
+    /// The marks of a queue as they are now.
+    fn marks(&self) -> Limits {
+        let Limits { high_water, hard, total } = self.limits;
+        if !self.is_tight() {
+            return self.limits;
+        }
+        let share = total / self.connections.len().max(1);
+        let hard = if self.buffered() / 2 > total { share } else { hard };
+        Limits { high_water: high_water.min(share), hard, total }
+    }
+
     /// Queues a message; it is written at the end of the turn, together with what else is queued.
     /// False: the connection is gone, and nothing was queued.
     pub fn send(&mut self, conn: ConnId, message: Message<'_, H::Tag>) -> bool {
@@ -184,10 +215,10 @@ impl<H: Handler> Io<H> {
         self.counts.queued.add(message.body.bytes().len() + message.terminator.len());
         outbox.push(message.body, message.terminator, message.tag, manner);
         let counted = outbox.counted();
+        mark_dirty(connection, &mut self.dirty);
         if counted > self.limits.high_water && (!connection.over || counted > self.limits.hard) {
             self.over.push(conn);
         }
-        mark_dirty(connection, &mut self.dirty);
         true
     }
 
@@ -327,6 +358,7 @@ impl<H: Handler> EventLoop<H> {
             ids: ConnIds::new(reactor),
             connections: ConnMap::default(),
             limits,
+            relieved: Instant::now(),
             timers: Timers::default(),
             outgoing: mailboxes.iter().map(|_| Vec::new()).collect(),
             mailboxes,
@@ -384,6 +416,7 @@ impl<H: Handler> EventLoop<H> {
         self.read_ready();
         self.fire_timers();
         self.flush_dirty();
+        self.relieve();
         self.sweep();
         // What the sweep has caused (stored messages' acks) must not wait for the next event.
         self.flush_dirty();
@@ -483,7 +516,7 @@ impl<H: Handler> EventLoop<H> {
     fn read_one(&mut self, id: ConnId) {
         let Some(connection) = self.io.connections.get_mut(id) else { return };
         connection.in_ready = false;
-        let high_water = self.io.limits.high_water;
+        let high_water = self.io.marks().high_water;
         let mut budget = READ_BUDGET;
         loop {
             let Some(connection) = self.io.connections.get_mut(id) else { return };
@@ -632,14 +665,14 @@ impl<H: Handler> EventLoop<H> {
     fn settle_over(&mut self) {
         while let Some(id) = self.io.over.pop() {
             self.flush_one(id);
-            let (limits, now) = (self.io.limits, self.io.now);
+            let (limits, now, tight) = (self.io.marks(), self.io.now, self.io.is_tight());
             let Some(connection) = self.io.connections.get_mut(id) else { continue };
             if std::mem::take(&mut connection.to_recall) {
                 connection.recalled = true;
                 self.recall(id);
             }
             let Some(connection) = self.io.connections.get_mut(id) else { continue };
-            let counted = connection.counted();
+            let counted = connection.weight(tight);
             if counted > limits.high_water && !connection.over {
                 connection.over = true;
                 connection.over_since = now;
@@ -647,8 +680,30 @@ impl<H: Handler> EventLoop<H> {
                 self.io.timers.set(now + SLOW_CONSUMER, LoopTimer::Slow(id));
                 self.recall(id);
             }
-            if self.io.connections.get(id).is_some_and(|connection| connection.counted() > limits.hard) {
+            if self.io.connections.get(id).is_some_and(|connection| connection.weight(tight) > limits.hard) {
                 self.io.kill(id, CloseReason::SlowConsumer);
+            }
+        }
+    }
+
+    /// While all queues together hold too much: finds those that hold more than their share. A queue that
+    /// is full now was flushed in this turn, so its client does not read.
+    fn relieve(&mut self) {
+        if !self.io.is_tight() || self.io.now < self.io.relieved + RELIEF {
+            return;
+        }
+        let marks = self.io.marks();
+        if self.io.now > self.io.relieved + COMPLAINT {
+            let (bytes, connections, share) = (self.io.buffered(), self.io.connections.len(), marks.high_water);
+            log::warn!("{bytes} bytes wait to be written to {connections} clients: none may hold more than {share}");
+        }
+        self.io.relieved = self.io.now;
+        for id in self.io.connections.ids().collect::<Vec<_>>() {
+            let Some(connection) = self.io.connections.get(id) else { continue };
+            let weight = connection.weight(true);
+            if weight > marks.high_water && (!connection.over || weight > marks.hard) {
+                self.io.over.push(id);
+                self.settle_over();
             }
         }
     }

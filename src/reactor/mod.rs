@@ -21,15 +21,18 @@
 //! What the bytes mean is the business of a [`Handler`], one for each reactor.
 
 mod acceptor;
+mod address;
 mod connection;
 mod counts;
 mod event_loop;
 mod id;
 mod mailbox;
+mod memory;
 mod outbox;
 mod timers;
 
 pub use acceptor::{Acceptor, AcceptorHandle, Admission, ConnectionSlot, listen};
+pub use address::{AddressSlot, Addresses, Origin};
 pub use connection::{CloseReason, Message};
 pub use counts::{AcceptorCounts, ReactorCounts, Slowness};
 pub use event_loop::{EventLoop, Handler, Io, Limits, Taken};

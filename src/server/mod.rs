@@ -19,11 +19,11 @@ use crate::bus::{Alone, Bus, Listener, RedisBus};
 use crate::config::{Config, StoreUrl};
 use crate::password::Hasher;
 use crate::pool::{Pool, Submitter};
-use crate::reactor::{Acceptor, AcceptorHandle, Admission, EventLoop, Limits, Mail, Mailbox, listen};
-use crate::service::{Job, JobRunner, Letter, Settings, Shard};
+use crate::reactor::{Acceptor, AcceptorHandle, Addresses, Admission, EventLoop, Limits, Mail, Mailbox, listen};
+use crate::service::{self, Job, JobRunner, Letter, Settings, Shard, Throttle};
 use crate::store::mysql::{self, MySqlStore};
 use crate::store::sqlite::SqliteStore;
-use crate::store::{NodeId, Store, StoreCounts, Timed};
+use crate::store::{NodeId, Quotas, Store, StoreCounts, Timed};
 use crate::wire::{Errno, Refusal, reply};
 use bridge::{Bridge, BusListener, StoreWorker, now_at};
 use keeper::{Keeper, Waker};
@@ -85,11 +85,25 @@ impl Server {
         let pool = start_pool(config, lanes, &store, &stores, &mailboxes)?;
         let (bus, keeper, cluster) = start_bus(config, node, address, &store, &mailboxes)?;
         let (report, wound_up) = bounded(config.reactors);
-        let settings = settings(config, node, lanes);
+        // Behind a proxy a client's address is known only when the proxy has told it.
+        let (at_the_door, behind_a_proxy) = match config.max_connections_per_address.map(Addresses::new) {
+            Some(addresses) if config.proxies.is_empty() => (Some(addresses), None),
+            addresses => (None, addresses),
+        };
+        let service_limits = service::Limits {
+            addresses: behind_a_proxy,
+            failed_logins: config.max_failed_logins.map(|an_hour| Arc::new(Throttle::new(an_hour))),
+            registrations: config.max_registrations.map(|an_hour| Arc::new(Throttle::new(an_hour))),
+            message_rate: config.max_message_rate,
+            byte_rate: config.max_byte_rate,
+        };
+        let settings = settings(config, node, lanes, service_limits);
         let limits = Limits {
             high_water: config.high_water,
             // Far enough above the soft mark for a page of offline messages and a large message.
             hard: config.high_water.saturating_mul(4).saturating_add(config.max_message.saturating_mul(2)),
+            // Connections go to the reactors in turn, so each has its part of what they hold.
+            total: config.max_buffered / config.reactors,
         };
         let (mut reactor_threads, mut reactors, mut shards) = (Vec::new(), Vec::new(), Vec::new());
         for (index, poll) in polls.into_iter().enumerate() {
@@ -104,9 +118,10 @@ impl Server {
         let reserved = RESERVED_DESCRIPTORS + watchers + config.reactors as u64 * 4;
         let room = descriptors.saturating_sub(reserved).max(1);
         let max = config.max_connections.unwrap_or(usize::MAX).min(usize::try_from(room).unwrap_or(usize::MAX));
-        let mut refusal = Vec::new();
-        reply::refused(&mut refusal, None, None, &Refusal::new(Errno::Busy, "the server is full, try again later"));
-        let (acceptor, handle) = Acceptor::new(listener, Arc::clone(&mailboxes), Admission { max, refusal })?;
+        let refusal = refusal_of(&Refusal::new(Errno::Busy, "the server is full, try again later"));
+        let addresses = at_the_door.map(|addresses| (addresses, refusal_of(&service::address_is_full())));
+        let (acceptor, handle) =
+            Acceptor::new(listener, Arc::clone(&mailboxes), Admission { max, refusal, addresses })?;
         let acceptor_counts = acceptor.counts();
         let acceptor_thread = thread("acceptor".to_owned(), move || acceptor.run())?;
         let monitor = match monitored {
@@ -205,11 +220,18 @@ impl Server {
 }
 
 fn open_store(config: &Config, node: NodeId) -> Result<Arc<dyn Store>> {
+    let quotas = Quotas {
+        offline: config.max_offline,
+        friends: config.max_friends,
+        groups: config.max_groups,
+        members: config.max_group_size,
+    };
     match &config.store {
-        StoreUrl::Sqlite(path) => Ok(Arc::new(SqliteStore::open(Path::new(path))?)),
+        StoreUrl::Sqlite(path) => Ok(Arc::new(SqliteStore::open(Path::new(path), quotas)?)),
         StoreUrl::MySql(url) => {
             let (url, charset, mixed) = (url.clone(), config.mysql_charset.clone(), config.mixed);
-            Ok(Arc::new(MySqlStore::open(mysql::Options { url, node, charset, mixed, alone: config.redis.is_none() })?))
+            let alone = config.redis.is_none();
+            Ok(Arc::new(MySqlStore::open(mysql::Options { url, node, charset, mixed, alone, quotas })?))
         }
     }
 }
@@ -262,7 +284,14 @@ fn start_pool(
     Pool::start(counts.iter().map(worker).collect(), lanes, cores).context("cannot start the workers")
 }
 
-fn settings(config: &Config, node: NodeId, lanes: usize) -> Settings {
+/// What a client is told that is not let in.
+fn refusal_of(refusal: &Refusal) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    reply::refused(&mut bytes, None, None, refusal);
+    bytes
+}
+
+fn settings(config: &Config, node: NodeId, lanes: usize, limits: service::Limits) -> Settings {
     Settings {
         node,
         max_message_before_login: config.max_message_before_login,
@@ -274,6 +303,7 @@ fn settings(config: &Config, node: NodeId, lanes: usize) -> Settings {
         legacy_client: config.legacy_client,
         mixed: config.mixed,
         proxies: config.proxies.clone().into(),
+        limits,
     }
 }
 

@@ -7,7 +7,7 @@ use super::session::{Joining, Mode, Spill};
 use super::ways::Question;
 use super::{Answer, Call, Effect, Effects, Lane, Login, Now, Op, Payload, Shard, Then, user_id};
 use crate::bus::{BusOp, envelope};
-use crate::reactor::{ConnId, Manner};
+use crate::reactor::{ConnId, Manner, Origin};
 use crate::store::{Holder, Outcome, StoreError, UserId, Write};
 use crate::wire::{Errno, Framing, Refusal, msgid, reply};
 
@@ -28,8 +28,10 @@ impl Shard {
             return Err(Refusal::new(Errno::BadField, text));
         }
         let password = password.into();
+        let from = self.origin(call.conn)?;
+        self.may_register(from)?;
         self.begin_waiting(call.conn, fx);
-        let then = Then::Registered { conn: call.conn, seq: call.seq };
+        let then = Then::Registered { conn: call.conn, from, seq: call.seq };
         self.submit(Lane::None, then, Op::Register { name, password }, fx);
         Ok(())
     }
@@ -37,6 +39,7 @@ impl Shard {
     pub(super) fn registered(
         &mut self,
         conn: ConnId,
+        from: Origin,
         seq: Option<i64>,
         answer: Result<Answer, StoreError>,
         fx: &mut Effects,
@@ -49,7 +52,10 @@ impl Shard {
                 return self.end_waiting(conn, fx);
             }
             Ok(Answer::Wrote(Outcome::Already)) => Refusal::new(Errno::Rejected, "this name is taken!"),
-            other => super::store_failure(other),
+            other => {
+                self.forget_registration(from);
+                super::store_failure(other)
+            }
         };
         self.refuse(conn, Some(msgid::REGISTER), seq, &refusal, fx);
         self.end_waiting(conn, fx);
@@ -59,21 +65,32 @@ impl Shard {
         let id = call.request.id()?;
         let password = call.request.password()?.into();
         let conn = call.conn;
-        match self.clients.get(conn).and_then(|client| client.session.as_deref()) {
-            Some(session) if i64::from(session.user) == id => return Err(Errno::InUse.into()),
-            Some(_) => self.log_out(conn, None, call.now, fx),
-            None => {}
-        }
         // No account has the id 0: it takes as long as any other wrong one.
-        let user = user_id(id).unwrap_or(0);
+        let (user, from) = (user_id(id).unwrap_or(0), self.origin(conn)?);
+        let session = self.clients.get(conn).and_then(|client| client.session.as_deref());
+        let logged_in = session.map(|session| session.user);
+        if logged_in == Some(user) {
+            return Err(Errno::InUse.into());
+        }
+        self.may_log_in(user, from)?;
+        if logged_in.is_some() {
+            self.log_out(conn, None, call.now, fx);
+        }
         self.begin_waiting(conn, fx);
-        let login = Login { conn, user, seq: call.seq, name: Box::default(), tries: 0, epoch: 0 };
+        let login = Login { conn, user, from, seq: call.seq, name: Box::default(), tries: 0, epoch: 0 };
         self.submit(Lane::None, Then::Verified(login), Op::Verify { user, password }, fx);
         Ok(())
     }
 
     /// The password was looked at.
     pub(super) fn verified(&mut self, mut login: Login, answer: Result<Answer, StoreError>, fx: &mut Effects) {
+        self.note_login(
+            &login,
+            match &answer {
+                Ok(Answer::Verified(name)) => Some(name.is_some()),
+                _ => None,
+            },
+        );
         match answer {
             Ok(Answer::Verified(Some(name))) => {
                 login.name = name.into();
@@ -217,8 +234,7 @@ impl Shard {
         let Ok(Answer::Loaded(loaded)) = answer else {
             joining.queue = queue;
             self.log_out(conn, None, now, fx);
-            let login = Login { conn, user, seq, name: Box::default(), tries: 0, epoch: 0 };
-            return self.refuse_login(&login, Errno::StoreUnavailable, fx);
+            return self.refuse_waiting_login(conn, seq, Errno::StoreUnavailable, fx);
         };
         log::debug!("{conn}: user {user} has logged in from {}", client.peer);
         let reply_has_rows = !loaded.rows.is_empty();
@@ -263,8 +279,18 @@ impl Shard {
     }
 
     pub(super) fn refuse_login(&mut self, login: &Login, errno: Errno, fx: &mut Effects) {
-        self.refuse(login.conn, Some(msgid::LOGIN), login.seq, &errno.into(), fx);
-        self.end_waiting(login.conn, fx);
+        self.refuse_waiting_login(login.conn, login.seq, errno, fx);
+    }
+
+    fn refuse_waiting_login(&mut self, conn: ConnId, seq: Option<i64>, errno: Errno, fx: &mut Effects) {
+        self.refuse(conn, Some(msgid::LOGIN), seq, &errno.into(), fx);
+        self.end_waiting(conn, fx);
+    }
+
+    /// Where the client of a request is.
+    fn origin(&self, conn: ConnId) -> Result<Origin, Refusal> {
+        let client = self.clients.get(conn).ok_or(Errno::NotLoggedIn)?;
+        Ok(client.peer.ip().into())
     }
 
     /// Input waits from here on, until the request is answered.

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::letters::{Fate, Letter, Receipt};
+use super::limits::store_is_full;
 use super::session::{Mode, Session};
 use super::{Answer, Call, Effect, Effects, Lane, Op, Path, Shard, Then, user_id};
 use crate::bus::{BusOp, Envelope};
@@ -173,6 +174,7 @@ impl Shard {
                 Fate::Stored
             }
             Some(Kept::NoUser) => Fate::Failed(Errno::NoSuchUser),
+            Some(Kept::Full(_)) => Fate::Failed(Errno::Busy),
             Some(Kept::Elsewhere(_)) => {
                 self.claim_is_lost(to, fx);
                 return self.send_away(to, body, receipt, fx);
@@ -212,7 +214,10 @@ impl Shard {
             }
             Receipt::Sender { conn, user, seq, owed } => {
                 match (fate, seq) {
-                    (Fate::Failed(errno), _) => self.refuse(conn, Some(msgid::ONE_CHAT), seq, &errno.into(), fx),
+                    (Fate::Failed(errno), _) => {
+                        let refusal = if errno == Errno::Busy { store_is_full() } else { errno.into() };
+                        self.refuse(conn, Some(msgid::ONE_CHAT), seq, &refusal, fx);
+                    }
                     (_, Some(seq)) => self.reply(conn, fx, |out| reply::ack_chat(out, seq, fate == Fate::Delivered)),
                     (_, None) => {}
                 }

@@ -34,6 +34,7 @@ impl Shard {
                     _ => "already a member of this group",
                 },
             )),
+            Ok(Answer::Wrote(Outcome::Full(quota))) => Some(super::limits::is_full(quota)),
             Ok(Answer::Wrote(Outcome::NoUser)) => Some(Errno::NoSuchUser.into()),
             Ok(Answer::Wrote(Outcome::NoGroup)) => Some(Errno::NoSuchGroup.into()),
             other => Some(super::store_failure(other)),
@@ -76,12 +77,20 @@ impl Shard {
     }
 
     pub(super) fn ping(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
+        self.note_ping(call.conn);
         self.reply(call.conn, fx, |out| reply::pong(out, call.seq));
         Ok(())
     }
 
     /// The answer to our ping; that it came is all it says.
-    pub(super) fn pong(&mut self, _: &Call<'_>, _: &mut Effects) -> Result<(), Refusal> {
+    pub(super) fn pong(&mut self, call: &Call<'_>, _: &mut Effects) -> Result<(), Refusal> {
+        self.note_ping(call.conn);
         Ok(())
+    }
+
+    fn note_ping(&mut self, conn: ConnId) {
+        if let Some(client) = self.clients.get_mut(conn) {
+            client.knows_ping = true;
+        }
     }
 }

@@ -179,7 +179,10 @@ impl Shard {
         answer: Result<Answer, StoreError>,
         fx: &mut Effects,
     ) {
-        self.groups.joined(group, user);
+        // A join that is not known to have failed may have been done.
+        if !matches!(answer, Ok(Answer::Wrote(Outcome::Full(_)))) {
+            self.groups.joined(group, user);
+        }
         if !matches!(answer, Ok(Answer::Wrote(Outcome::Done))) {
             return self.acked(conn, msgid::JOIN_GROUP, seq, answer, fx);
         }
@@ -393,7 +396,10 @@ impl Shard {
                 match seq {
                     Some(seq) => self.reply(conn, fx, |out| reply::ack_group_chat(out, seq, sum)),
                     None if sum.failed > 0 => {
-                        let text = format!("{} members could not be served: storage is unavailable", sum.failed);
+                        let text = format!(
+                            "{} members could not be served: they have too many offline messages, or storage is unavailable",
+                            sum.failed
+                        );
                         let refusal = Refusal::new(Errno::StoreUnavailable, text);
                         self.refuse(conn, Some(msgid::GROUP_CHAT), None, &refusal, fx);
                     }

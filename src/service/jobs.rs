@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::letters::Receipt;
 use crate::password::{HashError, Hasher, Verdict};
-use crate::reactor::ConnId;
+use crate::reactor::{ConnId, Origin};
 use crate::store::{Connection, GroupId, Outcome, Page, RowId, StoreError, UserId, Write};
 use crate::wire::Request;
 use crate::wire::reply::{self, LoginReply, OFFLINE_IN_REPLY};
@@ -106,6 +106,7 @@ pub enum Then {
     },
     Registered {
         conn: ConnId,
+        from: Origin,
         seq: Option<i64>,
     },
     /// Tell the client whether it was done.
@@ -165,6 +166,8 @@ pub enum Then {
 pub struct Login {
     pub conn: ConnId,
     pub user: UserId,
+    /// Where the client is.
+    pub from: Origin,
     pub seq: Option<i64>,
     /// The account's name, once it is known.
     pub name: Box<str>,

@@ -166,6 +166,8 @@ pub struct Removal {
 pub enum Timer {
     Login(ConnId),
     Idle(ConnId),
+    /// A client that was too fast is read again.
+    Rate(ConnId),
     /// The store would not read a session's next offline messages.
     Drain(ConnId),
     /// The store would not remove offline messages that were written.

@@ -17,6 +17,8 @@
 //! | `chat.rs` | one-to-one chat, and what becomes of a message |
 //! | `groups.rs` | groups, their cached members, fan-out |
 //! | `friends.rs` | friends and lists |
+//! | `limits.rs` | what clients may not exceed |
+//! | `throttle.rs` | so many an hour |
 //! | `jobs.rs` | what blocks, for the workers |
 //! | `counts.rs` | what is counted |
 
@@ -29,8 +31,10 @@ mod friends;
 mod groups;
 mod jobs;
 mod letters;
+mod limits;
 mod presence;
 mod session;
+mod throttle;
 mod ways;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -45,6 +49,8 @@ pub use counts::{Asks, MessageKind, Path, ShardCounts};
 pub use effects::{Effect, Effects, Payload};
 pub use jobs::{Answer, Done, Job, JobRunner, Lane, Op, Then};
 pub use letters::{Fate, Letter, Receipt, Tag, Timer};
+pub use limits::{Limits, address_is_full};
+pub use throttle::Throttle;
 
 use crate::bus::envelope;
 use crate::reactor::{CloseReason, ConnId, ConnMap, Taken, Unwritten};
@@ -83,6 +89,7 @@ pub struct Settings {
     /// Networks whose connections begin with a PROXY header, while all others are refused; none:
     /// there is no proxy.
     pub proxies: Arc<[IpNet]>,
+    pub limits: Limits,
 }
 
 /// The time of an input.
@@ -241,7 +248,7 @@ impl Shard {
             fx.push(Effect::Timer(now.at + timeout, Timer::Login(conn)));
         }
         if let Some(timeout) = self.settings.idle_timeout {
-            fx.push(Effect::Timer(now.at + timeout, Timer::Idle(conn)));
+            fx.push(Effect::Timer(now.at + timeout / 2, Timer::Idle(conn)));
         }
     }
 
@@ -377,6 +384,7 @@ impl Shard {
         match timer {
             Timer::Login(conn) => self.login_timer(conn, now, fx),
             Timer::Idle(conn) => self.idle_timer(conn, now, fx),
+            Timer::Rate(conn) => self.rate_timer(conn, fx),
             Timer::Drain(conn) => self.retry_page(conn, fx),
             Timer::Remove(removal) => self.retry_remove(*removal, fx),
             Timer::Release { user, epoch } => self.release(user, epoch, fx),
@@ -427,6 +435,9 @@ impl Shard {
             Err(refusal) => return self.refuse_and_close(conn, refusal, CloseReason::Unfollowable, fx),
         };
         let (id, seq) = (request.msgid(), request.seq());
+        if let Some(refusal) = self.is_too_fast(conn, object.len(), fx) {
+            return self.refuse(conn, id.ok(), seq.ok().flatten(), &refusal, fx);
+        }
         let (msgid, seq) = match (id, seq) {
             (Ok(msgid), Ok(seq)) => (msgid, seq),
             (msgid, Err(refusal)) => return self.refuse(conn, msgid.ok(), None, &refusal, fx),
@@ -539,7 +550,7 @@ impl Shard {
             Then::Claimed(login) => self.claimed(login, answer, fx),
             Then::Shown => {}
             Then::Loaded { conn, user } => self.loaded(conn, user, answer, now, fx),
-            Then::Registered { conn, seq } => self.registered(conn, seq, answer, fx),
+            Then::Registered { conn, from, seq } => self.registered(conn, from, seq, answer, fx),
             Then::Ack { conn, request, seq } => self.acked(conn, request, seq, answer, fx),
             Then::GroupCreated { conn, seq } => self.group_created(conn, seq, answer, fx),
             Then::GroupJoined { conn, seq, user, group } => self.group_joined(conn, seq, user, group, answer, fx),

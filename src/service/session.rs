@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 
 use super::chat::Text;
 use super::letters::{Fate, Receipt, Removal, Tag, Timer, Waiting};
+use super::limits::Tally;
 use super::{Answer, Effect, Effects, Now, Op, Path, Payload, Shard, Then};
 use crate::bus::Ticket;
 use crate::reactor::{CloseReason, ConnId, Manner, Unwritten};
 use crate::store::{Kept, NodeId, Outcome, Parcel, RowId, StoreError, UserId, Write};
 use crate::wire::proxy::BadHeader;
 use crate::wire::reply::OFFLINE_IN_REPLY;
-use crate::wire::{Errno, FramingMirror, ProxyHeader, Refusal, Splitter};
+use crate::wire::{Errno, FramingMirror, ProxyHeader, Refusal, Splitter, reply};
 
 /// How soon a drain that the store refused is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -35,8 +36,12 @@ pub(super) struct Client {
     pub throttled: bool,
     /// Its claim is in doubt; input waits.
     pub doubted: bool,
+    /// It has sent faster than it may; input waits.
+    pub too_fast: bool,
     /// It has used `seq`, so it is no C++ client.
     pub uses_seq: bool,
+    /// It has sent a PING or a PONG.
+    pub knows_ping: bool,
     /// It has finished sending.
     pub ended: bool,
     /// We are closing it.
@@ -45,6 +50,8 @@ pub(super) struct Client {
     pub last_input: Instant,
     /// Since when nobody is logged in on it.
     pub out_since: Instant,
+    /// What is counted for it; a pointer, since most limits are off by default.
+    pub tally: Option<Box<Tally>>,
 }
 
 impl Client {
@@ -59,16 +66,19 @@ impl Client {
             waiting: false,
             throttled: false,
             doubted: false,
+            too_fast: false,
             uses_seq: false,
+            knows_ping: false,
             ended: false,
             closing: false,
             last_input: now,
             out_since: now,
+            tally: None,
         }
     }
 
     pub fn is_paused(&self) -> bool {
-        self.waiting || self.throttled || self.doubted
+        self.waiting || self.throttled || self.doubted || self.too_fast
     }
 }
 
@@ -292,12 +302,13 @@ impl Shard {
         answer: Result<Answer, StoreError>,
         fx: &mut Effects,
     ) {
-        let row = match &answer {
+        let (row, errno) = match &answer {
             Ok(Answer::Wrote(Outcome::Kept(kept))) => match kept[..] {
-                [Kept::Stored(row)] => Some(row),
-                _ => None,
+                [Kept::Stored(row)] => (Some(row), Errno::StoreUnavailable),
+                [Kept::Full(_)] => (None, Errno::Busy),
+                _ => (None, Errno::StoreUnavailable),
             },
-            _ => None,
+            _ => (None, Errno::StoreUnavailable),
         };
         let Some(begun) = self.begun_mut(conn, user) else { return };
         match (row, *begun) {
@@ -318,7 +329,7 @@ impl Shard {
                     if self.is_of_another_node(receipt) {
                         self.send_back(user, receipt, fx);
                     } else {
-                        self.settle(receipt, Fate::Failed(Errno::StoreUnavailable), fx);
+                        self.settle(receipt, Fate::Failed(errno), fx);
                     }
                 }
                 // Otherwise its tag in the queue still speaks for it.
@@ -562,6 +573,7 @@ impl Shard {
                 if let Some(source) = header.source {
                     log::debug!("{conn}: {source} has connected, through {}", client.peer);
                     client.peer = source;
+                    self.admit_address(conn, fx);
                 }
                 Some(header.length)
             }
@@ -588,8 +600,7 @@ impl Shard {
         if client.waiting || due > now.at {
             fx.push(Effect::Timer(due.max(now.at + RETRY), Timer::Login(conn)));
         } else {
-            client.closing = true;
-            fx.push(Effect::Close(conn, CloseReason::LoginTimeout));
+            self.refuse_and_close(conn, Refusal::busy("no login in time", 1), CloseReason::LoginTimeout, fx);
         }
     }
 
@@ -597,9 +608,17 @@ impl Shard {
     pub(super) fn idle_timer(&mut self, conn: ConnId, now: Now, fx: &mut Effects) {
         let Some(timeout) = self.settings.idle_timeout else { return };
         let Some(client) = self.clients.get(conn) else { return };
-        let due = client.last_input + timeout;
-        if client.pending > 0 || due > now.at {
-            fx.push(Effect::Timer(due.max(now.at + RETRY), Timer::Idle(conn)));
+        let (ask, due) = (client.last_input + timeout / 2, client.last_input + timeout);
+        if ask > now.at {
+            fx.push(Effect::Timer(ask, Timer::Idle(conn)));
+        } else if due > now.at {
+            // Only those who know what it is: to all others nothing is sent that the original does not send.
+            if client.uses_seq || client.knows_ping {
+                self.reply(conn, fx, reply::ping);
+            }
+            fx.push(Effect::Timer(due, Timer::Idle(conn)));
+        } else if client.pending > 0 {
+            fx.push(Effect::Timer(now.at + RETRY, Timer::Idle(conn)));
         } else {
             self.refuse_and_close(
                 conn,

@@ -398,21 +398,27 @@ impl Shard {
     fn way_kept(&mut self, user: UserId, kept: Option<Kept>, fx: &mut Effects) {
         let Some(way) = self.ways.get_mut(&user) else { return };
         let Some((messages, past)) = way.keeping.take() else { return };
-        let fate = match kept {
-            Some(Kept::Stored(_)) => {
+        // How many are stored, from the first, and what becomes of the others.
+        let (stored, fate) = match kept {
+            Some(kept @ (Kept::Stored(_) | Kept::Full(_))) => {
+                let stored = match kept {
+                    Kept::Full(stored) => stored.min(messages.len()),
+                    _ => messages.len(),
+                };
                 match (way.toward, past) {
                     (Toward::Past(Holder::Node(_)), Some(_)) => {
+                        // Also where nothing was: the drain that is waited for makes room.
                         way.stored = true;
-                        self.note_debts(user, &messages);
+                        self.note_debts(user, &messages[..stored]);
                     }
                     _ => way.forget(),
                 }
-                messages.iter().for_each(|(_, receipt)| self.count_message(*receipt, Path::Stored, 1));
-                Fate::Stored
+                messages[..stored].iter().for_each(|(_, receipt)| self.count_message(*receipt, Path::Stored, 1));
+                (stored, Fate::Failed(Errno::Busy))
             }
             Some(Kept::NoUser) => {
                 way.forget();
-                Fate::Failed(Errno::NoSuchUser)
+                (0, Fate::Failed(Errno::NoSuchUser))
             }
             Some(Kept::Elsewhere(holder)) => {
                 way.put_back(messages);
@@ -427,11 +433,11 @@ impl Shard {
             None => {
                 // What was stored before may wait for a drain, so the nudges go on.
                 way.stored |= matches!(way.toward, Toward::Past(Holder::Node(_)));
-                Fate::Failed(Errno::StoreUnavailable)
+                (0, Fate::Failed(Errno::StoreUnavailable))
             }
         };
-        for (_, receipt) in messages {
-            self.settle(receipt, fate, fx);
+        for (n, (_, receipt)) in messages.into_iter().enumerate() {
+            self.settle(receipt, if n < stored { Fate::Stored } else { fate }, fx);
         }
         self.advance_way(user, fx);
     }

@@ -7,6 +7,7 @@
 //! the caller's business (one lane per recipient or account).
 
 pub mod mysql;
+mod quota;
 pub mod sqlite;
 mod timed;
 
@@ -14,6 +15,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+
+pub use quota::{Quota, Quotas};
 
 pub use crate::wire::reply::{Friend, Group, Member};
 pub use timed::{StoreCounts, StoreOp, Timed};
@@ -52,7 +55,7 @@ pub enum Holder {
     Foreign,
 }
 
-/// Offline messages for one user: all are stored, in this order, or none.
+/// Offline messages for one user: all are stored, in this order, or none, but for a full store.
 #[derive(Debug, Clone)]
 pub struct Parcel {
     pub to: UserId,
@@ -70,6 +73,8 @@ pub enum Kept {
     NoUser,
     /// Nothing is stored: this one has the user.
     Elsewhere(Holder),
+    /// There was room for so many of them, from the first. The others are not stored.
+    Full(usize),
 }
 
 /// The store could not do it. Nothing is known of whether a write was done.
@@ -93,11 +98,11 @@ pub enum Write {
     Claim { user: UserId, epoch: u64, past: Option<Holder> },
     /// Gives the account back, if this node has it by this `epoch`: `Done`.
     Release { user: UserId, epoch: u64 },
-    /// One row, user to friend: `Done`, `Already`, or `NoUser` if there is no such friend.
+    /// One row, user to friend: `Done`, `Already`, `Full`, or `NoUser` if there is no such friend.
     AddFriend { user: UserId, friend: UserId },
-    /// A group with its creator as its first member: `Id`, or `Already` if the name is taken.
+    /// A group with its creator as its first member: `Id`, `Full`, or `Already` if the name is taken.
     CreateGroup { creator: UserId, name: String, description: String },
-    /// A "normal" member: `Done`, `Already`, or `NoGroup`.
+    /// A "normal" member: `Done`, `Already`, `Full`, or `NoGroup`.
     JoinGroup { user: UserId, group: GroupId },
     /// Offline messages: `Kept`. Who has a recipient is looked at in the same transaction, so that
     /// a claim comes before or after it.
@@ -118,6 +123,8 @@ pub enum Outcome {
     Lost,
     NoUser,
     NoGroup,
+    /// Nothing was done: there is as much as may be.
+    Full(Quota),
     /// In the order of the parcels.
     Kept(Vec<Kept>),
 }

@@ -23,9 +23,10 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{OpenFlags, OptionalExtension, Params, Row, Transaction, TransactionBehavior, params};
 
+use super::quota::Room;
 use super::{
-    Account, Claim, Connection, Friend, Group, GroupId, Holder, Kept, Member, NodeId, Outcome, Page, Parcel, Roll,
-    RowId, Store, StoreError, UserId, Write,
+    Account, Claim, Connection, Friend, Group, GroupId, Holder, Kept, Member, NodeId, Outcome, Page, Parcel, Quota,
+    Quotas, Roll, RowId, Store, StoreError, UserId, Write,
 };
 use crate::wire::reply::LISTED_MEMBERS;
 
@@ -97,7 +98,7 @@ pub struct SqliteStore {
 
 impl SqliteStore {
     /// Opens the database at `path`, or creates it, and sets everyone offline.
-    pub fn open(path: &Path) -> Result<SqliteStore, OpenError> {
+    pub fn open(path: &Path, quotas: Quotas) -> Result<SqliteStore, OpenError> {
         let file_error = |source| OpenError::File { path: path.to_owned(), source };
         // Absolute, so that SQLite's names with a meaning (":memory:", "file:…") have none; and
         // resolved, so that a link to the database has the same lock as the database.
@@ -119,6 +120,8 @@ impl SqliteStore {
             path: path.clone(),
             connection: Some(connection),
             checkpoint_at: WAL_LIMIT,
+            quotas,
+            room: Room::new(quotas.offline),
             commits: Arc::default(),
             #[cfg(test)]
             fault: Fault::default(),
@@ -241,9 +244,9 @@ impl Work {
         }
     }
 
-    fn apply(&self, transaction: &Transaction) -> rusqlite::Result<Vec<Outcome>> {
+    fn apply(&self, transaction: &Transaction, quotas: Quotas, room: &mut Room) -> rusqlite::Result<Vec<Outcome>> {
         match self {
-            Work::Batch(writes) => writes.iter().map(|write| apply(transaction, write)).collect(),
+            Work::Batch(writes) => writes.iter().map(|write| apply(transaction, quotas, room, write)).collect(),
             Work::ReleaseAll => release_all(transaction).map(|()| Vec::new()),
             Work::Stop => Ok(Vec::new()),
         }
@@ -280,6 +283,8 @@ struct Writer {
     connection: Option<rusqlite::Connection>,
     /// The size of the log at which it is next emptied.
     checkpoint_at: u64,
+    quotas: Quotas,
+    room: Room,
     commits: Arc<AtomicU64>,
     #[cfg(test)]
     fault: Fault,
@@ -320,7 +325,8 @@ impl Writer {
         #[cfg(test)]
         self.fault.strike(connection)?;
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let outcomes = round.iter().map(|job| job.work.apply(&transaction)).collect::<rusqlite::Result<_>>()?;
+        let mut apply = |job: &Job| job.work.apply(&transaction, self.quotas, &mut self.room);
+        let outcomes = round.iter().map(&mut apply).collect::<rusqlite::Result<_>>()?;
         transaction.commit()?;
         self.commits.fetch_add(1, Ordering::Relaxed);
         Ok(outcomes)
@@ -359,7 +365,7 @@ fn release_all(connection: &rusqlite::Connection) -> rusqlite::Result<()> {
 
 /// Does one write. What a client can bring about is an outcome; an error is the disk's, and ends
 /// the transaction.
-fn apply(transaction: &Transaction, write: &Write) -> rusqlite::Result<Outcome> {
+fn apply(transaction: &Transaction, quotas: Quotas, room: &mut Room, write: &Write) -> rusqlite::Result<Outcome> {
     match write {
         Write::Register { name, password } => register(transaction, name, password),
         Write::SetPassword { user, password } => {
@@ -372,13 +378,16 @@ fn apply(transaction: &Transaction, write: &Write) -> rusqlite::Result<Outcome> 
             execute(transaction, sql, [user])?;
             Ok(Outcome::Done)
         }
-        Write::AddFriend { user, friend } => add_friend(transaction, *user, *friend),
-        Write::CreateGroup { creator, name, description } => create_group(transaction, *creator, name, description),
-        Write::JoinGroup { user, group } => join_group(transaction, *user, *group),
+        Write::AddFriend { user, friend } => add_friend(transaction, quotas, *user, *friend),
+        Write::CreateGroup { creator, name, description } => {
+            create_group(transaction, quotas, *creator, name, description)
+        }
+        Write::JoinGroup { user, group } => join_group(transaction, quotas, *user, *group),
         Write::Keep(parcels) => {
-            parcels.iter().map(|parcel| keep(transaction, parcel)).collect::<Result<_, _>>().map(Outcome::Kept)
+            parcels.iter().map(|parcel| keep(transaction, room, parcel)).collect::<Result<_, _>>().map(Outcome::Kept)
         }
         Write::Remove { user, rows, .. } => {
+            room.forget(*user);
             for row in rows {
                 let sql = "DELETE FROM OfflineMessage WHERE id = ?1 AND userid = ?2";
                 execute(transaction, sql, params![row.cast_signed(), user])?;
@@ -404,17 +413,35 @@ fn claim(transaction: &Transaction, user: UserId) -> rusqlite::Result<Outcome> {
     })
 }
 
-fn add_friend(transaction: &Transaction, user: UserId, friend: UserId) -> rusqlite::Result<Outcome> {
+fn add_friend(transaction: &Transaction, quotas: Quotas, user: UserId, friend: UserId) -> rusqlite::Result<Outcome> {
     let sql = "INSERT INTO Friend (userid, friendid) SELECT ?1, id FROM User WHERE id = ?2 ON CONFLICT DO NOTHING";
     Ok(match execute(transaction, sql, [user, friend])? {
         0 if user_exists(transaction, friend)? => Outcome::Already,
         0 => Outcome::NoUser,
+        _ if is_over(transaction, quotas.friends, FRIENDS_OF, user)? => {
+            execute(transaction, "DELETE FROM Friend WHERE userid = ?1 AND friendid = ?2", [user, friend])?;
+            Outcome::Full(Quota::Friends)
+        }
         _ => Outcome::Done,
     })
 }
 
+// What a quota counts: as many rows as need be, of a user or a group.
+const FRIENDS_OF: &str = "SELECT count(*) FROM (SELECT 1 FROM Friend WHERE userid = ?1 LIMIT ?2)";
+const GROUPS_OF: &str = "SELECT count(*) FROM (SELECT 1 FROM GroupUser WHERE userid = ?1 LIMIT ?2)";
+const MEMBERS_OF: &str = "SELECT count(*) FROM (SELECT 1 FROM GroupUser WHERE groupid = ?1 LIMIT ?2)";
+const MESSAGES_OF: &str = "SELECT count(*) FROM (SELECT 1 FROM OfflineMessage WHERE userid = ?1 LIMIT ?2)";
+
+/// Whether there are more than the quota, now that one was added.
+fn is_over(transaction: &Transaction, quota: Option<u32>, count: &str, of: u32) -> rusqlite::Result<bool> {
+    let Some(quota) = quota else { return Ok(false) };
+    let there: u32 = transaction.prepare_cached(count)?.query_one([of, quota.saturating_add(1)], |row| row.get(0))?;
+    Ok(there > quota)
+}
+
 fn create_group(
     transaction: &Transaction,
+    quotas: Quotas,
     creator: UserId,
     name: &str,
     description: &str,
@@ -425,31 +452,61 @@ fn create_group(
     let Some(group) = id else { return Ok(Outcome::Already) };
     let sql = "INSERT INTO GroupUser (groupid, userid, grouprole) VALUES (?1, ?2, 'creator')";
     execute(transaction, sql, [group, creator])?;
+    if is_over(transaction, quotas.groups, GROUPS_OF, creator)? {
+        remove_member(transaction, creator, group)?;
+        execute(transaction, "DELETE FROM AllGroup WHERE id = ?1", [group])?;
+        return Ok(Outcome::Full(Quota::Groups));
+    }
     Ok(Outcome::Id(group))
 }
 
-fn join_group(transaction: &Transaction, user: UserId, group: GroupId) -> rusqlite::Result<Outcome> {
+fn remove_member(transaction: &Transaction, user: UserId, group: GroupId) -> rusqlite::Result<()> {
+    let sql = "DELETE FROM GroupUser WHERE groupid = ?1 AND userid = ?2";
+    execute(transaction, sql, [group, user]).map(drop)
+}
+
+fn join_group(transaction: &Transaction, quotas: Quotas, user: UserId, group: GroupId) -> rusqlite::Result<Outcome> {
     let sql = "INSERT INTO GroupUser (groupid, userid) SELECT id, ?2 FROM AllGroup WHERE id = ?1
                ON CONFLICT DO NOTHING";
     Ok(match execute(transaction, sql, [group, user])? {
         0 if group_exists(transaction, group)? => Outcome::Already,
         0 => Outcome::NoGroup,
+        _ if is_over(transaction, quotas.members, MEMBERS_OF, group)? => {
+            remove_member(transaction, user, group)?;
+            Outcome::Full(Quota::Members)
+        }
+        _ if is_over(transaction, quotas.groups, GROUPS_OF, user)? => {
+            remove_member(transaction, user, group)?;
+            Outcome::Full(Quota::Groups)
+        }
         _ => Outcome::Done,
     })
 }
 
-fn keep(transaction: &Transaction, parcel: &Parcel) -> rusqlite::Result<Kept> {
+fn keep(transaction: &Transaction, room: &mut Room, parcel: &Parcel) -> rusqlite::Result<Kept> {
     if !user_exists(transaction, parcel.to)? {
         return Ok(Kept::NoUser);
     }
+    let wanted = parcel.messages.len();
+    let granted = match room.known(parcel.to, wanted) {
+        Some(granted) => granted,
+        None => {
+            let mut count = transaction.prepare_cached(MESSAGES_OF)?;
+            let there = count.query_one([parcel.to, room.enough()], |row| row.get(0))?;
+            room.counted(parcel.to, wanted, there)
+        }
+    };
     let mut first = None;
-    for message in &parcel.messages {
+    for message in &parcel.messages[..granted] {
         let sql = "INSERT INTO OfflineMessage (userid, message) VALUES (?1, ?2)";
         // Text to SQLite, so that an administrator can read it, without looking at it for UTF-8
         // again.
         let message = ToSqlOutput::Borrowed(ValueRef::Text(message));
         execute(transaction, sql, params![parcel.to, message])?;
         first.get_or_insert(transaction.last_insert_rowid().cast_unsigned());
+    }
+    if granted < wanted {
+        return Ok(Kept::Full(granted));
     }
     Ok(Kept::Stored(first.unwrap_or_default()))
 }
@@ -653,7 +710,7 @@ mod tests {
         }
 
         fn at(directory: tempfile::TempDir) -> Self {
-            let store = SqliteStore::open(&directory.path().join("chat.db")).unwrap();
+            let store = SqliteStore::open(&directory.path().join("chat.db"), Quotas::default()).unwrap();
             Fixture { connection: store.connection(), store, directory }
         }
 
@@ -697,6 +754,7 @@ mod tests {
                 Outcome::Kept(kept) => kept
                     .into_iter()
                     .map(|kept| match kept {
+                        Kept::Full(_) => None,
                         Kept::Stored(row) => Some(row),
                         Kept::NoUser | Kept::Elsewhere(_) => None,
                     })
@@ -922,7 +980,7 @@ mod tests {
         let link = fixture.directory.path().join("link.db");
         std::os::unix::fs::symlink(fixture.path(), &link).unwrap();
         for path in [fixture.path(), link] {
-            let error = SqliteStore::open(&path).err().unwrap();
+            let error = SqliteStore::open(&path, Quotas::default()).err().unwrap();
             assert!(matches!(error, OpenError::InUse { .. }), "{error}");
             assert!(error.to_string().contains("chat.db.lock"), "{error}");
         }
@@ -934,18 +992,18 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("newer.db");
         rusqlite::Connection::open(&path).unwrap().pragma_update(None, "user_version", 7).unwrap();
-        let error = SqliteStore::open(&path).err().unwrap();
+        let error = SqliteStore::open(&path, Quotas::default()).err().unwrap();
         assert!(matches!(error, OpenError::Newer { found: 7, .. }), "{error}");
 
         let path = directory.path().join("other.db");
         rusqlite::Connection::open(&path).unwrap().execute_batch("CREATE TABLE User (x)").unwrap();
-        let error = SqliteStore::open(&path).err().unwrap().to_string();
+        let error = SqliteStore::open(&path, Quotas::default()).err().unwrap().to_string();
         assert!(error.contains("other.db") && error.contains("already exists"), "{error}");
 
         let path = directory.path().join("text.db");
         fs::write(&path, "not a database at all, but long enough to be taken for one".repeat(99)).unwrap();
-        assert!(matches!(SqliteStore::open(&path).err().unwrap(), OpenError::Database { .. }));
-        let error = SqliteStore::open(&directory.path().join("missing/chat.db")).err().unwrap();
+        assert!(matches!(SqliteStore::open(&path, Quotas::default()).err().unwrap(), OpenError::Database { .. }));
+        let error = SqliteStore::open(&directory.path().join("missing/chat.db"), Quotas::default()).err().unwrap();
         assert!(matches!(error, OpenError::File { .. }), "{error}");
     }
 

@@ -64,11 +64,18 @@ impl Errno {
 pub struct Refusal {
     pub errno: Errno,
     pub text: Cow<'static, str>,
+    /// With [`Errno::Busy`]: after how many seconds it is worth another try.
+    pub retry_after: u32,
 }
 
 impl Refusal {
     pub fn new(errno: Errno, text: impl Into<Cow<'static, str>>) -> Self {
-        Refusal { errno, text: text.into() }
+        Refusal { errno, text: text.into(), retry_after: 1 }
+    }
+
+    /// Error 20: a limit is reached, and it is worth another try after so many seconds.
+    pub fn busy(text: impl Into<Cow<'static, str>>, retry_after: u32) -> Self {
+        Refusal { retry_after: retry_after.max(1), ..Refusal::new(Errno::Busy, text) }
     }
 
     pub(super) fn field(name: &str, problem: &str) -> Self {
@@ -98,7 +105,7 @@ struct Reply<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     request: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    retry_after: Option<u64>,
+    retry_after: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -188,6 +195,11 @@ pub fn damaged_chat(out: &mut Vec<u8>, text: &str) {
     write(out, &Chat { msgid: msgid::ONE_CHAT, id: 0, name: "(damaged message)", msg: text, time: "" });
 }
 
+/// PING, which asks whether a client is still there.
+pub fn ping(out: &mut Vec<u8>) {
+    write(out, &Reply { msgid: msgid::PING, ..Reply::default() });
+}
+
 /// The reply of PING.
 pub fn pong(out: &mut Vec<u8>, seq: Option<i64>) {
     write(out, &Reply { msgid: msgid::PONG, seq, ..Reply::default() });
@@ -208,7 +220,7 @@ pub fn refused(out: &mut Vec<u8>, request: Option<i64>, seq: Option<i64>, refusa
         seq,
         errno: Some(errno),
         errmsg: Some(&refusal.text),
-        retry_after: (refusal.errno == Errno::Busy).then_some(1),
+        retry_after: (refusal.errno == Errno::Busy).then_some(refusal.retry_after),
         ..Reply::default()
     };
     let reply = match (request, seq) {

@@ -252,6 +252,8 @@ fn login_timeout_closes_who_does_not_log_in(config: &'static Config) {
     let (mut guest, mut member) = (world.client(), world.online("member"));
     // Talking is not logging in.
     guest.sync();
+    let error = guest.recv();
+    assert_eq!((&error["msgid"], &error["errno"]), (&json!(201), &json!(20)));
     guest.expect_end();
     member.sync();
 }

@@ -46,6 +46,7 @@ mod errors;
 mod framing;
 mod groups;
 mod legacy;
+mod limits;
 mod malformed;
 mod nodes;
 mod offline;

@@ -11,7 +11,7 @@ use crate::probe;
 use crate::support::eventually;
 use crate::toy::{EXEMPT, Event, Reactors, Setup, Tag, echo, expect_bytes, message, send};
 
-const LIMITS: Limits = Limits { high_water: 256 * 1024, hard: 1 << 20 };
+const LIMITS: Limits = Limits { high_water: 256 * 1024, hard: 1 << 20, total: usize::MAX };
 const CHAT: usize = 10_007; // no socket is full at a multiple of it
 
 fn reactors() -> Reactors {
@@ -262,4 +262,69 @@ fn an_idle_connection_holds_no_buffers() {
     reactors.told();
     let each = (reactors.ask(0, |_, _| probe::held()) - before) / CLIENTS as isize;
     assert!(each < 600, "{each} bytes for each idle connection");
+}
+
+/// All clients of the next tests together may have so much waiting; each has its share of it.
+const TOTAL: usize = 2 << 20;
+const CLIENTS: usize = 8;
+
+fn few_bytes_for_many() -> (Reactors, Vec<(TcpStream, ConnId)>) {
+    let limits = Limits { high_water: 1 << 20, hard: 8 << 20, total: TOTAL };
+    let reactors = Setup { limits, ..Setup::default() }.start();
+    let clients = (0..CLIENTS).map(|_| reactors.connect()).collect();
+    (reactors, clients)
+}
+
+#[test]
+fn all_queues_together_are_bounded_although_none_has_passed_its_own_mark() {
+    const EACH: usize = 100;
+    let (reactors, mut clients) = few_bytes_for_many();
+    for (_, conn) in &clients {
+        let conn = *conn;
+        reactors.ask(0, move |_, io| (0..EACH).for_each(|n| assert!(send(io, conn, &chat(n), Some(Tag::Chat(n))))));
+    }
+    let buffered = || reactors.ask(0, |_, io| io.buffered());
+    eventually("less to wait", || buffered() <= TOTAL);
+    reactors.pass(Duration::from_millis(200));
+    // Nothing is lost: what was recalled, and what the client reads, is all there was, in order.
+    let mut recalled = vec![Vec::new(); CLIENTS];
+    for event in reactors.told() {
+        if let Event::HighWater(id, unwritten) = event {
+            let client = clients.iter().position(|(_, conn)| *conn == id).unwrap();
+            recalled[client].extend(unwritten.iter().filter(|message| !message.begun).map(|m| number(m.tag)));
+        }
+    }
+    assert!(recalled.iter().filter(|recalled| !recalled.is_empty()).count() >= 3, "{recalled:?}");
+    for ((client, conn), recalled) in clients.iter_mut().zip(recalled) {
+        for n in 0..recalled.first().copied().unwrap_or(EACH) {
+            expect_bytes(client, &chat(n));
+        }
+        assert!(recalled.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{recalled:?}");
+        if !recalled.is_empty() {
+            assert_eq!(recalled.last(), Some(&(EACH - 1)));
+            reactors.expect(&Event::Drained(*conn));
+        }
+    }
+    assert_eq!(buffered(), 0);
+}
+
+#[test]
+fn with_twice_as_much_waiting_who_holds_more_than_its_share_is_closed_at_once() {
+    let (reactors, clients) = few_bytes_for_many();
+    let (mut reader, _) = reactors.connect();
+    let began = Instant::now();
+    for (_, conn) in &clients {
+        let conn = *conn;
+        reactors.ask(0, move |_, io| {
+            let much = vec![b'x'; 4 << 20];
+            io.send(conn, Message { manner: EXEMPT, ..message(&much, None) })
+        });
+    }
+    eventually("less to wait", || reactors.ask(0, |_, io| io.buffered()) <= 2 * TOTAL);
+    let closed = reactors.told().into_iter().filter(|event| matches!(event, Event::Closed(..))).collect::<Vec<_>>();
+    assert!(closed.len() >= CLIENTS - 2, "{closed:?}");
+    assert!(closed.iter().all(|event| matches!(event, Event::Closed(_, CloseReason::SlowConsumer, _))));
+    assert!(began.elapsed() < Duration::from_secs(8), "only after {:?}", began.elapsed());
+    reader.write_all(b"served").unwrap();
+    expect_bytes(&mut reader, b"served");
 }

@@ -11,7 +11,7 @@ use crate::toy::{EXEMPT, Event, Setup, Tag, echo, expect_bytes, message, send, s
 
 #[test]
 fn a_connection_that_dies_in_mid_turn_is_not_freed_before_the_turn_ends() {
-    let limits = Limits { high_water: 64 * 1024, hard: 128 * 1024 };
+    let limits = Limits { high_water: 64 * 1024, hard: 128 * 1024, total: usize::MAX };
     let reactors = Setup { script: swallow, limits, ..Setup::default() }.start();
     let (_client, conn) = reactors.connect();
     // More than the sockets take, and counting towards no mark.

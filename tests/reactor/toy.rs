@@ -161,7 +161,7 @@ pub struct Setup {
 
 impl Default for Setup {
     fn default() -> Self {
-        let limits = Limits { high_water: 1 << 20, hard: 8 << 20 };
+        let limits = Limits { high_water: 1 << 20, hard: 8 << 20, total: usize::MAX };
         Setup { reactors: 1, limits, max_connections: usize::MAX, script: echo, early: 0 }
     }
 }
@@ -233,7 +233,7 @@ impl Reactors {
         let (acceptor, handle) = Acceptor::new(
             listener,
             Arc::clone(&mailboxes),
-            Admission { max: setup.max_connections, refusal: FULL.to_vec() },
+            Admission { max: setup.max_connections, refusal: FULL.to_vec(), addresses: None },
         )?;
         let (thread, acceptor_proc) = spawn(move || acceptor.run())?;
         Ok(Reactors {

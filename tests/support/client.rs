@@ -1,6 +1,6 @@
 use std::collections::{HashMap, VecDeque};
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use chat_server::wire::{Framing, Split, Splitter, msgid};
@@ -61,6 +61,11 @@ impl Client {
     /// what it then receives, and the stream stalls.
     pub fn connect_with_receive_buffer(address: SocketAddr, bytes: usize) -> std::io::Result<Client> {
         Client::connect_with(address, |socket| socket.set_recv_buffer_size(bytes))
+    }
+
+    /// A client whose address is `source`, such as 127.0.0.2.
+    pub fn connect_from(address: SocketAddr, source: Ipv4Addr) -> std::io::Result<Client> {
+        Client::connect_with(address, |socket| socket.bind(&SocketAddr::from((source, 0)).into()))
     }
 
     fn connect_with(

@@ -79,12 +79,7 @@ impl Config {
     }
 
     /// The same, with a MariaDB of its own, for a test that kills it.
-    pub fn with_own_mariadb(&self) -> World {
-        self.own_with_own_mariadb(&[])
-    }
-
-    /// The same, with flags.
-    pub fn own_with_own_mariadb(&self, flags: &[&str]) -> World {
+    pub fn with_own_mariadb(&self, flags: &[&str]) -> World {
         World(Arc::new(Place::start(self, flags, "", Some(MariaDb::start()))))
     }
 
@@ -178,6 +173,11 @@ impl World {
     /// The same, bounding what the kernel takes for it while it does not read.
     pub fn client_with_receive_buffer(&self, node: usize, bytes: usize) -> Client {
         Client::connect_with_receive_buffer(self.server_on(node).address, bytes).expect("the server accepts")
+    }
+
+    /// A client of the first node, at this address of the loopback network.
+    pub fn client_from(&self, source: [u8; 4]) -> Client {
+        Client::connect_from(self.server().address, source.into()).expect("the server accepts")
     }
 
     /// A name that nobody else has.

@@ -8,7 +8,7 @@ use std::time::Instant;
 use chat_server::bus::{BusEvent, BusOp};
 use chat_server::password::{Cost, Hasher};
 use chat_server::reactor::{CloseReason, ConnId, ConnIds, Unwritten};
-use chat_server::service::{Effect, Effects, Job, JobRunner, Letter, Now, Payload, Settings, Shard, Tag};
+use chat_server::service::{Effect, Effects, Job, JobRunner, Letter, Limits, Now, Payload, Settings, Shard, Tag};
 
 use super::memory::{Memories, Memory, NODE};
 
@@ -62,6 +62,7 @@ impl Node {
             legacy_client: false,
             mixed: false,
             proxies: Arc::default(),
+            limits: Limits::default(),
         };
         let cost: Cost = "8,1".parse().unwrap();
         Node {

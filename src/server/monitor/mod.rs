@@ -55,7 +55,7 @@ const REQUEST_TIME: Duration = Duration::from_secs(5);
 /// How long the store may take to show that it is there.
 const STORE_TIME: Duration = Duration::from_secs(1);
 /// Larger than any answer.
-const LIMITS: Limits = Limits { high_water: 64 << 20, hard: 128 << 20 };
+const LIMITS: Limits = Limits { high_water: 64 << 20, hard: 128 << 20, total: 128 << 20 };
 
 /// The address of `--metrics` cannot be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -117,7 +117,7 @@ impl Monitor {
             asking: HashMap::new(),
         };
         let event_loop = EventLoop::new(0, poll, Arc::clone(&mailboxes), LIMITS, web)?;
-        let admission = Admission { max: max_connections, refusal: Vec::new() };
+        let admission = Admission { max: max_connections, refusal: Vec::new(), addresses: None };
         let (acceptor, handle) = Acceptor::new(listener, Arc::clone(&mailboxes), admission)?;
         let threads = [
             thread("monitor".to_owned(), move || event_loop.run())?,

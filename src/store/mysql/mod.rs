@@ -20,14 +20,16 @@ mod text;
 mod write;
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mysql::prelude::Queryable;
 use mysql::{Opts, Row};
 
+use super::quota::Room;
 use super::{
-    Account, Connection, Friend, Group, GroupId, Member, NodeId, Outcome, Page, Roll, Store, StoreError, UserId, Write,
+    Account, Connection, Friend, Group, GroupId, Member, NodeId, Outcome, Page, Quotas, Roll, Store, StoreError,
+    UserId, Write,
 };
 use crate::wire::reply::LISTED_MEMBERS;
 use link::{Failure, Gate, Link, Session, column};
@@ -53,12 +55,13 @@ pub struct Options {
     pub mixed: bool,
     /// No other node uses the database: nobody can be online before this one has begun.
     pub alone: bool,
+    pub quotas: Quotas,
 }
 
 impl fmt::Debug for Options {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let Options { url: _, node, charset, mixed, alone } = self; // the URL bears a password
-        write!(f, "Options {{ node: {node}, charset: {charset:?}, mixed: {mixed}, alone: {alone} }}")
+        let Options { url: _, node, charset, mixed, alone, quotas } = self; // the URL bears a password
+        write!(f, "Options {{ node: {node}, charset: {charset:?}, mixed: {mixed}, alone: {alone}, {quotas:?} }}")
     }
 }
 
@@ -71,9 +74,16 @@ struct Shared {
     texts: Texts,
     /// The next message's key.
     next_key: AtomicU64,
+    quotas: Quotas,
+    room: Mutex<Room>,
 }
 
 impl Shared {
+    fn room(&self) -> MutexGuard<'_, Room> {
+        // Nothing can panic while it is held.
+        self.room.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A message's name for good, all nodes over: no node is the same twice.
     fn once(&self, key: u64) -> [u8; 16] {
         (u128::from(self.node.0) << 64 | u128::from(key)).to_be_bytes()
@@ -99,7 +109,8 @@ impl MySqlStore {
             session.execute(&sql.free_all, ())?;
         }
         let next_key = AtomicU64::new(0);
-        Ok(MySqlStore(Arc::new(Shared { gate: Gate::new(address), node: options.node, layout, sql, texts, next_key })))
+        let (gate, node, room) = (Gate::new(address), options.node, Mutex::new(Room::new(options.quotas.offline)));
+        Ok(MySqlStore(Arc::new(Shared { gate, node, layout, sql, texts, next_key, quotas: options.quotas, room })))
     }
 }
 

@@ -40,6 +40,11 @@ pub(super) struct Sql {
     pub members: String,
     pub group_exists: String,
     pub page: String,
+    // As far as a number.
+    pub messages_of: String,
+    pub friends_of: String,
+    pub groups_of: String,
+    pub members_of: String,
 
     pub register: String,
     pub registered: String,
@@ -53,6 +58,10 @@ pub(super) struct Sql {
     pub created_group: String,
     pub add_creator: String,
     pub join_group: String,
+    // What a quota undoes.
+    pub remove_friend: String,
+    pub remove_group: String,
+    pub remove_member: String,
     /// Which messages of a range of keys stand there.
     pub stored: String,
 
@@ -100,6 +109,10 @@ impl Sql {
                 "SELECT id, {} FROM {message} WHERE userid = ? AND id > ? ORDER BY id LIMIT ?",
                 texts.columns_if("once IS NULL", "message"),
             ),
+            messages_of: count_some(&message, "userid"),
+            friends_of: count_some(&friend, "userid"),
+            groups_of: count_some(&group_user, "userid"),
+            members_of: count_some(&group_user, "groupid"),
 
             register: format!("INSERT INTO {user} (name, password, state) VALUES (?, ?, 'offline')"),
             registered: format!("SELECT id FROM {user} WHERE name = ? AND BINARY password = BINARY ?"),
@@ -121,6 +134,9 @@ impl Sql {
                 "INSERT INTO {group_user} (groupid, userid, grouprole)
                  SELECT id, ?, 'normal' FROM {all_group} WHERE id = ?"
             ),
+            remove_friend: format!("DELETE FROM {friend} WHERE userid = ? AND friendid = ?"),
+            remove_group: format!("DELETE FROM {all_group} WHERE id = ?"),
+            remove_member: format!("DELETE FROM {group_user} WHERE userid = ? AND groupid = ?"),
             stored: format!("SELECT id, once FROM {message} WHERE once BETWEEN ? AND ?"),
 
             claims: format!("SELECT id, epoch FROM {user} WHERE node = ?"),
@@ -177,6 +193,11 @@ impl Sql {
         let rows = vec!["(?, ?, ?)"; count].join(", ");
         format!("INSERT INTO {} (userid, message, once) VALUES {rows}", self.offline_message)
     }
+}
+
+/// Counts rows of something, as far as a number.
+fn count_some(table: &str, column: &str) -> String {
+    format!("SELECT COUNT(*) FROM (SELECT 1 FROM {table} WHERE {column} = ? LIMIT ?) AS counted")
 }
 
 fn list(numbers: &[impl ToString]) -> String {

@@ -17,7 +17,7 @@ use mysql::{Params, Value};
 use super::Shared;
 use super::link::{Failure, Session, column, is_duplicate};
 use super::sql::Named;
-use crate::store::{Claim, Holder, Kept, NodeId, Outcome, Parcel, RowId, UserId, Write};
+use crate::store::{Claim, Holder, Kept, NodeId, Outcome, Parcel, Quota, RowId, UserId, Write};
 
 /// The most rows that one INSERT takes. They come in powers of two, so that few statements are
 /// ever prepared.
@@ -192,19 +192,34 @@ impl<'a> Transaction<'a> {
             }
             Write::AddFriend { user, friend } => match self.session.execute(&shared.sql.add_friend, (user, friend)) {
                 Ok(0) => Ok(Outcome::NoUser),
+                Ok(_) if self.is_over(shared.quotas.friends, &shared.sql.friends_of, *user)? => {
+                    self.session.execute(&shared.sql.remove_friend, (user, friend))?;
+                    Ok(Outcome::Full(Quota::Friends))
+                }
                 other => self.done_or_already(other),
             },
             Write::CreateGroup { creator, name, description } => self.create_group(*creator, name, description),
             Write::JoinGroup { user, group } => match self.session.execute(&shared.sql.join_group, (user, group)) {
                 Ok(0) => Ok(Outcome::NoGroup),
+                Ok(_) if self.is_over(shared.quotas.members, &shared.sql.members_of, *group)? => {
+                    self.session.execute(&shared.sql.remove_member, (user, group))?;
+                    Ok(Outcome::Full(Quota::Members))
+                }
+                Ok(_) if self.is_over(shared.quotas.groups, &shared.sql.groups_of, *user)? => {
+                    self.session.execute(&shared.sql.remove_member, (user, group))?;
+                    Ok(Outcome::Full(Quota::Groups))
+                }
                 other => self.done_or_already(other),
             },
-            Write::Keep(parcels) => Ok(Outcome::Kept(parcels.iter().map(|parcel| self.keep(parcel)).collect())),
+            Write::Keep(parcels) => {
+                parcels.iter().map(|parcel| self.keep(parcel)).collect::<Result<_, _>>().map(Outcome::Kept)
+            }
             Write::Remove { user, epoch, rows } => {
                 let mine = Holder::Node(Claim { node: shared.node, epoch: *epoch });
                 if self.holders.get(user) != Some(&Some(mine)) {
                     return Ok(Outcome::Lost);
                 }
+                shared.room().forget(*user);
                 let mut rows = rows.clone();
                 rows.sort_unstable();
                 for rows in rows.chunks(LIST) {
@@ -224,6 +239,13 @@ impl<'a> Transaction<'a> {
             Err(error) if is_duplicate(&error) => Ok(Outcome::Already),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Whether there are more than the quota, now that one was added.
+    fn is_over(&mut self, quota: Option<u32>, count: &str, of: u32) -> Result<bool, Failure> {
+        let Some(quota) = quota else { return Ok(false) };
+        let there = self.session.find(count, (of, quota.saturating_add(1)), |row| column::<u32>(row, 0))?;
+        Ok(there.unwrap_or_default() > quota)
     }
 
     fn password(&mut self, password: &str) -> Result<String, Failure> {
@@ -260,6 +282,11 @@ impl<'a> Transaction<'a> {
             self.insert_named(shared.layout.group_names_unique, &shared.sql.groups_by_name, &name, insert)?
         {
             self.session.execute(&shared.sql.add_creator, (group, creator))?;
+            if self.is_over(shared.quotas.groups, &shared.sql.groups_of, creator)? {
+                self.session.execute(&shared.sql.remove_member, (creator, group))?;
+                self.session.execute(&shared.sql.remove_group, (group,))?;
+                return Ok(Outcome::Full(Quota::Groups));
+            }
             return Ok(Outcome::Id(group));
         }
         let ours = match self.in_doubt {
@@ -320,30 +347,54 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    fn keep(&mut self, parcel: &'a Parcel) -> Kept {
+    fn keep(&mut self, parcel: &'a Parcel) -> Result<Kept, Failure> {
         let first_key = self.next_key;
         self.next_key += parcel.messages.len() as u64;
-        let mut keys = first_key..self.next_key;
-        let place = if let Some(id) = keys.find_map(|key| self.stored.get(&key)) {
-            Place::There(*id)
+        let wanted = parcel.messages.len();
+        let there: Vec<RowId> = (first_key..self.next_key).filter_map(|key| self.stored.get(&key).copied()).collect();
+        let (place, granted) = if let Some(id) = there.first() {
+            // The earlier try found room for so many.
+            (Place::There(*id), there.len())
         } else {
             match self.holders.get(&parcel.to) {
-                None => return Kept::NoUser,
+                None => return Ok(Kept::NoUser),
                 Some(Some(other)) if !self.is_mine(*other) && Some(*other) != parcel.past => {
-                    return Kept::Elsewhere(*other);
+                    return Ok(Kept::Elsewhere(*other));
                 }
                 Some(_) => {}
             }
-            let place = Place::Row(if parcel.messages.is_empty() { usize::MAX } else { self.rows.len() });
-            self.rows.extend(parcel.messages.iter().zip(first_key..).map(|(message, key)| Row {
+            let granted = self.take_room(parcel.to, wanted)?;
+            let place = Place::Row(if granted == 0 { usize::MAX } else { self.rows.len() });
+            self.rows.extend(parcel.messages[..granted].iter().zip(first_key..).map(|(message, key)| Row {
                 to: parcel.to,
                 message: self.shared.texts.message(message),
                 key,
             }));
-            place
+            (place, granted)
         };
+        if granted < wanted {
+            return Ok(Kept::Full(granted));
+        }
         self.places.push(place);
-        Kept::Stored(self.places.len() as RowId - 1)
+        Ok(Kept::Stored(self.places.len() as RowId - 1))
+    }
+
+    /// How many of so many messages the user's store has room for.
+    fn take_room(&mut self, user: UserId, wanted: usize) -> Result<usize, Failure> {
+        let shared = self.shared;
+        let (known, enough) = {
+            let mut room = shared.room();
+            (room.known(user, wanted), room.enough())
+        };
+        if let Some(granted) = known {
+            return Ok(granted);
+        }
+        // Not under the room's lock, for the database may take its time.
+        let there = self.session.find(&shared.sql.messages_of, (user, enough), |row| column::<u32>(row, 0))?;
+        // What this transaction has yet to insert counts, too.
+        let pending = self.rows.iter().filter(|row| row.to == user).count();
+        let there = there.unwrap_or_default().saturating_add(u32::try_from(pending).unwrap_or(u32::MAX));
+        Ok(shared.room().counted(user, wanted, there))
     }
 
     fn is_mine(&self, holder: Holder) -> bool {

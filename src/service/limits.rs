@@ -1,0 +1,161 @@
+//! What clients may not exceed, and how they are told.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::session::Client;
+use super::{Effect, Effects, Login, Shard, Throttle, Timer};
+use crate::reactor::{AddressSlot, Addresses, CloseReason, ConnId, Origin};
+use crate::store::{Quota, UserId};
+use crate::wire::Refusal;
+
+/// The limits that the service holds clients to; by default none.
+#[derive(Debug, Clone, Default)]
+pub struct Limits {
+    /// The connections of each address, where a proxy tells it; all shards count in the same.
+    pub addresses: Option<Arc<Addresses>>,
+    /// Failed logins of one account from one address. A stranger so locks nobody out but himself.
+    pub failed_logins: Option<Arc<Throttle<(UserId, Origin)>>>,
+    /// Attempts to register from one address.
+    pub registrations: Option<Arc<Throttle<Origin>>>,
+    /// Messages of one connection, a second.
+    pub message_rate: Option<NonZeroU32>,
+    /// Bytes of messages of one connection, a second.
+    pub byte_rate: Option<NonZeroU32>,
+}
+
+/// What has not been used up of a rate is kept for so long: this is how large a burst may be.
+const BURST: Duration = Duration::from_secs(10);
+/// For so long nothing is read of a connection that was too fast.
+const TOO_FAST: Duration = Duration::from_secs(1);
+
+/// What is counted for one connection, where anything is.
+pub(super) struct Tally {
+    /// Its place under the limit of its address.
+    address: Option<AddressSlot>,
+    /// Until when the messages that have come are made up for, and their bytes.
+    messages: Instant,
+    bytes: Instant,
+}
+
+impl Tally {
+    fn new(now: Instant) -> Self {
+        Tally { address: None, messages: now, bytes: now }
+    }
+}
+
+/// Until when it is made up for, with this much more of a rate; the error: when there is room for it.
+fn spend(until: Instant, amount: usize, rate: Option<NonZeroU32>, now: Instant) -> Result<Instant, Instant> {
+    let Some(rate) = rate else { return Ok(until) };
+    let cost = Duration::from_secs_f64(amount as f64 / f64::from(rate.get()));
+    let until = until.max(now);
+    // The largest message passes some time, however small the rate is.
+    if until > now && until + cost > now + BURST { Err(until + cost - BURST.max(cost)) } else { Ok(until + cost) }
+}
+
+/// What a client is told whose address has too many connections.
+pub fn address_is_full() -> Refusal {
+    Refusal::busy("too many connections from your address", 10)
+}
+
+/// What a sender is told for whose message the recipient's offline store has no room.
+pub(super) fn store_is_full() -> Refusal {
+    Refusal::busy("the recipient has too many offline messages", 60)
+}
+
+/// What a user is told who, or whose group, has as much of something as may be.
+pub(super) fn is_full(quota: Quota) -> Refusal {
+    let text = match quota {
+        Quota::Friends => "you have too many friends",
+        Quota::Groups => "you are in too many groups",
+        Quota::Members => "this group has too many members",
+    };
+    Refusal::busy(text, 60)
+}
+
+impl Client {
+    fn tally(&mut self, now: Instant) -> &mut Tally {
+        self.tally.get_or_insert_with(|| Box::new(Tally::new(now)))
+    }
+}
+
+impl Shard {
+    /// Whether a client sends faster than it may. If so, nothing more is read of it for a second, and so
+    /// one refusal a second is all that a flood is worth.
+    pub(super) fn is_too_fast(&mut self, conn: ConnId, bytes: usize, fx: &mut Effects) -> Option<Refusal> {
+        let Limits { message_rate, byte_rate, .. } = self.settings.limits;
+        if message_rate.is_none() && byte_rate.is_none() {
+            return None;
+        }
+        let now = self.now.at;
+        let client = self.clients.get_mut(conn)?;
+        let tally = client.tally(now);
+        let spent = spend(tally.messages, 1, message_rate, now)
+            .and_then(|messages| Ok((messages, spend(tally.bytes, bytes, byte_rate, now)?)));
+        match spent {
+            Ok((messages, bytes)) => {
+                (tally.messages, tally.bytes) = (messages, bytes);
+                None
+            }
+            Err(at) => {
+                let at = at.max(now + TOO_FAST);
+                client.too_fast = true;
+                fx.push(Effect::Pause(conn));
+                fx.push(Effect::Timer(at, Timer::Rate(conn)));
+                let wait = u32::try_from((at - now).as_millis().div_ceil(1000)).unwrap_or(u32::MAX);
+                Some(Refusal::busy("you are sending too fast", wait))
+            }
+        }
+    }
+
+    /// A client that was too fast is read again.
+    pub(super) fn rate_timer(&mut self, conn: ConnId, fx: &mut Effects) {
+        let Some(client) = self.clients.get_mut(conn) else { return };
+        client.too_fast = false;
+        if !client.is_paused() {
+            fx.push(Effect::Resume(conn));
+        }
+    }
+
+    /// A login counts as failed until it is known to be none: many at once are no more than one after
+    /// the other.
+    pub(super) fn may_log_in(&self, user: UserId, from: Origin) -> Result<(), Refusal> {
+        let Some(throttle) = &self.settings.limits.failed_logins else { return Ok(()) };
+        let taken = throttle.take((user, from), self.now.at);
+        taken.map_err(|wait| Refusal::busy("too many failed logins, try again later", wait))
+    }
+
+    /// Whether a password was right is known, or not.
+    pub(super) fn note_login(&self, login: &Login, is_right: Option<bool>) {
+        let Some(throttle) = &self.settings.limits.failed_logins else { return };
+        match is_right {
+            Some(true) => throttle.forgive((login.user, login.from)),
+            Some(false) => {}
+            None => throttle.give_back((login.user, login.from)),
+        }
+    }
+
+    pub(super) fn may_register(&self, from: Origin) -> Result<(), Refusal> {
+        let Some(throttle) = &self.settings.limits.registrations else { return Ok(()) };
+        let taken = throttle.take(from, self.now.at);
+        taken.map_err(|wait| Refusal::busy("too many registrations from your address, try again later", wait))
+    }
+
+    /// Nobody knows what became of a registration.
+    pub(super) fn forget_registration(&self, from: Origin) {
+        if let Some(throttle) = &self.settings.limits.registrations {
+            throttle.give_back(from);
+        }
+    }
+
+    /// A proxy has told whose connection it is: is there a place for one more of that address?
+    pub(super) fn admit_address(&mut self, conn: ConnId, fx: &mut Effects) {
+        let Some(addresses) = &self.settings.limits.addresses else { return };
+        let Some(client) = self.clients.get_mut(conn) else { return };
+        match addresses.admit(client.peer.ip()) {
+            Some(slot) => client.tally(self.now.at).address = Some(slot),
+            None => self.refuse_and_close(conn, address_is_full(), CloseReason::AddressFull, fx),
+        }
+    }
+}
