@@ -332,6 +332,7 @@ fn connections_are_counted_by_why_they_were_closed() {
     assert_eq!(large.recv()["errno"], 19);
     large.expect_end();
     let mut silent = world.client();
+    assert_eq!(silent.recv()["errno"], 20);
     silent.expect_end();
     expect_all(
         at,
