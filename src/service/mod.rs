@@ -56,7 +56,7 @@ use crate::wire::proxy::BadHeader;
 use crate::wire::{Broken, Errno, Refusal, Request, Split, msgid, reply};
 use cluster::Early;
 use groups::{FanOuts, GroupCache};
-use jobs::Login;
+use jobs::{Keeping, Login};
 use letters::Waiting;
 use presence::Leaving;
 use session::Client;
@@ -164,6 +164,8 @@ pub struct Shard {
     ways: HashMap<UserId, Way>,
     /// With so many, some are forgotten.
     many_ways: usize,
+    /// What is to be stored at the end of this input, or before its next job.
+    keeping: Vec<Keeping>,
     /// Ways whose queue is to be stored at the end of this input.
     marked: Vec<UserId>,
     /// What other nodes and the bus owe an answer to, in the order in which it was asked.
@@ -207,6 +209,7 @@ impl Shard {
             next_epoch: envelope::first_epoch(index),
             ways: HashMap::new(),
             many_ways: ways::MANY_WAYS,
+            keeping: Vec::new(),
             marked: Vec::new(),
             asked: BTreeMap::new(),
             next_question: 0,
@@ -327,6 +330,7 @@ impl Shard {
     /// A slow reader has read all that was queued.
     pub fn drained(&mut self, conn: ConnId, fx: &mut Effects) {
         self.queue_drained(conn, fx);
+        self.end(fx);
     }
 
     /// A connection is gone; `unwritten` did not get out.
@@ -406,6 +410,9 @@ impl Shard {
 
     /// What is left to be done at the end of every input.
     fn end(&mut self, fx: &mut Effects) {
+        if !self.keeping.is_empty() {
+            self.keep_all(fx);
+        }
         self.keep_marked(fx);
         self.check_wound_up(fx);
     }
@@ -515,6 +522,10 @@ impl Shard {
     }
 
     fn submit(&mut self, lane: Lane, then: Then, op: Op, fx: &mut Effects) {
+        // What was to be stored first, is.
+        if !self.keeping.is_empty() {
+            self.keep_all(fx);
+        }
         self.jobs += 1;
         fx.push(Effect::Submit(lane, Box::new(Job { shard: self.index, then, op })));
     }
@@ -539,7 +550,7 @@ impl Shard {
             Then::GroupJoined { conn, seq, user, group } => self.group_joined(conn, seq, user, group, answer, fx),
             Then::Listed { conn, seq } => self.listed(conn, seq, answer, fx),
             Then::Members(group) => self.members_loaded(group, answer, fx),
-            Then::Kept { to, body, receipt } => self.kept(to, body, receipt, answer, fx),
+            Then::Kept(messages) => self.kept(messages, answer, fx),
             Then::WaysKept(users) => self.ways_kept(users, answer, fx),
             Then::KeptBegun { conn, user, receipt } => self.begun_kept(conn, user, receipt, answer, fx),
             Then::Page { conn, user } => self.page_read(conn, user, answer, now, fx),
