@@ -70,6 +70,8 @@ pub struct Config {
     pub legacy_client: bool,
     /// Networks whose connections begin with a PROXY header; none: nobody's do.
     pub proxies: Vec<IpNet>,
+    /// Where `/metrics` and the like are served; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// A cluster chat server: a drop-in for the muduo ChatServer.
@@ -207,6 +209,11 @@ struct Flags {
     /// must begin with a PROXY header (version 1 or 2), all others are refused. Off by default
     #[arg(long, env = "CHAT_PROXY_PROTOCOL", value_name = "CIDR,…", value_delimiter = ',', value_parser = network)]
     proxy_protocol: Vec<IpNet>,
+
+    /// Serves /metrics (for Prometheus), /healthz, /readyz and, at /, a page that draws them, by HTTP.
+    /// Whoever reaches it may read it, so keep it from strangers. Off by default
+    #[arg(long, env = "CHAT_METRICS", value_name = "IP:PORT")]
+    metrics: Option<SocketAddr>,
 }
 
 fn count(min: u64, max: u64) -> clap::builder::RangedU64ValueParser<u64> {
@@ -381,6 +388,7 @@ impl Config {
             password_cost: flags.password_cost,
             legacy_client: flags.legacy_client,
             proxies: flags.proxy_protocol,
+            metrics: flags.metrics,
         })
     }
 }
@@ -438,6 +446,7 @@ mod tests {
             ("chat-server --limits none", "--limits"),
             ("chat-server --max-connections-per-address 0", "--max-connections-per-address"),
             ("chat-server --max-connections-per-address -1", "--max-connections-per-address"),
+            ("chat-server --metrics 9100", "--metrics"),
             ("chat-server --colour", "--colour"),
         ] {
             let text = usage(line);

@@ -6,6 +6,7 @@
 //! | --- | --- |
 //! | [`password`] | Argon2id |
 //! | [`config`] | the command line |
+//! | [`metrics`] | what is counted, and how it is told |
 //! | [`wire`] | bytes to messages and back; pure |
 //! | [`reactor`] | the acceptor, the event loops, their mailboxes; knows bytes and connections, no chat |
 //! | [`pool`] | workers for what blocks, in lanes that keep order |
@@ -16,6 +17,7 @@
 
 pub mod bus;
 pub mod config;
+pub mod metrics;
 pub mod password;
 pub mod pool;
 pub mod reactor;

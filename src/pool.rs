@@ -9,6 +9,9 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Instant;
+
+use crate::metrics::{By, Counter, Histogram, cells, labels};
 
 /// What one worker does with jobs. It lives in the worker's thread.
 pub trait Worker: Send + 'static {
@@ -18,8 +21,28 @@ pub trait Worker: Send + 'static {
     fn run(&mut self, batch: &mut Vec<Self::Job>);
 }
 
+labels! {
+    /// Where a job waits for a worker.
+    pub enum Queue as "queue" {
+        Lane = "lane",
+        Free = "free",
+    }
+}
+
+cells! {
+    /// Counted by each worker.
+    pub struct WorkerCounts {
+        /// How long jobs waited for a worker: of a lane's, which are done together, the first; and each job of no lane.
+        waits: By<Queue, Histogram, { Queue::COUNT }> = "chat_job_wait_seconds",
+        /// Jobs done.
+        jobs: By<Queue, Counter, { Queue::COUNT }> = "chat_jobs_total",
+    }
+}
+
 struct Lane<J> {
     queue: Vec<J>,
+    /// Since when there is a job in `queue`.
+    since: Instant,
     /// A worker has it, or it stands in `ready`.
     scheduled: bool,
 }
@@ -28,8 +51,8 @@ struct State<J> {
     lanes: Vec<Lane<J>>,
     /// Lanes with jobs that no worker has.
     ready: VecDeque<usize>,
-    /// Jobs of no lane.
-    free: VecDeque<J>,
+    /// Jobs of no lane, each with the moment since when it waits.
+    free: VecDeque<(Instant, J)>,
     /// Workers that run a job of no lane.
     free_running: usize,
     closed: bool,
@@ -65,6 +88,9 @@ impl<J> Submitter<J> {
         let mut state = self.0.state();
         let index = number % state.lanes.len();
         let lane = &mut state.lanes[index];
+        if lane.queue.is_empty() {
+            lane.since = Instant::now();
+        }
         lane.queue.push(job);
         if !lane.scheduled {
             lane.scheduled = true;
@@ -76,8 +102,14 @@ impl<J> Submitter<J> {
 
     /// Queues a job that needs no order.
     pub fn anywhere(&self, job: J) {
-        self.0.state().free.push_back(job);
+        self.0.state().free.push_back((Instant::now(), job));
         self.0.work.notify_one();
+    }
+
+    /// How many jobs wait, by where.
+    pub fn waiting(&self) -> [(Queue, usize); Queue::COUNT] {
+        let state = self.0.state();
+        [(Queue::Lane, state.lanes.iter().map(|lane| lane.queue.len()).sum()), (Queue::Free, state.free.len())]
     }
 }
 
@@ -85,6 +117,7 @@ impl<J> Submitter<J> {
 pub struct Pool<J> {
     shared: Arc<Shared<J>>,
     threads: Vec<JoinHandle<()>>,
+    counts: Vec<Arc<WorkerCounts>>,
 }
 
 impl<J: Send + 'static> Pool<J> {
@@ -110,23 +143,31 @@ impl<J: Send + 'static> Pool<J> {
         max_free: usize,
     ) -> io::Result<Self> {
         let count = workers.len();
-        let lanes = (0..lanes).map(|_| Lane { queue: Vec::new(), scheduled: false }).collect();
+        let counts: Vec<Arc<WorkerCounts>> = workers.iter().map(|_| Arc::default()).collect();
+        let since = Instant::now();
+        let lanes = (0..lanes).map(|_| Lane { queue: Vec::new(), since, scheduled: false }).collect();
         let state = State { lanes, ready: VecDeque::new(), free: VecDeque::new(), free_running: 0, closed: false };
         let max_free = max_free.min(count.saturating_sub(1)).max(1);
         let shared = Arc::new(Shared { state: Mutex::new(state), work: Condvar::new(), max_free });
         let threads = workers
             .into_iter()
+            .zip(&counts)
             .enumerate()
-            .map(|(i, worker)| {
-                let shared = Arc::clone(&shared);
-                std::thread::Builder::new().name(format!("{name}-{i}")).spawn(move || work(&shared, worker))
+            .map(|(i, (worker, counts))| {
+                let (shared, counts) = (Arc::clone(&shared), Arc::clone(counts));
+                std::thread::Builder::new().name(format!("{name}-{i}")).spawn(move || work(&shared, worker, &counts))
             })
             .collect::<io::Result<_>>()?;
-        Ok(Pool { shared, threads })
+        Ok(Pool { shared, threads, counts })
     }
 
     pub fn submitter(&self) -> Submitter<J> {
         Submitter(Arc::clone(&self.shared))
+    }
+
+    /// What its workers count.
+    pub fn counts(&self) -> Vec<Arc<WorkerCounts>> {
+        self.counts.clone()
     }
 
     /// Finishes what the lanes hold, drops jobs of no lane, and ends the threads.
@@ -162,7 +203,7 @@ fn next_turn<J>(state: &mut State<J>, max_free: usize) -> Option<Turn> {
     (free && state.free_running < max_free).then_some(Turn::Free)
 }
 
-fn work<W: Worker>(shared: &Shared<W::Job>, mut worker: W) {
+fn work<W: Worker>(shared: &Shared<W::Job>, mut worker: W, counts: &WorkerCounts) {
     let mut batch = Vec::new();
     let mut state = shared.state();
     loop {
@@ -173,14 +214,21 @@ fn work<W: Worker>(shared: &Shared<W::Job>, mut worker: W) {
             state = shared.work.wait(state).unwrap_or_else(PoisonError::into_inner);
             continue;
         };
-        match turn {
-            Turn::Lane(lane) => std::mem::swap(&mut state.lanes[lane].queue, &mut batch),
-            Turn::Free => {
-                batch.extend(state.free.pop_front());
-                state.free_running += 1;
+        let (queue, since) = match turn {
+            Turn::Lane(lane) => {
+                std::mem::swap(&mut state.lanes[lane].queue, &mut batch);
+                (Queue::Lane, Some(state.lanes[lane].since))
             }
-        }
+            Turn::Free => {
+                let (since, job) = state.free.pop_front().unzip();
+                batch.extend(job);
+                state.free_running += 1;
+                (Queue::Free, since)
+            }
+        };
         drop(state);
+        since.into_iter().for_each(|since| counts.waits.of(queue).observe(since.elapsed()));
+        counts.jobs.of(queue).add(batch.len() as u64);
         worker.run(&mut batch);
         batch.clear();
         state = shared.state();

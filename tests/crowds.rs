@@ -329,7 +329,7 @@ fn processor_time(world: &World) -> Duration {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", world.server().pid())).expect("the server lives");
     let nanoseconds = tasks.filter_map(|task| {
         let times = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
-        times.split(' ').next()?.parse().ok()
+        times.split(' ').next()?.parse::<u64>().ok()
     });
     Duration::from_nanos(nanoseconds.sum())
 }

@@ -418,7 +418,8 @@ fn everything_is_as_before_when_a_killed_redis_is_back() {
     redis.restart();
     one.up();
     two.up();
-    for (user, listeners) in [(0, 1), (7, 0), (8, 0), (1999, 1), (5000, 1), (5001, 0)] {
+    for user in (0..2000).chain([5000, 5001]) {
+        let listeners = u32::from(![7, 8, 5001].contains(&user));
         assert_eq!(one.count_listeners(user), Some(listeners), "user {user}");
     }
     assert_eq!(publish(&mut redis.connect(), 5000, b"{}"), 1);

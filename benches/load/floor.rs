@@ -1,14 +1,16 @@
 //! The floor: the least that a relay can do. It reads, finds `toid` by a byte search, and writes
 //! once for each destination and turn. It parses nothing and checks nothing, so what it costs is
 //! what the kernel asks for. It believes that every object ends with LF, as the generator's do.
+//!
+//! For a message in a turn of its own that is one recv and one send, and a share of an epoll_wait.
 
 use std::io::{self, ErrorKind, Read, Write};
 
-use memchr::memchr_iter;
+use memchr::{memchr_iter, memmem};
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 
-use crate::bytes::{msgid, number_after};
+use crate::bytes::{msgid, number, number_after};
 
 const LISTENER: Token = Token(usize::MAX);
 
@@ -19,7 +21,6 @@ struct Connection {
     output: Vec<u8>,
 }
 
-#[derive(Default)]
 struct Relay {
     /// By token. A connection that has ended leaves a gap.
     connections: Vec<Option<Connection>>,
@@ -27,6 +28,7 @@ struct Relay {
     homes: Vec<usize>,
     /// Who is to be written to at the end of the turn.
     dirty: Vec<usize>,
+    toid: memmem::Finder<'static>,
 }
 
 /// Serves until the process is killed. Its first line of output is its port.
@@ -35,7 +37,8 @@ pub fn run() -> io::Result<()> {
     let mut listener = TcpListener::bind(([127, 0, 0, 1], 0).into())?;
     poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
     println!("{}", listener.local_addr()?.port());
-    let mut relay = Relay::default();
+    let toid = memmem::Finder::new(b"\"toid\":");
+    let mut relay = Relay { connections: Vec::new(), homes: Vec::new(), dirty: Vec::new(), toid };
     let mut events = Events::with_capacity(1024);
     let mut buffer = vec![0; 64 * 1024];
     loop {
@@ -44,21 +47,23 @@ pub fn run() -> io::Result<()> {
             done => done?,
         }
         for event in &events {
-            if event.token() == LISTENER {
+            let token = event.token();
+            if token == LISTENER {
                 relay.accept(&listener, &poll)?;
                 continue;
             }
-            let token = event.token().0;
+            // What a full socket had left over; nearly always there is nothing.
             if event.is_writable() {
-                relay.dirty.push(token);
+                relay.flush(token.0);
             }
             if event.is_readable() {
-                relay.read(token, &mut buffer);
+                relay.read(token.0, &mut buffer);
             }
         }
-        for token in std::mem::take(&mut relay.dirty) {
-            relay.flush(token);
+        for n in 0..relay.dirty.len() {
+            relay.flush(relay.dirty[n]);
         }
+        relay.dirty.clear();
     }
 }
 
@@ -85,13 +90,12 @@ impl Relay {
             };
             if connection.rest.is_empty() {
                 let used = self.take(token, &buffer[..length]);
-                self.keep(token, buffer[used..length].to_vec());
+                self.keep(token, &buffer[used..length]);
             } else {
                 let mut input = std::mem::take(&mut connection.rest);
                 input.extend_from_slice(&buffer[..length]);
                 let used = self.take(token, &input);
-                input.drain(..used);
-                self.keep(token, input);
+                self.keep(token, &input[used..]);
             }
             // A short read has emptied the socket: what comes later is a new edge.
             if length < buffer.len() {
@@ -100,9 +104,9 @@ impl Relay {
         }
     }
 
-    fn keep(&mut self, token: usize, rest: Vec<u8>) {
+    fn keep(&mut self, token: usize, rest: &[u8]) {
         if let Some(connection) = &mut self.connections[token] {
-            connection.rest = rest;
+            connection.rest.extend_from_slice(rest);
         }
     }
 
@@ -112,12 +116,14 @@ impl Relay {
         for end in memchr_iter(b'\n', input) {
             let line = &input[start..=end];
             start = end + 1;
-            match number_after(line, b"\"toid\":") {
-                Some(id) => {
-                    let home = self.homes.get(id as usize).copied().unwrap_or(token);
-                    self.send(home, line);
-                }
-                None => self.admit(token, line),
+            let Some(toid) = self.toid.find(line) else {
+                self.admit(token, line);
+                continue;
+            };
+            if let Some((id, _)) = number(&line[toid + self.toid.needle().len()..])
+                && let Some(&home) = self.homes.get(id as usize)
+            {
+                self.send(home, line);
             }
         }
         start
@@ -147,6 +153,7 @@ impl Relay {
         let Some(connection) = &mut self.connections[token] else { return };
         while !connection.output.is_empty() {
             match connection.stream.write(&connection.output) {
+                Ok(length) if length == connection.output.len() => connection.output.clear(),
                 Ok(length) => drop(connection.output.drain(..length)),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(_) => {

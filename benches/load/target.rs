@@ -1,114 +1,168 @@
-//! What is put under load: a server that runs already, a fresh one, or the floor.
+//! What is put under load: servers that run already, fresh ones, the floor, or a rival.
 
-use std::io::{self, BufRead, BufReader};
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::process::{Child, Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use tempfile::TempDir;
 
-/// Of the clock in which /proc counts CPU time; the same on every Linux that Rust runs on.
-const TICKS_PER_SECOND: f64 = 100.0;
+use crate::dialect::Dialect;
+use crate::flags::Flags;
+use crate::support::{Launch, MariaDb, Process, Redis, Server};
+
+/// How long the end of a process may take to be seen, once its connections are gone.
+const DYING: Duration = Duration::from_secs(1);
+/// Of a dead server's log.
+const LAST_LINES: usize = 20;
 
 /// Dropping it kills what it has started.
 pub struct Target {
+    pub name: &'static str,
+    pub dialect: Dialect,
     pub addresses: Vec<SocketAddr>,
     /// Whose CPU and memory are measured; may be none.
     pub pids: Vec<u32>,
-    child: Option<Child>,
-    _folder: Option<TempDir>,
+    parts: Parts,
 }
 
-/// CPU time in seconds.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Cpu {
-    pub user: f64,
-    pub system: f64,
-}
-
-impl Cpu {
-    pub fn of(process: &str) -> io::Result<Cpu> {
-        let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
-        // The name may hold blanks: count from the parenthesis that ends it.
-        let fields = stat.rsplit(')').next().unwrap_or_default();
-        let ticks = |n: usize| fields.split_whitespace().nth(n).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
-        Ok(Cpu { user: ticks(11) / TICKS_PER_SECOND, system: ticks(12) / TICKS_PER_SECOND })
-    }
-
-    pub fn since(self, earlier: Cpu) -> Cpu {
-        Cpu { user: self.user - earlier.user, system: self.system - earlier.system }
-    }
-
-    pub fn total(self) -> f64 {
-        self.user + self.system
-    }
+enum Parts {
+    /// Somebody else's.
+    Foreign,
+    /// Our own nodes, and what they stand on.
+    Nodes { servers: Vec<Server>, _redis: Option<Redis>, _folder: Option<TempDir> },
+    /// A single program. In its folder, if it has one, is its log.
+    Program { process: Process, folder: Option<TempDir> },
 }
 
 impl Target {
-    pub fn running(addresses: Vec<SocketAddr>, pids: Vec<u32>) -> Target {
-        Target { addresses, pids, child: None, _folder: None }
-    }
-
-    /// A fresh server with an empty SQLite store in a folder of its own.
-    pub fn server(flags: &[String]) -> anyhow::Result<Target> {
-        let folder = tempfile::tempdir()?;
-        let mut command = Command::new(env!("CARGO_BIN_EXE_chat-server"));
-        command.arg("--store").arg(format!("sqlite:{}", folder.path().join("chat.db").display()));
-        command.args(flags).args(["127.0.0.1", "0"]).env("RUST_LOG", "info").stderr(Stdio::piped());
-        let mut child = command.spawn()?;
-        let log = child.stderr.take().context("stderr is piped")?;
-        let mut target =
-            Target { addresses: vec![], pids: vec![child.id()], child: Some(child), _folder: Some(folder) };
-        let mut lines = BufReader::new(log).lines().map_while(Result::ok);
-        let mut seen = Vec::new();
-        let port = loop {
-            let Some(line) = lines.next() else { bail!("the server did not start:\n{}", seen.join("\n")) };
-            if let Some((_, rest)) = line.split_once("listening on 127.0.0.1:") {
-                break rest.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default().parse()?;
-            }
-            seen.push(line);
+    /// The servers that the flags describe.
+    pub fn server(flags: &Flags) -> anyhow::Result<Target> {
+        if !flags.addr.is_empty() {
+            let (addresses, pids, parts) = (flags.addr.clone(), flags.pid.clone(), Parts::Foreign);
+            return Ok(Target { name: "server", dialect: Dialect::Chat, addresses, pids, parts });
+        }
+        let mut launch = Launch {
+            store: String::new(),
+            reactors: flags.reactors(),
+            workers: flags.workers(),
+            flags: vec!["--password-cost".to_owned(), flags.password_cost.clone()],
+            setup: "export RUST_LOG=info".to_owned(),
+            port: 0,
         };
-        // The log is read on, so that the server never waits for its reader.
-        std::thread::spawn(move || lines.for_each(drop));
-        target.addresses = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, port))];
-        Ok(target)
+        let (mut folder, mut redis) = (None, None);
+        if flags.nodes == 1 {
+            let folder = folder.insert(tempfile::tempdir()?);
+            launch.store = format!("sqlite:{}", folder.path().join("chat.db").display());
+        } else {
+            need("mariadbd", "mariadb-server")?;
+            need("redis-server", "redis-server")?;
+            let mariadb = MariaDb::shared();
+            launch.store = mariadb.url(&mariadb.new_database());
+            launch.flags.extend(["--redis".to_owned(), redis.insert(Redis::start()).url()]);
+        }
+        let servers: Vec<Server> = (0..flags.nodes).map(|_| Server::start(&launch)).collect();
+        Ok(Target {
+            name: "server",
+            dialect: Dialect::Chat,
+            addresses: servers.iter().map(|server| server.address).collect(),
+            pids: servers.iter().map(|server| server.pid()).collect(),
+            parts: Parts::Nodes { servers, _redis: redis, _folder: folder },
+        })
     }
 
     /// This program once more, as the floor.
     pub fn floor() -> anyhow::Result<Target> {
-        let mut command = Command::new(std::env::current_exe()?);
-        let mut child = command.arg("--relay").stdout(Stdio::piped()).spawn()?;
+        let mut child = Command::new(std::env::current_exe()?).arg("--relay").stdout(Stdio::piped()).spawn()?;
         let output = child.stdout.take().context("stdout is piped")?;
-        let mut target = Target { addresses: vec![], pids: vec![child.id()], child: Some(child), _folder: None };
+        let process = Process(child);
         let mut line = String::new();
         BufReader::new(output).read_line(&mut line)?;
-        target.addresses = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, line.trim().parse()?))];
-        Ok(target)
+        let port: u16 = line.trim().parse().context("the floor has no port")?;
+        Ok(Target::program("floor", Dialect::Chat, SocketAddr::from((Ipv4Addr::LOCALHOST, port)), process, None))
     }
 
-    /// Over all processes.
-    pub fn cpu(&self) -> io::Result<Cpu> {
-        self.pids.iter().try_fold(Cpu::default(), |sum, pid| {
-            let cpu = Cpu::of(&pid.to_string())?;
-            Ok(Cpu { user: sum.user + cpu.user, system: sum.system + cpu.system })
-        })
+    /// A server program that listens. Its folder has its log.
+    pub fn program(
+        name: &'static str,
+        dialect: Dialect,
+        address: SocketAddr,
+        process: Process,
+        folder: Option<TempDir>,
+    ) -> Target {
+        let (addresses, pids) = (vec![address], vec![process.pid()]);
+        Target { name, dialect, addresses, pids, parts: Parts::Program { process, folder } }
     }
 
-    /// Over all processes, in KiB.
-    pub fn resident(&self) -> io::Result<u64> {
-        self.pids.iter().try_fold(0, |sum, pid| {
-            let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-            let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
-            Ok(sum + line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0))
-        })
+    /// What can be said of a target that has failed: who has ended, how, and what was logged last.
+    pub fn last_words(&mut self) -> String {
+        match &mut self.parts {
+            Parts::Foreign => {
+                let gone = self.pids.iter().filter(|pid| !Path::new(&format!("/proc/{pid}")).exists());
+                gone.map(|pid| format!("process {pid} has ended\n")).collect()
+            }
+            Parts::Nodes { servers, .. } => {
+                let words = servers.iter_mut().map(|server| {
+                    let (pid, state) = (server.pid(), state(server));
+                    format!("server process {pid} {state}; its log ends with\n{}", tail(&server.log_tail()))
+                });
+                words.collect()
+            }
+            Parts::Program { process, folder } => {
+                let log = folder.as_ref().map(|folder| log_of(folder.path())).unwrap_or_default();
+                let (name, pid, state) = (self.name, process.pid(), state(process));
+                format!("{name} process {pid} {state}; its log ends with\n{}", tail(&log))
+            }
+        }
     }
 }
 
-impl Drop for Target {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+fn log_in(folder: &Path) -> PathBuf {
+    folder.join("log.txt")
+}
+
+/// Where a program's output is to go, so that it can be shown: stdout and stderr.
+pub fn open_log(folder: &Path) -> std::io::Result<(File, File)> {
+    let file = File::create(log_in(folder))?;
+    Ok((file.try_clone()?, file))
+}
+
+pub fn log_of(folder: &Path) -> String {
+    std::fs::read_to_string(log_in(folder)).unwrap_or_default()
+}
+
+pub fn is_installed(program: &str) -> bool {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut folders = path.split(':').chain(["/usr/local/sbin", "/usr/sbin", "/sbin"]);
+    folders.any(|folder| Path::new(folder).join(program).is_file())
+}
+
+/// # Errors
+/// The program is not installed; the message names the package that has it.
+pub fn need(program: &str, package: &str) -> anyhow::Result<()> {
+    if is_installed(program) {
+        return Ok(());
     }
+    bail!("{program} is not installed: apt-get install {package}")
+}
+
+/// Its exit status, or that it is alive. A process that is dying is given the time.
+fn state(process: &mut Process) -> String {
+    let deadline = Instant::now() + DYING;
+    while process.is_alive() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    match process.0.try_wait() {
+        Ok(Some(status)) => format!("has ended ({status})"),
+        _ => "is alive".to_owned(),
+    }
+}
+
+fn tail(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    let last = &lines[lines.len().saturating_sub(LAST_LINES)..];
+    last.iter().map(|line| format!("    {}\n", line.trim())).collect()
 }

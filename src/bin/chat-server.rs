@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use chat_server::config::{Config, Stop};
-use chat_server::server::Server;
+use chat_server::server::{CannotListen, Server};
+use sd_notify::NotifyState;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -19,20 +20,24 @@ fn main() -> ExitCode {
             print!("{text}");
             return ExitCode::SUCCESS;
         }
-        Err(Stop::Usage(line)) => {
-            eprintln!("chat-server: {line} (--help tells more)");
-            return ExitCode::from(2);
-        }
+        Err(Stop::Usage(line)) => return refuse(&line),
     };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
     end_with_any_thread();
     match run(&config) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<CannotListen>() => refuse(&error.to_string()),
         Err(error) => {
             log::error!("{error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// For what an operator has to change in the command line.
+fn refuse(line: &str) -> ExitCode {
+    eprintln!("chat-server: {line} (--help tells more)");
+    ExitCode::from(2)
 }
 
 fn run(config: &Config) -> anyhow::Result<()> {
@@ -44,11 +49,20 @@ fn run(config: &Config) -> anyhow::Result<()> {
     }
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
     let server = Server::start(config)?;
+    tell_supervisor(NotifyState::Ready);
     signals.forever().next();
     log::info!("stopping; a second signal ends at once");
+    tell_supervisor(NotifyState::Stopping);
     server.stop()?;
     log::info!("stopped");
     Ok(())
+}
+
+/// For systemd's `Type=notify`; without a supervisor that listens, nothing happens.
+fn tell_supervisor(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        log::warn!("cannot tell the supervisor: {error}");
+    }
 }
 
 /// A server that has lost one of its threads looks alive and serves only some: better none, and a
@@ -60,6 +74,7 @@ fn end_with_any_thread() {
         std::process::abort();
     }));
 }
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::process::ExitStatusExt;

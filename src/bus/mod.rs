@@ -67,4 +67,7 @@ pub trait Listener: Send + Sync {
 pub trait Bus: Send + Sync {
     /// Takes all of `ops`, in order, and leaves the list empty. Does not block.
     fn send(&self, ops: &mut Vec<BusOp>);
+
+    /// Whether it reaches others at the moment, as far as it knows.
+    fn is_up(&self) -> bool;
 }

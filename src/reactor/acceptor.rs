@@ -11,6 +11,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use super::address::{AddressSlot, Addresses};
+use super::counts::AcceptorCounts;
 use super::mailbox::{Mail, Mailbox, WAKER};
 use super::memory::{self, Crowd};
 
@@ -106,6 +107,7 @@ pub struct Acceptor<L> {
     crowd: Crowd,
     /// When it was last looked whether a crowd has left.
     looked: Instant,
+    counts: Arc<AcceptorCounts>,
 }
 
 /// Stops an acceptor from another thread.
@@ -149,8 +151,14 @@ impl<L> Acceptor<L> {
             complained: false,
             crowd: Crowd::default(),
             looked: Instant::now(),
+            counts: Arc::default(),
         };
         Ok((acceptor, handle))
+    }
+
+    /// What it counts.
+    pub fn counts(&self) -> Arc<AcceptorCounts> {
+        Arc::clone(&self.counts)
     }
 
     /// Accepts until stopped.
@@ -175,6 +183,7 @@ impl<L> Acceptor<L> {
             if self.state == State::Ready {
                 self.state = self.accept_some();
                 if let State::Failed { .. } = self.state {
+                    self.counts.pauses.add(1);
                     self.poll.registry().deregister(&mut self.listener)?;
                 }
             }
@@ -245,10 +254,12 @@ impl<L> Acceptor<L> {
     fn refuse(&mut self, mut stream: TcpStream, peer: SocketAddr, why: NoPlace) {
         let refusal = match (why, &self.admission.addresses) {
             (NoPlace::ForItsAddress, Some((_, refusal))) => {
+                self.counts.refused_for_address.add(1);
                 log::debug!("{peer} is refused: its address has too many connections");
                 refusal
             }
             _ => {
+                self.counts.refused.add(1);
                 if !std::mem::replace(&mut self.complained, true) {
                     log::warn!("all {} connections are taken; {peer} and others are refused", self.admission.max);
                 }

@@ -7,48 +7,31 @@ use mio::net::TcpStream;
 use super::acceptor::ConnectionSlot;
 use super::id::ConnId;
 use super::outbox::Outbox;
+use crate::metrics::labels;
 
-/// Why a connection was closed; counted and logged once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum CloseReason {
-    /// The client closed, and everything it had sent is settled.
-    ByClient,
-    /// The stream could not be followed any further.
-    Unfollowable,
-    TooLarge,
-    /// The proxy that it comes from did not say whose it is.
-    BadProxyHeader,
-    /// It does not come from the proxy, and may not claim to.
-    NotTheProxy,
-    /// Its address has as many connections as it may.
-    AddressFull,
-    LoginTimeout,
-    IdleTimeout,
-    /// It did not read what was queued for it.
-    SlowConsumer,
-    /// A socket error: reset, timed out, unreachable.
-    SocketError,
-    ShuttingDown,
-    /// Its user may be logged in elsewhere.
-    ClaimLost,
-}
-
-impl CloseReason {
-    pub fn text(self) -> &'static str {
-        match self {
-            CloseReason::ByClient => "closed by the client",
-            CloseReason::Unfollowable => "input could not be followed",
-            CloseReason::TooLarge => "message too large",
-            CloseReason::BadProxyHeader => "no PROXY header",
-            CloseReason::NotTheProxy => "not from the proxy",
-            CloseReason::AddressFull => "too many connections of its address",
-            CloseReason::LoginTimeout => "no login in time",
-            CloseReason::IdleTimeout => "idle",
-            CloseReason::SlowConsumer => "slow consumer",
-            CloseReason::SocketError => "socket error",
-            CloseReason::ShuttingDown => "shutting down",
-            CloseReason::ClaimLost => "claim lost",
-        }
+labels! {
+    /// Why a connection was closed; counted and logged once.
+    pub enum CloseReason as "reason" {
+        /// The client closed, and everything it had sent is settled.
+        ByClient = "closed by the client",
+        /// The stream could not be followed any further.
+        Unfollowable = "input could not be followed",
+        TooLarge = "message too large",
+        /// The proxy that it comes from did not say whose it is.
+        BadProxyHeader = "no PROXY header",
+        /// It does not come from the proxy, and may not claim to.
+        NotTheProxy = "not from the proxy",
+        /// Its address has as many connections as it may.
+        AddressFull = "too many connections of its address",
+        LoginTimeout = "no login in time",
+        IdleTimeout = "idle",
+        /// It did not read what was queued for it.
+        SlowConsumer = "slow consumer",
+        /// A socket error: reset, timed out, unreachable.
+        SocketError = "socket error",
+        ShuttingDown = "shutting down",
+        /// Its user may be logged in elsewhere.
+        ClaimLost = "claim lost",
     }
 }
 

@@ -12,6 +12,7 @@ use mio::{Events, Interest, Poll, Registry, Token};
 
 use super::acceptor::ConnectionSlot;
 use super::connection::{CloseReason, Connection, Message, State};
+use super::counts::{ReactorCounts, Slowness};
 use super::id::{ConnId, ConnIds, ConnMap};
 use super::mailbox::{Mail, Mailbox, WAKER};
 use super::outbox::{Manner, Outbox, Progress, Unwritten};
@@ -142,8 +143,6 @@ pub struct Io<H: Handler> {
     ids: ConnIds,
     connections: ConnMap<Box<Connection<H::Tag>>>,
     limits: Limits,
-    /// What all connections' queues hold, in bytes.
-    buffered: usize,
     /// All queues are looked at no sooner than this, however much they hold.
     relieved: Instant,
     timers: Timers<LoopTimer<H::Timer>>,
@@ -163,6 +162,7 @@ pub struct Io<H: Handler> {
     spare: Vec<Box<Outbox<H::Tag>>>,
     /// Some mailbox was filled faster than its reactor empties it.
     congested: bool,
+    counts: Arc<ReactorCounts>,
 }
 
 impl<H: Handler> Io<H> {
@@ -183,12 +183,12 @@ impl<H: Handler> Io<H> {
 
     /// What all connections' queues hold, in bytes. A message for many counts for each of them.
     pub fn buffered(&self) -> usize {
-        self.buffered
+        self.counts.queued.get() as usize
     }
 
     /// Whether all queues together hold more than they may.
     fn is_tight(&self) -> bool {
-        self.buffered > self.limits.total
+        self.buffered() > self.limits.total
     }
 
     /// The marks of a queue as they are now.
@@ -198,7 +198,7 @@ impl<H: Handler> Io<H> {
             return self.limits;
         }
         let share = total / self.connections.len().max(1);
-        let hard = if self.buffered / 2 > total { share } else { hard };
+        let hard = if self.buffered() / 2 > total { share } else { hard };
         Limits { high_water: high_water.min(share), hard, total }
     }
 
@@ -212,10 +212,9 @@ impl<H: Handler> Io<H> {
         }
         let outbox = connection.outbox.get_or_insert_with(|| self.spare.pop().unwrap_or_default());
         let manner = Manner { alone: message.manner.alone || connection.paced, ..message.manner };
-        let before = outbox.len();
+        self.counts.queued.add(message.body.bytes().len() + message.terminator.len());
         outbox.push(message.body, message.terminator, message.tag, manner);
         let counted = outbox.counted();
-        self.buffered += outbox.len() - before;
         mark_dirty(connection, &mut self.dirty);
         if counted > self.limits.high_water && (!connection.over || counted > self.limits.hard) {
             self.over.push(conn);
@@ -359,7 +358,6 @@ impl<H: Handler> EventLoop<H> {
             ids: ConnIds::new(reactor),
             connections: ConnMap::default(),
             limits,
-            buffered: 0,
             relieved: Instant::now(),
             timers: Timers::default(),
             outgoing: mailboxes.iter().map(|_| Vec::new()).collect(),
@@ -370,6 +368,7 @@ impl<H: Handler> EventLoop<H> {
             dead: Vec::new(),
             spare: Vec::new(),
             congested: false,
+            counts: Arc::default(),
         };
         Ok(EventLoop {
             poll,
@@ -381,6 +380,11 @@ impl<H: Handler> EventLoop<H> {
             tags: Vec::new(),
             exit_by: None,
         })
+    }
+
+    /// What it counts.
+    pub fn counts(&self) -> Arc<ReactorCounts> {
+        Arc::clone(&self.io.counts)
     }
 
     /// Runs until [`Mail::Exit`].
@@ -400,6 +404,7 @@ impl<H: Handler> EventLoop<H> {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
             _ => {}
         }
+        self.io.counts.turns.add(1);
         let now = Instant::now();
         let gap = now - self.io.now;
         self.io.now = now;
@@ -436,6 +441,7 @@ impl<H: Handler> EventLoop<H> {
         let io = &mut self.io;
         for event in &self.events {
             if event.token() == WAKER {
+                io.counts.wakes.add(1);
                 continue; // the mailbox is looked into every turn
             }
             let Some(id) = io.connections.owner(event.token().0) else { continue };
@@ -456,6 +462,7 @@ impl<H: Handler> EventLoop<H> {
     fn read_mail(&mut self) -> io::Result<()> {
         let mut mail = std::mem::take(&mut self.mail);
         self.io.mailboxes[self.io.index].take(&mut mail);
+        self.io.counts.letters.add(mail.len() as u64);
         for letter in mail.drain(..) {
             match letter {
                 Mail::Letter(letter) => {
@@ -485,6 +492,8 @@ impl<H: Handler> EventLoop<H> {
             return;
         }
         io.connections.insert(id, Box::new(Connection::new(id, stream, slot, io.now)));
+        io.counts.accepted.add(1);
+        io.counts.connections.set(io.connections.len());
         self.handler.opened(io, id, peer);
     }
 
@@ -550,6 +559,7 @@ impl<H: Handler> EventLoop<H> {
                 }
                 Ok(n) => {
                     budget -= n;
+                    self.io.counts.received.add(n as u64);
                     // A short read has emptied the socket, unless the end of the stream has
                     // arrived already (its event is this one, and there will be no other) or the
                     // read has stopped before an urgent byte.
@@ -666,6 +676,7 @@ impl<H: Handler> EventLoop<H> {
             if counted > limits.high_water && !connection.over {
                 connection.over = true;
                 connection.over_since = now;
+                self.io.counts.slow.of(if tight { Slowness::Tight } else { Slowness::HighWater }).add(1);
                 self.io.timers.set(now + SLOW_CONSUMER, LoopTimer::Slow(id));
                 self.recall(id);
             }
@@ -683,7 +694,7 @@ impl<H: Handler> EventLoop<H> {
         }
         let marks = self.io.marks();
         if self.io.now > self.io.relieved + COMPLAINT {
-            let (bytes, connections, share) = (self.io.buffered, self.io.connections.len(), marks.high_water);
+            let (bytes, connections, share) = (self.io.buffered(), self.io.connections.len(), marks.high_water);
             log::warn!("{bytes} bytes wait to be written to {connections} clients: none may hold more than {share}");
         }
         self.io.relieved = self.io.now;
@@ -702,7 +713,7 @@ impl<H: Handler> EventLoop<H> {
         let Some(connection) = self.io.connections.get_mut(id) else { return };
         let queued = connection.queued();
         let recalled = connection.outbox.as_mut().map_or_else(Vec::new, |outbox| outbox.recall(H::recallable));
-        self.io.buffered -= queued - connection.queued();
+        self.io.counts.queued.sub(queued - connection.queued());
         self.handler.high_water(&mut self.io, id, recalled);
         self.flush_one(id);
     }
@@ -721,6 +732,7 @@ impl<H: Handler> EventLoop<H> {
             io.timers.set(due, LoopTimer::Stalled(id));
         } else {
             connection.recalled = true;
+            io.counts.slow.of(Slowness::Stalled).add(1);
             self.recall(id);
         }
     }
@@ -759,8 +771,10 @@ impl<H: Handler> EventLoop<H> {
         };
         let blocked = matches!(progress, Ok(Progress::Blocked));
         connection.blocked = blocked;
-        let moved = connection.queued() < queued;
-        io.buffered -= queued - connection.queued();
+        let written = queued - connection.queued();
+        io.counts.queued.sub(written);
+        io.counts.sent.add(written as u64);
+        let moved = written > 0;
         if moved || (blocked && !connection.armed) {
             connection.progress = io.now;
         }
@@ -826,6 +840,7 @@ impl<H: Handler> EventLoop<H> {
             set_close_by(connection, &mut io.timers, io.now + LINGER);
             mark_ready(connection, &mut io.ready);
         }
+        io.counts.closed.of(reason).add(1);
         self.handler.closed(io, id, reason, Vec::new());
     }
 
@@ -836,12 +851,14 @@ impl<H: Handler> EventLoop<H> {
             let Some(mut connection) = self.io.connections.remove(id) else { continue };
             let _ = self.io.registry.deregister(&mut connection.stream);
             self.io.ids.free(id);
-            self.io.buffered -= connection.queued();
+            self.io.counts.connections.set(self.io.connections.len());
+            self.io.counts.queued.sub(connection.queued());
             let unwritten = match connection.outbox.take() {
                 Some(mut outbox) => outbox.recall(|_| true),
                 None => Vec::new(),
             };
             if let State::Dead(Some(reason)) = connection.state {
+                self.io.counts.closed.of(reason).add(1);
                 self.handler.closed(&mut self.io, id, reason, unwritten);
             }
         }

@@ -23,6 +23,7 @@
 mod acceptor;
 mod address;
 mod connection;
+mod counts;
 mod event_loop;
 mod id;
 mod mailbox;
@@ -33,6 +34,7 @@ mod timers;
 pub use acceptor::{Acceptor, AcceptorHandle, Admission, ConnectionSlot, listen};
 pub use address::{AddressSlot, Addresses, Origin};
 pub use connection::{CloseReason, Message};
+pub use counts::{AcceptorCounts, ReactorCounts, Slowness};
 pub use event_loop::{EventLoop, Handler, Io, Limits, Taken};
 pub use id::{ConnId, ConnIds, ConnMap};
 pub use mailbox::{Mail, Mailbox};

@@ -12,6 +12,15 @@ pub enum Body<'a> {
     Shared(&'a Arc<[u8]>),
 }
 
+impl Body<'_> {
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Body::Borrowed(bytes) => bytes,
+            Body::Shared(bytes) => bytes,
+        }
+    }
+}
+
 /// Below this size copying a shared body is cheaper than a reference and a place in the gathered
 /// write of its own.
 const COPY_BELOW: usize = 1024;
@@ -111,10 +120,7 @@ impl<T> Outbox<T> {
             Body::Shared(bytes) if bytes.len() >= COPY_BELOW => Some(Arc::clone(bytes)),
             _ => None,
         };
-        let bytes: &[u8] = match body {
-            Body::Borrowed(bytes) => bytes,
-            Body::Shared(bytes) => bytes,
-        };
+        let bytes = body.bytes();
         let len = bytes.len() + terminator.len();
         if shared.is_none() {
             self.copied.extend_from_slice(bytes);

@@ -2,6 +2,7 @@
 
 mod bridge;
 mod keeper;
+mod monitor;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -22,10 +23,12 @@ use crate::reactor::{Acceptor, AcceptorHandle, Addresses, Admission, EventLoop, 
 use crate::service::{self, Job, JobRunner, Letter, Settings, Shard, Throttle};
 use crate::store::mysql::{self, MySqlStore};
 use crate::store::sqlite::SqliteStore;
-use crate::store::{NodeId, Quotas, Store};
+use crate::store::{NodeId, Quotas, Store, StoreCounts, Timed};
 use crate::wire::{Errno, Refusal, reply};
 use bridge::{Bridge, BusListener, StoreWorker, now_at};
 use keeper::{Keeper, Waker};
+pub use monitor::CannotListen;
+use monitor::{Monitor, Sources};
 
 type Mailboxes = Arc<[Mailbox<Mail<Letter>>]>;
 
@@ -50,6 +53,7 @@ pub struct Server {
     pool: Pool<Job>,
     cluster: Option<Cluster>,
     wound_up: Receiver<usize>,
+    monitor: Option<Monitor>,
 }
 
 /// What a node has that is not alone.
@@ -62,8 +66,10 @@ impl Server {
     /// Opens the store, starts all threads, and listens.
     ///
     /// # Errors
-    /// The store or the address cannot be had, or the system has no more threads.
+    /// The store or the address cannot be had ([`CannotListen`] for that of the metrics), or the system
+    /// has no more threads.
     pub fn start(config: &Config) -> Result<Server> {
+        let monitored = config.metrics.map(monitor::bind).transpose()?;
         let descriptors = rlimit::increase_nofile_limit(u64::MAX).context("cannot read the file-descriptor limit")?;
         let node = NodeId(getrandom::u64().context("cannot draw a number")? >> 1 | 1);
         let store = open_store(config, node)?;
@@ -75,7 +81,8 @@ impl Server {
         let mailboxes: Mailboxes =
             polls.iter().map(|poll| Mailbox::new(poll.registry())).collect::<std::io::Result<Vec<_>>>()?.into();
         let lanes = config.workers * LANES_PER_WORKER;
-        let pool = start_pool(config, lanes, &store, &mailboxes)?;
+        let stores: Vec<Arc<StoreCounts>> = (0..config.workers).map(|_| Arc::default()).collect();
+        let pool = start_pool(config, lanes, &store, &stores, &mailboxes)?;
         let (bus, keeper, cluster) = start_bus(config, node, address, &store, &mailboxes)?;
         let (report, wound_up) = bounded(config.reactors);
         // Behind a proxy a client's address is known only when the proxy has told it.
@@ -98,30 +105,63 @@ impl Server {
             // Connections go to the reactors in turn, so each has its part of what they hold.
             total: config.max_buffered / config.reactors,
         };
-        let mut reactor_threads = Vec::new();
+        let (mut reactor_threads, mut reactors, mut shards) = (Vec::new(), Vec::new(), Vec::new());
         for (index, poll) in polls.into_iter().enumerate() {
             let shard = Shard::new(index, config.reactors, settings.clone(), now_at(Instant::now()));
+            shards.push(shard.counts());
             let bridge = Bridge::new(shard, pool.submitter(), Arc::clone(&bus), keeper.clone(), report.clone());
             let event_loop = EventLoop::new(index, poll, Arc::clone(&mailboxes), limits, bridge)?;
+            reactors.push(event_loop.counts());
             reactor_threads.push(thread(format!("reactor-{index}"), move || event_loop.run())?);
         }
-        let room = descriptors.saturating_sub(RESERVED_DESCRIPTORS + config.reactors as u64 * 4).max(1);
+        let watchers = monitored.as_ref().map_or(0, |_| monitor::MAX_CONNECTIONS.min(descriptors / 4));
+        let reserved = RESERVED_DESCRIPTORS + watchers + config.reactors as u64 * 4;
+        let room = descriptors.saturating_sub(reserved).max(1);
         let max = config.max_connections.unwrap_or(usize::MAX).min(usize::try_from(room).unwrap_or(usize::MAX));
         let refusal = refusal_of(&Refusal::new(Errno::Busy, "the server is full, try again later"));
         let addresses = at_the_door.map(|addresses| (addresses, refusal_of(&service::address_is_full())));
         let (acceptor, handle) =
             Acceptor::new(listener, Arc::clone(&mailboxes), Admission { max, refusal, addresses })?;
+        let acceptor_counts = acceptor.counts();
         let acceptor_thread = thread("acceptor".to_owned(), move || acceptor.run())?;
+        let monitor = match monitored {
+            Some(listener) => {
+                let sources = Sources {
+                    mailboxes: Arc::clone(&mailboxes),
+                    acceptor: acceptor_counts,
+                    reactors,
+                    shards,
+                    pool: pool.submitter(),
+                    workers: pool.counts(),
+                    stores,
+                    bus: cluster.as_ref().map(|cluster| Arc::clone(&cluster.bus)),
+                };
+                Some(Monitor::start(listener, watchers as usize, monitor::registry(sources), &store, bus)?)
+            }
+            None => None,
+        };
 
         log::info!(
-            "listening on {address}; store {}; bus {}; reactors {}; workers {}; file descriptors {descriptors}",
+            "listening on {address}; store {}; bus {}; reactors {}; workers {}; file descriptors {descriptors}{}",
             config.store,
             config.redis.as_deref().map_or("in-process", without_secrets),
             config.reactors,
             config.workers,
+            monitor.as_ref().map_or_else(String::new, |monitor| format!("; metrics on http://{}/", monitor.address())),
         );
         let acceptor = handle;
-        Ok(Server { address, store, acceptor, acceptor_thread, mailboxes, reactor_threads, pool, cluster, wound_up })
+        Ok(Server {
+            address,
+            store,
+            acceptor,
+            acceptor_thread,
+            mailboxes,
+            reactor_threads,
+            pool,
+            cluster,
+            wound_up,
+            monitor,
+        })
     }
 
     /// Where it listens, with the real port.
@@ -136,6 +176,7 @@ impl Server {
     /// The store did not take it in time; the next start sets everybody offline.
     pub fn stop(self) -> Result<()> {
         let started = Instant::now();
+        self.monitor.iter().for_each(Monitor::stopping);
         self.acceptor.stop();
         join(self.acceptor_thread);
         self.mailboxes.iter().for_each(|mailbox| mailbox.post(Mail::Stop));
@@ -150,6 +191,7 @@ impl Server {
         }
         self.mailboxes.iter().for_each(|mailbox| mailbox.post(Mail::Exit));
         self.reactor_threads.into_iter().for_each(join);
+        self.monitor.iter().for_each(Monitor::end);
         // The store may hang; the process must not.
         let (pool, store, cluster) = (self.pool, self.store, self.cluster);
         let (done, released) = bounded(1);
@@ -165,6 +207,7 @@ impl Server {
         })?;
         let deadline = Instant::now() + LAST_WRITES;
         let outcome = released.recv_deadline(deadline);
+        self.monitor.into_iter().for_each(Monitor::join);
         // Whoever is offline is so; that a lease then runs out instead of ending, where Redis hangs, is no
         // failure. The channel's end tells that this is done as well.
         let _ = released.recv_deadline(deadline);
@@ -224,14 +267,21 @@ fn without_secrets(url: &str) -> &str {
     url.rsplit_once('@').map_or(url, |(_, host)| host)
 }
 
-fn start_pool(config: &Config, lanes: usize, store: &Arc<dyn Store>, mailboxes: &Mailboxes) -> Result<Pool<Job>> {
-    let worker = |_| {
-        let runner = JobRunner::new(store.connection(), Hasher::new(config.password_cost), config.mixed);
+fn start_pool(
+    config: &Config,
+    lanes: usize,
+    store: &Arc<dyn Store>,
+    counts: &[Arc<StoreCounts>],
+    mailboxes: &Mailboxes,
+) -> Result<Pool<Job>> {
+    let worker = |counts: &Arc<StoreCounts>| {
+        let connection = Box::new(Timed::new(store.connection(), Arc::clone(counts)));
+        let runner = JobRunner::new(connection, Hasher::new(config.password_cost), config.mixed);
         StoreWorker::new(runner, Arc::clone(mailboxes))
     };
     // More hashes at a time than cores would only wait for each other, with 19 MiB each.
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    Pool::start((0..config.workers).map(worker).collect(), lanes, cores).context("cannot start the workers")
+    Pool::start(counts.iter().map(worker).collect(), lanes, cores).context("cannot start the workers")
 }
 
 /// What a client is told that is not let in.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::letters::{Fate, Letter, Receipt};
 use super::limits::store_is_full;
 use super::session::{Mode, Session};
-use super::{Answer, Call, Effect, Effects, Keeping, Lane, Op, Shard, Then, user_id};
+use super::{Answer, Call, Effect, Effects, Keeping, Lane, Limit, Op, Path, Shard, Then, user_id};
 use crate::bus::{BusOp, Envelope};
 use crate::reactor::ConnId;
 use crate::store::{GroupId, Kept, Outcome, Parcel, StoreError, UserId, Write};
@@ -97,10 +97,14 @@ impl Shard {
         };
         match self.held.get_mut(&to) {
             Some(held) => held.push((text.into_shared(), receipt)),
-            None if conn.reactor() == self.index => self.deliver_at(conn, to, text, receipt, fx),
+            None if conn.reactor() == self.index => {
+                self.count_message(receipt, Path::SameReactor, 1);
+                self.deliver_at(conn, to, text, receipt, fx);
+            }
             None => {
                 let letter = Letter::Chat { to, body: text.into_shared(), receipt };
                 fx.push(Effect::Post(conn.reactor(), letter));
+                self.count_message(receipt, Path::OtherReactor, 1);
             }
         }
     }
@@ -187,9 +191,15 @@ impl Shard {
     fn one_kept(&mut self, message: Keeping, kept: Option<Kept>, fx: &mut Effects) {
         let Keeping { to, body, receipt } = message;
         let fate = match kept {
-            Some(Kept::Stored(_)) => Fate::Stored,
+            Some(Kept::Stored(_)) => {
+                self.count_message(receipt, Path::Stored, 1);
+                Fate::Stored
+            }
             Some(Kept::NoUser) => Fate::Failed(Errno::NoSuchUser),
-            Some(Kept::Full(_)) => Fate::Failed(Errno::Busy),
+            Some(Kept::Full(_)) => {
+                self.counts.limits.of(Limit::Offline).add(1);
+                Fate::Failed(Errno::Busy)
+            }
             Some(Kept::Elsewhere(_)) => {
                 self.claim_is_lost(to, fx);
                 return self.send_away(to, body, receipt, fx);

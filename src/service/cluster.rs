@@ -27,7 +27,10 @@ impl Shard {
         match event {
             BusEvent::Envelope(from, envelope) => self.envelope(from, envelope, fx),
             BusEvent::FromForeign(user, body) => match Request::parse(&body) {
-                Ok(_) => self.route(user, Text::Shared(body), Receipt::Nobody, fx),
+                Ok(_) => {
+                    self.counts.from_nodes.add(1);
+                    self.route(user, Text::Shared(body), Receipt::Nobody, fx);
+                }
                 Err(refusal) => log::warn!("a chat for user {user} on its channel is dropped: {}", refusal.text),
             },
             BusEvent::Reached(ticket, count) => self.reached(ticket.key, count, fx),
@@ -71,6 +74,7 @@ impl Shard {
             self.answer_gone(gone, whose, fx);
         }
         let receipt = Receipt::Node(whose.0, whose.1);
+        self.counts.from_nodes.add(here.len() as u64);
         if let [to] = here[..] {
             self.deliver(to, Text::Shared(Arc::clone(body)), receipt, fx);
         } else if !here.is_empty() {
@@ -99,6 +103,7 @@ impl Shard {
     pub(super) fn deliver_early(&mut self, user: UserId, epoch: u64, early: Early, fx: &mut Effects) {
         let Early { body, after, whose } = early;
         if self.takes(user, epoch, after, whose) {
+            self.counts.from_nodes.add(1);
             self.deliver(user, Text::Shared(body), Receipt::Node(whose.0, whose.1), fx);
         } else {
             self.answer_gone(vec![user], whose, fx);
@@ -272,6 +277,12 @@ impl Shard {
         }
         if was_stopped && is_certain {
             self.drain_all(fx);
+            // Drains that have waited for this go on once their queue is empty.
+            let spilling = |conn: &ConnId| {
+                let session = self.clients.get(*conn).and_then(|client| client.session.as_deref());
+                session.is_some_and(|session| matches!(session.mode, Mode::Spill(_)))
+            };
+            fx.list.extend(self.clients.ids().filter(spilling).map(Effect::Recall));
         }
     }
 

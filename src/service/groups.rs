@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::chat::Text;
 use super::letters::{Letter, Receipt};
 use super::ways::Question;
-use super::{Answer, Call, Effect, Effects, Op, Shard, Then, group_id};
+use super::{Answer, Call, Effect, Effects, Op, Path, Shard, Then, group_id};
 use crate::bus::{BusOp, Envelope, Ticket};
 use crate::reactor::ConnId;
 use crate::store::{GroupId, NodeId, Outcome, StoreError, UserId, Write};
@@ -336,8 +336,10 @@ impl Shard {
         }
         for (shard, to) in by_shard.into_iter().enumerate().filter(|(_, to)| !to.is_empty()) {
             if shard == self.index {
+                self.count_message(receipt, Path::SameReactor, to.len());
                 to.into_iter().for_each(|to| self.deliver(to, Text::Shared(Arc::clone(body)), receipt, fx));
             } else {
+                self.count_message(receipt, Path::OtherReactor, to.len());
                 fx.push(Effect::Post(shard, Letter::GroupChat { to, body: Arc::clone(body), receipt }));
             }
         }

@@ -20,10 +20,12 @@
 //! | `limits.rs` | what clients may not exceed |
 //! | `throttle.rs` | so many an hour |
 //! | `jobs.rs` | what blocks, for the workers |
+//! | `counts.rs` | what is counted |
 
 mod account;
 mod chat;
 mod cluster;
+mod counts;
 mod effects;
 mod friends;
 mod groups;
@@ -43,6 +45,7 @@ use std::time::{Duration, Instant};
 use chrono::{Local, TimeZone};
 use ipnet::IpNet;
 
+pub use counts::{Asks, Limit, MessageKind, Path, ShardCounts};
 pub use effects::{Effect, Effects, Payload};
 pub use jobs::{Answer, Done, Job, JobRunner, Lane, Op, Then};
 pub use letters::{Fate, Letter, Receipt, Tag, Timer};
@@ -119,18 +122,18 @@ struct Call<'a> {
 type RequestHandler = fn(&mut Shard, &Call<'_>, &mut Effects) -> Result<(), Refusal>;
 
 /// The handlers by msgid, as in the original: the network side knows none of them by name.
-const HANDLERS: &[(i64, RequestHandler)] = &[
-    (msgid::ONE_CHAT, Shard::one_chat),
-    (msgid::GROUP_CHAT, Shard::group_chat),
-    (msgid::LOGIN, Shard::login),
-    (msgid::LOGOUT, Shard::logout),
-    (msgid::REGISTER, Shard::register),
-    (msgid::ADD_FRIEND, Shard::add_friend),
-    (msgid::CREATE_GROUP, Shard::create_group),
-    (msgid::JOIN_GROUP, Shard::join_group),
-    (msgid::LIST, Shard::list),
-    (msgid::PING, Shard::ping),
-    (msgid::PONG, Shard::pong),
+const HANDLERS: &[(i64, Asks, RequestHandler)] = &[
+    (msgid::ONE_CHAT, Asks::Chat, Shard::one_chat),
+    (msgid::GROUP_CHAT, Asks::GroupChat, Shard::group_chat),
+    (msgid::LOGIN, Asks::Login, Shard::login),
+    (msgid::LOGOUT, Asks::Logout, Shard::logout),
+    (msgid::REGISTER, Asks::Register, Shard::register),
+    (msgid::ADD_FRIEND, Asks::AddFriend, Shard::add_friend),
+    (msgid::CREATE_GROUP, Asks::CreateGroup, Shard::create_group),
+    (msgid::JOIN_GROUP, Asks::JoinGroup, Shard::join_group),
+    (msgid::LIST, Asks::List, Shard::list),
+    (msgid::PING, Asks::Ping, Shard::ping),
+    (msgid::PONG, Asks::Pong, Shard::pong),
 ];
 
 /// The service's part that belongs to one reactor.
@@ -188,6 +191,7 @@ pub struct Shard {
     now: Now,
     /// The last formatted time, and the second it is of.
     clock: (i64, String),
+    counts: Arc<ShardCounts>,
 }
 
 impl Shard {
@@ -223,7 +227,13 @@ impl Shard {
             wound_up: false,
             now,
             clock: (i64::MIN, String::new()),
+            counts: Arc::default(),
         }
+    }
+
+    /// What it counts.
+    pub fn counts(&self) -> Arc<ShardCounts> {
+        Arc::clone(&self.counts)
     }
 
     /// A connection was accepted, from `peer`: the client, or a proxy that will tell whose it is.
@@ -414,6 +424,8 @@ impl Shard {
             self.keep_all(fx);
         }
         self.keep_marked(fx);
+        self.counts.jobs.set(self.jobs);
+        self.counts.questions.set(self.asked.len());
         self.check_wound_up(fx);
     }
 
@@ -443,7 +455,11 @@ impl Shard {
         {
             client.uses_seq = true;
         }
-        let handler = HANDLERS.iter().find(|(id, _)| *id == msgid).map(|(_, handler)| *handler);
+        let (asks, handler) = match HANDLERS.iter().find(|(id, ..)| *id == msgid) {
+            Some((_, asks, handler)) => (*asks, Some(*handler)),
+            None => (Asks::Unknown, None),
+        };
+        self.counts.requests.of(asks).add(1);
         let call = Call { conn, msgid, seq, request: &request, object, now };
         let result = match handler {
             None => Err(Errno::UnknownMsgid.into()),
@@ -463,6 +479,7 @@ impl Shard {
     }
 
     fn refuse(&mut self, conn: ConnId, request: Option<i64>, seq: Option<i64>, refusal: &Refusal, fx: &mut Effects) {
+        self.counts.refusals.of(refusal.errno).add(1);
         if let Some(client) = self.clients.get(conn) {
             // Clients that read one object a time wait for exactly these two.
             let alone = matches!(request, Some(msgid::LOGIN | msgid::REGISTER));

@@ -19,7 +19,7 @@ use std::time::Duration;
 use super::chat::Text;
 use super::letters::{Letter, Timer, Waiting};
 use super::session::{Begun, Joining, Mode, Session};
-use super::{Answer, Effect, Effects, Login, Now, Op, Shard, Then};
+use super::{Answer, Effect, Effects, Login, Now, Op, Path, Shard, Then};
 use crate::bus::BusOp;
 use crate::reactor::ConnId;
 use crate::store::{StoreError, UserId, Write};
@@ -62,10 +62,12 @@ impl Shard {
         let mode = Mode::Joining(Box::new(joining));
         client.session =
             Some(Box::new(Session { user, name, sends: 0, debts: 0, epoch, joined, heard: Vec::new(), mode }));
+        self.counts.sessions.add(1);
         self.presence.insert(user, conn);
         self.lost.remove(&user);
         // The end of the former session may be heard of later than the next one's begin.
         for (body, receipt) in self.held.remove(&user).into_iter().flatten() {
+            self.count_message(receipt, Path::SameReactor, 1);
             self.deliver(user, Text::Shared(body), receipt, fx);
         }
         for early in self.claiming.remove(&epoch).into_iter().flatten() {
@@ -94,6 +96,7 @@ impl Shard {
         self.lost.remove(&user);
         // As in `join`.
         for (body, receipt) in self.held.remove(&user).into_iter().flatten() {
+            self.count_message(receipt, Path::OtherReactor, 1);
             fx.push(Effect::Post(conn.reactor(), Letter::Chat { to: user, body, receipt }));
         }
         self.see_join(user, conn, fx);
@@ -114,6 +117,7 @@ impl Shard {
     pub(super) fn leave(&mut self, conn: ConnId, session: Session, barrier: bool, ack: Option<i64>, fx: &mut Effects) {
         let Session { user, sends, debts, mode, epoch, .. } = session;
         let begun = mode.begun();
+        self.counts.sessions.sub(1);
         if let Mode::Joining(joining) = mode {
             for (body, receipt) in joining.queue {
                 self.keep(user, body, receipt, fx);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::chat::Text;
 use super::letters::{Fate, Receipt, Removal, Tag, Timer, Waiting};
 use super::limits::Tally;
-use super::{Answer, Effect, Effects, Now, Op, Payload, Shard, Then};
+use super::{Answer, Effect, Effects, Now, Op, Path, Payload, Shard, Then};
 use crate::bus::Ticket;
 use crate::reactor::{CloseReason, ConnId, Manner, Unwritten};
 use crate::store::{Kept, NodeId, Outcome, Parcel, RowId, StoreError, UserId, Write};
@@ -263,6 +263,9 @@ impl Shard {
             // Also where another node has sent it, which would store it 2 s later and so repeat it.
             // What follows has gone back there, and waits until this one is known to be stored.
             if let Some((_, spill)) = self.spill_mut(conn) {
+                if spill.begun != Begun::None {
+                    continue; // of an earlier recall
+                }
                 spill.begun = Begun::Storing(false);
             }
             let write = Write::Keep(vec![Parcel { to: user, messages: vec![body], past: None }]);
@@ -314,6 +317,7 @@ impl Shard {
                 if written {
                     self.remove_begun(conn, user, row, fx);
                 }
+                self.count_message(receipt, Path::Stored, 1);
                 // Behind the removal, which needs the claim: this may release it.
                 self.settle(receipt, Fate::Stored, fx);
             }
@@ -392,8 +396,12 @@ impl Shard {
         self.advance_drain(conn, fx);
     }
 
-    /// Reads the next page, if nothing stands before it.
+    /// Reads the next page, if nothing stands before it. While the claim is in doubt the messages may
+    /// be another node's to deliver.
     pub(super) fn advance_drain(&mut self, conn: ConnId, fx: &mut Effects) {
+        if self.doubt.is_some() {
+            return;
+        }
         let max_bytes = OFFLINE_IN_REPLY.min(self.settings.high_water / 2);
         let Some((user, spill)) = self.spill_mut(conn) else { return };
         if matches!(spill.stage, Stage::Queue) && spill.begun == Begun::None {
@@ -417,7 +425,12 @@ impl Shard {
         }
         let Some(client) = self.clients.get_mut(conn) else { return };
         let framing = client.framing.framing();
+        let in_doubt = self.doubt.is_some();
         let Some((_, spill)) = self.spill_mut(conn) else { return };
+        if in_doubt {
+            spill.stage = Stage::Queue; // it is read again
+            return;
+        }
         let Ok(Answer::Page(page)) = answer else {
             return fx.push(Effect::Timer(now.at + RETRY, Timer::Drain(conn)));
         };

@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use super::chat::Text;
 use super::letters::{Fate, Letter, Receipt, Waiting};
-use super::{Answer, Effect, Effects, Lane, Login, Op, Shard, Then, Timer};
+use super::{Answer, Effect, Effects, Lane, Limit, Login, Op, Path, Shard, Then, Timer};
 use crate::bus::{Addressee, BusOp, Envelope, Ticket};
 use crate::reactor::ConnId;
 use crate::store::{Claim, Holder, Kept, NodeId, Outcome, Parcel, StoreError, UserId, Write};
@@ -319,6 +319,7 @@ impl Shard {
     /// Sends a message to users, with their epochs, who live on another node.
     fn launch(&mut self, node: NodeId, to: &[(UserId, u64)], body: Arc<[u8]>, receipt: Receipt, fx: &mut Effects) {
         let users = to.iter().map(|(user, _)| *user).collect();
+        self.count_message(receipt, Path::OtherNode, to.len());
         let ticket = self.ask(Question::Chat(Flight::new(users, &body, receipt)), fx);
         let to = to.iter().map(|&(user, epoch)| Addressee { user, epoch, after: self.set_afloat(user, ticket.key) });
         let to = to.collect();
@@ -327,6 +328,7 @@ impl Shard {
 
     /// The same for a user whom a C++ node has.
     fn launch_foreign(&mut self, user: UserId, body: Arc<[u8]>, receipt: Receipt, fx: &mut Effects) {
+        self.count_message(receipt, Path::OtherNode, 1);
         let ticket = self.ask(Question::Chat(Flight::new(vec![user], &body, receipt)), fx);
         self.set_afloat(user, ticket.key);
         fx.push(Effect::Bus(BusOp::ToUser(user, body, ticket)));
@@ -411,6 +413,8 @@ impl Shard {
                     }
                     _ => way.forget(),
                 }
+                self.counts.limits.of(Limit::Offline).add((messages.len() - stored) as u64);
+                messages[..stored].iter().for_each(|(_, receipt)| self.count_message(*receipt, Path::Stored, 1));
                 (stored, Fate::Failed(Errno::Busy))
             }
             Some(Kept::NoUser) => {
@@ -478,7 +482,8 @@ impl Shard {
                 if (flight.sum.total() as usize).saturating_add(flight.gone.len()) < flight.to.len() {
                     return;
                 }
-                if let Some(Asked { question: Question::Chat(flight), .. }) = self.asked.remove(&key) {
+                if let Some(Asked { question: Question::Chat(flight), due }) = self.asked.remove(&key) {
+                    self.counts.answers.observe((self.now.at + PATIENCE).saturating_duration_since(due));
                     let (back, arrived): (Vec<_>, Vec<_>) =
                         flight.to.iter().partition(|user| flight.gone.contains(user));
                     self.arrived(&arrived, flight.receipt, flight.sum, fx);

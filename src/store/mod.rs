@@ -9,6 +9,7 @@
 pub mod mysql;
 mod quota;
 pub mod sqlite;
+mod timed;
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 pub use quota::{Quota, Quotas};
 
 pub use crate::wire::reply::{Friend, Group, Member};
+pub use timed::{StoreCounts, StoreOp, Timed};
 
 /// `User.id`: 1 to 2^31-1, as MySQL's INT has it.
 pub type UserId = u32;

@@ -240,7 +240,7 @@ fn a_stranger_who_guesses_a_password_locks_himself_out_and_not_the_owner(config:
 }
 
 fn a_database_that_is_away_makes_no_failed_login(config: &'static Config) {
-    let world = config.with_own_mariadb(&["--max-failed-logins", "3"]);
+    let world = config.own_with_own_mariadb(&["--max-failed-logins", "3"]);
     let account = world.account("user");
     let mut client = world.client();
     world.mariadb().kill();

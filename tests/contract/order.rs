@@ -15,6 +15,7 @@ in_every_configuration! {
     what_was_acked_around_a_reset_was_delivered_or_is_found_later,
     a_slow_reader_gets_everything_in_order_and_disturbs_nobody,
     a_slow_member_gets_everything_in_order_and_the_others_at_once,
+    a_slow_reader_that_asks_for_more_is_settled_with_once,
     a_logout_amid_a_stream_loses_none,
 }
 
@@ -285,6 +286,36 @@ fn a_slow_member_gets_everything_in_order_and_the_others_at_once(config: &'stati
         sequence.take(&slow.push());
     }
     assert_eq!(slow.pushed(), [] as [Value; 0]);
+}
+
+/// Its queue is recalled when it has stood still for a second, and again when the replies to what it
+/// asks for pass the mark: the message that is half written is in it both times.
+fn a_slow_reader_that_asks_for_more_is_settled_with_once(config: &'static Config) {
+    const PINGS: usize = 4000;
+    let world = config.own(&["--high-water", "65536"]);
+    let (mut sender, account) = (world.online("sender"), world.account("slow"));
+    let mut slow = world.client_with_receive_buffer(1, 4096);
+    slow.login(&account);
+    let pad = "x".repeat(3000);
+    let mut sent = 0;
+    let mut send = |sender: &mut Client| {
+        sent += 1;
+        sender.chat(account.id, &format!("{} {pad}", sent - 1))
+    };
+    while send(&mut sender) {}
+    let pings: Vec<i64> = (0..PINGS).map(|_| slow.start(json!({"msgid": 202}))).collect();
+    assert!(!send(&mut sender), "it still does not read");
+    let mut sequence = Sequence::default();
+    while sequence.next < sent {
+        sequence.take(&slow.push());
+    }
+    for seq in pings {
+        assert_eq!(slow.reply(seq)["msgid"], 203);
+    }
+    // The sender's session can end: nothing is left open.
+    let me = sender.me().clone();
+    sender.logout();
+    world.login_on(1, &me);
 }
 
 fn a_logout_amid_a_stream_loses_none(config: &'static Config) {

@@ -111,7 +111,7 @@ fn expect_error_21(reply: &Value, request: &Value) {
 }
 
 fn a_database_that_was_killed_is_error_21_and_online_chat_goes_on_and_everything_recovers(config: &'static Config) {
-    let mut scene = Scene::new(config.with_own_mariadb(&[]));
+    let mut scene = Scene::new(config.with_own_mariadb());
     let mut leaver = scene.world.online("leaver");
     let account = leaver.me().clone();
     scene.world.mariadb().kill();
@@ -135,7 +135,7 @@ fn a_database_that_was_killed_is_error_21_and_online_chat_goes_on_and_everything
 }
 
 fn a_database_that_is_silent_is_error_21_and_online_chat_goes_on_and_everything_recovers(config: &'static Config) {
-    let mut scene = Scene::new(config.with_own_mariadb(&[]));
+    let mut scene = Scene::new(config.with_own_mariadb());
     let mut leaver = scene.world.online("leaver");
     let account = leaver.me().clone();
     scene.world.mariadb().freeze();

@@ -1,6 +1,8 @@
 //! Twelve pairs chat across three nodes, each message again until it is acked, while nodes, Redis
 //! and MariaDB are killed and stopped. What everybody saw is checked against the promises at the end.
 //!
+//! `soak.rs` does the like for longer and with fewer faults, and looks at what it costs.
+//!
 //! `CHAT_FAULTS=n` has n faults instead of 8; `scripts/faults` starts a long run. A seed repeats the
 //! order of the faults and what the players want, though not who is faster.
 
@@ -10,6 +12,7 @@ mod history;
 mod line;
 mod moves;
 mod player;
+mod soak;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -1,8 +1,69 @@
 //! What chance finds too seldom.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::thread;
 
-use crate::support::{Account, Client, Cluster, eventually};
+use crate::support::{Account, Client, Cluster, Launch, MariaDb, Redis, Server, eventually};
+
+/// A cable that can be pulled: what connects to its address reaches another one, until then.
+struct Cable {
+    address: SocketAddr,
+    /// Both ends of what is connected; none any more: it is pulled.
+    ends: Arc<Mutex<Option<Vec<TcpStream>>>>,
+}
+
+impl Cable {
+    fn to(target: u16) -> Cable {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        let ends = Arc::new(Mutex::new(Some(Vec::new())));
+        let connected = Arc::clone(&ends);
+        thread::spawn(move || {
+            for near in listener.incoming().map_while(Result::ok) {
+                let Ok(far) = TcpStream::connect((Ipv4Addr::LOCALHOST, target)) else { continue };
+                let mut connected = connected.lock().expect("nobody has failed");
+                let Some(ends) = connected.as_mut() else { continue };
+                for (from, to) in [(&near, &far), (&far, &near)] {
+                    let [mut from, mut to] = [from, to].map(|end| end.try_clone().expect("a descriptor"));
+                    ends.push(from.try_clone().expect("a descriptor"));
+                    thread::spawn(move || _ = std::io::copy(&mut from, &mut to));
+                }
+            }
+        });
+        Cable { address, ends }
+    }
+
+    fn pull(&self) {
+        for end in self.ends.lock().expect("nobody has failed").take().into_iter().flatten() {
+            let _ = end.shutdown(std::net::Shutdown::Both);
+        }
+    }
+}
+
+#[test]
+fn a_node_cut_off_from_redis_keeps_its_sessions_until_others_have_taken_them() {
+    let (mariadb, redis) = (MariaDb::shared(), Redis::start());
+    let cable = Cable::to(redis.port());
+    let store = mariadb.url(&mariadb.new_database());
+    let node = |redis: String| {
+        let flags = vec!["--redis".to_owned(), redis];
+        Server::start(&Launch { store: store.clone(), reactors: 2, workers: 2, flags, setup: String::new(), port: 0 })
+    };
+    let (cut_off, other) = (node(format!("redis://{}", cable.address)), node(redis.url()));
+    let mut registrar = Client::connect(cut_off.address);
+    let [moves, stays] = ["moves", "stays"].map(|name| registrar.register(name, "secret"));
+    let mut stale = login(cut_off.address, &moves);
+    cable.pull();
+    // Redis is not needed for this.
+    let mut staying = login(cut_off.address, &stays);
+    staying.chat(moves.id, "hello");
+    assert_eq!(stale.texts(1), ["hello"]);
+    let mut client = Client::connect(other.address);
+    eventually("the end of the claims of the node that seems dead", || client.try_login(&moves)["errno"] == 0);
+    // Nobody tells it: it looks into the store.
+    eventually("the end of the session that was taken over", || stale.next_push().is_err());
+}
 
 #[test]
 fn a_sender_who_moves_while_redis_is_away_overtakes_nothing_that_is_stored() {

@@ -15,8 +15,8 @@ use crate::history::{Event, Kind, Log, Stream};
 use crate::line::Line;
 use crate::support::{Account, Client, Rng, login, parse, strings};
 
-/// Between two messages, at most.
-const THINK_MS: usize = 80;
+/// Between two messages, at most, if nothing else is said.
+const THINK: Duration = Duration::from_millis(80);
 /// How long a login may take before it is tried elsewhere.
 const LOGIN_PATIENCE: Duration = Duration::from_secs(3);
 /// Between two requests on a connection whose session should have ended.
@@ -45,6 +45,8 @@ pub struct Game {
     pub places: Vec<AtomicUsize>,
     /// By player and kind: its last number that was acked.
     pub acked: Vec<[AtomicU32; 2]>,
+    /// Between two messages of a player, at most, in µs.
+    pub think: AtomicUsize,
 }
 
 impl Game {
@@ -70,6 +72,7 @@ impl Game {
             waiting: AtomicUsize::new(players),
             places: (0..players).map(|_| AtomicUsize::new(NOWHERE)).collect(),
             acked: (0..players).map(|_| [AtomicU32::new(0), AtomicU32::new(0)]).collect(),
+            think: AtomicUsize::new(THINK.as_micros() as usize),
         })
     }
 
@@ -167,8 +170,8 @@ impl Player {
             }
             let kind = if self.rng.below(kinds) == 3 { Kind::GroupChat } else { Kind::Chat };
             self.send(kind);
-            let think = self.rng.below(THINK_MS) as u64;
-            self.pause(Duration::from_millis(think));
+            let think = self.rng.below(1 + self.game.think.load(Ordering::SeqCst)) as u64;
+            self.pause(Duration::from_micros(think));
         }
         self.game.sending.fetch_sub(1, Ordering::SeqCst);
         let mut waits = true;

@@ -4,7 +4,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::collections::HashSet;
 use std::net::TcpStream;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -50,7 +50,21 @@ fn number(line: &str) -> u64 {
     line.split_whitespace().nth(1).and_then(|word| word.parse().ok()).expect("a number")
 }
 
-/// The `write` and `writev` calls of a thread; those that wake a Poll are among them.
+/// How many segments with data have come to a socket: over loopback one for each write, if the peer
+/// does not wait for more to send.
+pub fn segments(stream: &TcpStream) -> u32 {
+    // SAFETY: zeros are a valid `tcp_info`, which is integers.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut size = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: the descriptor is open, and the kernel writes at most `size` bytes to `info`.
+    let done = unsafe {
+        libc::getsockopt(stream.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &raw mut size)
+    };
+    assert_eq!((done, size as usize), (0, size_of_val(&info)), "an older kernel");
+    info.tcpi_data_segs_in
+}
+
+/// The `write` and `writev` calls of a thread: those that wake a Poll, and gathered ones to a socket.
 pub fn writes(proc: &Path) -> u64 {
     let io = read(proc, "io");
     number(io.lines().find(|line| line.starts_with("syscw:")).expect("syscw"))

@@ -79,7 +79,12 @@ impl Config {
     }
 
     /// The same, with a MariaDB of its own, for a test that kills it.
-    pub fn with_own_mariadb(&self, flags: &[&str]) -> World {
+    pub fn with_own_mariadb(&self) -> World {
+        self.own_with_own_mariadb(&[])
+    }
+
+    /// The same, with flags.
+    pub fn own_with_own_mariadb(&self, flags: &[&str]) -> World {
         World(Arc::new(Place::start(self, flags, "", Some(MariaDb::start()))))
     }
 

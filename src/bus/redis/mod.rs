@@ -36,6 +36,8 @@
 //! becomes of its message, and a Redis that does not answer is given up after [`PATIENCE`], with
 //! all that waits.
 
+mod counts;
+pub mod hearing;
 mod lease;
 mod link;
 mod publisher;
@@ -44,7 +46,7 @@ mod subscriptions;
 
 use std::fmt;
 use std::io;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -54,10 +56,11 @@ use mio::Poll;
 use redis::io::tcp::TcpSettings;
 use redis::{Client, Connection, ConnectionAddr, IntoConnectionInfo, ProtocolVersion, RedisError, RedisResult};
 
+use counts::{PublisherCounts, SubscriberCounts};
 pub use lease::{LEASE_TTL, Leases};
 
 use super::{Bus, BusEvent, BusOp, Listener};
-use crate::pool::{Pool, Submitter};
+use crate::pool::{Pool, Queue, Submitter, WorkerCounts};
 use crate::reactor::Mailbox;
 use crate::store::NodeId;
 use publisher::Publisher;
@@ -100,7 +103,18 @@ pub enum StartError {
 pub struct RedisBus {
     publisher: Submitter<Vec<BusOp>>,
     listens: Arc<Mailbox<Mail>>,
+    /// See [`Publisher`].
+    line: Arc<AtomicU64>,
+    counts: BusCounts,
     threads: Mutex<Option<Threads>>,
+}
+
+/// What a bus counts, by the thread that does.
+#[derive(Clone)]
+pub struct BusCounts {
+    pub publisher: Arc<PublisherCounts>,
+    pub worker: Vec<Arc<WorkerCounts>>,
+    pub subscriber: Arc<SubscriberCounts>,
 }
 
 struct Threads {
@@ -129,19 +143,32 @@ impl RedisBus {
         let post = Posts::new(Arc::clone(&listener));
         let subscriber =
             Subscriber::new(poll, Arc::clone(&listens), info.clone(), node, Arc::clone(&line), listening, post);
-        let publisher = Publisher::new(client, connection, node, line, Posts::new(listener));
+        let publisher = Publisher::new(client, connection, node, Arc::clone(&line), Posts::new(listener));
+        let (publisher_counts, subscriber_counts) = (publisher.counts(), subscriber.counts());
         let pool = Pool::start_named("bus-publisher", vec![publisher], 1, 1)?;
         let thread =
             std::thread::Builder::new().name("bus-subscriber".to_owned()).spawn(move || run_subscriber(subscriber))?;
         let bus = RedisBus {
             publisher: pool.submitter(),
             listens,
+            line,
+            counts: BusCounts { publisher: publisher_counts, worker: pool.counts(), subscriber: subscriber_counts },
             threads: Mutex::new(Some(Threads { publisher: pool, subscriber: thread })),
         };
         match started.recv_timeout(PATIENCE) {
             Ok(()) => Ok(bus), // else dropping it stops it
             Err(_) => Err(StartError::NoSubscription(address)),
         }
+    }
+
+    /// What it counts.
+    pub fn counts(&self) -> BusCounts {
+        self.counts.clone()
+    }
+
+    /// How many batches of operations wait to be published.
+    pub fn waiting(&self) -> [(Queue, usize); Queue::COUNT] {
+        self.publisher.waiting()
     }
 
     /// Publishes what was taken until now, ends the threads, and closes the connections: within
@@ -173,6 +200,10 @@ impl Bus for RedisBus {
         if !ops.is_empty() {
             self.publisher.in_lane(0, std::mem::take(ops));
         }
+    }
+
+    fn is_up(&self) -> bool {
+        self.line.load(Ordering::Acquire) != 0
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use redis::{Client, Connection, RedisResult, Value};
 
-use super::{Complaints, MAX_PAUSE, NODES, Posts, channel_of, connect};
+use super::{Complaints, MAX_PAUSE, NODES, Posts, PublisherCounts, channel_of, connect};
 use crate::bus::{BusEvent, BusOp, Envelope, Ticket, envelope};
 use crate::pool::Worker;
 use crate::store::NodeId;
@@ -182,6 +182,7 @@ pub(super) struct Publisher {
     pipeline: Pipeline,
     posts: Posts,
     complaints: Complaints,
+    counts: Arc<PublisherCounts>,
 }
 
 impl Publisher {
@@ -195,7 +196,13 @@ impl Publisher {
             pipeline: Pipeline::new(node),
             posts,
             complaints: Complaints::default(),
+            counts: Arc::default(),
         }
+    }
+
+    /// What it counts.
+    pub fn counts(&self) -> Arc<PublisherCounts> {
+        Arc::clone(&self.counts)
     }
 
     /// Sends the pipeline and hands out the replies. Whatever gets none is answered too, and
@@ -205,13 +212,19 @@ impl Publisher {
         if self.pipeline.owed.is_empty() {
             return;
         }
+        self.counts.commands.add(self.pipeline.owed.len() as u64);
         let mut owed = std::mem::take(&mut self.pipeline.owed).into_iter();
+        let mut is_answered = false;
         if self.has_connection()
             && let Some(open) = &mut self.open
         {
             let (posts, complaints) = (&mut self.posts, &mut self.complaints);
+            let began = Instant::now();
             let result = converse(&mut open.connection, &self.pipeline.packed, &mut owed, posts, complaints);
             open.used = Instant::now();
+            self.counts.exchanges.observe(open.used - began);
+            self.counts.sent.add(self.pipeline.packed.len() as u64);
+            is_answered = result.is_ok();
             if let Err(error) = result {
                 self.complaints.warn(format_args!("publishing to Redis failed: {error}"));
                 if error.is_timeout() {
@@ -221,6 +234,7 @@ impl Publisher {
                 self.open = None;
             }
         }
+        self.counts.failures.add(u64::from(!is_answered));
         owed.filter_map(|owed| owed.answer(None)).for_each(|event| self.posts.push(event));
         self.pipeline.clear();
         self.posts.post();

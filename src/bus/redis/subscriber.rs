@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use mio::{Events, Poll};
-use redis::{ConnectionInfo, RedisError, Value};
+use redis::{ConnectionInfo, RedisError};
 
+use super::hearing::{ALL_LISTENING, Heard};
 use super::link::Link;
 use super::subscriptions::Subscriptions;
-use super::{BackOff, Complaints, NODES, PATIENCE, Posts, channel_of};
-use crate::bus::{BusEvent, BusOp, envelope};
+use super::{BackOff, Complaints, NODES, PATIENCE, Posts, SubscriberCounts, channel_of};
+use crate::bus::{BusEvent, BusOp};
 use crate::reactor::Mailbox;
 use crate::store::{NodeId, UserId};
 
@@ -24,8 +25,6 @@ const MAX_SLEEP: Duration = Duration::from_secs(1);
 const VALUES_A_TURN: usize = 1024;
 /// Channels in one SUBSCRIBE, when all are subscribed to again.
 const CHANNELS_A_COMMAND: usize = 512;
-/// The PING behind all that must be subscribed to before a line is up: its answer confirms that.
-const ALL_LISTENING: &str = "all";
 
 /// What the subscriber is told.
 pub(super) enum Mail {
@@ -62,6 +61,7 @@ pub(super) struct Subscriber {
     posts: Posts,
     failures: Complaints,
     junk: Complaints,
+    counts: Arc<SubscriberCounts>,
 }
 
 impl Subscriber {
@@ -95,7 +95,13 @@ impl Subscriber {
             posts,
             failures: Complaints::default(),
             junk: Complaints::default(),
+            counts: Arc::default(),
         }
+    }
+
+    /// What it counts.
+    pub fn counts(&self) -> Arc<SubscriberCounts> {
+        Arc::clone(&self.counts)
     }
 
     /// Listens until [`Mail::Stop`].
@@ -187,6 +193,7 @@ impl Subscriber {
         if std::mem::take(&mut self.up) {
             log::warn!("the line to Redis at {} is broken: {error}", self.info.addr());
             self.line.store(0, Ordering::Release);
+            self.counts.outages.add(1);
             self.posts.push(BusEvent::Down);
         } else {
             self.failures.warn(format_args!("cannot reach Redis at {}: {error}", self.info.addr()));
@@ -238,68 +245,36 @@ impl Subscriber {
     fn read(&mut self, now: Instant) -> Result<bool, RedisError> {
         for _ in 0..VALUES_A_TURN {
             let Some(link) = &mut self.link else { return Ok(false) };
-            let value = link.next();
+            let heard = link.next();
             if link.has_spoken() {
                 self.heard = now;
                 self.asked = None;
             }
-            match value? {
-                Some(value) => self.value(value)?,
+            match heard? {
+                Some(heard) => self.heard(heard),
                 None => return Ok(false),
             }
         }
         Ok(true)
     }
 
-    fn value(&mut self, value: Value) -> Result<(), RedisError> {
-        match value {
-            // Whatever it refuses, this line does not hear what it should.
-            Value::ServerError(error) => return Err(error.into()),
-            Value::Array(items) => {
-                let mut items = items.into_iter();
-                match (items.next(), items.next(), items.next()) {
-                    (
-                        Some(Value::BulkString(kind)),
-                        Some(Value::BulkString(channel)),
-                        Some(Value::BulkString(payload)),
-                    ) if kind == b"message" => self.message(&channel, &payload),
-                    (Some(Value::BulkString(kind)), Some(Value::BulkString(channel)), _) if kind == b"subscribe" => {
-                        user_of(&channel)
-                            .into_iter()
-                            .for_each(|user| self.subscriptions.confirmed(user, &mut self.posts));
-                    }
-                    (Some(Value::BulkString(kind)), Some(Value::BulkString(text)), _)
-                        if kind == b"pong" && text == ALL_LISTENING.as_bytes() =>
-                    {
-                        self.all_listening();
-                    }
-                    _ => {} // an UNSUBSCRIBE is confirmed, a PING answered
-                }
-            }
-            _ => {} // AUTH is answered
+    fn heard(&mut self, heard: Heard) {
+        if let Some(bytes) = heard.message_bytes() {
+            self.counts.messages.add(1);
+            self.counts.received.add(bytes as u64);
         }
-        Ok(())
-    }
-
-    fn message(&mut self, channel: &[u8], payload: &[u8]) {
-        if let Some(user) = user_of(channel) {
-            return self.posts.push(BusEvent::FromForeign(user, payload.into()));
-        }
-        match envelope::decode(payload) {
-            Ok((from, _)) if from == self.node => {}
-            Ok((from, envelopes)) => {
+        match heard {
+            Heard::Chat(user, chat) => self.posts.push(BusEvent::FromForeign(user, chat)),
+            Heard::Envelopes { from, .. } if from == self.node => {}
+            Heard::Envelopes { from, envelopes, .. } => {
                 envelopes.into_iter().for_each(|envelope| self.posts.push(BusEvent::Envelope(from, envelope)));
             }
-            Err(error) => self.junk.warn(format_args!(
-                "{} bytes on the channel {} are dropped: {error}",
-                payload.len(),
-                String::from_utf8_lossy(channel)
-            )),
+            Heard::Junk { channel, bytes, error } => {
+                self.junk.warn(format_args!("{bytes} bytes on the channel {channel} are dropped: {error}"));
+            }
+            Heard::Subscribed(user) => self.subscriptions.confirmed(user, &mut self.posts),
+            Heard::AllListening => self.all_listening(),
+            Heard::Nothing => {}
         }
     }
-}
-
-/// Whose channel it is; `None`: one of our own.
-fn user_of(channel: &[u8]) -> Option<UserId> {
-    std::str::from_utf8(channel).ok()?.parse().ok()
 }

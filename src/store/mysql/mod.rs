@@ -38,6 +38,7 @@ use sql::Sql;
 use text::Texts;
 
 pub use migrate::OpenError;
+pub use text::ascii_json;
 
 /// How a node uses the database.
 #[derive(Clone)]

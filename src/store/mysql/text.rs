@@ -106,7 +106,7 @@ pub(super) fn read_string(row: &mut Row, index: usize) -> Result<String, Failure
 
 /// JSON with everything that is not ASCII escaped. All of that stands in strings, where an escape
 /// means the same.
-fn ascii_json(json: &[u8]) -> Cow<'_, [u8]> {
+pub fn ascii_json(json: &[u8]) -> Cow<'_, [u8]> {
     if json.is_ascii() {
         return Cow::Borrowed(json);
     }

@@ -1,0 +1,170 @@
+//! What the service costs for a message, without sockets and threads: two shards, all of whose
+//! letters and jobs are carried out on the spot.
+
+use std::collections::VecDeque;
+use std::hint::black_box;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use chat_server::bus::{BusEvent, BusOp};
+use chat_server::password::{Cost, Hasher};
+use chat_server::reactor::{ConnId, ConnIds};
+use chat_server::service::{Effect, Effects, Job, JobRunner, Letter, Limits, Now, Payload, Settings, Shard, Tag};
+use chat_server::store::sqlite::SqliteStore;
+use chat_server::store::{NodeId, Quotas, Store};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+
+const SHARDS: usize = 2;
+const MEMBERS: u64 = 200;
+const PEER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
+
+/// What a node does, in one thread.
+struct Node {
+    shards: Vec<Shard>,
+    ids: Vec<ConnIds>,
+    runner: JobRunner,
+    now: Now,
+    effects: Effects,
+    /// Letters that wait, and whom they are for.
+    letters: VecDeque<(usize, Letter)>,
+    /// Of messages that were written, and not yet told of.
+    tags: VecDeque<(ConnId, Tag)>,
+    jobs: Vec<Job>,
+    /// Messages that were written to sockets, if there were any.
+    written: u64,
+    /// The last of them.
+    last: Vec<u8>,
+    _store: Arc<dyn Store>,
+    _folder: tempfile::TempDir,
+}
+
+impl Node {
+    fn new() -> Node {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store: Arc<dyn Store> =
+            Arc::new(SqliteStore::open(&folder.path().join("chat.db"), Quotas::default()).expect("a store"));
+        let cost: Cost = "8,1".parse().expect("a cost");
+        let runner = JobRunner::new(store.connection(), Hasher::new(cost), false);
+        let settings = Settings {
+            node: NodeId(1),
+            max_message_before_login: 8192,
+            max_message: 65536,
+            login_timeout: None,
+            idle_timeout: None,
+            high_water: 1 << 20,
+            lanes: 1,
+            legacy_client: false,
+            mixed: false,
+            proxies: Arc::default(),
+            limits: Limits::default(),
+        };
+        let now = Now { at: Instant::now(), unix: 0 };
+        Node {
+            shards: (0..SHARDS).map(|index| Shard::new(index, SHARDS, settings.clone(), now)).collect(),
+            ids: (0..SHARDS).map(|index| ConnIds::new(index as u16)).collect(),
+            runner,
+            now,
+            effects: Effects::default(),
+            letters: VecDeque::new(),
+            tags: VecDeque::new(),
+            jobs: Vec::new(),
+            written: 0,
+            last: Vec::new(),
+            _store: store,
+            _folder: folder,
+        }
+    }
+
+    /// Calls a shard, and carries out all that comes of it.
+    fn call(&mut self, shard: usize, input: impl FnOnce(&mut Shard, Now, &mut Effects)) {
+        input(&mut self.shards[shard], self.now, &mut self.effects);
+        loop {
+            self.carry_out();
+            if let Some((conn, tag)) = self.tags.pop_front() {
+                self.shards[conn.reactor()].written(conn, tag, &mut self.effects);
+            } else if let Some((shard, letter)) = self.letters.pop_front() {
+                self.shards[shard].letter(letter, self.now, &mut self.effects);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn carry_out(&mut self) {
+        for effect in self.effects.list.drain(..) {
+            match effect {
+                Effect::Send { conn, body, tag, .. } => {
+                    self.written += 1;
+                    self.last.clear();
+                    self.last.extend_from_slice(match &body {
+                        Payload::Own(range) => &self.effects.bytes[range.clone()],
+                        Payload::Shared(bytes) => bytes,
+                    });
+                    self.tags.extend(tag.map(|tag| (conn, tag)));
+                }
+                Effect::Post(to, letter) => self.letters.push_back((to, letter)),
+                Effect::Submit(_, job) => self.jobs.push(*job),
+                Effect::Bus(BusOp::Listen { user, epoch, shard }) => {
+                    self.letters.push_back((shard.into(), Letter::Bus(BusEvent::Listening { user, epoch })));
+                }
+                _ => {}
+            }
+        }
+        self.effects.clear();
+        let letters = &mut self.letters;
+        self.runner.run(&mut self.jobs, |shard, done| letters.push_back((shard, Letter::Done(Box::new(done)))));
+    }
+
+    fn input(&mut self, conn: ConnId, object: &[u8]) {
+        self.call(conn.reactor(), |shard, now, effects| _ = black_box(shard.input(conn, object, now, effects)));
+    }
+
+    /// A user who is logged in. Ids count from 1.
+    fn user(&mut self, id: u64, shard: usize) -> ConnId {
+        let conn = self.ids[shard].allocate();
+        self.call(shard, |shard, now, effects| shard.opened(conn, PEER, now, effects));
+        self.input(conn, format!("{{\"msgid\":4,\"name\":\"u{id}\",\"password\":\"p\"}}").as_bytes());
+        self.input(conn, format!("{{\"msgid\":1,\"id\":{id},\"password\":\"p\"}}").as_bytes());
+        let reply = String::from_utf8_lossy(&self.last);
+        assert!(reply.contains("\"msgid\":2") && reply.contains("\"errno\":0"), "{reply}");
+        conn
+    }
+}
+
+fn chat(msgid: u32, to: &str, seq: &str) -> String {
+    format!(
+        "{{\"msgid\":{msgid},\"id\":1,\"name\":\"u1\",{to},\"msg\":\"see you at the station at half past seven, \
+         platform two\",\"time\":\"2026-01-02 03:04:05\"{seq}}}\n"
+    )
+}
+
+fn routing(criterion: &mut Criterion) {
+    let mut node = Node::new();
+    // Users 1 and 3 are on shard 0, user 2 on shard 1, and so on.
+    let conns: Vec<ConnId> = (1..=MEMBERS).map(|id| node.user(id, (id as usize + 1) % SHARDS)).collect();
+    let sender = conns[0];
+    node.input(sender, b"{\"msgid\":8,\"id\":1,\"groupname\":\"g\",\"groupdesc\":\"\",\"seq\":1}\n");
+    for (id, conn) in (1..).zip(&conns).skip(1) {
+        node.input(*conn, format!("{{\"msgid\":9,\"id\":{id},\"groupid\":1,\"seq\":1}}\n").as_bytes());
+    }
+    let mut group = criterion.benchmark_group("routing");
+    for (name, object, messages) in [
+        ("chat on one reactor", chat(6, "\"toid\":3", ""), 1),
+        ("chat on one reactor, with ack", chat(6, "\"toid\":3", ",\"seq\":7"), 2),
+        ("chat between reactors", chat(6, "\"toid\":2", ""), 1),
+        ("group of 200", chat(10, "\"groupid\":1", ""), MEMBERS - 1),
+    ] {
+        // The first reads the members from the store.
+        node.input(sender, object.as_bytes());
+        let before = node.written;
+        node.input(sender, object.as_bytes());
+        assert_eq!(node.written - before, messages, "{name}");
+        group.throughput(Throughput::Elements(messages));
+        group.bench_function(name, |bencher| bencher.iter(|| node.input(sender, object.as_bytes())));
+    }
+    group.finish();
+}
+
+criterion_group!(benches, routing);
+criterion_main!(benches);

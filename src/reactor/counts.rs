@@ -1,0 +1,54 @@
+//! What the acceptor and the reactors count.
+
+use super::CloseReason;
+use crate::metrics::{By, Counter, Gauge, cells, labels};
+
+labels! {
+    /// How it showed that a client does not read.
+    pub enum Slowness as "cause" {
+        /// More waits for it than the high-water mark allows.
+        HighWater = "high water",
+        /// All connections' queues together hold too much, and it has more than its share.
+        Tight = "all buffers",
+        /// It has taken nothing for a second.
+        Stalled = "stalled",
+    }
+}
+
+cells! {
+    /// Counted by each reactor; what every message touches, in the first 64 bytes.
+    pub struct ReactorCounts {
+        /// Turns of the event loop.
+        turns: Counter = "chat_reactor_turns_total",
+        /// Wakes by letters from other threads.
+        wakes: Counter = "chat_reactor_wakes_total",
+        /// What came through the mailbox: letters from reactors, workers and the bus, and new connections.
+        letters: Counter = "chat_reactor_letters_total",
+        /// Bytes read from clients.
+        received: Counter = "chat_received_bytes_total",
+        /// Bytes that wait to be written to clients.
+        queued: Gauge = "chat_queued_bytes",
+        /// Bytes that the kernel has taken for clients.
+        sent: Counter = "chat_sent_bytes_total",
+        /// Open connections.
+        connections: Gauge = "chat_connections",
+        /// Connections that were taken over from the acceptor.
+        accepted: Counter = "chat_connections_accepted_total",
+        /// Connections that were closed, by reason.
+        closed: By<CloseReason, Counter, { CloseReason::COUNT }> = "chat_connections_closed_total",
+        /// How often a client was found not to read, and its messages took the way through the store.
+        slow: By<Slowness, Counter, { Slowness::COUNT }> = "chat_slow_consumers_total",
+    }
+}
+
+cells! {
+    /// Counted by the acceptor.
+    pub struct AcceptorCounts {
+        /// Pauses of 500 ms in which nobody was accepted, since the system had no descriptors or memory.
+        pauses: Counter = "chat_accept_pauses_total",
+        /// Connections refused since all places were taken.
+        refused: Counter = "chat_connections_refused_total",
+        /// Connections refused since their address had as many as it may.
+        refused_for_address: Counter = "chat_connections_refused_for_address_total",
+    }
+}

@@ -1,0 +1,363 @@
+//! `--metrics`: what an operator may look at, by HTTP.
+//!
+//! | path | what |
+//! | --- | --- |
+//! | `/` | a page that draws the most important numbers |
+//! | `/metrics` | all of them, as Prometheus reads them |
+//! | `/healthz` | 200: this process runs |
+//! | `/readyz` | 200: it serves; 503 and the reason: it does not |
+//!
+//! It is one more [`EventLoop`] with an acceptor, apart from those of the clients: so slow readers,
+//! half-closed connections and goodbyes are what they are there, and nobody who asks can wait for
+//! another one. A handful of HTTP is all that is added: GET and HEAD, one request for each
+//! connection. An HTTP library would have to be as hard to be held up: `tiny_http`, the small one
+//! that is much used, has had no release since 2022 and sets no time-outs on what it reads.
+//!
+//! What a peer can take is bounded: a request of 8 KiB that must have come within 5 s, 64
+//! connections that are not closed (of more, the oldest is), and 5 s for a goodbye.
+
+mod sources;
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt::Write;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use mio::Poll;
+
+pub use sources::{Sources, registry};
+
+use super::{join, thread};
+use crate::bus::Bus;
+use crate::metrics::Registry;
+use crate::pool::{Pool, Submitter, Worker};
+use crate::reactor::{
+    Acceptor, AcceptorHandle, Admission, Body, CloseReason, ConnId, EventLoop, Handler, Io, Limits, Mail, Mailbox,
+    Manner, Message, Taken, Unwritten, listen,
+};
+use crate::store::{Connection, Store};
+
+const PAGE: &str = include_str!("page.html");
+
+/// Connections that are not closed.
+const MAX_OPEN: usize = 64;
+/// With those that say goodbye. It is less where descriptors are few.
+pub const MAX_CONNECTIONS: u64 = 256;
+/// The largest request, in bytes.
+const MAX_REQUEST: usize = 8 * 1024;
+/// How long a request may take to come.
+const REQUEST_TIME: Duration = Duration::from_secs(5);
+/// How long the store may take to show that it is there.
+const STORE_TIME: Duration = Duration::from_secs(1);
+/// Larger than any answer.
+const LIMITS: Limits = Limits { high_water: 64 << 20, hard: 128 << 20, total: usize::MAX };
+
+/// The address of `--metrics` cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address} for --metrics: {error}")]
+pub struct CannotListen {
+    address: SocketAddr,
+    error: io::Error,
+}
+
+/// What readiness depends on, beside the store.
+pub struct Condition {
+    pub bus: Arc<dyn Bus>,
+    /// The server is shutting down.
+    pub stopping: AtomicBool,
+}
+
+/// The monitor's threads.
+pub struct Monitor {
+    address: SocketAddr,
+    condition: Arc<Condition>,
+    acceptor: AcceptorHandle,
+    mailboxes: Arc<[Mailbox<Mail<Probed>>]>,
+    threads: [JoinHandle<()>; 2],
+}
+
+/// Takes the address, before anything else is done.
+///
+/// # Errors
+/// The system's, such as that the address is in use.
+pub fn bind(address: SocketAddr) -> Result<TcpListener, CannotListen> {
+    listen(address).map_err(|error| CannotListen { address, error })
+}
+
+impl Monitor {
+    /// Starts the threads, for so many connections at a time.
+    ///
+    /// # Errors
+    /// The system has no more of them, or no more descriptors.
+    pub fn start(
+        listener: TcpListener,
+        max_connections: usize,
+        registry: Registry,
+        store: &Arc<dyn Store>,
+        bus: Arc<dyn Bus>,
+    ) -> Result<Monitor> {
+        let address = listener.local_addr()?;
+        let poll = Poll::new()?;
+        let mailboxes: Arc<[Mailbox<Mail<Probed>>]> = [Mailbox::new(poll.registry())?].into();
+        let condition = Arc::new(Condition { bus, stopping: AtomicBool::new(false) });
+        let prober = Prober { connection: store.connection(), mailboxes: Arc::clone(&mailboxes) };
+        // It is never waited for: a store that hangs must not keep the process from its end.
+        let prober = Pool::start_named("store-probe", vec![prober], 1, 1).context("cannot start the store's probe")?;
+        let web = Web {
+            registry,
+            condition: Arc::clone(&condition),
+            prober: prober.submitter(),
+            probing: false,
+            open: VecDeque::new(),
+            asking: HashMap::new(),
+        };
+        let event_loop = EventLoop::new(0, poll, Arc::clone(&mailboxes), LIMITS, web)?;
+        let admission = Admission { max: max_connections, refusal: Vec::new(), addresses: None };
+        let (acceptor, handle) = Acceptor::new(listener, Arc::clone(&mailboxes), admission)?;
+        let threads = [
+            thread("monitor".to_owned(), move || event_loop.run())?,
+            thread("monitor-accept".to_owned(), move || acceptor.run())?,
+        ];
+        Ok(Monitor { address, condition, acceptor: handle, mailboxes, threads })
+    }
+
+    /// Where it listens, with the real port.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Tells from now on that this node is not ready, since it is shutting down.
+    pub fn stopping(&self) {
+        self.condition.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Begins to end, which takes at most half a second.
+    pub fn end(&self) {
+        self.acceptor.stop();
+        self.mailboxes.iter().for_each(|mailbox| mailbox.post(Mail::Exit));
+    }
+
+    /// Waits for its end.
+    pub fn join(self) {
+        self.threads.into_iter().for_each(join);
+    }
+}
+
+/// What the store said when it was asked whether it is there.
+pub struct Probed(Result<(), String>);
+
+struct Prober {
+    connection: Box<dyn Connection>,
+    mailboxes: Arc<[Mailbox<Mail<Probed>>]>,
+}
+
+impl Worker for Prober {
+    type Job = ();
+
+    fn run(&mut self, batch: &mut Vec<()>) {
+        batch.clear();
+        // Nobody's account: that nobody has it is answer enough.
+        let result = self.connection.account(0).map(drop).map_err(|error| error.to_string());
+        self.mailboxes[0].post(Mail::Letter(Probed(result)));
+    }
+}
+
+enum Late {
+    Request(ConnId),
+    Store(ConnId),
+}
+
+/// Answers requests.
+struct Web {
+    registry: Registry,
+    condition: Arc<Condition>,
+    prober: Submitter<()>,
+    /// The store is being asked.
+    probing: bool,
+    /// Connections that are not closed, oldest first.
+    open: VecDeque<ConnId>,
+    /// Of those, the ones that wait for the store; `true`: without a body.
+    asking: HashMap<ConnId, bool>,
+}
+
+/// An answer.
+struct Reply<'a> {
+    status: &'static str,
+    media: &'static str,
+    body: &'a str,
+}
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const OK: &str = "200 OK";
+
+impl<'a> Reply<'a> {
+    fn text(status: &'static str, body: &'a str) -> Reply<'a> {
+        Reply { status, media: TEXT, body }
+    }
+
+    fn send(&self, io: &mut Io<Web>, conn: ConnId, is_head: bool) {
+        let mut bytes = String::new();
+        let Reply { status, media, body } = self;
+        let length = body.len();
+        // A String takes whatever is written.
+        let _ = write!(
+            bytes,
+            "HTTP/1.1 {status}\r\nContent-Type: {media}\r\nContent-Length: {length}\r\nCache-Control: no-store\r\n\
+             Connection: close\r\nX-Content-Type-Options: nosniff\r\nContent-Security-Policy: default-src 'none'; \
+             style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:\r\n\
+             Allow: GET, HEAD\r\n\r\n"
+        );
+        if !is_head {
+            bytes.push_str(body);
+        }
+        let body = Body::Borrowed(bytes.as_bytes());
+        io.send(conn, Message { body, terminator: b"", tag: None, manner: Manner::default() });
+        io.close(conn, CloseReason::ByClient);
+    }
+}
+
+/// The length of a request's head, up to an empty line. A person at a terminal ends lines without CR.
+fn end_of_head(input: &[u8]) -> Option<usize> {
+    let is_end = |at: usize| input[at..].starts_with(b"\n\n") || input[at..].starts_with(b"\n\r\n");
+    memchr::memchr_iter(b'\n', input).find(|at| is_end(*at)).map(|at| at + 1)
+}
+
+impl Web {
+    fn request(&mut self, io: &mut Io<Self>, conn: ConnId, head: &[u8]) {
+        let line = std::str::from_utf8(head).ok().and_then(|head| head.lines().next()).unwrap_or_default();
+        let mut words = line.split(' ');
+        let (Some(method), Some(target), Some("HTTP/1.1" | "HTTP/1.0"), None) =
+            (words.next(), words.next(), words.next(), words.next())
+        else {
+            return Reply::text("400 Bad Request", "this is no request\n").send(io, conn, false);
+        };
+        let is_head = method == "HEAD";
+        if method != "GET" && !is_head {
+            return Reply::text("405 Method Not Allowed", "only GET and HEAD\n").send(io, conn, false);
+        }
+        match target.split('?').next() {
+            Some("/metrics") => {
+                let text = self.registry.text();
+                let media = "text/plain; version=0.0.4; charset=utf-8";
+                Reply { status: OK, media, body: &text }.send(io, conn, is_head);
+            }
+            Some("/healthz") => Reply::text(OK, "alive\n").send(io, conn, is_head),
+            Some("/readyz") => self.ask_whether_ready(io, conn, is_head),
+            Some("/") => {
+                Reply { status: OK, media: "text/html; charset=utf-8", body: PAGE }.send(io, conn, is_head);
+            }
+            _ => Reply::text("404 Not Found", "try /, /metrics, /healthz or /readyz\n").send(io, conn, is_head),
+        }
+    }
+
+    /// What can be told at once is; otherwise the store is asked, by a thread that may wait for it.
+    fn ask_whether_ready(&mut self, io: &mut Io<Self>, conn: ConnId, is_head: bool) {
+        if let Some(reason) = self.obstacle() {
+            return not_ready(io, conn, is_head, reason);
+        }
+        self.asking.insert(conn, is_head);
+        io.set_timer(io.now() + STORE_TIME, Late::Store(conn));
+        if !std::mem::replace(&mut self.probing, true) {
+            self.prober.in_lane(0, ());
+        }
+    }
+
+    fn obstacle(&self) -> Option<&'static str> {
+        if self.condition.stopping.load(Ordering::Relaxed) {
+            Some("shutting down")
+        } else if !self.condition.bus.is_up() {
+            Some("the bus is down: Redis cannot be reached")
+        } else {
+            None
+        }
+    }
+}
+
+fn not_ready(io: &mut Io<Web>, conn: ConnId, is_head: bool, reason: &str) {
+    Reply::text("503 Service Unavailable", &format!("not ready: {reason}\n")).send(io, conn, is_head);
+}
+
+impl Handler for Web {
+    type Letter = Probed;
+    type Tag = ();
+    type Timer = Late;
+
+    fn opened(&mut self, io: &mut Io<Self>, conn: ConnId, _peer: SocketAddr) {
+        self.open.push_back(conn);
+        io.set_timer(io.now() + REQUEST_TIME, Late::Request(conn));
+        // Whoever has been slow for the longest makes room; who only wants to ask does it at once.
+        if self.open.len() > MAX_OPEN
+            && let Some(oldest) = self.open.pop_front()
+        {
+            io.close(oldest, CloseReason::SlowConsumer);
+        }
+    }
+
+    fn input(&mut self, io: &mut Io<Self>, conn: ConnId, input: &[u8]) -> Taken {
+        let all = Taken { bytes: input.len(), more: false };
+        if self.asking.contains_key(&conn) {
+            return all; // nobody asks twice
+        }
+        match end_of_head(input) {
+            Some(end) if end <= MAX_REQUEST => self.request(io, conn, &input[..end]),
+            None if input.len() <= MAX_REQUEST => return Taken { bytes: 0, more: false },
+            _ => Reply::text("431 Request Header Fields Too Large", "at most 8 KiB\n").send(io, conn, false),
+        }
+        all
+    }
+
+    fn ended(&mut self, io: &mut Io<Self>, conn: ConnId, _rest: usize) {
+        // Who waits for the store is answered all the same; anybody else has not asked.
+        if !self.asking.contains_key(&conn) {
+            io.close(conn, CloseReason::ByClient);
+        }
+    }
+
+    fn letter(&mut self, io: &mut Io<Self>, Probed(result): Probed) {
+        self.probing = false;
+        let obstacle = self.obstacle();
+        for (conn, is_head) in std::mem::take(&mut self.asking) {
+            match (&result, obstacle) {
+                (_, Some(reason)) => not_ready(io, conn, is_head, reason),
+                (Err(reason), None) => not_ready(io, conn, is_head, reason),
+                (Ok(()), None) => Reply::text(OK, "ready\n").send(io, conn, is_head),
+            }
+        }
+    }
+
+    fn written(&mut self, _io: &mut Io<Self>, _conn: ConnId, (): ()) {}
+
+    fn recallable((): &()) -> bool {
+        false
+    }
+
+    fn high_water(&mut self, _io: &mut Io<Self>, _conn: ConnId, _recalled: Vec<Unwritten<()>>) {}
+
+    fn drained(&mut self, _io: &mut Io<Self>, _conn: ConnId) {}
+
+    fn closed(&mut self, _io: &mut Io<Self>, conn: ConnId, _reason: CloseReason, _unwritten: Vec<Unwritten<()>>) {
+        self.open.retain(|open| *open != conn);
+        self.asking.remove(&conn);
+    }
+
+    fn timer(&mut self, io: &mut Io<Self>, timer: Late) {
+        match timer {
+            // Of one that has asked by now, nothing is left to be closed.
+            Late::Request(conn) => io.close(conn, CloseReason::IdleTimeout),
+            Late::Store(conn) => {
+                if let Some(is_head) = self.asking.remove(&conn) {
+                    not_ready(io, conn, is_head, "the store does not answer");
+                }
+            }
+        }
+    }
+
+    fn was_stopped(&mut self, _io: &mut Io<Self>, _gap: Duration) {}
+
+    fn stopping(&mut self, _io: &mut Io<Self>) {}
+}
