@@ -443,10 +443,10 @@ mod tests {
             ("chat-server --proxy-protocol 10.0.0.0/8,10.0.0.0/33", "10.0.0.0/33"),
             ("chat-server --redis redis://127.0.0.1:6379", "--redis"),
             ("chat-server --mixed", "--mixed"),
-            ("chat-server --metrics 9100", "--metrics"),
             ("chat-server --limits none", "--limits"),
             ("chat-server --max-connections-per-address 0", "--max-connections-per-address"),
             ("chat-server --max-connections-per-address -1", "--max-connections-per-address"),
+            ("chat-server --metrics 9100", "--metrics"),
             ("chat-server --colour", "--colour"),
         ] {
             let text = usage(line);

@@ -104,10 +104,10 @@ pub struct Acceptor<L> {
     state: State,
     /// The current lack was logged.
     complained: bool,
-    counts: Arc<AcceptorCounts>,
     crowd: Crowd,
     /// When it was last looked whether a crowd has left.
     looked: Instant,
+    counts: Arc<AcceptorCounts>,
 }
 
 /// Stops an acceptor from another thread.
@@ -149,9 +149,9 @@ impl<L> Acceptor<L> {
             stop,
             state: State::Ready,
             complained: false,
-            counts: Arc::default(),
             crowd: Crowd::default(),
             looked: Instant::now(),
+            counts: Arc::default(),
         };
         Ok((acceptor, handle))
     }
@@ -252,13 +252,14 @@ impl<L> Acceptor<L> {
     /// Tells a client that there is no place for it. A new socket's buffer has room for that, and
     /// should it fail, the client sees the connection end, which says the same.
     fn refuse(&mut self, mut stream: TcpStream, peer: SocketAddr, why: NoPlace) {
-        self.counts.refused.add(1);
         let refusal = match (why, &self.admission.addresses) {
             (NoPlace::ForItsAddress, Some((_, refusal))) => {
+                self.counts.refused_for_address.add(1);
                 log::debug!("{peer} is refused: its address has too many connections");
                 refusal
             }
             _ => {
+                self.counts.refused.add(1);
                 if !std::mem::replace(&mut self.complained, true) {
                     log::warn!("all {} connections are taken; {peer} and others are refused", self.admission.max);
                 }

@@ -8,6 +8,8 @@ labels! {
     pub enum Slowness as "cause" {
         /// More waits for it than the high-water mark allows.
         HighWater = "high water",
+        /// All connections' queues together hold too much, and it has more than its share.
+        Tight = "all buffers",
         /// It has taken nothing for a second.
         Stalled = "stalled",
     }
@@ -46,5 +48,7 @@ cells! {
         pauses: Counter = "chat_accept_pauses_total",
         /// Connections refused since all places were taken.
         refused: Counter = "chat_connections_refused_total",
+        /// Connections refused since their address had as many as it may.
+        refused_for_address: Counter = "chat_connections_refused_for_address_total",
     }
 }

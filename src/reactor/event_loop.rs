@@ -676,7 +676,7 @@ impl<H: Handler> EventLoop<H> {
             if counted > limits.high_water && !connection.over {
                 connection.over = true;
                 connection.over_since = now;
-                self.io.counts.slow.of(Slowness::HighWater).add(1);
+                self.io.counts.slow.of(if tight { Slowness::Tight } else { Slowness::HighWater }).add(1);
                 self.io.timers.set(now + SLOW_CONSUMER, LoopTimer::Slow(id));
                 self.recall(id);
             }

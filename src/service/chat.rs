@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::letters::{Fate, Letter, Receipt};
 use super::limits::store_is_full;
 use super::session::{Mode, Session};
-use super::{Answer, Call, Effect, Effects, Lane, Op, Path, Shard, Then, user_id};
+use super::{Answer, Call, Effect, Effects, Keeping, Lane, Limit, Op, Path, Shard, Then, user_id};
 use crate::bus::{BusOp, Envelope};
 use crate::reactor::ConnId;
 use crate::store::{GroupId, Kept, Outcome, Parcel, StoreError, UserId, Write};
@@ -150,31 +150,56 @@ impl Shard {
         if self.is_of_another_node(receipt) {
             return self.send_back(to, receipt, fx);
         }
-        let parcel = Parcel { to, messages: vec![Arc::clone(&body)], past: None };
-        let write = Write::Keep(vec![parcel]);
-        self.submit(self.user_lane(to), Then::Kept { to, body, receipt }, Op::Write(write), fx);
+        self.keeping.push(Keeping { to, body, receipt });
     }
 
-    /// A message is stored, or could not be.
-    pub(super) fn kept(
-        &mut self,
-        to: UserId,
-        body: Arc<[u8]>,
-        receipt: Receipt,
-        answer: Result<Answer, StoreError>,
-        fx: &mut Effects,
-    ) {
-        let kept = match answer {
-            Ok(Answer::Wrote(Outcome::Kept(kept))) => kept.first().copied(),
-            _ => None,
-        };
+    /// Submits what is to be stored to the pool: one job for each lane, since a group may have many members
+    /// who read slowly.
+    pub(super) fn keep_all(&mut self, fx: &mut Effects) {
+        let messages = std::mem::take(&mut self.keeping);
+        if let [message] = &messages[..] {
+            return self.keep_in(self.user_lane(message.to), messages, fx);
+        }
+        let mut by_lane = vec![Vec::new(); self.settings.lanes];
+        for message in messages {
+            by_lane[message.to as usize % self.settings.lanes].push(message);
+        }
+        for (lane, messages) in by_lane.into_iter().enumerate().filter(|(_, messages)| !messages.is_empty()) {
+            self.keep_in(Lane::Number(lane), messages, fx);
+        }
+    }
+
+    fn keep_in(&mut self, lane: Lane, messages: Vec<Keeping>, fx: &mut Effects) {
+        let parcel =
+            |Keeping { to, body, .. }: &Keeping| Parcel { to: *to, messages: vec![Arc::clone(body)], past: None };
+        let write = Write::Keep(messages.iter().map(parcel).collect());
+        self.submit(lane, Then::Kept(messages), Op::Write(write), fx);
+    }
+
+    /// Messages are stored, or could not be.
+    pub(super) fn kept(&mut self, messages: Vec<Keeping>, answer: Result<Answer, StoreError>, fx: &mut Effects) {
+        let mut kept = match answer {
+            Ok(Answer::Wrote(Outcome::Kept(kept))) => kept,
+            _ => Vec::new(),
+        }
+        .into_iter();
+        for message in messages {
+            self.one_kept(message, kept.next(), fx);
+        }
+    }
+
+    fn one_kept(&mut self, message: Keeping, kept: Option<Kept>, fx: &mut Effects) {
+        let Keeping { to, body, receipt } = message;
         let fate = match kept {
             Some(Kept::Stored(_)) => {
                 self.count_message(receipt, Path::Stored, 1);
                 Fate::Stored
             }
             Some(Kept::NoUser) => Fate::Failed(Errno::NoSuchUser),
-            Some(Kept::Full(_)) => Fate::Failed(Errno::Busy),
+            Some(Kept::Full(_)) => {
+                self.counts.limits.of(Limit::Offline).add(1);
+                Fate::Failed(Errno::Busy)
+            }
             Some(Kept::Elsewhere(_)) => {
                 self.claim_is_lost(to, fx);
                 return self.send_away(to, body, receipt, fx);

@@ -4,6 +4,7 @@
 use super::Shard;
 use super::letters::Receipt;
 use crate::metrics::{By, Counter, Gauge, Histogram, Label, cells, labels};
+use crate::store::Quota;
 use crate::wire::Errno;
 
 labels! {
@@ -39,6 +40,29 @@ labels! {
         OtherReactor = "other reactor",
         OtherNode = "other node",
         Stored = "stored",
+    }
+}
+
+labels! {
+    /// What there was too much of. Connections, time and sizes are counted where they are refused or closed.
+    pub enum Limit as "limit" {
+        MessageRate = "message rate",
+        FailedLogins = "failed logins",
+        Registrations = "registrations",
+        Offline = "offline messages",
+        Friends = "friends",
+        Groups = "groups",
+        Members = "group size",
+    }
+}
+
+impl From<Quota> for Limit {
+    fn from(quota: Quota) -> Limit {
+        match quota {
+            Quota::Friends => Limit::Friends,
+            Quota::Groups => Limit::Groups,
+            Quota::Members => Limit::Members,
+        }
     }
 }
 
@@ -87,6 +111,8 @@ cells! {
         requests: By<Asks, Counter, { Asks::COUNT }> = "chat_requests_total",
         /// Requests and connections that were refused, by errno.
         refusals: By<Errno, Counter, 15> = "chat_errors_total",
+        /// Requests, and messages for one recipient each, that were refused by a limit.
+        limits: By<Limit, Counter, { Limit::COUNT }> = "chat_limited_total",
         /// Users who are logged in.
         sessions: Gauge = "chat_sessions",
         /// Messages that other nodes sent to users of this one, once for each.

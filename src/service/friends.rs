@@ -34,7 +34,10 @@ impl Shard {
                     _ => "already a member of this group",
                 },
             )),
-            Ok(Answer::Wrote(Outcome::Full(quota))) => Some(super::limits::is_full(quota)),
+            Ok(Answer::Wrote(Outcome::Full(quota))) => {
+                self.counts.limits.of(quota.into()).add(1);
+                Some(super::limits::is_full(quota))
+            }
             Ok(Answer::Wrote(Outcome::NoUser)) => Some(Errno::NoSuchUser.into()),
             Ok(Answer::Wrote(Outcome::NoGroup)) => Some(Errno::NoSuchGroup.into()),
             other => Some(super::store_failure(other)),

@@ -130,12 +130,8 @@ pub enum Then {
         seq: Option<i64>,
     },
     Members(GroupId),
-    /// A message for a user of this node is stored, or not.
-    Kept {
-        to: UserId,
-        body: Arc<[u8]>,
-        receipt: Receipt,
-    },
+    /// Messages for users of this node are stored, or not.
+    Kept(Vec<Keeping>),
     /// What was on the ways to these users is stored, or not.
     WaysKept(Vec<UserId>),
     /// The message that a slow reader has half read is stored as well, in case it reads no more.
@@ -159,6 +155,14 @@ pub enum Then {
         /// The logout to be acked.
         ack: Option<(ConnId, i64)>,
     },
+}
+
+/// A message to be stored for a user of this node.
+#[derive(Debug, Clone)]
+pub struct Keeping {
+    pub to: UserId,
+    pub body: Arc<[u8]>,
+    pub receipt: Receipt,
 }
 
 /// A login on its way.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::session::Client;
-use super::{Effect, Effects, Login, Shard, Throttle, Timer};
+use super::{Effect, Effects, Limit, Login, Shard, Throttle, Timer};
 use crate::reactor::{AddressSlot, Addresses, CloseReason, ConnId, Origin};
 use crate::store::{Quota, UserId};
 use crate::wire::Refusal;
@@ -99,6 +99,7 @@ impl Shard {
                 None
             }
             Err(at) => {
+                self.counts.limits.of(Limit::MessageRate).add(1);
                 let at = at.max(now + TOO_FAST);
                 client.too_fast = true;
                 fx.push(Effect::Pause(conn));
@@ -123,7 +124,10 @@ impl Shard {
     pub(super) fn may_log_in(&self, user: UserId, from: Origin) -> Result<(), Refusal> {
         let Some(throttle) = &self.settings.limits.failed_logins else { return Ok(()) };
         let taken = throttle.take((user, from), self.now.at);
-        taken.map_err(|wait| Refusal::busy("too many failed logins, try again later", wait))
+        taken.map_err(|wait| {
+            self.counts.limits.of(Limit::FailedLogins).add(1);
+            Refusal::busy("too many failed logins, try again later", wait)
+        })
     }
 
     /// Whether a password was right is known, or not.
@@ -139,7 +143,10 @@ impl Shard {
     pub(super) fn may_register(&self, from: Origin) -> Result<(), Refusal> {
         let Some(throttle) = &self.settings.limits.registrations else { return Ok(()) };
         let taken = throttle.take(from, self.now.at);
-        taken.map_err(|wait| Refusal::busy("too many registrations from your address, try again later", wait))
+        taken.map_err(|wait| {
+            self.counts.limits.of(Limit::Registrations).add(1);
+            Refusal::busy("too many registrations from your address, try again later", wait)
+        })
     }
 
     /// Nobody knows what became of a registration.

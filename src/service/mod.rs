@@ -45,7 +45,7 @@ use std::time::{Duration, Instant};
 use chrono::{Local, TimeZone};
 use ipnet::IpNet;
 
-pub use counts::{Asks, MessageKind, Path, ShardCounts};
+pub use counts::{Asks, Limit, MessageKind, Path, ShardCounts};
 pub use effects::{Effect, Effects, Payload};
 pub use jobs::{Answer, Done, Job, JobRunner, Lane, Op, Then};
 pub use letters::{Fate, Letter, Receipt, Tag, Timer};
@@ -59,7 +59,7 @@ use crate::wire::proxy::BadHeader;
 use crate::wire::{Broken, Errno, Refusal, Request, Split, msgid, reply};
 use cluster::Early;
 use groups::{FanOuts, GroupCache};
-use jobs::Login;
+use jobs::{Keeping, Login};
 use letters::Waiting;
 use presence::Leaving;
 use session::Client;
@@ -167,6 +167,8 @@ pub struct Shard {
     ways: HashMap<UserId, Way>,
     /// With so many, some are forgotten.
     many_ways: usize,
+    /// What is to be stored at the end of this input, or before its next job.
+    keeping: Vec<Keeping>,
     /// Ways whose queue is to be stored at the end of this input.
     marked: Vec<UserId>,
     /// What other nodes and the bus owe an answer to, in the order in which it was asked.
@@ -211,6 +213,7 @@ impl Shard {
             next_epoch: envelope::first_epoch(index),
             ways: HashMap::new(),
             many_ways: ways::MANY_WAYS,
+            keeping: Vec::new(),
             marked: Vec::new(),
             asked: BTreeMap::new(),
             next_question: 0,
@@ -337,6 +340,7 @@ impl Shard {
     /// A slow reader has read all that was queued.
     pub fn drained(&mut self, conn: ConnId, fx: &mut Effects) {
         self.queue_drained(conn, fx);
+        self.end(fx);
     }
 
     /// A connection is gone; `unwritten` did not get out.
@@ -416,6 +420,9 @@ impl Shard {
 
     /// What is left to be done at the end of every input.
     fn end(&mut self, fx: &mut Effects) {
+        if !self.keeping.is_empty() {
+            self.keep_all(fx);
+        }
         self.keep_marked(fx);
         self.counts.jobs.set(self.jobs);
         self.counts.questions.set(self.asked.len());
@@ -532,6 +539,10 @@ impl Shard {
     }
 
     fn submit(&mut self, lane: Lane, then: Then, op: Op, fx: &mut Effects) {
+        // What was to be stored first, is.
+        if !self.keeping.is_empty() {
+            self.keep_all(fx);
+        }
         self.jobs += 1;
         fx.push(Effect::Submit(lane, Box::new(Job { shard: self.index, then, op })));
     }
@@ -556,7 +567,7 @@ impl Shard {
             Then::GroupJoined { conn, seq, user, group } => self.group_joined(conn, seq, user, group, answer, fx),
             Then::Listed { conn, seq } => self.listed(conn, seq, answer, fx),
             Then::Members(group) => self.members_loaded(group, answer, fx),
-            Then::Kept { to, body, receipt } => self.kept(to, body, receipt, answer, fx),
+            Then::Kept(messages) => self.kept(messages, answer, fx),
             Then::WaysKept(users) => self.ways_kept(users, answer, fx),
             Then::KeptBegun { conn, user, receipt } => self.begun_kept(conn, user, receipt, answer, fx),
             Then::Page { conn, user } => self.page_read(conn, user, answer, now, fx),

@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use super::chat::Text;
 use super::letters::{Fate, Letter, Receipt, Waiting};
-use super::{Answer, Effect, Effects, Lane, Login, Op, Path, Shard, Then, Timer};
+use super::{Answer, Effect, Effects, Lane, Limit, Login, Op, Path, Shard, Then, Timer};
 use crate::bus::{Addressee, BusOp, Envelope, Ticket};
 use crate::reactor::ConnId;
 use crate::store::{Claim, Holder, Kept, NodeId, Outcome, Parcel, StoreError, UserId, Write};
@@ -413,6 +413,7 @@ impl Shard {
                     }
                     _ => way.forget(),
                 }
+                self.counts.limits.of(Limit::Offline).add((messages.len() - stored) as u64);
                 messages[..stored].iter().for_each(|(_, receipt)| self.count_message(*receipt, Path::Stored, 1));
                 (stored, Fate::Failed(Errno::Busy))
             }

@@ -55,7 +55,7 @@ const REQUEST_TIME: Duration = Duration::from_secs(5);
 /// How long the store may take to show that it is there.
 const STORE_TIME: Duration = Duration::from_secs(1);
 /// Larger than any answer.
-const LIMITS: Limits = Limits { high_water: 64 << 20, hard: 128 << 20, total: 128 << 20 };
+const LIMITS: Limits = Limits { high_water: 64 << 20, hard: 128 << 20, total: usize::MAX };
 
 /// The address of `--metrics` cannot be listened on.
 #[derive(Debug, thiserror::Error)]
