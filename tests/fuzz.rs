@@ -10,7 +10,7 @@ use std::path::Path;
 use support::Rng;
 
 /// How many inputs are made of each one of a corpus.
-const LIKE_IT: usize = 30;
+const LIKE_IT: usize = 5;
 
 /// Changes an input as a fuzzer does, but blindly.
 fn mutated(input: &[u8], rng: &mut Rng) -> Vec<u8> {

@@ -23,6 +23,10 @@ struct Node {
     runner: JobRunner,
     now: Now,
     jobs: Vec<(Lane, Op)>,
+    /// How many messages were sent to clients.
+    sent: usize,
+    /// What Redis has yet to confirm; `None`: it does so at once.
+    unconfirmed: Option<Vec<BusEvent>>,
     _store: SqliteStore,
     _folder: TempDir,
 }
@@ -52,6 +56,8 @@ impl Node {
             runner: JobRunner::new(store.connection(), Hasher::new(cost), false),
             now,
             jobs: Vec::new(),
+            sent: 0,
+            unconfirmed: None,
             _store: store,
             _folder: folder,
         }
@@ -76,7 +82,10 @@ impl Node {
         while let Some(effect) = effects.pop_front() {
             let mut fx = Effects::default();
             match effect {
-                Effect::Send { conn, tag: Some(tag), .. } => self.shard.written(conn, tag, &mut fx),
+                Effect::Send { conn, tag, .. } => {
+                    self.sent += 1;
+                    tag.into_iter().for_each(|tag| self.shard.written(conn, tag, &mut fx));
+                }
                 Effect::Submit(lane, job) => {
                     self.jobs.push((lane, copy(&job.op)));
                     let (shard, now) = (&mut self.shard, self.now);
@@ -86,7 +95,14 @@ impl Node {
                 }
                 Effect::Bus(op) => {
                     let event = match op {
-                        BusOp::Listen { user, epoch, .. } => BusEvent::Listening { user, epoch },
+                        BusOp::Listen { user, epoch, .. } => {
+                            let event = BusEvent::Listening { user, epoch };
+                            if let Some(unconfirmed) = &mut self.unconfirmed {
+                                unconfirmed.push(event);
+                                continue;
+                            }
+                            event
+                        }
                         BusOp::ToAll(_, ticket) => BusEvent::Reached(ticket, Some(0)),
                         _ => continue,
                     };
@@ -120,6 +136,23 @@ fn passwords_are_hashed_in_no_lane_and_the_claim_is_made_in_the_accounts() {
     assert!(matches!(jobs[0], (Lane::None, Op::Verify { .. })), "{jobs:?}");
     assert!(matches!(&jobs[1], (at, Op::Write(Write::Claim { .. })) if *at == lane), "{jobs:?}");
     assert!(jobs[1..].iter().all(|(at, _)| *at == lane), "{jobs:?}");
+}
+
+#[test]
+fn a_session_begins_when_its_channel_is_listened_to() {
+    let mut node = Node::new();
+    let conn = node.connect();
+    node.ask(conn, r#"{"msgid":4,"name":"someone","password":"p"}"#);
+    (node.sent, node.unconfirmed) = (0, Some(Vec::new()));
+    let jobs = node.ask(conn, r#"{"msgid":1,"id":1,"password":"p"}"#);
+    // It has the claim, and has not looked into the store: what comes before the confirmation is still
+    // published for nobody, or stored.
+    assert!(matches!(jobs[..], [_, (_, Op::Write(Write::Claim { .. }))]), "{jobs:?}");
+    assert_eq!(node.sent, 0);
+    for event in node.unconfirmed.take().into_iter().flatten() {
+        node.call(|shard, now, fx| shard.letter(Letter::Bus(event), now, fx));
+    }
+    assert_eq!(node.sent, 1);
 }
 
 #[test]

@@ -1061,7 +1061,7 @@ fn the_promises_hold_under_every_schedule() {
         return World::new(seed).run();
     }
     let first = number("CHAT_FIRST_SEED").unwrap_or(0);
-    let end = first + number("CHAT_SEEDS").unwrap_or(1500);
+    let end = first + number("CHAT_SEEDS").unwrap_or(2500);
     let next = AtomicU64::new(first);
     let failed = AtomicU64::new(u64::MAX);
     let run_seeds = || {

@@ -296,7 +296,7 @@ impl Shard {
                         Broken::TooLarge => (Errno::TooLarge, CloseReason::TooLarge),
                         Broken::NotAnObject | Broken::TooDeep => (Errno::Unfollowable, CloseReason::Unfollowable),
                     };
-                    self.refuse_and_close(conn, Refusal::new(errno, broken.to_string()), reason, fx);
+                    self.refuse_stream(conn, Refusal::new(errno, broken.to_string()), reason, fx);
                 }
             }
         }
@@ -311,7 +311,7 @@ impl Shard {
             self.refuse_proxy_header(conn, BadHeader::Malformed, fx);
         } else if rest > 0 || client.splitter.inside_object() {
             let refusal = Refusal::new(Errno::Unfollowable, "the stream ended inside an object");
-            self.refuse_and_close(conn, refusal, CloseReason::Unfollowable, fx);
+            self.refuse_stream(conn, refusal, CloseReason::Unfollowable, fx);
         } else {
             self.close_if_done(conn, fx);
         }
@@ -439,7 +439,7 @@ impl Shard {
     fn object(&mut self, conn: ConnId, object: &[u8], now: Now, fx: &mut Effects) {
         let request = match Request::parse(object) {
             Ok(request) => request,
-            Err(refusal) => return self.refuse_and_close(conn, refusal, CloseReason::Unfollowable, fx),
+            Err(refusal) => return self.refuse_stream(conn, refusal, CloseReason::Unfollowable, fx),
         };
         let (id, seq) = (request.msgid(), request.seq());
         if let Some(refusal) = self.is_too_fast(conn, object.len(), fx) {
@@ -497,6 +497,19 @@ impl Shard {
         }
     }
 
+    /// The same where the stream cannot be followed: requests before that still get their replies.
+    fn refuse_stream(&mut self, conn: ConnId, refusal: Refusal, reason: CloseReason, fx: &mut Effects) {
+        match self.clients.get_mut(conn) {
+            Some(client) if client.pending > 0 && !client.waiting && !client.closing => {
+                log::debug!("{conn}: {}", refusal.text);
+                client.closing = true;
+                client.close_when_paid = Some(reason);
+                self.refuse(conn, None, None, &refusal, fx);
+            }
+            _ => self.refuse_and_close(conn, refusal, reason, fx),
+        }
+    }
+
     /// Notes that a request of this connection will be settled later.
     fn owe(&mut self, conn: ConnId, fx: &mut Effects) {
         let crowded = self.is_crowded();
@@ -524,6 +537,11 @@ impl Shard {
             if !client.is_paused() {
                 fx.push(Effect::Resume(conn));
             }
+        }
+        if client.pending == 0
+            && let Some(reason) = client.close_when_paid.take()
+        {
+            fx.push(Effect::Close(conn, reason));
         }
         self.close_if_done(conn, fx);
     }

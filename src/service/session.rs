@@ -46,6 +46,8 @@ pub(super) struct Client {
     pub ended: bool,
     /// We are closing it.
     pub closing: bool,
+    /// We are, as soon as nothing is pending.
+    pub close_when_paid: Option<CloseReason>,
     /// When it last sent anything.
     pub last_input: Instant,
     /// Since when nobody is logged in on it.
@@ -71,6 +73,7 @@ impl Client {
             knows_ping: false,
             ended: false,
             closing: false,
+            close_when_paid: None,
             last_input: now,
             out_since: now,
             tally: None,

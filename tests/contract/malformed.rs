@@ -1,8 +1,8 @@
 //! Input that kills the C++ server, or that it may not be sent: refused, and nobody else notices.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::support::{Config, eventually};
+use crate::support::{Client, Config, eventually};
 
 in_every_configuration! {
     hello_is_error_10,
@@ -17,6 +17,7 @@ in_every_configuration! {
     an_unknown_msgid_is_error_11,
     what_cannot_be_followed_is_error_10_also_in_fields_that_nobody_reads,
     what_came_before_the_error_is_still_done,
+    what_came_before_the_error_is_still_answered,
     the_reply_to_an_error_survives_what_the_client_still_sends,
     a_session_that_ends_by_an_error_frees_its_account,
     a_client_that_cannot_be_followed_disturbs_nobody,
@@ -174,6 +175,24 @@ fn what_came_before_the_error_is_still_done(config: &'static Config) {
     assert_eq!(client.recv()["errno"], 10);
     client.expect_end();
     assert_eq!(recipient.texts(2), ["last words", "last words"]);
+}
+
+fn what_came_before_the_error_is_still_answered(config: &'static Config) {
+    let world = config.shared();
+    // Wherever they are.
+    let recipients: Vec<Client> = (0..4).map(|node| world.online_on(node, "recipient")).collect();
+    let mut client = world.online("sender");
+    let mut chats = String::new();
+    for (seq, recipient) in recipients.iter().enumerate() {
+        let mut chat = client.chat_to(recipient.id(), "last words");
+        chat["seq"] = (1000 + seq).into();
+        chats += &chat.to_string();
+    }
+    client.send_raw(chats + "hello");
+    let mut seqs: Vec<Value> = (0..=recipients.len()).map(|_| client.recv()["seq"].clone()).collect();
+    client.expect_end();
+    seqs.sort_by_key(|seq| seq.as_i64());
+    assert_eq!(json!(seqs), json!([null, 1000, 1001, 1002, 1003]));
 }
 
 fn the_reply_to_an_error_survives_what_the_client_still_sends(config: &'static Config) {
