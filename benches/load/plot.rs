@@ -93,7 +93,7 @@ impl Plot<'_> {
             chart.draw_series(LineSeries::new(points, style))?.label(&line.name).legend(legend);
         }
         let mut labels = chart.configure_series_labels();
-        labels.position(SeriesLabelPosition::UpperLeft).margin(8).label_font(("sans-serif", 12));
+        labels.position(SeriesLabelPosition::LowerRight).margin(8).label_font(("sans-serif", 12));
         labels.background_style(WHITE.mix(0.8)).draw()
     }
 }
