@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use chat_server::wire::Framing;
 use rlimit::Resource;
 use serde_json::json;
-use support::{Config, DEADLINE, Launch, World, eventually, refused_start};
+use support::{Account, Config, DEADLINE, Launch, World, eventually, refused_start};
 
 static ALONE: Config = Config::new(2);
 static CLUSTER: Config = Config::cluster(2, 1);
@@ -315,6 +315,42 @@ fn every_byte_counts_once() {
     client.finish();
     client.expect_end();
     expect_all(at, &[("chat_requests_total{request=\"pong\"}", 1.0), ("chat_connections", 0.0)]);
+}
+
+#[test]
+fn what_limits_refuse_is_counted_by_limit() {
+    let limits = "--max-connections-per-address 2 --max-message-rate 2 --max-failed-logins 1 --max-registrations 3 \
+                  --max-offline 1 --max-friends 1 --max-groups 1 --max-group-size 1";
+    let world = ALONE.own(&[&ANY_PORT[..], &limits.split_whitespace().collect::<Vec<_>>()].concat());
+    let at = monitor_of(&world, 0);
+    let (mut user, mut other) = (world.online("user"), world.client());
+    let friends = [(); 2].map(|()| other.register(&world.name("friend"), "secret"));
+    let register = json!({"msgid": 4, "name": world.name("late"), "password": "p"});
+    assert_eq!(other.refused(register), 20);
+    assert_eq!(world.client().recv()["errno"], 20);
+    let wrong = Account { password: "guess".into(), ..friends[1].clone() };
+    assert_eq!(other.try_login(&wrong)["errno"], 1);
+    assert_eq!(other.try_login(&wrong)["errno"], 20);
+    let id = user.id();
+    let add = |friend: &Account| json!({"msgid": 7, "id": id, "friendid": friend.id});
+    user.must(add(&friends[0]));
+    assert_eq!(user.refused(add(&friends[1])), 20);
+    let group = user.create_group(&world.name("group"));
+    assert_eq!(user.refused(json!({"msgid": 8, "id": id, "groupname": world.name("g"), "groupdesc": ""})), 20);
+    other.login(&friends[0]);
+    assert_eq!(other.refused(json!({"msgid": 9, "id": other.id(), "groupid": group})), 20);
+    user.chat(friends[1].id, "kept");
+    assert_eq!(user.refused(user.chat_to(friends[1].id, "not kept")), 20);
+    // Twenty at once; a few have come by now.
+    let pongs: Vec<i64> = (0..20).map(|_| user.start(json!({"msgid": 202}))).collect();
+    let refused = pongs.into_iter().filter(|seq| user.reply(*seq)["errno"] == 20).count();
+    assert!(refused > 0);
+    let limited = |limit: &str| format!("chat_limited_total{{limit=\"{limit}\"}}");
+    for limit in ["failed_logins", "registrations", "offline_messages", "friends", "groups", "group_size"] {
+        expect(at, &limited(limit), 1.0);
+    }
+    expect(at, &limited("message_rate"), refused as f64);
+    expect(at, "chat_connections_refused_for_address_total", 1.0);
 }
 
 #[test]

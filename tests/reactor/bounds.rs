@@ -287,11 +287,16 @@ fn all_queues_together_are_bounded_although_none_has_passed_its_own_mark() {
     eventually("less to wait", || buffered() <= TOTAL);
     reactors.pass(Duration::from_millis(200));
     // Nothing is lost: what was recalled, and what the client reads, is all there was, in order.
-    let mut recalled = vec![Vec::new(); CLIENTS];
+    let (mut recalled, mut drained) = (vec![Vec::new(); CLIENTS], Vec::new());
     for event in reactors.told() {
-        if let Event::HighWater(id, unwritten) = event {
-            let client = clients.iter().position(|(_, conn)| *conn == id).unwrap();
-            recalled[client].extend(unwritten.iter().filter(|message| !message.begun).map(|m| number(m.tag)));
+        match event {
+            Event::HighWater(id, unwritten) => {
+                let client = clients.iter().position(|(_, conn)| *conn == id).unwrap();
+                recalled[client].extend(unwritten.iter().filter(|message| !message.begun).map(|m| number(m.tag)));
+            }
+            // The kernel may have found room for what was left.
+            Event::Drained(id) => drained.push(id),
+            _ => {}
         }
     }
     assert!(recalled.iter().filter(|recalled| !recalled.is_empty()).count() >= 3, "{recalled:?}");
@@ -302,7 +307,9 @@ fn all_queues_together_are_bounded_although_none_has_passed_its_own_mark() {
         assert!(recalled.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{recalled:?}");
         if !recalled.is_empty() {
             assert_eq!(recalled.last(), Some(&(EACH - 1)));
-            reactors.expect(&Event::Drained(*conn));
+            if !drained.contains(conn) {
+                reactors.expect(&Event::Drained(*conn));
+            }
         }
     }
     assert_eq!(buffered(), 0);
