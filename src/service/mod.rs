@@ -84,6 +84,8 @@ pub struct Settings {
     pub lanes: usize,
     /// Treat clients that end their objects with NUL and never use `seq` as the C++ client needs.
     pub legacy_client: bool,
+    /// There are no other nodes.
+    pub alone: bool,
     /// Somebody else may change who is in a group: members are read for every message.
     pub mixed: bool,
     /// Networks whose connections begin with a PROXY header, while all others are refused; none:
