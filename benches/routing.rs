@@ -55,6 +55,7 @@ impl Node {
             high_water: 1 << 20,
             lanes: 1,
             legacy_client: false,
+            alone: true,
             mixed: false,
             proxies: Arc::default(),
             limits: Limits::default(),

@@ -9,7 +9,7 @@ use std::time::Instant;
 use chat_server::bus::{BusEvent, BusOp};
 use chat_server::password::{Cost, Hasher};
 use chat_server::reactor::{ConnId, ConnIds};
-use chat_server::service::{Effect, Effects, JobRunner, Lane, Letter, Limits, Now, Op, Settings, Shard};
+use chat_server::service::{Effect, Effects, JobRunner, Lane, Letter, Limits, Now, Op, Settings, Shard, Tag};
 use chat_server::store::sqlite::SqliteStore;
 use chat_server::store::{NodeId, Quotas, Store, Write};
 use tempfile::TempDir;
@@ -25,6 +25,8 @@ struct Node {
     jobs: Vec<(Lane, Op)>,
     /// How many messages were sent to clients.
     sent: usize,
+    /// Who does not read, and what is noted on the messages that wait.
+    stalled: Option<(ConnId, Vec<Tag>)>,
     /// What Redis has yet to confirm; `None`: it does so at once.
     unconfirmed: Option<Vec<BusEvent>>,
     _store: SqliteStore,
@@ -46,6 +48,7 @@ impl Node {
             high_water: 1 << 20,
             lanes: LANES,
             legacy_client: false,
+            alone: false,
             mixed: false,
             proxies: Arc::default(),
             limits: Limits::default(),
@@ -57,6 +60,7 @@ impl Node {
             now,
             jobs: Vec::new(),
             sent: 0,
+            stalled: None,
             unconfirmed: None,
             _store: store,
             _folder: folder,
@@ -84,7 +88,10 @@ impl Node {
             match effect {
                 Effect::Send { conn, tag, .. } => {
                     self.sent += 1;
-                    tag.into_iter().for_each(|tag| self.shard.written(conn, tag, &mut fx));
+                    match &mut self.stalled {
+                        Some((stalled, tags)) if *stalled == conn => tags.extend(tag),
+                        _ => tag.into_iter().for_each(|tag| self.shard.written(conn, tag, &mut fx)),
+                    }
                 }
                 Effect::Submit(lane, job) => {
                     self.jobs.push((lane, copy(&job.op)));
@@ -153,6 +160,23 @@ fn a_session_begins_when_its_channel_is_listened_to() {
         node.call(|shard, now, fx| shard.letter(Letter::Bus(event), now, fx));
     }
     assert_eq!(node.sent, 1);
+}
+
+#[test]
+fn a_claim_is_kept_until_what_was_sent_without_seq_is_written_too() {
+    let mut node = Node::new();
+    let (sender, recipient) = (node.connect(), node.connect());
+    for (id, conn) in [(1, sender), (2, recipient)] {
+        node.ask(conn, &format!(r#"{{"msgid":4,"name":"user {id}","password":"p"}}"#));
+        node.ask(conn, &format!(r#"{{"msgid":1,"id":{id},"password":"p"}}"#));
+    }
+    node.stalled = Some((recipient, Vec::new()));
+    node.ask(sender, r#"{"msgid":6,"id":1,"toid":2,"msg":"m"}"#);
+    let jobs = node.ask(sender, r#"{"msgid":3,"id":1}"#);
+    assert!(jobs.is_empty(), "what is sent from another node could overtake it: {jobs:?}");
+    let (_, tags) = node.stalled.take().expect("somebody who does not read");
+    tags.into_iter().for_each(|tag| node.call(|shard, _, fx| shard.written(recipient, tag, fx)));
+    assert!(matches!(node.jobs[..], [(_, Op::Write(Write::Release { user: 1, .. }))]), "{:?}", node.jobs);
 }
 
 #[test]

@@ -284,6 +284,7 @@ impl World {
             high_water,
             lanes: LANES,
             legacy_client: false,
+            alone: nodes == 1,
             mixed: false,
             proxies: Arc::default(),
             limits: Limits::default(),

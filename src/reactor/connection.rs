@@ -93,16 +93,12 @@ pub(super) struct Connection<T> {
     pub to_recall: bool,
     /// A timer will look whether it has stalled.
     pub stall_timer: bool,
-    /// When the kernel last took something, or the queue began to wait for it.
-    pub progress: Instant,
     /// Its input waits until what is queued is written, exempt or not.
     pub stuffed: bool,
     /// Each message leaves alone and spaced out, for C++ clients.
     pub paced: bool,
     /// A timer will go on with a paced connection's queue.
     pub pacing: bool,
-    /// When it went over the mark.
-    pub over_since: Instant,
     /// When a connection that we close has had its time.
     pub close_by: Option<Instant>,
     /// Input that the handler has not consumed: the head of an object, or what waits behind a
@@ -115,7 +111,7 @@ pub(super) struct Connection<T> {
 }
 
 impl<T> Connection<T> {
-    pub fn new(id: ConnId, stream: TcpStream, slot: ConnectionSlot, now: Instant) -> Self {
+    pub fn new(id: ConnId, stream: TcpStream, slot: ConnectionSlot) -> Self {
         Connection {
             id,
             stream,
@@ -134,11 +130,9 @@ impl<T> Connection<T> {
             recalled: false,
             to_recall: false,
             stall_timer: false,
-            progress: now,
             stuffed: false,
             paced: false,
             pacing: false,
-            over_since: now,
             close_by: None,
             input: Vec::new(),
             outbox: None,

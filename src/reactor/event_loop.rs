@@ -491,7 +491,7 @@ impl<H: Handler> EventLoop<H> {
             io.ids.free(id);
             return;
         }
-        io.connections.insert(id, Box::new(Connection::new(id, stream, slot, io.now)));
+        io.connections.insert(id, Box::new(Connection::new(id, stream, slot)));
         io.counts.accepted.add(1);
         io.counts.connections.set(io.connections.len());
         self.handler.opened(io, id, peer);
@@ -644,8 +644,10 @@ impl<H: Handler> EventLoop<H> {
                     }
                 }
                 LoopTimer::Slow(id) => {
-                    let since = self.io.now.checked_sub(SLOW_CONSUMER);
-                    if self.io.connections.get(id).is_some_and(|c| c.over && Some(c.over_since) <= since) {
+                    // It may have read everything since, and then fallen behind anew.
+                    let over_since =
+                        self.io.connections.get(id).filter(|c| c.over).and_then(|c| c.outbox.as_ref()?.over_since);
+                    if over_since.is_some_and(|since| since + SLOW_CONSUMER <= self.io.now) {
                         self.io.kill(id, CloseReason::SlowConsumer);
                     }
                 }
@@ -675,7 +677,9 @@ impl<H: Handler> EventLoop<H> {
             let counted = connection.weight(tight);
             if counted > limits.high_water && !connection.over {
                 connection.over = true;
-                connection.over_since = now;
+                if let Some(outbox) = &mut connection.outbox {
+                    outbox.over_since = Some(now);
+                }
                 self.io.counts.slow.of(if tight { Slowness::Tight } else { Slowness::HighWater }).add(1);
                 self.io.timers.set(now + SLOW_CONSUMER, LoopTimer::Slow(id));
                 self.recall(id);
@@ -726,7 +730,7 @@ impl<H: Handler> EventLoop<H> {
         if !connection.blocked || connection.over || connection.recalled || connection.state != State::Open {
             return;
         }
-        let due = connection.progress + STALLED;
+        let due = connection.outbox.as_ref().and_then(|outbox| outbox.progress).unwrap_or(io.now) + STALLED;
         if due > io.now {
             connection.stall_timer = true;
             io.timers.set(due, LoopTimer::Stalled(id));
@@ -775,12 +779,14 @@ impl<H: Handler> EventLoop<H> {
         io.counts.queued.sub(written);
         io.counts.sent.add(written as u64);
         let moved = written > 0;
-        if moved || (blocked && !connection.armed) {
-            connection.progress = io.now;
-        }
-        if blocked && !connection.stall_timer && !connection.recalled {
-            connection.stall_timer = true;
-            io.timers.set(connection.progress + STALLED, LoopTimer::Stalled(id));
+        if let Some(outbox) = &mut connection.outbox {
+            if moved || (blocked && !connection.armed) {
+                outbox.progress = Some(io.now);
+            }
+            if blocked && !connection.stall_timer && !connection.recalled {
+                connection.stall_timer = true;
+                io.timers.set(outbox.progress.unwrap_or(io.now) + STALLED, LoopTimer::Stalled(id));
+            }
         }
         if connection.paced && moved {
             connection.pacing = true;

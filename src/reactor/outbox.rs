@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, Write};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// A message's bytes.
 #[derive(Debug, Clone)]
@@ -45,6 +46,11 @@ pub struct Outbox<T> {
     /// Messages that are not simply the next bytes of `copied`: shared ones, and those that stand
     /// alone.
     special: usize,
+    /// When the kernel last took something, or the queue began to wait for it. The loop sets this
+    /// and the next; they stand here since they mean nothing where nothing waits.
+    pub(super) progress: Option<Instant>,
+    /// When the queue went over the high-water mark.
+    pub(super) over_since: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -107,6 +113,8 @@ impl<T> Default for Outbox<T> {
             bytes: 0,
             exempt: 0,
             special: 0,
+            progress: None,
+            over_since: None,
         }
     }
 }
@@ -290,7 +298,8 @@ impl<T> Outbox<T> {
     where
         T: Clone,
     {
-        let (mut recalled, mut kept) = (Vec::new(), Outbox::default());
+        let (progress, over_since) = (self.progress, self.over_since);
+        let (mut recalled, mut kept) = (Vec::new(), Outbox { progress, over_since, ..Outbox::default() });
         let mut at = self.copied_head;
         let mut begun = self.written;
         for message in std::mem::take(&mut self.messages) {
@@ -329,7 +338,7 @@ impl<T> Outbox<T> {
         recalled
     }
 
-    /// Lets go of large buffers; what stays is kept for the next connection.
+    /// Makes an empty outbox ready for the next connection: large buffers are let go of.
     pub fn shrink(&mut self) {
         const KEEP: usize = 16 * 1024;
         if self.copied.capacity() > KEEP {
@@ -338,6 +347,7 @@ impl<T> Outbox<T> {
         if self.messages.capacity() > 256 {
             self.messages = VecDeque::new();
         }
+        (self.progress, self.over_since) = (None, None);
     }
 }
 

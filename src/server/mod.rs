@@ -301,6 +301,7 @@ fn settings(config: &Config, node: NodeId, lanes: usize, limits: service::Limits
         high_water: config.high_water,
         lanes,
         legacy_client: config.legacy_client,
+        alone: config.redis.is_none(),
         mixed: config.mixed,
         proxies: config.proxies.clone().into(),
         limits,

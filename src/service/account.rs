@@ -267,7 +267,9 @@ impl Shard {
     fn log_out(&mut self, conn: ConnId, ack: Option<i64>, now: Now, fx: &mut Effects) {
         let Some(client) = self.clients.get_mut(conn) else { return };
         let Some(session) = client.session.take() else { return };
-        client.out_since = now.at;
+        if let Some(tally) = &mut client.tally {
+            tally.out_since = now.at;
+        }
         if let Some(timeout) = self.settings.login_timeout {
             fx.push(Effect::Timer(now.at + timeout, Timer::Login(conn)));
         }

@@ -34,13 +34,14 @@ impl Shard {
         let to = call.request.toid()?;
         let text = self.outgoing(call)?;
         let to = user_id(to).ok_or(Errno::NoSuchUser)?;
-        // Somebody who is there gets it in this turn; then a sender that asks for no ack need not
-        // be told anything.
+        // Somebody who is there gets it in this turn; then a sender that asks for no ack need not be told
+        // anything. But one who can go on at another node has to wait: what is sent from there and stored
+        // must not come before what still waits here for a slow reader.
         let direct = self.presence.contains_key(&to)
             && !self.held.contains_key(&to)
             && !self.leaving.contains_key(&to)
             && !self.ways.contains_key(&to);
-        let owed = call.seq.is_some() || !direct;
+        let owed = call.seq.is_some() || !direct || !self.settings.alone;
         if owed {
             self.owe_send(call.conn, user, fx);
         }

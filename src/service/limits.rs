@@ -37,11 +37,15 @@ pub(super) struct Tally {
     /// Until when the messages that have come are made up for, and their bytes.
     messages: Instant,
     bytes: Instant,
+    /// When it last sent anything.
+    pub last_input: Instant,
+    /// Since when nobody is logged in on it.
+    pub out_since: Instant,
 }
 
 impl Tally {
     fn new(now: Instant) -> Self {
-        Tally { address: None, messages: now, bytes: now }
+        Tally { address: None, messages: now, bytes: now, last_input: now, out_since: now }
     }
 }
 
@@ -75,7 +79,7 @@ pub(super) fn is_full(quota: Quota) -> Refusal {
 }
 
 impl Client {
-    fn tally(&mut self, now: Instant) -> &mut Tally {
+    pub fn tally(&mut self, now: Instant) -> &mut Tally {
         self.tally.get_or_insert_with(|| Box::new(Tally::new(now)))
     }
 }

@@ -84,6 +84,8 @@ pub struct Settings {
     pub lanes: usize,
     /// Treat clients that end their objects with NUL and never use `seq` as the C++ client needs.
     pub legacy_client: bool,
+    /// There are no other nodes.
+    pub alone: bool,
     /// Somebody else may change who is in a group: members are read for every message.
     pub mixed: bool,
     /// Networks whose connections begin with a PROXY header, while all others are refused; none:
@@ -239,7 +241,11 @@ impl Shard {
     /// A connection was accepted, from `peer`: the client, or a proxy that will tell whose it is.
     pub fn opened(&mut self, conn: ConnId, peer: SocketAddr, now: Now, fx: &mut Effects) {
         self.now = now;
-        self.clients.insert(conn, Client::new(peer, now.at));
+        let mut client = Client::new(peer);
+        if self.settings.login_timeout.or(self.settings.idle_timeout).is_some() {
+            client.tally(now.at);
+        }
+        self.clients.insert(conn, client);
         if !self.expect_proxy_header(conn, fx) {
             return;
         }
@@ -266,7 +272,9 @@ impl Shard {
     fn objects(&mut self, conn: ConnId, input: &[u8], now: Now, fx: &mut Effects) -> Taken {
         let Some(mut taken) = self.proxy_header(conn, input, fx) else { return Taken { bytes: 0, more: false } };
         if let Some(client) = self.clients.get_mut(conn) {
-            client.last_input = now.at;
+            if let Some(tally) = &mut client.tally {
+                tally.last_input = now.at;
+            }
             if !client.splitter.inside_object() {
                 client.framing.more(&input[taken..]);
             }

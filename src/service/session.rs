@@ -48,16 +48,12 @@ pub(super) struct Client {
     pub closing: bool,
     /// We are, as soon as nothing is pending.
     pub close_when_paid: Option<CloseReason>,
-    /// When it last sent anything.
-    pub last_input: Instant,
-    /// Since when nobody is logged in on it.
-    pub out_since: Instant,
     /// What is counted for it; a pointer, since most limits are off by default.
     pub tally: Option<Box<Tally>>,
 }
 
 impl Client {
-    pub fn new(peer: SocketAddr, now: Instant) -> Self {
+    pub fn new(peer: SocketAddr) -> Self {
         Client {
             peer,
             header_due: false,
@@ -74,8 +70,6 @@ impl Client {
             ended: false,
             closing: false,
             close_when_paid: None,
-            last_input: now,
-            out_since: now,
             tally: None,
         }
     }
@@ -599,7 +593,7 @@ impl Shard {
         if client.session.is_some() {
             return; // a logout sets it again
         }
-        let due = client.out_since + timeout;
+        let due = client.tally(now.at).out_since + timeout;
         if client.waiting || due > now.at {
             fx.push(Effect::Timer(due.max(now.at + RETRY), Timer::Login(conn)));
         } else {
@@ -610,8 +604,9 @@ impl Shard {
     /// Has the idle timer found somebody who has been silent?
     pub(super) fn idle_timer(&mut self, conn: ConnId, now: Now, fx: &mut Effects) {
         let Some(timeout) = self.settings.idle_timeout else { return };
-        let Some(client) = self.clients.get(conn) else { return };
-        let (ask, due) = (client.last_input + timeout / 2, client.last_input + timeout);
+        let Some(client) = self.clients.get_mut(conn) else { return };
+        let last_input = client.tally(now.at).last_input;
+        let (ask, due) = (last_input + timeout / 2, last_input + timeout);
         if ask > now.at {
             fx.push(Effect::Timer(ask, Timer::Idle(conn)));
         } else if due > now.at {

@@ -60,6 +60,7 @@ impl Node {
             high_water,
             lanes: 1,
             legacy_client: false,
+            alone: true,
             mixed: false,
             proxies: Arc::default(),
             limits: Limits::default(),
