@@ -53,11 +53,13 @@ pub fn measure(flags: &Flags) -> anyhow::Result<Idle> {
     if target.pids.is_empty() {
         bail!("idle measures memory: --pid");
     }
-    // The first third is the warm-up, too: what a server allocates once, it has then.
+    // All accounts are there from the begin: sessions are measured, not the pages of the store that a
+    // server keeps in its memory. The first third is the warm-up, too: what it allocates once, it has then.
     let (all, few) = (flags.users(), flags.users() / 3);
-    let _few = users::arrive(target, few, true)?;
+    let accounts = users::enroll(target, all)?;
+    let _few = users::log_in(target, &accounts[..few])?;
     let before = settled(target)?;
-    let _more = users::arrive(target, all - few, true)?;
+    let _more = users::log_in(target, &accounts[few..])?;
     let after = settled(target)?;
     Ok(Idle { sessions: [few, all], resident_kib: [before, after] })
 }

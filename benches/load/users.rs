@@ -130,6 +130,42 @@ pub fn register_request(name: &str) -> String {
     format!("{{\"msgid\":4,\"name\":\"{name}\",\"password\":\"{PASSWORD}\"}}")
 }
 
+/// Registers so many accounts, many over each connection.
+pub fn enroll(target: &Target, count: usize) -> anyhow::Result<Vec<Account>> {
+    let mut clerks = arrive(target, count.min(SIDE_BY_SIDE), false)?;
+    let names: Vec<String> = clerks.iter().map(|clerk| clerk.account.name.clone()).collect();
+    let mut accounts: Vec<Account> = clerks.iter().map(|clerk| clerk.account.clone()).collect();
+    while accounts.len() < count {
+        let round = (count - accounts.len()).min(clerks.len());
+        for (clerk, name) in clerks[..round].iter_mut().zip(&names) {
+            clerk.account.name = format!("{name}-{}", accounts.len());
+            clerk.begin()?;
+        }
+        for clerk in &mut clerks[..round] {
+            clerk.welcome()?;
+            accounts.push(clerk.account.clone());
+        }
+    }
+    Ok(accounts)
+}
+
+/// Connects and logs in who has an account already.
+pub fn log_in(target: &Target, accounts: &[Account]) -> anyhow::Result<Vec<User>> {
+    let mut users: Vec<User> = Vec::with_capacity(accounts.len());
+    for (round, side_by_side) in accounts.chunks(SIDE_BY_SIDE).enumerate() {
+        let first = users.len();
+        for (n, account) in side_by_side.iter().enumerate() {
+            let address = target.addresses[(round * SIDE_BY_SIDE + n) % target.addresses.len()];
+            let mut user = User::connect(address, target.dialect, account.name.clone())?;
+            user.account.id = account.id;
+            user.send(&account.login_request())?;
+            users.push(user);
+        }
+        users[first..].iter_mut().try_for_each(|user| user.expect(2).map(drop))?;
+    }
+    Ok(users)
+}
+
 /// Connects `count` new users, and logs them in if `login`. Addresses are taken in turn.
 pub fn arrive(target: &Target, count: usize, login: bool) -> anyhow::Result<Vec<User>> {
     // A server that runs already may know the users of an earlier run.

@@ -20,6 +20,9 @@ use super::timers::Timers;
 
 /// What one connection may read in a turn before the others have theirs, in bytes.
 const READ_BUDGET: usize = 64 * 1024;
+/// Connections of which the queue is written in a turn, and as many of those that were left over:
+/// together about a millisecond.
+const FLUSHES: usize = 64;
 /// The longest sleep. Every wait has its own wake; this bounds the damage if one is missing.
 const MAX_SLEEP: Duration = Duration::from_secs(1);
 /// A turn this much later than it was due says that the process was stopped meanwhile.
@@ -153,6 +156,8 @@ pub struct Io<H: Handler> {
     ready: VecDeque<ConnId>,
     /// Connections with something to flush.
     dirty: Vec<ConnId>,
+    /// Those that were too many to be flushed in the turn in which they got it.
+    backlog: VecDeque<ConnId>,
     /// Connections that have just passed a mark, or whose queue is to be recalled.
     over: Vec<ConnId>,
     /// Connections to be swept.
@@ -364,6 +369,7 @@ impl<H: Handler> EventLoop<H> {
             mailboxes,
             ready: VecDeque::new(),
             dirty: Vec::new(),
+            backlog: VecDeque::new(),
             over: Vec::new(),
             dead: Vec::new(),
             spare: Vec::new(),
@@ -416,6 +422,7 @@ impl<H: Handler> EventLoop<H> {
         self.read_ready();
         self.fire_timers();
         self.flush_dirty();
+        self.flush_backlog();
         self.relieve();
         self.sweep();
         // What the sweep has caused (stored messages' acks) must not wait for the next event.
@@ -430,7 +437,7 @@ impl<H: Handler> EventLoop<H> {
         if !self.io.ready.is_empty() {
             return if self.io.congested { CONGESTED_RETRY } else { Duration::ZERO };
         }
-        if !self.io.dead.is_empty() || !self.io.dirty.is_empty() {
+        if !self.io.dead.is_empty() || !self.io.dirty.is_empty() || !self.io.backlog.is_empty() {
             return Duration::ZERO;
         }
         let next = [self.io.timers.next(), self.exit_by].into_iter().flatten().min();
@@ -741,21 +748,37 @@ impl<H: Handler> EventLoop<H> {
         }
     }
 
-    /// Writes everybody's queue, until no write has caused another message.
+    /// Writes the queues that have got something, until no write has caused another message. A
+    /// message for thousands is not written to all of them before anybody else has a turn.
     fn flush_dirty(&mut self) {
+        let mut budget = FLUSHES;
         while !self.io.dirty.is_empty() {
             let mut dirty = std::mem::take(&mut self.io.dirty);
-            for id in dirty.drain(..) {
-                if let Some(connection) = self.io.connections.get_mut(id) {
-                    connection.in_dirty = false;
-                }
-                self.flush_one(id);
-                self.settle_over();
-            }
+            let now = dirty.len().min(budget);
+            budget -= now;
+            self.io.backlog.extend(&dirty[now..]);
+            dirty.truncate(now);
+            dirty.drain(..).for_each(|id| self.flush_in_turn(id));
             if self.io.dirty.is_empty() {
                 self.io.dirty = dirty; // its capacity
             }
         }
+    }
+
+    /// Goes on with what was too much for earlier turns.
+    fn flush_backlog(&mut self) {
+        for _ in 0..FLUSHES {
+            let Some(id) = self.io.backlog.pop_front() else { return };
+            self.flush_in_turn(id);
+        }
+    }
+
+    fn flush_in_turn(&mut self, id: ConnId) {
+        if let Some(connection) = self.io.connections.get_mut(id) {
+            connection.in_dirty = false;
+        }
+        self.flush_one(id);
+        self.settle_over();
     }
 
     fn flush_one(&mut self, id: ConnId) {

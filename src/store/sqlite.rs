@@ -61,7 +61,7 @@ const PRAGMAS: &str = "
 /// Page caches, in KiB (that is what the minus says). The writer's holds the upper pages of every
 /// index; a reader's only has to last for one query, the kernel caches the rest.
 const WRITER_CACHE: &str = "PRAGMA cache_size = -8192";
-const READER_CACHE: &str = "PRAGMA cache_size = -1024";
+const READER_CACHE: &str = "PRAGMA cache_size = -256";
 
 /// Why the database cannot be opened.
 #[derive(Debug, thiserror::Error)]

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use chat_server::reactor::{ConnId, Io, Taken};
 
-use crate::toy::{Event, Toy, fill, start, swallow};
+use crate::toy::{Event, Tag, Toy, expect_bytes, fill, send, start, swallow};
 
 /// What a connection may have before another's turn.
 const SHARE: usize = 64 * 1024;
@@ -58,4 +58,32 @@ fn a_handler_that_stops_for_fairness_is_not_asked_again_in_the_same_turn() {
         })
         .collect();
     assert!(order.chunks(2).all(|turn| turn[0] != turn[1]), "not in turns: {order:?}");
+}
+
+#[test]
+fn a_message_for_thousands_is_not_written_to_all_of_them_before_anybody_else_has_a_turn() {
+    const MANY: usize = 1000;
+    let reactors = start(swallow);
+    let crowd: Vec<_> = (0..MANY).map(|_| reactors.connect()).collect();
+    let (mut client, conn) = reactors.connect();
+    let all: Vec<ConnId> = crowd.iter().map(|(_, id)| *id).collect();
+    reactors.ask(0, move |_, io| {
+        all.iter().for_each(|id| assert!(send(io, *id, b"to all", Some(Tag::Reply(0)))));
+        io.post(0, Box::new(move |_, io| assert!(send(io, conn, b"to one", Some(Tag::Reply(1))))));
+    });
+    let mut before = None;
+    for n in 0..=MANY {
+        let tag = reactors.wait("a write", |event| match event {
+            Event::Written(_, tag, _) => Some(*tag),
+            _ => None,
+        });
+        if tag == Tag::Reply(1) {
+            before = Some(n);
+        }
+    }
+    assert!(before.expect("it was written") < MANY / 4, "{before:?} of {MANY} were written first");
+    expect_bytes(&mut client, b"to one");
+    for (mut member, _) in crowd {
+        expect_bytes(&mut member, b"to all");
+    }
 }
