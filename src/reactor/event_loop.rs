@@ -754,11 +754,19 @@ impl<H: Handler> EventLoop<H> {
         let mut budget = FLUSHES;
         while !self.io.dirty.is_empty() {
             let mut dirty = std::mem::take(&mut self.io.dirty);
-            let now = dirty.len().min(budget);
-            budget -= now;
-            self.io.backlog.extend(&dirty[now..]);
-            dirty.truncate(now);
-            dirty.drain(..).for_each(|id| self.flush_in_turn(id));
+            for id in dirty.drain(..) {
+                // Also of what must wait: whoever gets something more goes first again.
+                if let Some(connection) = self.io.connections.get_mut(id) {
+                    connection.in_dirty = false;
+                }
+                if budget == 0 {
+                    self.io.backlog.push_back(id);
+                    continue;
+                }
+                budget -= 1;
+                self.flush_one(id);
+                self.settle_over();
+            }
             if self.io.dirty.is_empty() {
                 self.io.dirty = dirty; // its capacity
             }
@@ -769,16 +777,9 @@ impl<H: Handler> EventLoop<H> {
     fn flush_backlog(&mut self) {
         for _ in 0..FLUSHES {
             let Some(id) = self.io.backlog.pop_front() else { return };
-            self.flush_in_turn(id);
+            self.flush_one(id);
+            self.settle_over();
         }
-    }
-
-    fn flush_in_turn(&mut self, id: ConnId) {
-        if let Some(connection) = self.io.connections.get_mut(id) {
-            connection.in_dirty = false;
-        }
-        self.flush_one(id);
-        self.settle_over();
     }
 
     fn flush_one(&mut self, id: ConnId) {
