@@ -10,9 +10,9 @@ use std::time::Instant;
 use chat_server::bus::{BusEvent, BusOp};
 use chat_server::password::{Cost, Hasher};
 use chat_server::reactor::{ConnId, ConnIds};
-use chat_server::service::{Effect, Effects, Job, JobRunner, Letter, Limits, Now, Payload, Settings, Shard, Tag};
+use chat_server::service::{Effect, Effects, Job, JobRunner, Letter, Now, Payload, Settings, Shard, Tag};
 use chat_server::store::sqlite::SqliteStore;
-use chat_server::store::{NodeId, Quotas, Store};
+use chat_server::store::{Quotas, Store};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
 const SHARDS: usize = 2;
@@ -46,20 +46,7 @@ impl Node {
             Arc::new(SqliteStore::open(&folder.path().join("chat.db"), Quotas::default()).expect("a store"));
         let cost: Cost = "8,1".parse().expect("a cost");
         let runner = JobRunner::new(store.connection(), Hasher::new(cost), false);
-        let settings = Settings {
-            node: NodeId(1),
-            max_message_before_login: 8192,
-            max_message: 65536,
-            login_timeout: None,
-            idle_timeout: None,
-            high_water: 1 << 20,
-            lanes: 1,
-            legacy_client: false,
-            alone: true,
-            mixed: false,
-            proxies: Arc::default(),
-            limits: Limits::default(),
-        };
+        let settings = Settings::default();
         let now = Now { at: Instant::now(), unix: 0 };
         Node {
             shards: (0..SHARDS).map(|index| Shard::new(index, SHARDS, settings.clone(), now)).collect(),

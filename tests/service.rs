@@ -3,15 +3,14 @@
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 use std::time::Instant;
 
 use chat_server::bus::{BusEvent, BusOp};
 use chat_server::password::{Cost, Hasher};
 use chat_server::reactor::{ConnId, ConnIds};
-use chat_server::service::{Effect, Effects, JobRunner, Lane, Letter, Limits, Now, Op, Settings, Shard, Tag};
+use chat_server::service::{Effect, Effects, JobRunner, Lane, Letter, Now, Op, Settings, Shard, Tag};
 use chat_server::store::sqlite::SqliteStore;
-use chat_server::store::{NodeId, Quotas, Store, Write};
+use chat_server::store::{Quotas, Store, Write};
 use tempfile::TempDir;
 
 const LANES: usize = 3;
@@ -39,20 +38,7 @@ impl Node {
         let store = SqliteStore::open(&folder.path().join("chat.db"), Quotas::default()).expect("a store");
         let cost: Cost = "8,1".parse().expect("a cost");
         let now = Now { at: Instant::now(), unix: 0 };
-        let settings = Settings {
-            node: NodeId(1),
-            max_message_before_login: 8192,
-            max_message: 65536,
-            login_timeout: None,
-            idle_timeout: None,
-            high_water: 1 << 20,
-            lanes: LANES,
-            legacy_client: false,
-            alone: false,
-            mixed: false,
-            proxies: Arc::default(),
-            limits: Limits::default(),
-        };
+        let settings = Settings { lanes: LANES, alone: false, ..Settings::default() };
         Node {
             shard: Shard::new(0, 1, settings, now),
             ids: ConnIds::new(0),

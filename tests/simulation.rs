@@ -32,7 +32,7 @@ use chat_server::bus::{BusEvent, BusOp};
 use chat_server::password::{Cost, Hasher};
 use chat_server::reactor::{CloseReason, ConnId, ConnIds, Unwritten};
 use chat_server::service::{
-    Effect, Effects, Job, JobRunner, Lane, Letter, Limits, Now, Op, Payload, Settings, Shard, Tag, Timer,
+    Effect, Effects, Job, JobRunner, Lane, Letter, Now, Op, Payload, Settings, Shard, Tag, Timer,
 };
 use chat_server::store::{
     Account, Claim, Connection, Friend, Group, Holder, Kept, NodeId, Outcome, Page, Parcel, RowId, StoreError, UserId,
@@ -275,20 +275,7 @@ impl World {
         let mut rng = Rng(seed);
         let (nodes, shards) = (1 + rng.below(3), 1 + rng.below(3));
         let high_water = [300, 2_000, 1 << 20][rng.below(3)];
-        let settings = Settings {
-            node: NodeId(0), // each has its own
-            max_message_before_login: 8192,
-            max_message: 65536,
-            login_timeout: None,
-            idle_timeout: None,
-            high_water,
-            lanes: LANES,
-            legacy_client: false,
-            alone: nodes == 1,
-            mixed: false,
-            proxies: Arc::default(),
-            limits: Limits::default(),
-        };
+        let settings = Settings { high_water, lanes: LANES, alone: nodes == 1, ..Settings::default() };
         let cost: Cost = "8,1".parse().unwrap();
         let password = Hasher::new(cost).hash("p").unwrap();
         let quota = rng.one_in(4).then(|| 1 + rng.below(8));

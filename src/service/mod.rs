@@ -94,6 +94,26 @@ pub struct Settings {
     pub limits: Limits,
 }
 
+/// A node that is alone, with the bounds that the flags have by default.
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            node: NodeId(1),
+            max_message_before_login: 8 * 1024,
+            max_message: 64 * 1024,
+            login_timeout: None,
+            idle_timeout: None,
+            high_water: 1 << 20,
+            lanes: 1,
+            legacy_client: false,
+            alone: true,
+            mixed: false,
+            proxies: Arc::default(),
+            limits: Limits::default(),
+        }
+    }
+}
+
 /// The time of an input.
 #[derive(Debug, Clone, Copy)]
 pub struct Now {

@@ -8,7 +8,7 @@ use std::time::Instant;
 use chat_server::bus::{BusEvent, BusOp};
 use chat_server::password::{Cost, Hasher};
 use chat_server::reactor::{CloseReason, ConnId, ConnIds, Unwritten};
-use chat_server::service::{Effect, Effects, Job, JobRunner, Letter, Limits, Now, Payload, Settings, Shard, Tag};
+use chat_server::service::{Effect, Effects, Job, JobRunner, Letter, Now, Payload, Settings, Shard, Tag};
 
 use super::memory::{Memories, Memory, NODE};
 
@@ -55,15 +55,8 @@ impl Node {
             node: NODE,
             max_message_before_login: BEFORE_LOGIN,
             max_message: AFTER_LOGIN,
-            login_timeout: None,
-            idle_timeout: None,
             high_water,
-            lanes: 1,
-            legacy_client: false,
-            alone: true,
-            mixed: false,
-            proxies: Arc::default(),
-            limits: Limits::default(),
+            ..Settings::default()
         };
         let cost: Cost = "8,1".parse().unwrap();
         Node {
