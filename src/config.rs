@@ -84,12 +84,12 @@ struct Flags {
     listen: Vec<String>,
 
     /// sqlite:PATH, or mysql://USER:PASSWORD@HOST:PORT/DATABASE
-    #[arg(long, env = "CHAT_STORE", value_name = "URL", default_value = "sqlite:chat.db")]
+    #[arg(long, env = "CHAT_STORE", hide_env_values = true, value_name = "URL", default_value = "sqlite:chat.db")]
     store: StoreUrl,
 
     /// Redis, for a cluster, as redis://[USER:PASSWORD@]HOST:PORT, beside a MySQL store that the
     /// nodes share. Without it, this server is alone
-    #[arg(long, env = "CHAT_REDIS", value_name = "URL")]
+    #[arg(long, env = "CHAT_REDIS", hide_env_values = true, value_name = "URL")]
     redis: Option<String>,
 
     /// For a cluster that still has C++ nodes: text reaches the database in their charset and JSON

@@ -1,6 +1,6 @@
 //! The server as a process: its start, its end, and what a crash leaves.
 
-use std::process::Output;
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -183,4 +183,14 @@ fn the_log_says_what_was_started(config: &'static Config) {
     // Who may read the log need not know the passwords in `--store` and `--redis`.
     let secret = world.launch().store.split_once("://").and_then(|(_, rest)| rest.split_once('@'));
     assert!(secret.is_none_or(|(secret, _)| !world.server().log_tail().contains(secret)));
+}
+
+#[test]
+fn the_help_shows_no_password_that_the_environment_holds() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_chat-server"));
+    command.env("CHAT_STORE", "mysql://chat:swordfish@127.0.0.1/chat");
+    command.env("CHAT_REDIS", "redis://chat:swordfish@127.0.0.1").arg("--help");
+    let help = String::from_utf8(command.output().unwrap().stdout).unwrap();
+    assert!(help.contains("[env: CHAT_STORE]") && help.contains("[env: CHAT_REDIS]"), "{help}");
+    assert!(!help.contains("swordfish"), "{help}");
 }
