@@ -342,6 +342,8 @@ pub struct EventLoop<H: Handler> {
     scratch: Box<[u8]>,
     mail: Vec<Mail<H::Letter>>,
     tags: Vec<H::Tag>,
+    /// In the last turn.
+    had_events: bool,
     /// The loop ends at this moment, or earlier when all connections have said goodbye.
     exit_by: Option<Instant>,
 }
@@ -384,6 +386,7 @@ impl<H: Handler> EventLoop<H> {
             scratch: vec![0; READ_BUDGET].into_boxed_slice(),
             mail: Vec::new(),
             tags: Vec::new(),
+            had_events: false,
             exit_by: None,
         })
     }
@@ -405,12 +408,20 @@ impl<H: Handler> EventLoop<H> {
 
     /// One turn: events, letters, input, timers, then every flush, then the sweep.
     fn turn(&mut self) -> io::Result<()> {
-        let sleep = self.sleep();
+        let mut sleep = self.sleep();
+        // Who has just had something to do lets the others run, and looks once more before it sleeps:
+        // what they send meanwhile comes together, and needs no wake. A sleep and a wake for every few
+        // messages cost a seventh of what a relayed message does.
+        if std::mem::take(&mut self.had_events) && !sleep.is_zero() {
+            std::thread::yield_now();
+            sleep = Duration::ZERO;
+        }
         match self.poll.poll(&mut self.events, Some(sleep)) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
             _ => {}
         }
         self.io.counts.turns.add(1);
+        self.had_events = !self.events.is_empty();
         let now = Instant::now();
         let gap = now - self.io.now;
         self.io.now = now;
