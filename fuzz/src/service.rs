@@ -261,21 +261,24 @@ impl<'a> World<'a> {
         }
     }
 
+    fn connect(&mut self, client: usize) {
+        self.lines[client] = Some(Line {
+            conn: self.node.connect(client % SHARDS),
+            user: None,
+            reads_as: None,
+            partial: Vec::new(),
+            owed: Vec::new(),
+            stalled: false,
+            ends: false,
+        });
+    }
+
     /// Somebody does something, and it comes to rest.
     fn step(&mut self) {
         let client = self.bytes.below(CLIENTS);
         let what = self.bytes.below(16);
         if self.lines[client].is_none() {
-            let conn = self.node.connect(client % SHARDS);
-            self.lines[client] = Some(Line {
-                conn,
-                user: None,
-                reads_as: None,
-                partial: Vec::new(),
-                owed: Vec::new(),
-                stalled: false,
-                ends: false,
-            });
+            self.connect(client);
         }
         if self.trace {
             println!(
@@ -398,16 +401,7 @@ impl<'a> World<'a> {
         self.settle();
         for user in 1..=self.accounts.len() as UserId {
             let Some(client) = (0..CLIENTS).find(|client| self.lines[*client].is_none()) else { break };
-            let conn = self.node.connect(client % SHARDS);
-            self.lines[client] = Some(Line {
-                conn,
-                user: None,
-                reads_as: None,
-                partial: Vec::new(),
-                owed: Vec::new(),
-                stalled: false,
-                ends: false,
-            });
+            self.connect(client);
             let password = Value::from(&*self.accounts[user as usize - 1].1);
             self.send(client, format!("{{\"msgid\":1,\"id\":{user},\"password\":{password}}}").as_bytes());
             self.settle();
