@@ -174,6 +174,9 @@ pub(super) enum Begun {
     /// It is being stored; `true`: the rest of it was written meanwhile.
     Storing(bool),
     Stored(RowId),
+    /// The store did not take it, and what follows it may stand there by now. So it is not stored any
+    /// more: it is written, or it fails for this reason.
+    Refused(Errno),
 }
 
 impl Mode {
@@ -319,22 +322,27 @@ impl Shard {
                 self.settle(receipt, Fate::Stored, fx);
             }
             (None, Begun::Storing(written)) => {
-                *begun = Begun::None;
+                *begun = if written { Begun::None } else { Begun::Refused(errno) };
                 if written {
                     self.settle(receipt, Fate::Delivered, fx);
                 } else if self.clients.get(conn).is_none() {
-                    if self.is_of_another_node(receipt) {
-                        self.send_back(user, receipt, fx);
-                    } else {
-                        self.settle(receipt, Fate::Failed(errno), fx);
-                    }
+                    self.begun_failed(user, receipt, errno, fx);
                 }
                 // Otherwise its tag in the queue still speaks for it.
             }
-            (_, Begun::None | Begun::Stored(_)) => {}
+            (_, Begun::None | Begun::Stored(_) | Begun::Refused(_)) => {}
         }
         self.advance_drain(conn, fx);
         self.try_release(user, fx);
+    }
+
+    /// A half-written message that the store has refused does not get out either.
+    fn begun_failed(&mut self, user: UserId, receipt: Receipt, errno: Errno, fx: &mut Effects) {
+        if self.is_of_another_node(receipt) {
+            self.send_back(user, receipt, fx); // where what follows it waits
+        } else {
+            self.settle(receipt, Fate::Failed(errno), fx);
+        }
     }
 
     /// The half-written message of a session that is being drained, or is ending.
@@ -356,6 +364,10 @@ impl Shard {
         let Some(begun) = self.begun_mut(conn, to) else { return false };
         match *begun {
             Begun::None => false,
+            Begun::Refused(_) => {
+                *begun = Begun::None;
+                false
+            }
             Begun::Storing(_) => {
                 *begun = Begun::Storing(true);
                 true
@@ -401,7 +413,7 @@ impl Shard {
         }
         let max_bytes = OFFLINE_IN_REPLY.min(self.settings.high_water / 2);
         let Some((user, spill)) = self.spill_mut(conn) else { return };
-        if matches!(spill.stage, Stage::Queue) && spill.begun == Begun::None {
+        if matches!(spill.stage, Stage::Queue) && matches!(spill.begun, Begun::None | Begun::Refused(_)) {
             spill.stage = Stage::Reading;
             spill.dirty = false;
             self.submit(self.user_lane(user), Then::Page { conn, user }, Op::Page { user, max_bytes }, fx);
@@ -513,18 +525,22 @@ impl Shard {
         mut unwritten: Vec<Unwritten<Tag>>,
         fx: &mut Effects,
     ) {
-        // A half-written message that the store has taken over stands there already.
-        unwritten.retain(|message| match message.tag {
-            Tag::Chat { to, .. } if message.begun => {
-                let of_session = client.session.as_ref().filter(|session| session.user == to);
-                let begun = match of_session {
-                    Some(session) => Some(session.mode.begun()),
-                    None => self.leaving.get(&to).filter(|leaving| leaving.conn == conn).map(|leaving| leaving.begun),
-                };
-                begun.is_none_or(|begun| begun == Begun::None)
+        // Only the first can be half-written.
+        if let Some(Unwritten { tag: Tag::Chat { to, receipt }, begun: true, .. }) = unwritten.first() {
+            let (to, receipt) = (*to, *receipt);
+            let begun = match client.session.as_deref().filter(|session| session.user == to) {
+                Some(session) => Some(session.mode.begun()),
+                None => self.leaving.get(&to).filter(|leaving| leaving.conn == conn).map(|leaving| leaving.begun),
+            };
+            match begun {
+                None | Some(Begun::None) => {}
+                Some(Begun::Storing(_) | Begun::Stored(_)) => _ = unwritten.remove(0),
+                Some(Begun::Refused(errno)) => {
+                    unwritten.remove(0);
+                    self.begun_failed(to, receipt, errno, fx);
+                }
             }
-            _ => true,
-        });
+        }
         self.return_unwritten(unwritten, fx);
         if let Some(session) = client.session.take() {
             self.leave(conn, *session, false, None, fx);
