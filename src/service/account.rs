@@ -121,9 +121,11 @@ impl Shard {
     pub(super) fn claimed(&mut self, mut login: Login, answer: Result<Answer, StoreError>, fx: &mut Effects) {
         let (user, epoch) = (login.user, login.epoch);
         let is_claimed = matches!(answer, Ok(Answer::Wrote(Outcome::Done)));
-        // A session that the store does not know of any more, since this node seemed dead for a while.
+        // A session that the store does not know of any more, since this node seemed dead for a while; or the
+        // same, and it is ending already: what is under way to it must be in the store before the next one begins.
         let stale = self.presence.get(&user).filter(|_| !self.held.contains_key(&user)).copied();
-        if is_claimed && stale.is_none() && self.is_waited_for(login.conn) {
+        let is_free = stale.is_none() && !self.is_leaving(user);
+        if is_claimed && is_free && self.is_waited_for(login.conn) {
             self.listening.insert(epoch, login);
             return fx.push(Effect::Bus(BusOp::Listen { user, epoch, shard: self.index as u16 }));
         }
@@ -131,9 +133,12 @@ impl Shard {
         match answer {
             Ok(Answer::Wrote(Outcome::Done)) => {
                 self.release(user, epoch, fx);
-                if let Some(conn) = stale {
-                    self.refuse_login(&login, Errno::InUse, fx);
-                    self.end_stale(user, conn, fx);
+                match stale {
+                    Some(conn) => {
+                        self.refuse_login(&login, Errno::InUse, fx);
+                        self.end_stale(user, conn, fx);
+                    }
+                    None => self.claim(login, None, fx), // once more, behind that end
                 }
             }
             Ok(Answer::Wrote(Outcome::InUse(Holder::Foreign))) => {

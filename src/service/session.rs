@@ -525,25 +525,27 @@ impl Shard {
         mut unwritten: Vec<Unwritten<Tag>>,
         fx: &mut Effects,
     ) {
+        let mut refused = None;
         // Only the first can be half-written.
         if let Some(Unwritten { tag: Tag::Chat { to, receipt }, begun: true, .. }) = unwritten.first() {
-            let (to, receipt) = (*to, *receipt);
-            let begun = match client.session.as_deref().filter(|session| session.user == to) {
+            let begun = match client.session.as_deref().filter(|session| session.user == *to) {
                 Some(session) => Some(session.mode.begun()),
-                None => self.leaving.get(&to).filter(|leaving| leaving.conn == conn).map(|leaving| leaving.begun),
+                None => self.leaving.get(to).filter(|leaving| leaving.conn == conn).map(|leaving| leaving.begun),
             };
-            match begun {
-                None | Some(Begun::None) => {}
-                Some(Begun::Storing(_) | Begun::Stored(_)) => _ = unwritten.remove(0),
-                Some(Begun::Refused(errno)) => {
-                    unwritten.remove(0);
-                    self.begun_failed(to, receipt, errno, fx);
-                }
+            if let Some(Begun::Refused(errno)) = begun {
+                refused = Some((*to, *receipt, errno));
+            }
+            if begun.is_some_and(|begun| begun != Begun::None) {
+                unwritten.remove(0); // it stands in the store already, or never will
             }
         }
         self.return_unwritten(unwritten, fx);
         if let Some(session) = client.session.take() {
             self.leave(conn, *session, false, None, fx);
+        }
+        if let Some((user, receipt, errno)) = refused {
+            // Behind the above, since the sender may be the one who leaves.
+            self.begun_failed(user, receipt, errno, fx);
         }
     }
 
