@@ -1,16 +1,20 @@
 //! What the service has others do: the jobs that a request comes to, and their lanes. Seen from outside these cost
-//! time or none, which a test cannot tell from a slow machine.
+//! time or none, which a test cannot tell from a slow machine. And schedules that the simulation has found, step by
+//! step: a change of its dice must not lose them.
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Instant;
 
 use chat_server::bus::{BusEvent, BusOp};
 use chat_server::password::{Cost, Hasher};
-use chat_server::reactor::{ConnId, ConnIds};
-use chat_server::service::{Effect, Effects, JobRunner, Lane, Letter, Now, Op, Settings, Shard, Tag};
+use chat_server::reactor::{CloseReason, ConnId, ConnIds, Unwritten};
+use chat_server::service::{
+    Done, Effect, Effects, Job, JobRunner, Lane, Letter, Now, Op, Payload, Settings, Shard, Tag,
+};
 use chat_server::store::sqlite::SqliteStore;
-use chat_server::store::{Quotas, Store, Write};
+use chat_server::store::{Quotas, Store, StoreError, Write};
 use tempfile::TempDir;
 
 const LANES: usize = 3;
@@ -22,32 +26,43 @@ struct Node {
     runner: JobRunner,
     now: Now,
     jobs: Vec<(Lane, Op)>,
-    /// How many messages were sent to clients.
-    sent: usize,
+    /// What was sent to clients.
+    sent: Vec<String>,
     /// Who does not read, and what is noted on the messages that wait.
     stalled: Option<(ConnId, Vec<Tag>)>,
     /// What Redis has yet to confirm; `None`: it does so at once.
     unconfirmed: Option<Vec<BusEvent>>,
+    /// Every job fails.
+    store_is_away: bool,
+    /// Claims that no worker has taken yet; `None`: they are made at once.
+    unclaimed: Option<Vec<Job>>,
     _store: SqliteStore,
     _folder: TempDir,
 }
 
 impl Node {
     fn new() -> Node {
+        Node::with_shard(0, 1)
+    }
+
+    /// This shard of so many. What it posts to the others is thrown away.
+    fn with_shard(index: usize, shards: usize) -> Node {
         let folder = tempfile::tempdir().expect("a temporary directory");
         let store = SqliteStore::open(&folder.path().join("chat.db"), Quotas::default()).expect("a store");
         let cost: Cost = "8,1".parse().expect("a cost");
         let now = Now { at: Instant::now(), unix: 0 };
         let settings = Settings { lanes: LANES, alone: false, ..Settings::default() };
         Node {
-            shard: Shard::new(0, 1, settings, now),
-            ids: ConnIds::new(0),
+            shard: Shard::new(index, shards, settings, now),
+            ids: ConnIds::new(index as u16),
             runner: JobRunner::new(store.connection(), Hasher::new(cost), false),
             now,
             jobs: Vec::new(),
-            sent: 0,
+            sent: Vec::new(),
             stalled: None,
             unconfirmed: None,
+            store_is_away: false,
+            unclaimed: None,
             _store: store,
             _folder: folder,
         }
@@ -68,12 +83,17 @@ impl Node {
     fn call(&mut self, input: impl FnOnce(&mut Shard, Now, &mut Effects)) {
         let mut fx = Effects::default();
         input(&mut self.shard, self.now, &mut fx);
-        let mut effects = VecDeque::from(fx.list);
-        while let Some(effect) = effects.pop_front() {
+        // An effect's bytes stand in the list that it came with.
+        let mut effects: VecDeque<_> = with_bytes(fx).collect();
+        while let Some((effect, bytes)) = effects.pop_front() {
             let mut fx = Effects::default();
             match effect {
-                Effect::Send { conn, tag, .. } => {
-                    self.sent += 1;
+                Effect::Send { conn, tag, body, .. } => {
+                    let text = match &body {
+                        Payload::Own(range) => &bytes[range.clone()],
+                        Payload::Shared(text) => text,
+                    };
+                    self.sent.push(String::from_utf8_lossy(text).into_owned());
                     match &mut self.stalled {
                         Some((stalled, tags)) if *stalled == conn => tags.extend(tag),
                         _ => tag.into_iter().for_each(|tag| self.shard.written(conn, tag, &mut fx)),
@@ -81,10 +101,10 @@ impl Node {
                 }
                 Effect::Submit(lane, job) => {
                     self.jobs.push((lane, copy(&job.op)));
-                    let (shard, now) = (&mut self.shard, self.now);
-                    self.runner.run(&mut vec![*job], |_, done| {
-                        shard.letter(Letter::Done(Box::new(done)), now, &mut fx);
-                    });
+                    match &mut self.unclaimed {
+                        Some(unclaimed) if matches!(job.op, Op::Write(Write::Claim { .. })) => unclaimed.push(*job),
+                        _ => self.work(*job, &mut fx),
+                    }
                 }
                 Effect::Bus(op) => {
                     let event = match op {
@@ -103,9 +123,35 @@ impl Node {
                 }
                 _ => {}
             }
-            effects.extend(fx.list);
+            effects.extend(with_bytes(fx));
         }
     }
+
+    /// What a worker does.
+    fn work(&mut self, job: Job, fx: &mut Effects) {
+        let (shard, now) = (&mut self.shard, self.now);
+        let mut answer = |done| shard.letter(Letter::Done(Box::new(done)), now, fx);
+        if self.store_is_away {
+            answer(Done { then: job.then, answer: Err(StoreError::Unavailable("it is away".into())) });
+        } else {
+            self.runner.run(&mut vec![job], |_, done| answer(done));
+        }
+    }
+
+    /// Registers so many users and logs them in, by their ids from 1 on.
+    fn log_in(&mut self, users: usize) -> Vec<ConnId> {
+        let conns: Vec<ConnId> = (0..users).map(|_| self.connect()).collect();
+        for (conn, id) in conns.iter().zip(1..) {
+            self.ask(*conn, &format!(r#"{{"msgid":4,"name":"user {id}","password":"p"}}"#));
+            self.ask(*conn, &format!(r#"{{"msgid":1,"id":{id},"password":"p"}}"#));
+        }
+        conns
+    }
+}
+
+fn with_bytes(fx: Effects) -> impl Iterator<Item = (Effect, Arc<[u8]>)> {
+    let bytes: Arc<[u8]> = fx.bytes.into();
+    fx.list.into_iter().map(move |effect| (effect, Arc::clone(&bytes)))
 }
 
 /// What is looked at of a job.
@@ -136,26 +182,23 @@ fn a_session_begins_when_its_channel_is_listened_to() {
     let mut node = Node::new();
     let conn = node.connect();
     node.ask(conn, r#"{"msgid":4,"name":"someone","password":"p"}"#);
-    (node.sent, node.unconfirmed) = (0, Some(Vec::new()));
+    (node.sent, node.unconfirmed) = (Vec::new(), Some(Vec::new()));
     let jobs = node.ask(conn, r#"{"msgid":1,"id":1,"password":"p"}"#);
     // It has the claim, and has not looked into the store: what comes before the confirmation is still
     // published for nobody, or stored.
     assert!(matches!(jobs[..], [_, (_, Op::Write(Write::Claim { .. }))]), "{jobs:?}");
-    assert_eq!(node.sent, 0);
+    assert!(node.sent.is_empty(), "{:?}", node.sent);
     for event in node.unconfirmed.take().into_iter().flatten() {
         node.call(|shard, now, fx| shard.letter(Letter::Bus(event), now, fx));
     }
-    assert_eq!(node.sent, 1);
+    assert_eq!(node.sent.len(), 1);
 }
 
 #[test]
 fn a_claim_is_kept_until_what_was_sent_without_seq_is_written_too() {
     let mut node = Node::new();
-    let (sender, recipient) = (node.connect(), node.connect());
-    for (id, conn) in [(1, sender), (2, recipient)] {
-        node.ask(conn, &format!(r#"{{"msgid":4,"name":"user {id}","password":"p"}}"#));
-        node.ask(conn, &format!(r#"{{"msgid":1,"id":{id},"password":"p"}}"#));
-    }
+    let conns = node.log_in(2);
+    let (sender, recipient) = (conns[0], conns[1]);
     node.stalled = Some((recipient, Vec::new()));
     node.ask(sender, r#"{"msgid":6,"id":1,"toid":2,"msg":"m"}"#);
     let jobs = node.ask(sender, r#"{"msgid":3,"id":1}"#);
@@ -192,4 +235,67 @@ fn a_group_message_is_one_job_for_each_lane_with_all_its_recipients() {
         recipients += parcels.len();
     }
     assert_eq!(recipients, MEMBERS as usize - 1);
+}
+
+/// The stalled client's queue has passed the mark, with half of its only message on the wire, and the store does
+/// not take it; later the connection ends. What was asked for when it did, and what clients were told.
+fn half_written_and_refused(sender: usize) -> (Node, Vec<(Lane, Op)>) {
+    let mut node = Node::new();
+    let conns = node.log_in(2);
+    let (id, sender, recipient) = (sender + 1, conns[sender], conns[1]);
+    node.stalled = Some((recipient, Vec::new()));
+    node.ask(sender, &format!(r#"{{"msgid":6,"id":{id},"toid":2,"msg":"first","seq":1}}"#));
+    let (_, tags) = node.stalled.take().expect("somebody who does not read");
+    let [tag] = &tags[..] else { panic!("{tags:?}") };
+    let half = || Unwritten { tag: tag.clone(), body: Arc::from(&b"{}"[..]), begun: true };
+    node.store_is_away = true;
+    node.call(|shard, _, fx| shard.high_water(recipient, vec![half()], fx));
+    node.store_is_away = false;
+    node.stalled = Some((recipient, Vec::new()));
+    let jobs = node.ask(conns[0], r#"{"msgid":6,"id":1,"toid":2,"msg":"second"}"#);
+    assert!(matches!(&jobs[..], [.., (_, Op::Write(Write::Keep(_)))]), "{jobs:?}");
+    node.sent.clear();
+    node.call(|shard, _, fx| shard.closed(recipient, CloseReason::ByClient, vec![half()], fx));
+    let jobs = std::mem::take(&mut node.jobs);
+    (node, jobs)
+}
+
+#[test]
+fn what_was_half_written_and_refused_by_the_store_is_not_stored_behind_what_follows_it() {
+    let (node, jobs) = half_written_and_refused(0);
+    assert!(matches!(jobs[..], [(_, Op::Write(Write::Release { user: 2, .. }))]), "{jobs:?}");
+    let [reply] = &node.sent[..] else { panic!("{:?}", node.sent) };
+    assert!(reply.contains("\"errno\":21") && reply.contains("\"seq\":1"), "{reply}");
+}
+
+#[test]
+fn who_has_half_written_to_oneself_what_the_store_refused_can_log_in_again() {
+    let (_, jobs) = half_written_and_refused(1);
+    assert!(matches!(jobs[..], [(_, Op::Write(Write::Release { user: 2, .. }))]), "{jobs:?}");
+}
+
+#[test]
+fn a_login_waits_for_a_session_that_is_ending_though_the_store_knows_nothing_of_it() {
+    let mut node = Node::with_shard(1, 2);
+    let conn = node.connect();
+    node.ask(conn, r#"{"msgid":4,"name":"someone","password":"p"}"#);
+    // A session of the other shard, whose claim was taken from this node.
+    let (user, other) = (1, ConnIds::new(0).allocate());
+    node.call(|shard, now, fx| shard.letter(Letter::Join { user, conn: other }, now, fx));
+    node.unclaimed = Some(Vec::new());
+    node.ask(conn, r#"{"msgid":1,"id":1,"password":"p"}"#);
+    // It ends while the login asks the store, which has the account for free.
+    node.call(|shard, now, fx| shard.letter(Letter::Leave { user, conn: other }, now, fx));
+    node.sent.clear();
+    for job in node.unclaimed.take().into_iter().flatten() {
+        let mut fx = Effects::default();
+        node.work(job, &mut fx);
+        node.call(|_, _, later| *later = fx);
+    }
+    let jobs = std::mem::take(&mut node.jobs);
+    assert!(matches!(jobs[..], [(_, Op::Write(Write::Release { user: 1, .. }))]), "{jobs:?}");
+    assert!(node.sent.is_empty(), "{:?}", node.sent);
+    node.call(|shard, now, fx| shard.letter(Letter::Gone { user, conn: other }, now, fx));
+    node.call(|shard, now, fx| shard.letter(Letter::Free { user }, now, fx));
+    assert!(matches!(node.jobs[..], [(_, Op::Write(Write::Claim { user: 1, .. }))]), "{:?}", node.jobs);
 }
