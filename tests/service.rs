@@ -34,8 +34,9 @@ struct Node {
     unconfirmed: Option<Vec<BusEvent>>,
     /// Every job fails.
     store_is_away: bool,
-    /// Claims that no worker has taken yet; `None`: they are made at once.
-    unclaimed: Option<Vec<Job>>,
+    /// Jobs of this kind wait for a worker.
+    waits: fn(&Op) -> bool,
+    waiting: Vec<Job>,
     _store: SqliteStore,
     _folder: TempDir,
 }
@@ -62,7 +63,8 @@ impl Node {
             stalled: None,
             unconfirmed: None,
             store_is_away: false,
-            unclaimed: None,
+            waits: |_| false,
+            waiting: Vec::new(),
             _store: store,
             _folder: folder,
         }
@@ -101,9 +103,10 @@ impl Node {
                 }
                 Effect::Submit(lane, job) => {
                     self.jobs.push((lane, copy(&job.op)));
-                    match &mut self.unclaimed {
-                        Some(unclaimed) if matches!(job.op, Op::Write(Write::Claim { .. })) => unclaimed.push(*job),
-                        _ => self.work(*job, &mut fx),
+                    if (self.waits)(&job.op) {
+                        self.waiting.push(*job);
+                    } else {
+                        self.work(*job, &mut fx);
                     }
                 }
                 Effect::Bus(op) => {
@@ -138,6 +141,16 @@ impl Node {
         }
     }
 
+    /// A worker has come for the jobs that wait.
+    fn wait_no_more(&mut self) {
+        self.waits = |_| false;
+        for job in std::mem::take(&mut self.waiting) {
+            let mut fx = Effects::default();
+            self.work(job, &mut fx);
+            self.call(|_, _, later| *later = fx);
+        }
+    }
+
     /// Registers so many users and logs them in, by their ids from 1 on.
     fn log_in(&mut self, users: usize) -> Vec<ConnId> {
         let conns: Vec<ConnId> = (0..users).map(|_| self.connect()).collect();
@@ -160,6 +173,7 @@ fn copy(op: &Op) -> Op {
         Op::Write(write) => Op::Write(write.clone()),
         Op::Verify { user, password } => Op::Verify { user: *user, password: password.clone() },
         Op::Register { name, password } => Op::Register { name: name.clone(), password: password.clone() },
+        Op::Page { user, max_bytes } => Op::Page { user: *user, max_bytes: *max_bytes },
         other => Op::Members(u32::from(matches!(other, Op::Members(_)))),
     }
 }
@@ -282,20 +296,30 @@ fn a_login_waits_for_a_session_that_is_ending_though_the_store_knows_nothing_of_
     // A session of the other shard, whose claim was taken from this node.
     let (user, other) = (1, ConnIds::new(0).allocate());
     node.call(|shard, now, fx| shard.letter(Letter::Join { user, conn: other }, now, fx));
-    node.unclaimed = Some(Vec::new());
+    node.waits = |op| matches!(op, Op::Write(Write::Claim { .. }));
     node.ask(conn, r#"{"msgid":1,"id":1,"password":"p"}"#);
     // It ends while the login asks the store, which has the account for free.
     node.call(|shard, now, fx| shard.letter(Letter::Leave { user, conn: other }, now, fx));
     node.sent.clear();
-    for job in node.unclaimed.take().into_iter().flatten() {
-        let mut fx = Effects::default();
-        node.work(job, &mut fx);
-        node.call(|_, _, later| *later = fx);
-    }
+    node.wait_no_more();
     let jobs = std::mem::take(&mut node.jobs);
     assert!(matches!(jobs[..], [(_, Op::Write(Write::Release { user: 1, .. }))]), "{jobs:?}");
     assert!(node.sent.is_empty(), "{:?}", node.sent);
     node.call(|shard, now, fx| shard.letter(Letter::Gone { user, conn: other }, now, fx));
     node.call(|shard, now, fx| shard.letter(Letter::Free { user }, now, fx));
     assert!(matches!(node.jobs[..], [(_, Op::Write(Write::Claim { user: 1, .. }))]), "{:?}", node.jobs);
+}
+
+#[test]
+fn what_may_be_stored_while_a_login_reads_the_store_is_drained_behind_the_reply() {
+    let mut node = Node::new();
+    let conn = node.connect();
+    node.ask(conn, r#"{"msgid":4,"name":"someone","password":"p"}"#);
+    node.waits = |op| matches!(op, Op::Load { .. });
+    node.ask(conn, r#"{"msgid":1,"id":1,"password":"p"}"#);
+    // Another node may have stored something meanwhile, of which it could not tell.
+    node.call(|shard, now, fx| shard.letter(Letter::NodeDied, now, fx));
+    assert!(node.jobs.is_empty(), "{:?}", node.jobs);
+    node.wait_no_more();
+    assert!(matches!(node.jobs[..], [(_, Op::Page { user: 1, .. })]), "{:?}", node.jobs);
 }

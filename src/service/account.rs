@@ -235,7 +235,7 @@ impl Shard {
         let framing = client.framing.framing();
         let Some(session) = client.session.as_deref_mut().filter(|session| session.user == user) else { return };
         let Mode::Joining(joining) = &mut session.mode else { return };
-        let Joining { seq, spilled, queue, nudges, .. } = std::mem::take(&mut **joining);
+        let Joining { seq, spilled, outdated, queue, nudges, .. } = std::mem::take(&mut **joining);
         let Ok(Answer::Loaded(loaded)) = answer else {
             joining.queue = queue;
             self.log_out(conn, None, now, fx);
@@ -243,7 +243,7 @@ impl Shard {
         };
         log::debug!("{conn}: user {user} has logged in from {}", client.peer);
         let reply_has_rows = !loaded.rows.is_empty();
-        let drain = loaded.more || spilled || !nudges.is_empty();
+        let drain = loaded.more || spilled || outdated || !nudges.is_empty();
         session.mode =
             if drain { Mode::Spill(Box::new(Spill::after_login(reply_has_rows, nudges))) } else { Mode::Live };
         if legacy {

@@ -216,7 +216,8 @@ impl Shard {
         let Some(conn) = self.presence.get(&user).copied() else { return };
         let Some(session) = self.session_mut(conn, user) else { return };
         match &mut session.mode {
-            Mode::Joining(_) => {} // its store is read when all know where it is
+            // Its store is read when all know where it is; by then it is too late for the reply.
+            Mode::Joining(joining) => joining.outdated |= joining.unseen == 0,
             Mode::Live => {
                 session.mode = Mode::Spill(Box::new(Spill::for_nudges(Vec::new())));
                 fx.push(Effect::Recall(conn));

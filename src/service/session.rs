@@ -141,6 +141,8 @@ pub(super) struct Joining {
     pub bytes: usize,
     /// The queue became too long and went to the store, and so does all that follows.
     pub spilled: bool,
+    /// Something may have been stored since the store was read for the reply.
+    pub outdated: bool,
     /// Nodes that have stored something, and wait for the drain.
     pub nudges: Vec<(NodeId, Ticket)>,
 }
