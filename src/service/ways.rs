@@ -69,6 +69,12 @@ pub(super) struct Way {
     nudge: Option<u64>,
     /// Something was stored since the last nudge.
     stored: bool,
+    /// A question that bore a message for the user was given up: that message may still arrive.
+    unanswered: bool,
+    /// The store did not take such a message either: its sender was told so, and if it arrives all the same,
+    /// nothing that was sent later may have come before it. So nothing is stored until the node has answered a
+    /// nudge, which it reads behind that message.
+    fenced: bool,
     /// Who sent what was stored past a node that has not drained it yet. Their claims last until it
     /// has: what they send through another node must not overtake it.
     debtors: Vec<(ConnId, UserId)>,
@@ -128,6 +134,13 @@ impl Way {
         self.toward = Toward::Unknown;
         self.nudge = None;
         self.stored = false;
+        self.all_is_answered();
+    }
+
+    /// What may still arrive has arrived, or never will.
+    fn all_is_answered(&mut self) {
+        self.unanswered = false;
+        self.fenced = false;
     }
 
     /// Takes what one job may store.
@@ -215,8 +228,9 @@ impl Shard {
             Toward::Unknown | Toward::Past(Holder::Foreign) if way.queue.is_empty() => {
                 self.ways.remove(&user); // no debts are left: there are none but to our nodes
             }
-            Toward::Past(Holder::Node(claim)) if way.queue.is_empty() => {
-                if way.stored && way.nudge.is_none() && !down {
+            // While the bus is away nothing is under way on it.
+            Toward::Past(Holder::Node(claim)) if way.queue.is_empty() || (way.fenced && !down) => {
+                if (way.stored || way.fenced) && way.nudge.is_none() && !down {
                     self.nudge(user, claim, fx);
                 }
             }
@@ -426,8 +440,8 @@ impl Shard {
                 if way.toward == Toward::Past(holder) {
                     way.stored = true; // still there, and still silent: another nudge
                 } else {
+                    way.forget(); // the user is not where the nudge went
                     way.toward = Toward::Away(holder);
-                    way.nudge = None; // the user is not where it went
                 }
                 return self.advance_way(user, fx);
             }
@@ -437,6 +451,9 @@ impl Shard {
                 (0, Fate::Failed(Errno::StoreUnavailable))
             }
         };
+        if let Some(way) = self.ways.get_mut(&user) {
+            way.fenced |= way.unanswered && stored < messages.len();
+        }
         for (n, (_, receipt)) in messages.into_iter().enumerate() {
             self.settle(receipt, if n < stored { Fate::Stored } else { fate }, fx);
         }
@@ -464,7 +481,14 @@ impl Shard {
             }
             let (key, asked) = first.remove_entry();
             match asked.question {
-                Question::Chat(flight) => self.came_back(key, &flight.to, &flight, fx),
+                Question::Chat(flight) => {
+                    for user in &flight.to {
+                        if let Some(way) = self.ways.get_mut(user) {
+                            way.unanswered = true;
+                        }
+                    }
+                    self.came_back(key, &flight.to, &flight, fx);
+                }
                 Question::Nudge(user) => self.nudge_is_lost(user, key, fx),
                 Question::Listeners(login) => self.listeners_counted(login, None, fx),
                 Question::Member { join, .. } => self.member_seen(join, fx),
@@ -511,6 +535,7 @@ impl Shard {
                 self.asked.remove(&key);
                 let Some(way) = self.ways.get_mut(&user).filter(|way| way.nudge == Some(key)) else { return };
                 way.nudge = None;
+                way.all_is_answered();
                 if let Toward::Past(holder) = way.toward
                     && !way.stored
                     && way.queue.is_empty()
@@ -600,7 +625,7 @@ impl Shard {
         let Some(way) = self.ways.get_mut(&user).filter(|way| way.nudge == Some(key)) else { return };
         way.nudge = None;
         way.stored = true;
-        if way.keeping.is_none() && way.queue.is_empty() {
+        if way.keeping.is_none() && (way.queue.is_empty() || way.fenced) {
             way.keeping = Some((Vec::new(), None));
             let parcel = Parcel { to: user, messages: Vec::new(), past: None };
             self.submit(lane, Then::WaysKept(vec![user]), Op::Write(Write::Keep(vec![parcel])), fx);
