@@ -5,16 +5,16 @@
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use chat_server::bus::{BusEvent, BusOp};
+use chat_server::bus::{BusEvent, BusOp, Envelope};
 use chat_server::password::{Cost, Hasher};
 use chat_server::reactor::{CloseReason, ConnId, ConnIds, Unwritten};
 use chat_server::service::{
-    Done, Effect, Effects, Job, JobRunner, Lane, Letter, Now, Op, Payload, Settings, Shard, Tag,
+    Answer, Done, Effect, Effects, Job, JobRunner, Lane, Letter, Now, Op, Payload, Settings, Shard, Tag, Timer,
 };
 use chat_server::store::sqlite::SqliteStore;
-use chat_server::store::{Quotas, Store, StoreError, Write};
+use chat_server::store::{Claim, Holder, Kept, NodeId, Outcome, Quotas, Store, StoreError, Write};
 use tempfile::TempDir;
 
 const LANES: usize = 3;
@@ -30,6 +30,8 @@ struct Node {
     sent: Vec<String>,
     /// Who does not read, and what is noted on the messages that wait.
     stalled: Option<(ConnId, Vec<Tag>)>,
+    /// What was published for other nodes, who do not answer.
+    published: Vec<BusOp>,
     /// What Redis has yet to confirm; `None`: it does so at once.
     unconfirmed: Option<Vec<BusEvent>>,
     /// Every job fails.
@@ -61,6 +63,7 @@ impl Node {
             jobs: Vec::new(),
             sent: Vec::new(),
             stalled: None,
+            published: Vec::new(),
             unconfirmed: None,
             store_is_away: false,
             waits: |_| false,
@@ -120,7 +123,10 @@ impl Node {
                             event
                         }
                         BusOp::ToAll(_, ticket) => BusEvent::Reached(ticket, Some(0)),
-                        _ => continue,
+                        op => {
+                            self.published.push(op);
+                            continue;
+                        }
                     };
                     self.shard.letter(Letter::Bus(event), self.now, &mut fx);
                 }
@@ -149,6 +155,13 @@ impl Node {
             self.work(job, &mut fx);
             self.call(|_, _, later| *later = fx);
         }
+    }
+
+    /// The store's answer to the only job that waits.
+    fn answer_kept(&mut self, kept: Kept) {
+        let [Job { then, .. }] = <[Job; 1]>::try_from(std::mem::take(&mut self.waiting)).expect("one job");
+        let answer = Ok(Answer::Wrote(Outcome::Kept(vec![kept])));
+        self.call(|shard, now, fx| shard.letter(Letter::Done(Box::new(Done { then, answer })), now, fx));
     }
 
     /// Registers so many users and logs them in, by their ids from 1 on.
@@ -322,4 +335,36 @@ fn what_may_be_stored_while_a_login_reads_the_store_is_drained_behind_the_reply(
     assert!(node.jobs.is_empty(), "{:?}", node.jobs);
     node.wait_no_more();
     assert!(matches!(node.jobs[..], [(_, Op::Page { user: 1, .. })]), "{:?}", node.jobs);
+}
+
+#[test]
+fn what_may_still_arrive_elsewhere_and_was_refused_by_the_store_is_waited_for() {
+    let mut node = Node::new();
+    let conn = node.log_in(1)[0];
+    let there = Claim { node: NodeId(9), epoch: 5 };
+    node.waits = |op| matches!(op, Op::Write(Write::Keep(_)));
+    node.ask(conn, r#"{"msgid":6,"id":1,"toid":2,"msg":"first","seq":1}"#);
+    node.answer_kept(Kept::Elsewhere(Holder::Node(there)));
+    assert!(
+        matches!(node.published[..], [.., BusOp::ToNode(NodeId(9), Envelope::Chat { .. })]),
+        "{:?}",
+        node.published
+    );
+    // The other node says nothing for 2 s, and the user's store has no room.
+    node.now.at += Duration::from_secs(3);
+    node.call(|shard, now, fx| shard.timer(Timer::Questions, now, fx));
+    node.sent.clear();
+    node.answer_kept(Kept::Full(0));
+    assert!(matches!(&node.sent[..], [refusal] if refusal.contains("\"errno\":20")), "{:?}", node.sent);
+    // There may be room by now: but there the second could be read before the first, which is under way.
+    node.ask(conn, r#"{"msgid":6,"id":1,"toid":2,"msg":"second","seq":2}"#);
+    assert!(node.waiting.is_empty(), "{:?}", node.waiting);
+    let Some(BusOp::ToNode(NodeId(9), Envelope::Nudge { ticket, .. })) = node.published.last() else {
+        panic!("{:?}", node.published)
+    };
+    let seen = BusEvent::Envelope(NodeId(9), Envelope::Seen { ticket: *ticket });
+    node.call(|shard, now, fx| shard.letter(Letter::Bus(seen), now, fx));
+    node.sent.clear();
+    node.answer_kept(Kept::Stored(1));
+    assert!(matches!(&node.sent[..], [ack] if ack.contains("\"seq\":2,\"errno\":0")), "{:?}", node.sent);
 }
