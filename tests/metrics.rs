@@ -436,6 +436,37 @@ fn who_does_not_read_is_counted_and_so_is_what_waits_for_it() {
 }
 
 #[test]
+fn what_waits_for_all_together_is_bounded_and_counted() {
+    const MOST: usize = 1 << 20;
+    let world = ALONE.own(&[&ANY_PORT[..], &["--max-buffered", &MOST.to_string()]].concat());
+    let at = monitor_of(&world, 0);
+    let mut sender = world.online("sender");
+    let sleepers = world.accounts("sleeper", 16);
+    let log_in = |sleeper: &Account| {
+        let mut client = world.client_with_receive_buffer(0, 4096);
+        client.login(sleeper);
+        client
+    };
+    let mut slow: Vec<_> = sleepers.iter().map(log_in).collect();
+    // For each half of its own mark, and for all eight times what may wait.
+    let text = "x".repeat(8000);
+    for _ in 0..64 {
+        for sleeper in &sleepers {
+            let chat = sender.chat_to(sleeper.id, &text);
+            sender.post(&chat);
+        }
+    }
+    sender.sync();
+    let queued = Scrape::of(at).sum("chat_queued_bytes");
+    assert!(queued <= 2.0 * MOST as f64, "{queued} bytes wait");
+    expect_some(at, "chat_slow_consumers_total{cause=\"all_buffers\"}");
+    for client in &mut slow {
+        assert_eq!(client.texts(64), vec![text.clone(); 64]);
+    }
+    expect(at, "chat_queued_bytes", 0.0);
+}
+
+#[test]
 fn who_has_stopped_reading_is_counted_after_a_second() {
     let world = ALONE.own(&ANY_PORT);
     let at = monitor_of(&world, 0);

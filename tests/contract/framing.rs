@@ -3,7 +3,7 @@
 use chat_server::wire::Framing;
 use serde_json::json;
 
-use crate::support::{Account, Config, Rng, eventually, login, text_of};
+use crate::support::{Account, Client, Config, Rng, eventually, login, text_of};
 
 in_every_configuration! {
     an_object_may_be_cut_at_any_byte,
@@ -17,7 +17,7 @@ in_every_configuration! {
     input_behind_a_login_waits_for_it,
     an_object_of_8_kib_is_read_before_login_and_one_byte_more_is_error_19,
     an_object_of_64_kib_is_read_after_login_and_one_byte_more_is_error_19,
-    max_message_sets_the_limit_after_login,
+    each_limit_on_messages_has_its_flag,
     after_logout_the_limit_is_that_before_login,
     nesting_of_32_is_read_and_33_is_error_10,
     a_request_and_fin_in_one_segment_is_answered_before_the_end,
@@ -193,14 +193,17 @@ fn an_object_of_64_kib_is_read_after_login_and_one_byte_more_is_error_19(config:
     client.expect_end();
 }
 
-fn max_message_sets_the_limit_after_login(config: &'static Config) {
-    let world = config.own(&["--max-message", "100000"]);
-    let mut client = world.online("someone");
-    client.send(ping_of(100_000));
-    assert_eq!(client.recv(), json!({"msgid": 203}));
-    client.send(ping_of(100_001));
-    assert_eq!(client.recv()["errno"], 19);
-    client.expect_end();
+fn each_limit_on_messages_has_its_flag(config: &'static Config) {
+    let world = config.own(&["--max-message", "100000", "--max-message-before-login", "300"]);
+    let expect = |client: &mut Client, most: usize| {
+        client.send(ping_of(most));
+        assert_eq!(client.recv(), json!({"msgid": 203}));
+        client.send(ping_of(most + 1));
+        assert_eq!(client.recv()["errno"], 19);
+        client.expect_end();
+    };
+    expect(&mut world.client(), 300);
+    expect(&mut world.online("someone"), 100_000);
 }
 
 fn after_logout_the_limit_is_that_before_login(config: &'static Config) {
