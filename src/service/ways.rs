@@ -12,7 +12,8 @@
 //!   nothing is heard for 2 s, halts the way until that is known of everything under way.
 //! - Then what was not delivered is stored past that node ([`Toward::Past`]), and so is all that
 //!   follows, until the node has confirmed that it drained the store; otherwise the next message
-//!   could arrive before the stored ones.
+//!   could arrive before the stored ones. Should the store refuse one of which nothing was heard, what
+//!   follows waits here for that confirmation: the other may still arrive.
 //! - A C++ node has the user ([`Holder::Foreign`]): what waits here is published on the user's channel,
 //!   and confirmed by Redis if somebody listens. The next messages ask the store again, for nobody
 //!   tells when the user goes elsewhere.
