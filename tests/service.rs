@@ -39,7 +39,7 @@ struct Node {
     /// Jobs of this kind wait for a worker.
     waits: fn(&Op) -> bool,
     waiting: Vec<Job>,
-    _store: SqliteStore,
+    store: SqliteStore,
     _folder: TempDir,
 }
 
@@ -68,7 +68,7 @@ impl Node {
             store_is_away: false,
             waits: |_| false,
             waiting: Vec::new(),
-            _store: store,
+            store,
             _folder: folder,
         }
     }
@@ -367,4 +367,27 @@ fn what_may_still_arrive_elsewhere_and_was_refused_by_the_store_is_waited_for() 
     node.sent.clear();
     node.answer_kept(Kept::Stored(1));
     assert!(matches!(&node.sent[..], [ack] if ack.contains("\"seq\":2,\"errno\":0")), "{:?}", node.sent);
+}
+
+#[test]
+fn of_two_logins_that_had_the_claim_one_after_the_other_no_session_is_left_behind() {
+    let mut node = Node::new();
+    let (first, second) = (node.connect(), node.connect());
+    node.ask(first, r#"{"msgid":4,"name":"someone","password":"p"}"#);
+    node.unconfirmed = Some(Vec::new());
+    let login = r#"{"msgid":1,"id":1,"password":"p"}"#;
+    node.ask(first, login);
+    // This node seems dead, and its claims are taken from it.
+    node.store.release_all().expect("the store");
+    node.ask(second, login);
+    node.sent.clear();
+    for event in node.unconfirmed.take().into_iter().flatten() {
+        node.call(|shard, now, fx| shard.letter(Letter::Bus(event), now, fx));
+    }
+    node.call(|shard, _, fx| shard.closed(first, CloseReason::ClaimLost, Vec::new(), fx));
+    let is_let_in = |sent: &[String]| sent.last().is_some_and(|reply| reply.contains("\"errno\":0"));
+    assert!(!is_let_in(&node.sent), "{:?}", node.sent);
+    node.ask(second, login);
+    assert!(is_let_in(&node.sent), "{:?}", node.sent);
+    assert_eq!(node.shard.population(), (1, 1));
 }

@@ -120,27 +120,15 @@ impl Shard {
 
     pub(super) fn claimed(&mut self, mut login: Login, answer: Result<Answer, StoreError>, fx: &mut Effects) {
         let (user, epoch) = (login.user, login.epoch);
-        let is_claimed = matches!(answer, Ok(Answer::Wrote(Outcome::Done)));
-        // A session that the store does not know of any more, since this node seemed dead for a while; or the
-        // same, and it is ending already: what is under way to it must be in the store before the next one begins.
-        let stale = self.presence.get(&user).filter(|_| !self.held.contains_key(&user)).copied();
-        let is_free = stale.is_none() && !self.is_leaving(user);
-        if is_claimed && is_free && self.is_waited_for(login.conn) {
+        if matches!(answer, Ok(Answer::Wrote(Outcome::Done))) {
+            if !self.may_begin(&login) {
+                return self.give_claim_back(login, fx);
+            }
             self.listening.insert(epoch, login);
             return fx.push(Effect::Bus(BusOp::Listen { user, epoch, shard: self.index as u16 }));
         }
         self.claim_failed(user, epoch, fx);
         match answer {
-            Ok(Answer::Wrote(Outcome::Done)) => {
-                self.release(user, epoch, fx);
-                match stale {
-                    Some(conn) => {
-                        self.refuse_login(&login, Errno::InUse, fx);
-                        self.end_stale(user, conn, fx);
-                    }
-                    None => self.claim(login, None, fx), // once more, behind that end
-                }
-            }
             Ok(Answer::Wrote(Outcome::InUse(Holder::Foreign))) => {
                 let ticket = self.ask(Question::Listeners(login), fx);
                 fx.push(Effect::Bus(BusOp::CountListeners(user, ticket)));
@@ -166,6 +154,32 @@ impl Shard {
                 self.release(user, epoch, fx);
                 self.refuse_login(&login, Errno::StoreUnavailable, fx);
             }
+        }
+    }
+
+    /// Whether somebody waits for this session, and no other one of the account has a place on this node.
+    fn may_begin(&self, login: &Login) -> bool {
+        let has_place = self.presence.contains_key(&login.user) || self.is_leaving(login.user);
+        self.is_waited_for(login.conn) && !has_place
+    }
+
+    /// A session with this claim may not begin.
+    fn give_claim_back(&mut self, login: Login, fx: &mut Effects) {
+        let user = login.user;
+        self.claim_failed(user, login.epoch, fx);
+        self.release(user, login.epoch, fx);
+        // A session that the store does not know of any more, since this node seemed dead for a while…
+        let stale = self.presence.get(&user).filter(|_| !self.held.contains_key(&user)).copied();
+        match stale {
+            Some(conn) => {
+                if self.is_waited_for(login.conn) {
+                    self.refuse_login(&login, Errno::InUse, fx);
+                }
+                self.end_stale(user, conn, fx);
+            }
+            // … or the same, and it is ending: what is under way to it must be in the store before the next
+            // one begins, which waits for that. Or nobody waits.
+            None => self.claim(login, None, fx),
         }
     }
 
@@ -197,18 +211,17 @@ impl Shard {
     /// C++ nodes reach the user from now on: the session begins.
     pub(super) fn listened(&mut self, epoch: u64, fx: &mut Effects) {
         let Some(login) = self.listening.remove(&epoch) else { return };
-        if self.is_waited_for(login.conn) {
-            if self.settings.mixed {
-                // Before this they would have published to nobody. What they have stored is read
-                // behind it, in the same lane.
-                let (user, past) = (login.user, None);
-                self.submit(self.user_lane(user), Then::Shown, Op::Write(Write::Claim { user, epoch, past }), fx);
-            }
-            self.join(login, fx);
-        } else {
-            self.claim_failed(login.user, epoch, fx);
-            self.release(login.user, epoch, fx);
+        // Two may have had the claim, one after the other, while this node seemed dead.
+        if !self.may_begin(&login) {
+            return self.give_claim_back(login, fx);
         }
+        if self.settings.mixed {
+            // Before this they would have published to nobody. What they have stored is read
+            // behind it, in the same lane.
+            let (user, past) = (login.user, None);
+            self.submit(self.user_lane(user), Then::Shown, Op::Write(Write::Claim { user, epoch, past }), fx);
+        }
+        self.join(login, fx);
     }
 
     /// All others know where the user lives: read what was stored until now, and the lists.
