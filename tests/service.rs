@@ -32,6 +32,8 @@ struct Node {
     stalled: Option<(ConnId, Vec<Tag>)>,
     /// What was published for other nodes, who do not answer.
     published: Vec<BusOp>,
+    /// How many other nodes Redis says that it has told; `None`: it says nothing.
+    reached: Option<u32>,
     /// What Redis has yet to confirm; `None`: it does so at once.
     unconfirmed: Option<Vec<BusEvent>>,
     /// Every job fails.
@@ -64,6 +66,7 @@ impl Node {
             sent: Vec::new(),
             stalled: None,
             published: Vec::new(),
+            reached: Some(0),
             unconfirmed: None,
             store_is_away: false,
             waits: |_| false,
@@ -122,7 +125,10 @@ impl Node {
                             }
                             event
                         }
-                        BusOp::ToAll(_, ticket) => BusEvent::Reached(ticket, Some(0)),
+                        BusOp::ToAll(_, ticket) => {
+                            self.published.push(op);
+                            BusEvent::Reached(ticket, self.reached)
+                        }
                         op => {
                             self.published.push(op);
                             continue;
@@ -264,12 +270,73 @@ fn a_group_message_is_one_job_for_each_lane_with_all_its_recipients() {
     assert_eq!(recipients, MEMBERS as usize - 1);
 }
 
-/// The stalled client's queue has passed the mark, with half of its only message on the wire, and the store does
-/// not take it; later the connection ends. What was asked for when it did, and what clients were told.
-fn half_written_and_refused(sender: usize) -> (Node, Vec<(Lane, Op)>) {
+/// The joins of which other nodes were told, and what clients were.
+fn take_told(node: &mut Node) -> (usize, Vec<String>) {
+    let is_join = |op: &BusOp| matches!(op, BusOp::ToAll(Envelope::Member { group: 1, user: 2, .. }, _));
+    let joins = std::mem::take(&mut node.published).iter().filter(|op| is_join(op)).count();
+    (joins, std::mem::take(&mut node.sent))
+}
+
+#[test]
+fn a_join_is_told_until_every_node_knows_of_it() {
     let mut node = Node::new();
     let conns = node.log_in(2);
-    let (id, sender, recipient) = (sender + 1, conns[sender], conns[1]);
+    node.ask(conns[0], r#"{"msgid":8,"id":1,"groupname":"g","groupdesc":""}"#);
+    node.sent.clear();
+    // Redis cannot be asked: nobody waits for it, and it is told later.
+    node.reached = None;
+    let join = r#"{"msgid":9,"id":2,"groupid":1,"seq":1}"#;
+    node.ask(conns[1], join);
+    let (joins, sent) = take_told(&mut node);
+    assert!(joins == 1 && sent[..] == [r#"{"msgid":200,"seq":1,"errno":0}"#], "{joins}, {sent:?}");
+    node.reached = Some(1);
+    let wait = |node: &mut Node| {
+        node.now.at += Duration::from_secs(3);
+        node.call(|shard, now, fx| shard.timer(Timer::Questions, now, fx));
+    };
+    // Another node is there, and says nothing; then Redis goes away and comes back.
+    wait(&mut node);
+    wait(&mut node);
+    assert_eq!(take_told(&mut node), (2, vec![]));
+    node.call(|shard, now, fx| shard.letter(Letter::Bus(BusEvent::Down), now, fx));
+    wait(&mut node);
+    assert_eq!(take_told(&mut node), (0, vec![]));
+    node.reached = Some(0);
+    node.call(|shard, now, fx| shard.letter(Letter::Bus(BusEvent::Up), now, fx));
+    assert_eq!(take_told(&mut node), (1, vec![]));
+    wait(&mut node);
+    assert_eq!(take_told(&mut node), (0, vec![]));
+    // What was done before may be news to others: the node that did it may have died before it could tell.
+    node.ask(conns[1], join);
+    let (joins, sent) = take_told(&mut node);
+    assert!(joins == 1 && matches!(&sent[..], [reply] if reply.contains("\"errno\":18")), "{joins}, {sent:?}");
+}
+
+#[test]
+fn members_that_were_read_before_a_node_died_are_read_again() {
+    let mut node = Node::new();
+    let conn = node.log_in(1)[0];
+    node.ask(conn, r#"{"msgid":8,"id":1,"groupname":"g","groupdesc":""}"#);
+    let chat = r#"{"msgid":10,"id":1,"groupid":1,"msg":"m"}"#;
+    let is_read = |jobs: &[(Lane, Op)]| jobs.iter().any(|(_, op)| matches!(op, Op::Members(1)));
+    node.waits = |op| matches!(op, Op::Members(_));
+    assert!(is_read(&node.ask(conn, chat)));
+    // It may have died between a join and the word of it.
+    node.call(|shard, now, fx| shard.letter(Letter::NodeDied, now, fx));
+    node.wait_no_more();
+    node.jobs.clear();
+    assert!(is_read(&node.ask(conn, chat)), "what was being read is kept");
+    assert!(!is_read(&node.ask(conn, chat)), "what was read after that is not kept");
+    node.call(|shard, now, fx| shard.letter(Letter::NodeDied, now, fx));
+    assert!(is_read(&node.ask(conn, chat)), "what was kept is not forgotten");
+}
+
+/// User 2 does not read: the queue has passed the mark, with half of user `id`'s message on the wire, and the store
+/// does not take it; later the connection ends. What was asked for when it did, and what clients were told.
+fn half_written_and_refused(id: usize) -> (Node, Vec<(Lane, Op)>) {
+    let mut node = Node::new();
+    let conns = node.log_in(2);
+    let (sender, recipient) = (conns[id - 1], conns[1]);
     node.stalled = Some((recipient, Vec::new()));
     node.ask(sender, &format!(r#"{{"msgid":6,"id":{id},"toid":2,"msg":"first","seq":1}}"#));
     let (_, tags) = node.stalled.take().expect("somebody who does not read");
@@ -289,7 +356,7 @@ fn half_written_and_refused(sender: usize) -> (Node, Vec<(Lane, Op)>) {
 
 #[test]
 fn what_was_half_written_and_refused_by_the_store_is_not_stored_behind_what_follows_it() {
-    let (node, jobs) = half_written_and_refused(0);
+    let (node, jobs) = half_written_and_refused(1);
     assert!(matches!(jobs[..], [(_, Op::Write(Write::Release { user: 2, .. }))]), "{jobs:?}");
     let [reply] = &node.sent[..] else { panic!("{:?}", node.sent) };
     assert!(reply.contains("\"errno\":21") && reply.contains("\"seq\":1"), "{reply}");
@@ -297,7 +364,7 @@ fn what_was_half_written_and_refused_by_the_store_is_not_stored_behind_what_foll
 
 #[test]
 fn who_has_half_written_to_oneself_what_the_store_refused_can_log_in_again() {
-    let (_, jobs) = half_written_and_refused(1);
+    let (_, jobs) = half_written_and_refused(2);
     assert!(matches!(jobs[..], [(_, Op::Write(Write::Release { user: 2, .. }))]), "{jobs:?}");
 }
 
@@ -321,6 +388,24 @@ fn a_login_waits_for_a_session_that_is_ending_though_the_store_knows_nothing_of_
     node.call(|shard, now, fx| shard.letter(Letter::Gone { user, conn: other }, now, fx));
     node.call(|shard, now, fx| shard.letter(Letter::Free { user }, now, fx));
     assert!(matches!(node.jobs[..], [(_, Op::Write(Write::Claim { user: 1, .. }))]), "{:?}", node.jobs);
+}
+
+#[test]
+fn a_login_waits_for_such_a_session_of_its_own_shard_too() {
+    let mut node = Node::new();
+    let (first, second) = (node.log_in(1)[0], node.connect());
+    node.store.release_all().expect("the store");
+    node.waits = |op| matches!(op, Op::Write(Write::Claim { .. }));
+    node.ask(second, r#"{"msgid":1,"id":1,"password":"p"}"#);
+    // It ends, but what was queued for it is not written yet.
+    node.stalled = Some((first, Vec::new()));
+    node.ask(first, r#"{"msgid":3,"id":1}"#);
+    node.sent.clear();
+    node.wait_no_more();
+    assert!(node.sent.is_empty(), "{:?}", node.sent);
+    let (_, tags) = node.stalled.take().expect("somebody who does not read");
+    tags.into_iter().for_each(|tag| node.call(|shard, _, fx| shard.written(first, tag, fx)));
+    assert!(matches!(&node.sent[..], [reply] if reply.contains("\"errno\":0")), "{:?}", node.sent);
 }
 
 #[test]

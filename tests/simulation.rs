@@ -275,7 +275,8 @@ impl World {
         let mut rng = Rng(seed);
         let (nodes, shards) = (1 + rng.below(3), 1 + rng.below(3));
         let high_water = [300, 2_000, 1 << 20][rng.below(3)];
-        let settings = Settings { high_water, lanes: LANES, alone: nodes == 1, ..Settings::default() };
+        let ways = [1, usize::MAX][rng.below(2)];
+        let settings = Settings { high_water, ways, lanes: LANES, alone: nodes == 1, ..Settings::default() };
         let cost: Cost = "8,1".parse().unwrap();
         let password = Hasher::new(cost).hash("p").unwrap();
         let quota = rng.one_in(4).then(|| 1 + rng.below(8));
@@ -447,11 +448,7 @@ impl World {
         }
         let Some((dead, told)) = self.to_reap.pop() else { return };
         if !told {
-            for node in self.nodes.iter_mut().filter(|node| node.id != dead) {
-                for shard in 0..self.shards {
-                    node.links.entry((5003, shard)).or_default().push_back(Letter::NodeDied);
-                }
-            }
+            self.tell_of_death(dead);
             return self.to_reap.push((dead, true));
         }
         let has_heard =
@@ -469,6 +466,15 @@ impl World {
             user.limbo.extend(through_it.filter(|sent| !user.acked.contains(sent)));
         }
         self.reaped.push(dead);
+        self.tell_of_death(dead);
+    }
+
+    fn tell_of_death(&mut self, dead: NodeId) {
+        for node in self.nodes.iter_mut().filter(|node| node.id != dead) {
+            for shard in 0..self.shards {
+                node.links.entry((5003, shard)).or_default().push_back(Letter::NodeDied);
+            }
+        }
     }
 
     /// Nodes that were taken for dead and are not go on looking at their claims for a while.

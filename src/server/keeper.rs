@@ -160,16 +160,22 @@ impl Keeper {
         let Some(since) = self.dying.get(&node) else {
             log::warn!("node {node} seems dead");
             self.dying.insert(node, now);
-            self.mailboxes.iter().for_each(|mailbox| mailbox.post(Mail::Letter(Letter::NodeDied)));
+            self.tell_of_death();
             return Ok(());
         };
         if now - *since >= NOTICE {
             let users = self.roll.reap(node)?;
             log::info!("{users} users of the dead node {node} are offline");
+            // Should it be alive, and only cut off from Redis, it may have gone on storing until now.
+            self.tell_of_death();
             self.dying.remove(&node);
             self.known.remove(&node);
         }
         Ok(())
+    }
+
+    fn tell_of_death(&self) {
+        self.mailboxes.iter().for_each(|mailbox| mailbox.post(Mail::Letter(Letter::NodeDied)));
     }
 
     fn check_claims(&mut self) -> Result<(), StoreError> {

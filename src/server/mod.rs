@@ -305,6 +305,7 @@ fn settings(config: &Config, node: NodeId, lanes: usize, limits: service::Limits
         mixed: config.mixed,
         proxies: config.proxies.clone().into(),
         limits,
+        ..Settings::default()
     }
 }
 

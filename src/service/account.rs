@@ -168,8 +168,10 @@ impl Shard {
         let user = login.user;
         self.claim_failed(user, login.epoch, fx);
         self.release(user, login.epoch, fx);
-        // A session that the store does not know of any more, since this node seemed dead for a while…
-        let stale = self.presence.get(&user).filter(|_| !self.held.contains_key(&user)).copied();
+        // A session that the store does not know of any more, since this node seemed dead for a while, is ended.
+        // If it is ending already, this login waits for that: what is under way to it must be in the store before
+        // the next session begins. Where nobody waits, `claim` does nothing.
+        let stale = self.presence.get(&user).filter(|_| !self.is_leaving(user)).copied();
         match stale {
             Some(conn) => {
                 if self.is_waited_for(login.conn) {
@@ -177,8 +179,6 @@ impl Shard {
                 }
                 self.end_stale(user, conn, fx);
             }
-            // … or the same, and it is ending: what is under way to it must be in the store before the next
-            // one begins, which waits for that. Or nobody waits.
             None => self.claim(login, None, fx),
         }
     }

@@ -43,6 +43,7 @@ impl Shard {
                 self.down_since = None;
                 self.drain_all(fx);
                 self.advance_all_ways(fx);
+                self.tell_untold(fx);
             }
         }
     }
@@ -216,7 +217,7 @@ impl Shard {
         let Some(conn) = self.presence.get(&user).copied() else { return };
         let Some(session) = self.session_mut(conn, user) else { return };
         match &mut session.mode {
-            // Its store is read when all know where it is; by then it is too late for the reply.
+            // Its store is read once all know where it is; what is stored after that may not be in the reply.
             Mode::Joining(joining) => joining.outdated |= joining.unseen == 0,
             Mode::Live => {
                 session.mode = Mode::Spill(Box::new(Spill::for_nudges(Vec::new())));
@@ -224,6 +225,12 @@ impl Shard {
             }
             Mode::Spill(spill) => spill.stored_behind(),
         }
+    }
+
+    /// Another node is dead, or seems so. It may have stored messages, and a join, of which it told nobody.
+    pub(super) fn node_died(&mut self, fx: &mut Effects) {
+        self.groups.forget();
+        self.drain_all(fx);
     }
 
     /// Drains the store for all of this shard's users: something may stand there of which nobody

@@ -1,6 +1,6 @@
 //! Groups: their cached members, and fan-out.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::chat::Text;
@@ -25,6 +25,8 @@ pub(super) struct GroupCache {
     /// Joins of users of this shard that other shards do not know of yet, by key.
     joins: HashMap<u64, PendingJoin>,
     next_key: u64,
+    /// Joins that other nodes may not know of, until the bus is back.
+    untold: BTreeSet<(GroupId, UserId)>,
 }
 
 enum Group {
@@ -33,6 +35,8 @@ enum Group {
         waiting: Vec<GroupMessage>,
         /// Who has joined since the members were asked for.
         joined: Vec<UserId>,
+        /// What is being read may not be true any more when it comes, and is not kept.
+        outdated: bool,
     },
     /// In ascending order.
     Members(Arc<[UserId]>),
@@ -54,7 +58,8 @@ struct PendingJoin {
 
 /// Who is told that a join counts everywhere.
 enum Joiner {
-    Client(ConnId, Option<i64>),
+    /// With what the store has said: it may be no news there, and yet news to others.
+    Client(ConnId, Option<i64>, Outcome),
     /// Another node, of which the join is.
     Node(NodeId, Ticket),
 }
@@ -116,6 +121,11 @@ impl GroupCache {
     /// What was read may not be true any more.
     pub fn forget(&mut self) {
         self.groups.retain(|_, group| matches!(group, Group::Loading { .. }));
+        for group in self.groups.values_mut() {
+            if let Group::Loading { outdated, .. } = group {
+                *outdated = true;
+            }
+        }
         self.cached = 0;
     }
 
@@ -183,12 +193,36 @@ impl Shard {
         if !matches!(answer, Ok(Answer::Wrote(Outcome::Full(_)))) {
             self.groups.joined(group, user);
         }
-        if !matches!(answer, Ok(Answer::Wrote(Outcome::Done))) {
-            return self.acked(conn, msgid::JOIN_GROUP, seq, answer, fx);
+        match answer {
+            // Also of what was done before: then nobody may have been told, since the node died that did it, or
+            // its answer was lost.
+            Ok(Answer::Wrote(outcome @ (Outcome::Done | Outcome::Already))) => {
+                let join = self.tell_shards(group, user, Joiner::Client(conn, seq, outcome), 1, fx);
+                self.tell_nodes(group, user, join, fx);
+            }
+            answer => self.acked(conn, msgid::JOIN_GROUP, seq, answer, fx),
         }
-        let join = self.tell_shards(group, user, Joiner::Client(conn, seq), 1, fx);
-        let ticket = self.ask(Question::Member { join, seen: 0, of: None }, fx);
+    }
+
+    fn tell_nodes(&mut self, group: GroupId, user: UserId, join: u64, fx: &mut Effects) {
+        let ticket = self.ask(Question::Member { group, user, join, seen: 0, of: None }, fx);
         fx.push(Effect::Bus(BusOp::ToAll(Envelope::Member { group, user, ticket }, ticket)));
+    }
+
+    /// Some node has not confirmed a join, and may leave the member out. Nobody waits for it any more.
+    pub(super) fn tell_again(&mut self, group: GroupId, user: UserId, fx: &mut Effects) {
+        if self.down_since.is_some() {
+            self.groups.untold.insert((group, user));
+        } else if !self.shutting_down {
+            self.tell_nodes(group, user, 0, fx);
+        }
+    }
+
+    /// The bus is back.
+    pub(super) fn tell_untold(&mut self, fx: &mut Effects) {
+        for (group, user) in std::mem::take(&mut self.groups.untold) {
+            self.tell_nodes(group, user, 0, fx);
+        }
     }
 
     /// Tells the other shards of a join; `more` answers are waited for beside theirs.
@@ -227,8 +261,8 @@ impl Shard {
             return;
         }
         match self.groups.joins.remove(&key).map(|join| join.whose) {
-            Some(Joiner::Client(conn, seq)) => {
-                self.acked(conn, msgid::JOIN_GROUP, seq, Ok(Answer::Wrote(Outcome::Done)), fx);
+            Some(Joiner::Client(conn, seq, outcome)) => {
+                self.acked(conn, msgid::JOIN_GROUP, seq, Ok(Answer::Wrote(outcome)), fx);
             }
             Some(Joiner::Node(node, ticket)) => fx.push(Effect::Bus(BusOp::ToNode(node, Envelope::Seen { ticket }))),
             None => {}
@@ -255,7 +289,7 @@ impl Shard {
                 self.owe_send(call.conn, sender, fx);
             }
             None => {
-                let loading = Group::Loading { waiting: vec![message], joined: Vec::new() };
+                let loading = Group::Loading { waiting: vec![message], joined: Vec::new(), outdated: false };
                 self.groups.groups.insert(group, loading);
                 self.owe_send(call.conn, sender, fx);
                 self.submit(self.group_lane(group), Then::Members(group), Op::Members(group), fx);
@@ -266,7 +300,7 @@ impl Shard {
 
     /// A group's members are read: what has waited for them goes out, in order.
     pub(super) fn members_loaded(&mut self, group: GroupId, answer: Result<Answer, StoreError>, fx: &mut Effects) {
-        let Some(Group::Loading { waiting, joined }) = self.groups.groups.remove(&group) else { return };
+        let Some(Group::Loading { waiting, joined, outdated }) = self.groups.groups.remove(&group) else { return };
         let members = match answer {
             Ok(Answer::Members(Some(members))) => Ok(members),
             Ok(Answer::Members(None)) => Err(Errno::NoSuchGroup),
@@ -278,7 +312,7 @@ impl Shard {
             members.dedup();
             let members: Arc<[UserId]> = members.into();
             // Without the bus nobody tells of another node's joins, and C++ nodes never do.
-            if self.down_since.is_none() && !self.settings.mixed {
+            if !outdated && self.down_since.is_none() && !self.settings.mixed {
                 self.groups.insert(group, Arc::clone(&members));
             }
             members

@@ -80,6 +80,8 @@ pub struct Settings {
     pub idle_timeout: Option<Duration>,
     /// The soft mark of a connection's queue, in bytes.
     pub high_water: usize,
+    /// With so many ways to users who are not on this node, a shard forgets those that nothing uses.
+    pub ways: usize,
     /// How many lanes the pool has.
     pub lanes: usize,
     /// Treat clients that end their objects with NUL and never use `seq` as the C++ client needs.
@@ -104,6 +106,7 @@ impl Default for Settings {
             login_timeout: None,
             idle_timeout: None,
             high_water: 1 << 20,
+            ways: 64 * 1024,
             lanes: 1,
             legacy_client: false,
             alone: true,
@@ -219,6 +222,7 @@ pub struct Shard {
 impl Shard {
     /// Shard `index` of `shards`, at this time.
     pub fn new(index: usize, shards: usize, settings: Settings, now: Now) -> Self {
+        let many_ways = settings.ways;
         Shard {
             index,
             shards,
@@ -234,7 +238,7 @@ impl Shard {
             listening: HashMap::new(),
             next_epoch: envelope::first_epoch(index),
             ways: HashMap::new(),
-            many_ways: ways::MANY_WAYS,
+            many_ways,
             keeping: Vec::new(),
             marked: Vec::new(),
             asked: BTreeMap::new(),
@@ -400,7 +404,7 @@ impl Shard {
             Letter::Disown { user, epoch } => self.disown(user, epoch, fx),
             Letter::Stale { user, conn } => self.end_stale(user, conn, fx),
             Letter::Bus(event) => self.bus_event(event, fx),
-            Letter::NodeDied => self.drain_all(fx),
+            Letter::NodeDied => self.node_died(fx),
             Letter::Claims { as_of, claims } => self.check_claims(as_of, &claims, fx),
             Letter::Done(done) => {
                 self.jobs -= 1;
@@ -452,6 +456,7 @@ impl Shard {
             self.keep_all(fx);
         }
         self.keep_marked(fx);
+        self.forget_idle_ways();
         self.counts.jobs.set(self.jobs);
         self.counts.questions.set(self.asked.len());
         self.check_wound_up(fx);

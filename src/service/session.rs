@@ -528,7 +528,7 @@ impl Shard {
         fx: &mut Effects,
     ) {
         let mut refused = None;
-        // Only the first can be half-written.
+        // Only the first can be half-written. Its session is not among the clients any more.
         if let Some(Unwritten { tag: Tag::Chat { to, receipt }, begun: true, .. }) = unwritten.first() {
             let begun = match client.session.as_deref().filter(|session| session.user == *to) {
                 Some(session) => Some(session.mode.begun()),
@@ -538,7 +538,7 @@ impl Shard {
                 refused = Some((*to, *receipt, errno));
             }
             if begun.is_some_and(|begun| begun != Begun::None) {
-                unwritten.remove(0); // it stands in the store already, or never will
+                unwritten.remove(0); // the store has it, is asked for it, or has refused it
             }
         }
         self.return_unwritten(unwritten, fx);

@@ -12,8 +12,8 @@
 //!   nothing is heard for 2 s, halts the way until that is known of everything under way.
 //! - Then what was not delivered is stored past that node ([`Toward::Past`]), and so is all that
 //!   follows, until the node has confirmed that it drained the store; otherwise the next message
-//!   could arrive before the stored ones. Should the store refuse one of which nothing was heard, what
-//!   follows waits here for that confirmation: the other may still arrive.
+//!   could arrive before the stored ones. If the store refuses a message of which nothing was heard, it
+//!   may still arrive there, and what follows waits here for that confirmation.
 //! - A C++ node has the user ([`Holder::Foreign`]): what waits here is published on the user's channel,
 //!   and confirmed by Redis if somebody listens. The next messages ask the store again, for nobody
 //!   tells when the user goes elsewhere.
@@ -32,7 +32,7 @@ use super::letters::{Fate, Letter, Receipt, Waiting};
 use super::{Answer, Effect, Effects, Lane, Limit, Login, Op, Path, Shard, Then, Timer};
 use crate::bus::{Addressee, BusOp, Envelope, Ticket};
 use crate::reactor::ConnId;
-use crate::store::{Claim, Holder, Kept, NodeId, Outcome, Parcel, StoreError, UserId, Write};
+use crate::store::{Claim, GroupId, Holder, Kept, NodeId, Outcome, Parcel, StoreError, UserId, Write};
 use crate::wire::Errno;
 use crate::wire::reply::FanOut;
 
@@ -45,9 +45,6 @@ const DEBTS_LAST: Duration = Duration::from_secs(10);
 /// The most that one job stores for one user.
 const BATCH_MESSAGES: usize = 256;
 const BATCH_BYTES: usize = 1 << 20;
-/// With more ways than this, and again with twice as many as were left, those that nothing uses are
-/// forgotten: finding one again costs a look into the store.
-pub(super) const MANY_WAYS: usize = 64 * 1024;
 
 /// The way to one user.
 #[derive(Default)]
@@ -72,10 +69,9 @@ pub(super) struct Way {
     stored: bool,
     /// A question that bore a message for the user was given up: that message may still arrive.
     unanswered: bool,
-    /// The store did not take such a message either: its sender was told so, and if it arrives all the same,
-    /// nothing that was sent later may have come before it. So nothing is stored until the node has answered a
-    /// nudge, which it reads behind that message.
-    fenced: bool,
+    /// Nothing is stored until the node has answered a nudge. The store did not take a message that may still
+    /// arrive there: nothing that was sent later may come before it, and the nudge is read behind it.
+    waits_for_nudge: bool,
     /// Who sent what was stored past a node that has not drained it yet. Their claims last until it
     /// has: what they send through another node must not overtake it.
     debtors: Vec<(ConnId, UserId)>,
@@ -99,9 +95,9 @@ pub(super) enum Question {
     Nudge(UserId),
     /// Does a C++ node that went without a word still have this account?
     Listeners(Login),
-    /// Does every node know of this join? `join` is its number in the list of joins; so many nodes
-    /// have confirmed, of so many, once that is known.
-    Member { join: u64, seen: u32, of: Option<u32> },
+    /// Does every node know that this user has joined this group? `join` is its number in the list of joins
+    /// for which somebody waits; so many nodes have confirmed, of so many, once that is known.
+    Member { group: GroupId, user: UserId, join: u64, seen: u32, of: Option<u32> },
 }
 
 /// A chat under way, and what is known of it.
@@ -135,13 +131,13 @@ impl Way {
         self.toward = Toward::Unknown;
         self.nudge = None;
         self.stored = false;
-        self.all_is_answered();
+        self.nothing_is_open();
     }
 
-    /// What may still arrive has arrived, or never will.
-    fn all_is_answered(&mut self) {
+    /// What might still have arrived has arrived, or never will.
+    fn nothing_is_open(&mut self) {
         self.unanswered = false;
-        self.fenced = false;
+        self.waits_for_nudge = false;
     }
 
     /// Takes what one job may store.
@@ -198,11 +194,16 @@ impl Shard {
     }
 
     fn way(&mut self, user: UserId) -> &mut Way {
+        self.ways.entry(user).or_default()
+    }
+
+    /// With many ways, those that nothing uses are forgotten, and again with twice as many as were left: finding
+    /// one again costs a look into the store. In the middle of an input some are only just to be used.
+    pub(super) fn forget_idle_ways(&mut self) {
         if self.ways.len() >= self.many_ways {
             self.ways.retain(|_, way| !(way.is_idle() && matches!(way.toward, Toward::Away(_))));
-            self.many_ways = MANY_WAYS.max(2 * self.ways.len());
+            self.many_ways = self.settings.ways.max(2 * self.ways.len());
         }
-        self.ways.entry(user).or_default()
     }
 
     /// Does what can be done next on a way.
@@ -229,9 +230,9 @@ impl Shard {
             Toward::Unknown | Toward::Past(Holder::Foreign) if way.queue.is_empty() => {
                 self.ways.remove(&user); // no debts are left: there are none but to our nodes
             }
-            // While the bus is away nothing is under way on it.
-            Toward::Past(Holder::Node(claim)) if way.queue.is_empty() || (way.fenced && !down) => {
-                if (way.stored || way.fenced) && way.nudge.is_none() && !down {
+            // While the bus is away nobody could answer.
+            Toward::Past(Holder::Node(claim)) if way.queue.is_empty() || (way.waits_for_nudge && !down) => {
+                if (way.stored || way.waits_for_nudge) && way.nudge.is_none() && !down {
                     self.nudge(user, claim, fx);
                 }
             }
@@ -452,8 +453,9 @@ impl Shard {
                 (0, Fate::Failed(Errno::StoreUnavailable))
             }
         };
+        // Where the way goes past a node; all others have just been forgotten.
         if let Some(way) = self.ways.get_mut(&user) {
-            way.fenced |= way.unanswered && stored < messages.len();
+            way.waits_for_nudge |= way.unanswered && stored < messages.len();
         }
         for (n, (_, receipt)) in messages.into_iter().enumerate() {
             self.settle(receipt, if n < stored { Fate::Stored } else { fate }, fx);
@@ -492,7 +494,10 @@ impl Shard {
                 }
                 Question::Nudge(user) => self.nudge_is_lost(user, key, fx),
                 Question::Listeners(login) => self.listeners_counted(login, None, fx),
-                Question::Member { join, .. } => self.member_seen(join, fx),
+                Question::Member { group, user, join, .. } => {
+                    self.member_seen(join, fx);
+                    self.tell_again(group, user, fx);
+                }
             }
         }
     }
@@ -536,7 +541,7 @@ impl Shard {
                 self.asked.remove(&key);
                 let Some(way) = self.ways.get_mut(&user).filter(|way| way.nudge == Some(key)) else { return };
                 way.nudge = None;
-                way.all_is_answered();
+                way.nothing_is_open();
                 if let Toward::Past(holder) = way.toward
                     && !way.stored
                     && way.queue.is_empty()
@@ -557,10 +562,17 @@ impl Shard {
     /// The bus has told how many it reached.
     pub(super) fn reached(&mut self, key: u64, count: Option<u32>, fx: &mut Effects) {
         match self.asked.get_mut(&key).map(|asked| &mut asked.question) {
-            // While the bus is away nobody trusts what was read before.
-            Some(Question::Member { of, .. }) => {
-                *of = Some(count.unwrap_or(0));
-                self.check_members_told(key, fx);
+            Some(Question::Member { of, join, .. }) => {
+                *of = count;
+                // Where it could not be told, nobody waits any more; in time it is told again.
+                let waited_for = std::mem::take(join);
+                match count {
+                    Some(_) => {
+                        *join = waited_for;
+                        self.check_members_told(key, fx);
+                    }
+                    None => self.member_seen(waited_for, fx),
+                }
             }
             Some(_) => match self.asked.remove(&key).map(|asked| asked.question) {
                 Some(Question::Chat(flight)) => match count {
@@ -575,7 +587,7 @@ impl Shard {
     }
 
     fn check_members_told(&mut self, key: u64, fx: &mut Effects) {
-        if let Some(Asked { question: Question::Member { join, seen, of: Some(of) }, .. }) = self.asked.get(&key)
+        if let Some(Asked { question: Question::Member { join, seen, of: Some(of), .. }, .. }) = self.asked.get(&key)
             && seen >= of
         {
             let join = *join;
@@ -610,11 +622,14 @@ impl Shard {
     /// A chat was not delivered by another node, or nobody knows.
     fn came_back(&mut self, key: u64, users: &[UserId], flight: &Flight, fx: &mut Effects) {
         for user in users {
-            if let Some(way) = self.ways.get_mut(user) {
-                way.afloat -= 1;
-                way.returned.push((key, (Arc::clone(&flight.body), flight.receipt)));
-                way.halted = true;
-            }
+            let message = (Arc::clone(&flight.body), flight.receipt);
+            let Some(way) = self.ways.get_mut(user) else {
+                self.send_away(*user, message.0, message.1, fx);
+                continue;
+            };
+            way.afloat -= 1;
+            way.returned.push((key, message));
+            way.halted = true;
             self.advance_way(*user, fx);
         }
     }
@@ -626,7 +641,7 @@ impl Shard {
         let Some(way) = self.ways.get_mut(&user).filter(|way| way.nudge == Some(key)) else { return };
         way.nudge = None;
         way.stored = true;
-        if way.keeping.is_none() && (way.queue.is_empty() || way.fenced) {
+        if way.keeping.is_none() && (way.queue.is_empty() || way.waits_for_nudge) {
             way.keeping = Some((Vec::new(), None));
             let parcel = Parcel { to: user, messages: Vec::new(), past: None };
             self.submit(lane, Then::WaysKept(vec![user]), Op::Write(Write::Keep(vec![parcel])), fx);
