@@ -335,7 +335,8 @@ impl World {
         let now = self.now();
         let mut fx = Effects::default();
         input(&mut self.nodes[node].shards[shard], now, &mut fx);
-        let mut over = Vec::new();
+        // As the reactor does: when all effects are carried out, and before anything else comes.
+        let (mut to_recall, mut over) = (Vec::new(), Vec::new());
         for effect in fx.list {
             if self.trace {
                 println!("{:?} {node}/{shard}: {effect:?}", self.clock);
@@ -353,7 +354,7 @@ impl World {
                 Effect::Pause(conn) => _ = self.sockets.get_mut(&(node, conn)).map(|socket| socket.paused = true),
                 Effect::Resume(conn) => _ = self.sockets.get_mut(&(node, conn)).map(|socket| socket.paused = false),
                 Effect::Pace(_) => {}
-                Effect::Recall(conn) => self.recall((node, conn)),
+                Effect::Recall(conn) => to_recall.push((node, conn)),
                 Effect::Close(conn, reason) => {
                     _ = self.sockets.get_mut(&(node, conn)).map(|socket| socket.closing = Some(reason));
                 }
@@ -368,6 +369,7 @@ impl World {
                 Effect::WoundUp => self.nodes[node].wound_up += 1,
             }
         }
+        to_recall.into_iter().for_each(|address| self.recall(address));
         over.into_iter().for_each(|address| self.check_mark(address));
     }
 

@@ -427,6 +427,7 @@ impl<H: Handler> EventLoop<H> {
         self.io.now = now;
         if gap > MAX_SLEEP + STOPPED {
             self.handler.was_stopped(&mut self.io, gap);
+            self.settle_over();
         }
         self.note_readiness();
         self.read_mail()?;
@@ -483,14 +484,12 @@ impl<H: Handler> EventLoop<H> {
         self.io.counts.letters.add(mail.len() as u64);
         for letter in mail.drain(..) {
             match letter {
-                Mail::Letter(letter) => {
-                    self.handler.letter(&mut self.io, letter);
-                    self.settle_over();
-                }
+                Mail::Letter(letter) => self.handler.letter(&mut self.io, letter),
                 Mail::Connection(stream, peer, slot) => self.adopt(stream, peer, slot),
                 Mail::Stop => self.handler.stopping(&mut self.io),
                 Mail::Exit => self.exit_by = Some(self.io.now + EXIT_LINGER),
             }
+            self.settle_over();
         }
         // A burst's memory is not kept.
         if mail.capacity() > 16 * 1024 {
@@ -650,10 +649,7 @@ impl<H: Handler> EventLoop<H> {
     fn fire_timers(&mut self) {
         while let Some(timer) = self.io.timers.pop_due(self.io.now) {
             match timer {
-                LoopTimer::Handler(timer) => {
-                    self.handler.timer(&mut self.io, timer);
-                    self.settle_over();
-                }
+                LoopTimer::Handler(timer) => self.handler.timer(&mut self.io, timer),
                 LoopTimer::Linger(id) => {
                     // A goodbye has begun its time anew.
                     let close_by = self.io.connections.get(id).and_then(|connection| connection.close_by);
@@ -677,6 +673,7 @@ impl<H: Handler> EventLoop<H> {
                     }
                 }
             }
+            self.settle_over();
         }
     }
 
@@ -901,6 +898,7 @@ impl<H: Handler> EventLoop<H> {
             if let State::Dead(Some(reason)) = connection.state {
                 self.io.counts.closed.of(reason).add(1);
                 self.handler.closed(&mut self.io, id, reason, unwritten);
+                self.settle_over();
             }
         }
     }

@@ -26,7 +26,7 @@ fn chat(n: usize) -> Vec<u8> {
 const JAM: usize = 8 << 20;
 
 fn jam(reactors: &Reactors, conn: ConnId) {
-    reactors.ask(0, move |_, io| {
+    reactors.ask(conn.reactor(), move |_, io| {
         let much = vec![b'x'; JAM];
         io.send(conn, Message { manner: EXEMPT, ..message(&much, None) })
     });
@@ -119,6 +119,29 @@ fn a_queue_that_was_recalled_whole_is_not_drained_while_the_socket_is_full() {
     let told = send_dots(LIMITS.high_water);
     assert!(told.iter().any(|event| matches!(event, Event::HighWater(..))), "not over the mark");
     assert!(!told.contains(&Event::Drained(conn)), "the way through the store leads into a full socket");
+}
+
+#[test]
+fn what_a_stop_has_recalled_comes_back_before_anything_that_came_meanwhile() {
+    let reactors = Setup { reactors: 2, limits: LIMITS, ..Setup::default() }.start();
+    let clients = [reactors.connect(), reactors.connect()];
+    let conn = clients.iter().map(|(_, conn)| *conn).find(|conn| conn.reactor() == 1).expect("one of each reactor");
+    jam(&reactors, conn);
+    reactors.ask(1, move |toy, io| {
+        toy.recall_when_stopped = Some(conn);
+        send(io, conn, b"a chat", Some(Tag::Chat(0)))
+    });
+    let stall = reactors.stall(1);
+    reactors.pass(Duration::from_millis(3500));
+    // It may be the next message to the same client, which must find that one gone.
+    reactors.tell(1, |toy, _| toy.report(Event::Timer(7)));
+    drop(stall);
+    let recalled = reactors.wait("what was recalled", |event| match event {
+        Event::HighWater(id, recalled) if *id == conn => Some(Ok(recalled.len())),
+        Event::Timer(7) => Some(Err("the letter came first")),
+        _ => None,
+    });
+    assert_eq!(recalled, Ok(1));
 }
 
 #[test]

@@ -52,6 +52,8 @@ pub struct Toy {
     script: Script,
     /// Whether a client's end is answered with ours at once.
     pub close_at_end: bool,
+    /// Whose queue is taken back after a stop.
+    pub recall_when_stopped: Option<ConnId>,
 }
 
 impl Toy {
@@ -110,8 +112,9 @@ impl Handler for Toy {
         self.report(Event::Timer(timer));
     }
 
-    fn was_stopped(&mut self, _io: &mut Io<Self>, gap: Duration) {
+    fn was_stopped(&mut self, io: &mut Io<Self>, gap: Duration) {
         self.report(Event::WasStopped(gap));
+        self.recall_when_stopped.into_iter().for_each(|conn| io.recall(conn));
     }
 
     fn stopping(&mut self, _io: &mut Io<Self>) {}
@@ -224,7 +227,8 @@ impl Reactors {
         let mut threads = Vec::new();
         for (index, poll) in polls.into_iter().enumerate() {
             let epoll = poll.as_raw_fd();
-            let toy = Toy { events: sender.clone(), script: setup.script, close_at_end: true };
+            let toy =
+                Toy { events: sender.clone(), script: setup.script, close_at_end: true, recall_when_stopped: None };
             let event_loop = EventLoop::new(index, poll, Arc::clone(&mailboxes), setup.limits, toy)?;
             let (handle, proc) = spawn(move || event_loop.run())?;
             threads.push(Thread { handle: Some(handle), proc, epoll });
