@@ -86,6 +86,8 @@ impl Node {
     pub fn call(&mut self, shard: usize, input: impl FnOnce(&mut Shard, Now, &mut Effects)) {
         let mut fx = Effects::default();
         input(&mut self.shards[shard], self.now, &mut fx);
+        // As the reactor does: when all effects are carried out, and before anything else comes.
+        let mut to_recall = Vec::new();
         let mut sent = Vec::new();
         for effect in fx.list {
             match effect {
@@ -100,7 +102,7 @@ impl Node {
                 }
                 Effect::Pause(conn) => _ = self.sockets.get_mut(&conn).map(|socket| socket.paused = true),
                 Effect::Resume(conn) => _ = self.sockets.get_mut(&conn).map(|socket| socket.paused = false),
-                Effect::Recall(conn) => self.recall(conn),
+                Effect::Recall(conn) => to_recall.push(conn),
                 Effect::Close(conn, _) => _ = self.sockets.get_mut(&conn).map(|socket| socket.closing = true),
                 Effect::Post(to, letter) => self.letters.push_back((to, letter)),
                 Effect::Submit(_, job) => self.jobs.push_back(*job),
@@ -108,6 +110,7 @@ impl Node {
                 Effect::Pace(_) | Effect::Timer(..) | Effect::WoundUp | Effect::CheckClaims => {}
             }
         }
+        to_recall.into_iter().for_each(|conn| self.recall(conn));
         sent.into_iter().for_each(|conn| self.check_mark(conn));
     }
 
