@@ -30,6 +30,8 @@ struct Node {
     sent: Vec<String>,
     /// Who does not read, and what is noted on the messages that wait.
     stalled: Option<(ConnId, Vec<Tag>)>,
+    /// Nobody's queue is taken back for now; else it is found empty.
+    keeps_queues: bool,
     /// What was published for other nodes, who do not answer.
     published: Vec<BusOp>,
     /// How many other nodes Redis says that it has told; `None`: it says nothing.
@@ -65,6 +67,7 @@ impl Node {
             jobs: Vec::new(),
             sent: Vec::new(),
             stalled: None,
+            keeps_queues: false,
             published: Vec::new(),
             reached: Some(0),
             unconfirmed: None,
@@ -135,6 +138,10 @@ impl Node {
                         }
                     };
                     self.shard.letter(Letter::Bus(event), self.now, &mut fx);
+                }
+                Effect::Recall(conn) if !self.keeps_queues => {
+                    self.shard.high_water(conn, Vec::new(), &mut fx);
+                    self.shard.drained(conn, &mut fx);
                 }
                 _ => {}
             }
@@ -475,4 +482,43 @@ fn of_two_logins_that_had_the_claim_one_after_the_other_no_session_is_left_behin
     node.ask(second, login);
     assert!(is_let_in(&node.sent), "{:?}", node.sent);
     assert_eq!(node.shard.population(), (1, 1));
+}
+
+#[test]
+fn what_comes_while_a_queue_is_taken_back_is_stored_behind_it() {
+    let mut node = Node::new();
+    let conns = node.log_in(3);
+    node.stalled = Some((conns[1], Vec::new()));
+    node.ask(conns[2], r#"{"msgid":6,"id":3,"toid":2,"msg":"first"}"#);
+    let (_, tags) = node.stalled.take().expect("somebody who does not read");
+    node.keeps_queues = true;
+    // Redis goes away. Who comes now may have left messages behind on another node, which go first.
+    node.call(|shard, now, fx| shard.letter(Letter::Bus(BusEvent::Down), now, fx));
+    node.now.at += Duration::from_secs(1);
+    node.ask(conns[0], r#"{"msgid":3,"id":1}"#);
+    node.ask(conns[0], r#"{"msgid":1,"id":1,"password":"p"}"#);
+    let jobs = node.ask(conns[0], r#"{"msgid":6,"id":1,"toid":2,"msg":"second"}"#);
+    assert!(jobs.is_empty(), "it overtakes what is queued: {jobs:?}");
+    let body = Arc::from(&br#"{"msgid":6,"msg":"first"}"#[..]);
+    let queued = vec![Unwritten { tag: tags[0].clone(), body, begun: false }];
+    node.call(|shard, _, fx| shard.high_water(conns[1], queued, fx));
+    let [(_, Op::Write(Write::Keep(parcels)))] = &node.jobs[..] else { panic!("{:?}", node.jobs) };
+    let texts: Vec<_> =
+        parcels.iter().flat_map(|parcel| &parcel.messages).map(|text| String::from_utf8_lossy(text)).collect();
+    assert!(matches!(&texts[..], [a, b] if a.contains("first") && b.contains("second")), "{texts:?}");
+}
+
+#[test]
+fn with_redis_back_and_after_a_nodes_death_the_store_is_drained_for_everybody() {
+    let mut node = Node::new();
+    node.log_in(2);
+    node.jobs.clear();
+    let mut drained_by = |letter: fn() -> Letter| {
+        node.call(|shard, now, fx| shard.letter(letter(), now, fx));
+        let jobs = std::mem::take(&mut node.jobs);
+        jobs.iter().filter(|(_, op)| matches!(op, Op::Page { .. })).count()
+    };
+    assert_eq!(drained_by(|| Letter::Bus(BusEvent::Down)), 0);
+    assert_eq!(drained_by(|| Letter::Bus(BusEvent::Up)), 2);
+    assert_eq!(drained_by(|| Letter::NodeDied), 2);
 }

@@ -118,10 +118,9 @@ impl Shard {
         let Session { user, sends, debts, mode, epoch, .. } = session;
         let begun = mode.begun();
         self.counts.sessions.sub(1);
-        if let Mode::Joining(joining) = mode {
-            for (body, receipt) in joining.queue {
-                self.keep(user, body, receipt, fx);
-            }
+        let mut waiting = mode.into_waiting();
+        if !barrier {
+            waiting.drain(..).for_each(|(body, receipt)| self.keep(user, body, receipt, fx));
         }
         let leaving = Leaving {
             conn,
@@ -133,7 +132,7 @@ impl Shard {
             debts,
             ack,
             begun,
-            queue: Vec::new(),
+            queue: waiting,
         };
         self.leaving.insert(user, leaving);
         self.broadcast(|| Letter::Leave { user, conn }, fx);

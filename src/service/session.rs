@@ -155,6 +155,8 @@ pub(super) struct Spill {
     /// The message of which half is on the wire; it stands in the store too, in case the other
     /// half never gets out.
     begun: Begun,
+    /// The connection's queue is just being taken back: what comes meanwhile goes to the store behind it.
+    behind_recall: Option<Vec<Waiting>>,
     /// Nodes that have stored something, and wait for the end of the drain.
     nudges: Vec<(NodeId, Ticket)>,
 }
@@ -182,6 +184,15 @@ pub(super) enum Begun {
 }
 
 impl Mode {
+    /// What waits in a session that ends, to be stored behind what its connection has not written.
+    pub fn into_waiting(self) -> Vec<Waiting> {
+        match self {
+            Mode::Joining(joining) => joining.queue.into(),
+            Mode::Spill(spill) => spill.behind_recall.unwrap_or_default(),
+            Mode::Live => Vec::new(),
+        }
+    }
+
     /// What a session that ends leaves half-written.
     pub fn begun(&self) -> Begun {
         match self {
@@ -193,12 +204,12 @@ impl Mode {
 
 impl Spill {
     fn new(stage: Stage) -> Self {
-        Spill { stage, dirty: false, begun: Begun::None, nudges: Vec::new() }
+        Spill { stage, dirty: false, begun: Begun::None, behind_recall: None, nudges: Vec::new() }
     }
 
-    /// Other nodes have stored something.
+    /// Other nodes have, or may have, stored something. The connection's queue is to be recalled.
     pub fn for_nudges(nudges: Vec<(NodeId, Ticket)>) -> Self {
-        Spill { nudges, ..Spill::new(Stage::Queue) }
+        Spill { nudges, behind_recall: Some(Vec::new()), ..Spill::new(Stage::Queue) }
     }
 
     /// The same, while it is drained anyway.
@@ -237,6 +248,9 @@ impl Shard {
     pub(super) fn spill(&mut self, conn: ConnId, user: UserId, body: Arc<[u8]>, receipt: Receipt, fx: &mut Effects) {
         if let Some((_, spill)) = self.spill_mut(conn) {
             spill.stored_behind();
+            if let Some(waiting) = &mut spill.behind_recall {
+                return waiting.push((body, receipt));
+            }
         }
         self.keep(user, body, receipt, fx);
     }
@@ -253,6 +267,7 @@ impl Shard {
             log::debug!("{conn}: user {user} reads slowly; messages go through the store");
             session.mode = Mode::Spill(Box::new(Spill::new(Stage::Queue)));
         }
+        let behind = self.spill_mut(conn).and_then(|(_, spill)| spill.behind_recall.take());
         let (recalled, former): (Vec<_>, Vec<_>) =
             recalled.into_iter().partition(|message| matches!(message.tag, Tag::Chat { to, .. } if to == user));
         self.recalled_after_logout(former, fx);
@@ -272,6 +287,9 @@ impl Shard {
             }
             let write = Write::Keep(vec![Parcel { to: user, messages: vec![body], past: None }]);
             self.submit(self.user_lane(user), Then::KeptBegun { conn, user, receipt }, Op::Write(write), fx);
+        }
+        for (body, receipt) in behind.into_iter().flatten() {
+            self.spill(conn, user, body, receipt, fx);
         }
     }
 
