@@ -562,18 +562,17 @@ impl Shard {
     /// The bus has told how many it reached.
     pub(super) fn reached(&mut self, key: u64, count: Option<u32>, fx: &mut Effects) {
         match self.asked.get_mut(&key).map(|asked| &mut asked.question) {
-            Some(Question::Member { of, join, .. }) => {
-                *of = count;
-                // Where it could not be told, nobody waits any more; in time it is told again.
-                let waited_for = std::mem::take(join);
-                match count {
-                    Some(_) => {
-                        *join = waited_for;
-                        self.check_members_told(key, fx);
-                    }
-                    None => self.member_seen(waited_for, fx),
+            Some(Question::Member { of, join, .. }) => match count {
+                Some(_) => {
+                    *of = count;
+                    self.check_members_told(key, fx);
                 }
-            }
+                // It could not be told: nobody waits for that, and it is told again when this is given up.
+                None => {
+                    let join = std::mem::take(join);
+                    self.member_seen(join, fx);
+                }
+            },
             Some(_) => match self.asked.remove(&key).map(|asked| asked.question) {
                 Some(Question::Chat(flight)) => match count {
                     Some(1..) => self.arrived(&flight.to, flight.receipt, Fate::Delivered.into(), fx),
