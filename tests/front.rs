@@ -202,6 +202,9 @@ fn a_client_whose_node_dies_is_soon_back_on_another_and_tells_what_is_not_known(
         client.line("chat:1:here again");
         client.wait_for("delivered to 1\n");
         node.start_again();
+        drop(client);
+        // Or the next one might be taken for being where this one was.
+        eventually("an end of that session", || nodes.iter().all(|node| node.online_in_store() == 0));
     }
 }
 

@@ -97,9 +97,12 @@ fn a_header_may_be_cut_anywhere_and_disturbs_no_message() {
             client.expect_bytes(PONG);
         }
         let mut client = world.client();
-        for byte in stream {
-            client.send_raw([byte]);
+        // What follows the object comes with its end, or the answer may be under way already.
+        let (bytes, end) = stream.split_at(stream.len() - 2);
+        for byte in bytes {
+            client.send_raw([*byte]);
         }
+        client.send_raw(end);
         client.expect_bytes(PONG);
     }
 }
