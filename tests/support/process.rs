@@ -21,6 +21,20 @@ impl Process {
     pub fn signal(&self, signal: &str) {
         let status = Command::new("kill").arg(format!("-{signal}")).arg(self.pid().to_string()).status();
         assert!(status.expect("kill can be started").success());
+        if signal == "STOP" {
+            // Until one of its threads has taken the signal, the others go on.
+            eventually("the process to stand still", || self.stands_still());
+        }
+    }
+
+    fn stands_still(&self) -> bool {
+        let Ok(tasks) = std::fs::read_dir(format!("/proc/{}/task", self.pid())) else { return true };
+        let is_stopped = |task: std::fs::DirEntry| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            // "id (name) state …", and the name may hold anything.
+            stat.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('T'))
+        };
+        tasks.flatten().all(is_stopped)
     }
 
     pub fn is_alive(&mut self) -> bool {
