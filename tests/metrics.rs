@@ -587,7 +587,7 @@ fn a_node_is_ready_while_its_store_and_its_bus_are_there_and_it_does_not_end() {
     expect_ready(at);
     expect(at, "chat_bus_up", 1.0);
     let _user = world.online("user");
-    world.mariadb().freeze();
+    world.mariadb().signal("STOP");
     let asked = Instant::now();
     expect_not_ready(at, "the store does not answer");
     assert!(asked.elapsed() < Duration::from_secs(5), "nobody waits for a store that hangs");

@@ -138,7 +138,7 @@ fn a_database_that_is_silent_is_error_21_and_online_chat_goes_on_and_everything_
     let mut scene = Scene::new(config.with_own_mariadb(&[]));
     let mut leaver = scene.world.online("leaver");
     let account = leaver.me().clone();
-    scene.world.mariadb().freeze();
+    scene.world.mariadb().signal("STOP");
     let mut waiting: Vec<_> = scene.requests();
     let seqs: Vec<i64> = waiting.iter_mut().map(|(client, request)| client.start(request.clone())).collect();
     leaver.logout();

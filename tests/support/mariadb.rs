@@ -76,17 +76,6 @@ impl MariaDb {
         self.port
     }
 
-    /// STOP, and returns when all of its threads stand still: until then one may still answer.
-    pub fn freeze(&self) {
-        self.signal("STOP");
-        let tasks = format!("/proc/{}/task", self.pid());
-        let is_stopped = |stat: String| stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('T'));
-        eventually("every thread of MariaDB to stand still", || {
-            let mut tasks = fs::read_dir(&tasks).expect("MariaDB lives").map_while(Result::ok);
-            tasks.all(|task| fs::read_to_string(task.path().join("stat")).is_ok_and(is_stopped))
-        });
-    }
-
     /// Starts it again, after its end, with its data and on its port.
     pub fn restart(&mut self) {
         self.kill();

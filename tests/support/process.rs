@@ -1,3 +1,4 @@
+use std::fs;
 use std::process::{Child, Command, ExitStatus};
 
 use super::eventually;
@@ -22,19 +23,18 @@ impl Process {
         let status = Command::new("kill").arg(format!("-{signal}")).arg(self.pid().to_string()).status();
         assert!(status.expect("kill can be started").success());
         if signal == "STOP" {
-            // Until one of its threads has taken the signal, the others go on.
-            eventually("the process to stand still", || self.stands_still());
+            self.wait_until_still();
         }
     }
 
-    fn stands_still(&self) -> bool {
-        let Ok(tasks) = std::fs::read_dir(format!("/proc/{}/task", self.pid())) else { return true };
-        let is_stopped = |task: std::fs::DirEntry| {
-            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-            // "id (name) state …", and the name may hold anything.
-            stat.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('T'))
-        };
-        tasks.flatten().all(is_stopped)
+    /// Returns when all of its threads stand still: until then one may still answer.
+    fn wait_until_still(&self) {
+        let tasks = format!("/proc/{}/task", self.pid());
+        let is_stopped = |stat: String| stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('T'));
+        eventually("every thread of the process to stand still", || {
+            let mut tasks = fs::read_dir(&tasks).expect("the process lives").map_while(Result::ok);
+            tasks.all(|task| fs::read_to_string(task.path().join("stat")).is_ok_and(is_stopped))
+        });
     }
 
     pub fn is_alive(&mut self) -> bool {
