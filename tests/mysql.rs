@@ -769,16 +769,79 @@ fn a_database_that_is_killed_is_unavailable_at_once_and_comes_back_with_all_that
 }
 
 #[test]
-fn a_message_too_large_for_the_database_is_an_error_and_others_go_on() {
+fn a_message_too_large_for_the_database_is_refused_and_others_go_on() {
     let server = MariaDb::with(&["--max-allowed-packet=64K"]);
     let mut node = Node::open(options(server.url("chat"), 1));
-    let ann = node.user("ann");
-    let StoreError::Unavailable(text) = node.connection.write(&[keep(&[ann], &"x".repeat(70_000))]).unwrap_err();
-    assert!(text.contains("70000 bytes") && text.contains("max_allowed_packet"), "{text}");
+    let [ann, bob] = node.users(["ann", "bob"]);
+    let large = "x".repeat(70_000);
+    assert_eq!(node.keep(&[ann], &large), [Kept::Refused(0)]);
+    // In a batch, among a write's parcels, and among a parcel's messages it is the only one.
+    let some = Write::Keep(vec![parcel(ann, &["1"]), parcel(ann, &["2", &large, "3"]), parcel(bob, &["4"])]);
+    let outcomes = node.write(&[keep(&[bob], "0"), some, keep(&[ann], &large), keep(&[ann], "5")]);
+    let [first, second, third, fourth] = <[Outcome; 4]>::try_from(outcomes).unwrap().map(kept);
+    assert!(matches!(first[..], [Kept::Stored(_)]) && matches!(fourth[..], [Kept::Stored(_)]));
+    assert!(matches!(second[..], [Kept::Stored(_), Kept::Refused(1), Kept::Stored(_)]), "{second:?}");
+    assert_eq!(third, [Kept::Refused(0)]);
+    assert_eq!(
+        (node.texts(ann), node.texts(bob)),
+        (vec!["1".into(), "2".into(), "5".into()], vec!["0".into(), "4".into()])
+    );
     // Many that fit do not have to fit into one packet together.
     let messages = ["y".repeat(20_000), "z".repeat(60_000), "y".repeat(20_000)];
     node.one(Write::Keep(vec![parcel(ann, &[messages[0].as_str(); 40]), parcel(ann, &[&messages[1], &messages[2]])]));
-    assert_eq!(node.texts(ann).len(), 42);
+    assert_eq!(node.texts(ann).len(), 45);
+}
+
+#[test]
+fn a_write_that_the_database_refuses_fails_alone() {
+    let mut fixture = Fixture::new();
+    let mut foreign = fixture.foreign();
+    let node = &mut fixture.node;
+    let [ann, bob] = node.users(["ann", "bob"]);
+    let group = node.group(ann, "readers");
+    let batch = |round: u32| {
+        vec![
+            keep(&[ann], &format!("before {round}")),
+            create_group(ann, &format!("group {round}")),
+            register(&format!("user {round}")),
+            Write::AddFriend { user: bob, friend: ann },
+            claim(ann, 1),
+            Write::Keep(vec![parcel(bob, &[&format!("b{round}")]), parcel(ann, &["no", "more"]), parcel(bob, &["c"])]),
+            Write::JoinGroup { user: bob, group },
+            keep(&[ann, bob], &format!("after {round}")),
+        ]
+    };
+    let triggers = [
+        ("ids", "ALTER TABLE AllGroup AUTO_INCREMENT = 2147483647; INSERT INTO AllGroup (groupname) VALUES ('last')"),
+        ("friends", "CREATE TRIGGER f BEFORE INSERT ON Friend FOR EACH ROW SIGNAL SQLSTATE '45000'"),
+        ("claims", "CREATE TRIGGER u BEFORE UPDATE ON User FOR EACH ROW SIGNAL SQLSTATE '45000'"),
+        ("joins", "CREATE TRIGGER g BEFORE INSERT ON GroupUser FOR EACH ROW SIGNAL SQLSTATE '45000'"),
+        ("names", "CREATE TRIGGER n BEFORE INSERT ON User FOR EACH ROW SIGNAL SQLSTATE '45000'"),
+        (
+            "messages",
+            "CREATE TRIGGER m BEFORE INSERT ON OfflineMessage FOR EACH ROW
+             IF NEW.message = 'no' THEN SIGNAL SQLSTATE '45000'; END IF",
+        ),
+    ];
+    let is_refused = |outcome: &Outcome| matches!(outcome, Outcome::Refused(why) if why.contains("(error "));
+    for (round, (what, sql)) in (0..).zip(triggers) {
+        foreign.query_drop(sql).unwrap();
+        let outcomes = node.write(&batch(round));
+        // All that is refused by now, and nothing else.
+        let refused: Vec<usize> = (0..outcomes.len()).filter(|&index| is_refused(&outcomes[index])).collect();
+        let expected = [&[1][..], &[1, 3], &[1, 3, 4], &[1, 3, 4, 6], &[1, 2, 3, 4, 6], &[1, 2, 3, 4, 6]];
+        assert_eq!(refused, expected[round as usize], "{what}: {outcomes:?}");
+        let kept = kept(outcomes[5].clone());
+        assert!(matches!(kept[..], [Kept::Stored(_), _, Kept::Stored(_)]), "{what}: {kept:?}");
+        assert_eq!(kept[1] == Kept::Refused(0), what == "messages", "{kept:?}");
+        let texts = node.texts(ann);
+        assert!(texts.ends_with(&[format!("after {round}")]) && texts.contains(&format!("before {round}")));
+        // Each once, although it was tried together with the others at first.
+        assert_eq!(texts.iter().filter(|text| **text == format!("before {round}")).count(), 1);
+    }
+    let lines: u32 =
+        foreign.query_first("SELECT COUNT(*) FROM AllGroup WHERE groupname LIKE 'group%'").unwrap().unwrap();
+    assert_eq!(lines, 0);
 }
 
 // ---- Many at once

@@ -205,7 +205,7 @@ impl Shard {
                 self.claim_is_lost(to, fx);
                 return self.send_away(to, body, receipt, fx);
             }
-            None => Fate::Failed(Errno::StoreUnavailable),
+            Some(Kept::Refused(_)) | None => Fate::Failed(Errno::StoreUnavailable),
         };
         self.settle(receipt, fate, fx);
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::letters::Receipt;
 use crate::password::{HashError, Hasher, Verdict};
 use crate::reactor::{ConnId, Origin};
-use crate::store::{Connection, GroupId, Outcome, Page, RowId, StoreError, UserId, Write};
+use crate::store::{self, Connection, GroupId, Outcome, Page, RowId, StoreError, UserId, Write};
 use crate::wire::Request;
 use crate::wire::reply::{self, LoginReply, OFFLINE_IN_REPLY};
 
@@ -221,7 +221,8 @@ impl JobRunner {
         match self.connection.write(writes) {
             Ok(outcomes) => {
                 for ((shard, then), outcome) in waiting.drain(..).zip(outcomes) {
-                    done(shard, Done { then, answer: Ok(Answer::Wrote(outcome)) });
+                    let answer = wrote(outcome).inspect_err(|error| log::warn!("{error}"));
+                    done(shard, Done { then, answer });
                 }
             }
             Err(error) => {
@@ -236,7 +237,7 @@ impl JobRunner {
         let answer = match op {
             Op::Write(write) => {
                 let outcome = self.connection.write(&[write])?.pop();
-                Ok(Answer::Wrote(outcome.unwrap_or(Outcome::Done)))
+                wrote(outcome.unwrap_or(Outcome::Done))
             }
             Op::Verify { user, password } => self.verify(user, &password).map(Answer::Verified),
             Op::Register { name, password } => {
@@ -244,7 +245,9 @@ impl JobRunner {
                 self.run_one(Op::Write(Write::Register { name, password }))
             }
             Op::Load { user, name, seq, limit } => self.load(user, &name, seq, limit).map(Answer::Loaded),
-            Op::Page { user, max_bytes } => self.page(user, max_bytes).map(Answer::Page),
+            Op::Page { user, max_bytes } => {
+                self.connection.page(user, max_bytes).map(|page| Answer::Page(readable(user, page)))
+            }
             Op::Lists { user, seq } => {
                 let friends = self.connection.friends(user)?;
                 let groups = self.connection.groups(user)?;
@@ -286,24 +289,9 @@ impl JobRunner {
         }
     }
 
-    /// The oldest offline messages, each an object that a client can read.
-    fn page(&mut self, user: UserId, max_bytes: usize) -> Result<Page, StoreError> {
-        let mut page = self.connection.page(user, max_bytes)?;
-        for (row, message) in &mut page.messages {
-            if Request::parse(message).is_err() {
-                log::info!("offline message {row} of user {user} is no JSON: it becomes the text of a chat");
-                let mut chat = Vec::new();
-                reply::damaged_chat(&mut chat, &String::from_utf8_lossy(message));
-                *message = chat.into();
-            }
-        }
-        Ok(page)
-    }
-
     fn load(&mut self, user: UserId, name: &str, seq: Option<i64>, limit: Option<usize>) -> Result<Loaded, StoreError> {
-        let friends = self.connection.friends(user)?;
-        let groups = self.connection.groups(user)?;
-        let page = self.page(user, OFFLINE_IN_REPLY)?;
+        let store::Loaded { friends, groups, page } = self.connection.load(user, OFFLINE_IN_REPLY)?;
+        let page = readable(user, page);
         let texts: Vec<&str> = page.messages.iter().map_while(|(_, text)| std::str::from_utf8(text).ok()).collect();
         let mut bytes = Vec::new();
         let login = LoginReply { seq, id: user, name, friends: &friends, groups: &groups, offline: &texts, limit };
@@ -322,6 +310,29 @@ impl JobRunner {
             more: page.more || listed.offline < page.messages.len(),
         })
     }
+}
+
+/// A write that the database refuses is to its client what a store is that is away: error 21.
+fn wrote(outcome: Outcome) -> Result<Answer, StoreError> {
+    match outcome {
+        Outcome::Refused(why) => {
+            Err(StoreError::Unavailable(format!("for this write, which the database refuses: {why}")))
+        }
+        outcome => Ok(Answer::Wrote(outcome)),
+    }
+}
+
+/// Offline messages, each an object that a client can read.
+fn readable(user: UserId, mut page: Page) -> Page {
+    for (row, message) in &mut page.messages {
+        if Request::parse(message).is_err() {
+            log::info!("offline message {row} of user {user} is no JSON: it becomes the text of a chat");
+            let mut chat = Vec::new();
+            reply::damaged_chat(&mut chat, &String::from_utf8_lossy(message));
+            *message = chat.into();
+        }
+    }
+    page
 }
 
 /// Hashing fails for lack of memory or randomness: nothing the client did, and worth another try.

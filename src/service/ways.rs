@@ -413,14 +413,19 @@ impl Shard {
 
     fn way_kept(&mut self, user: UserId, kept: Option<Kept>, fx: &mut Effects) {
         let Some(way) = self.ways.get_mut(&user) else { return };
-        let Some((messages, past)) = way.keeping.take() else { return };
+        let Some((mut messages, past)) = way.keeping.take() else { return };
         // How many are stored, from the first, and what becomes of the others.
         let (stored, fate) = match kept {
-            Some(kept @ (Kept::Stored(_) | Kept::Full(_))) => {
-                let stored = match kept {
-                    Kept::Full(stored) => stored.min(messages.len()),
-                    _ => messages.len(),
+            Some(kept @ (Kept::Stored(_) | Kept::Full(_) | Kept::Refused(_))) => {
+                let (stored, fate) = match kept {
+                    Kept::Full(stored) => (stored.min(messages.len()), Errno::Busy),
+                    Kept::Refused(stored) => (stored.min(messages.len()), Errno::StoreUnavailable),
+                    _ => (messages.len(), Errno::StoreUnavailable),
                 };
+                if let Kept::Refused(_) = kept {
+                    // What stands behind the refused one is tried again without it.
+                    way.put_back(messages.split_off((stored + 1).min(messages.len())));
+                }
                 match (way.toward, past) {
                     (Toward::Past(Holder::Node(_)), Some(_)) => {
                         // Also where nothing was: the drain that is waited for makes room.
@@ -429,9 +434,11 @@ impl Shard {
                     }
                     _ => way.forget(),
                 }
-                self.counts.limits.of(Limit::Offline).add((messages.len() - stored) as u64);
+                if let Kept::Full(_) = kept {
+                    self.counts.limits.of(Limit::Offline).add((messages.len() - stored) as u64);
+                }
                 messages[..stored].iter().for_each(|(_, receipt)| self.count_message(*receipt, Path::Stored, 1));
-                (stored, Fate::Failed(Errno::Busy))
+                (stored, Fate::Failed(fate))
             }
             Some(Kept::NoUser) => {
                 way.forget();

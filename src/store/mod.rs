@@ -55,7 +55,8 @@ pub enum Holder {
     Foreign,
 }
 
-/// Offline messages for one user: all are stored, in this order, or none, but for a full store.
+/// Offline messages for one user: all are stored, in this order, or none, but for a full store and a
+/// message that the database refuses.
 #[derive(Debug, Clone)]
 pub struct Parcel {
     pub to: UserId,
@@ -75,6 +76,9 @@ pub enum Kept {
     Elsewhere(Holder),
     /// There was room for so many of them, from the first. The others are not stored.
     Full(usize),
+    /// So many of them are stored, from the first; the next one the database refuses, and would refuse
+    /// again. What stands behind that was not tried.
+    Refused(usize),
 }
 
 /// The store could not do it. Nothing is known of whether a write was done.
@@ -125,8 +129,22 @@ pub enum Outcome {
     NoGroup,
     /// Nothing was done: there is as much as may be.
     Full(Quota),
+    /// Nothing was done, because the database refuses this write, and would do so again: the ids are used
+    /// up, or an administrator's trigger says no. Why, for the log.
+    Refused(String),
     /// In the order of the parcels.
     Kept(Vec<Kept>),
+}
+
+impl Outcome {
+    /// How many writes, or parcels, the database has refused.
+    fn refusals(&self) -> u64 {
+        match self {
+            Outcome::Refused(_) => 1,
+            Outcome::Kept(kept) => kept.iter().filter(|kept| matches!(kept, Kept::Refused(_))).count() as u64,
+            _ => 0,
+        }
+    }
 }
 
 /// An account, as a login needs it.
@@ -135,6 +153,14 @@ pub struct Account {
     pub name: String,
     /// A PHC string; plain text in rows that a C++ server has written.
     pub password: String,
+}
+
+/// All that the reply to a login tells.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Loaded {
+    pub friends: Vec<Friend>,
+    pub groups: Vec<Group>,
+    pub page: Page,
 }
 
 /// Some of a user's offline messages, oldest first.
@@ -176,7 +202,11 @@ pub trait Roll: Send {
 /// One worker's connection. Every call blocks.
 pub trait Connection: Send {
     /// Does the writes, in order, in one transaction, and returns one outcome for each when they
-    /// are on disk. After an error none of them is known to be done.
+    /// are on disk. If the database refuses one of them, they are done one by one, still in order, so
+    /// that it is the only one that is not done: [`Outcome::Refused`], or [`Kept::Refused`].
+    ///
+    /// # Errors
+    /// The store is unavailable as a whole: none of them is known to be done.
     fn write(&mut self, batch: &[Write]) -> Result<Vec<Outcome>, StoreError>;
 
     fn account(&mut self, user: UserId) -> Result<Option<Account>, StoreError>;
@@ -194,4 +224,10 @@ pub trait Connection: Send {
     /// The user's oldest offline messages: at least one, if there is any, then as many as fit
     /// into `max_bytes` in sum.
     fn page(&mut self, user: UserId, max_bytes: usize) -> Result<Page, StoreError>;
+
+    /// [`Connection::friends`], [`Connection::groups`] and [`Connection::page`] in one call.
+    fn load(&mut self, user: UserId, max_bytes: usize) -> Result<Loaded, StoreError> {
+        let (friends, groups) = (self.friends(user)?, self.groups(user)?);
+        Ok(Loaded { friends, groups, page: self.page(user, max_bytes)? })
+    }
 }

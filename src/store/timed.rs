@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Account, Connection, Friend, Group, GroupId, Outcome, Page, StoreError, UserId, Write};
+use super::{Account, Connection, Friend, Group, GroupId, Loaded, Outcome, Page, StoreError, UserId, Write};
 use crate::metrics::{By, Counter, Histogram, cells, labels};
 
 labels! {
@@ -15,6 +15,7 @@ labels! {
         Groups = "groups",
         Members = "members",
         Page = "page",
+        Load = "load",
     }
 }
 
@@ -27,6 +28,8 @@ cells! {
         failures: By<StoreOp, Counter, { StoreOp::COUNT }> = "chat_store_failures_total",
         /// Writes in all those transactions.
         writes: Counter = "chat_store_writes_total",
+        /// Those of them that the database has refused, each alone.
+        refusals: Counter = "chat_store_refusals_total",
     }
 }
 
@@ -59,7 +62,9 @@ impl Timed {
 impl Connection for Timed {
     fn write(&mut self, batch: &[Write]) -> Result<Vec<Outcome>, StoreError> {
         self.counts.writes.add(batch.len() as u64);
-        self.time(StoreOp::Write, |connection| connection.write(batch))
+        let outcomes = self.time(StoreOp::Write, |connection| connection.write(batch))?;
+        self.counts.refusals.add(outcomes.iter().map(Outcome::refusals).sum());
+        Ok(outcomes)
     }
 
     fn account(&mut self, user: UserId) -> Result<Option<Account>, StoreError> {
@@ -80,5 +85,9 @@ impl Connection for Timed {
 
     fn page(&mut self, user: UserId, max_bytes: usize) -> Result<Page, StoreError> {
         self.time(StoreOp::Page, |connection| connection.page(user, max_bytes))
+    }
+
+    fn load(&mut self, user: UserId, max_bytes: usize) -> Result<Loaded, StoreError> {
+        self.time(StoreOp::Load, |connection| connection.load(user, max_bytes))
     }
 }

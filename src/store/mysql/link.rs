@@ -48,6 +48,15 @@ pub(super) enum Failure {
     /// It would be so again.
     #[error("{0}")]
     Refused(String),
+    /// The database cannot be reached.
+    #[error("{0}")]
+    Away(String),
+}
+
+impl From<Failure> for StoreError {
+    fn from(failure: Failure) -> Self {
+        StoreError::Unavailable(failure.to_string())
+    }
 }
 
 impl From<mysql::Error> for Failure {
@@ -205,10 +214,10 @@ impl Gate {
         self.outage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn connect(&self) -> Result<Session, StoreError> {
+    fn connect(&self) -> Result<Session, Failure> {
         if let Some(outage) = self.outage().as_mut() {
             if outage.trying || outage.tried.elapsed() < BACK_OFF {
-                return Err(StoreError::Unavailable(outage.error.clone()));
+                return Err(Failure::Away(outage.error.clone()));
             }
             outage.trying = true;
         }
@@ -228,7 +237,7 @@ impl Gate {
                 }
                 let since = outage.as_ref().map_or(now, |outage| outage.since);
                 *outage = Some(Outage { since, tried: now, trying: false, error: error.clone() });
-                Err(StoreError::Unavailable(error))
+                Err(Failure::Away(error))
             }
         }
     }
@@ -248,7 +257,7 @@ impl Link {
         &mut self,
         gate: &Gate,
         mut work: impl FnMut(&mut Session, bool) -> Result<T, Failure>,
-    ) -> Result<T, StoreError> {
+    ) -> Result<T, Failure> {
         let begun = Instant::now();
         let (mut lost, mut in_doubt) = (false, false);
         loop {
@@ -264,12 +273,12 @@ impl Link {
                 Err(failure) => failure,
             };
             match &failure {
-                Failure::Conflict(_) => {
-                    // A wait that was too long leaves the transaction open.
+                Failure::Conflict(_) | Failure::Refused(_) => {
+                    // What was refused, or has waited for too long, leaves the transaction open.
                     if session.conn.query_drop("ROLLBACK").is_ok() {
                         self.0 = Some(session);
                     }
-                    if begun.elapsed() < PATIENCE {
+                    if matches!(failure, Failure::Conflict(_)) && begun.elapsed() < PATIENCE {
                         log::debug!("once more: {failure}");
                         continue;
                     }
@@ -280,9 +289,9 @@ impl Link {
                     log::debug!("once more, on a new connection: {failure}");
                     continue;
                 }
-                Failure::Lost(_) | Failure::InDoubt(_) | Failure::Refused(_) => {}
+                Failure::Lost(_) | Failure::InDoubt(_) | Failure::Away(_) => {}
             }
-            return Err(StoreError::Unavailable(failure.to_string()));
+            return Err(failure);
         }
     }
 }

@@ -28,8 +28,8 @@ use mysql::{Opts, Row};
 
 use super::quota::Room;
 use super::{
-    Account, Connection, Friend, Group, GroupId, Member, NodeId, Outcome, Page, Quotas, Roll, Store, StoreError,
-    UserId, Write,
+    Account, Connection, Friend, Group, GroupId, Kept, Member, NodeId, Outcome, Page, Parcel, Quotas, Roll, Store,
+    StoreError, UserId, Write,
 };
 use crate::wire::reply::LISTED_MEMBERS;
 use link::{Failure, Gate, Link, Session, column};
@@ -137,7 +137,74 @@ struct MySqlConnection {
 impl MySqlConnection {
     fn read<T>(&mut self, mut read: impl FnMut(&mut Session, &Sql) -> Result<T, Failure>) -> Result<T, StoreError> {
         let Shared { gate, sql, .. } = &*self.shared;
-        self.link.run(gate, |session, _| read(session, sql))
+        Ok(self.link.run(gate, |session, _| read(session, sql))?)
+    }
+
+    /// One transaction. `in_doubt`: whether an earlier try may have been committed, before and after this.
+    fn try_write(&mut self, batch: &[Write], first_key: u64, in_doubt: &mut bool) -> Result<Vec<Outcome>, Failure> {
+        let shared = &*self.shared;
+        self.link.run(&shared.gate, |session, in_doubt_now| {
+            *in_doubt |= in_doubt_now;
+            write::write(session, shared, batch, first_key, *in_doubt)
+        })
+    }
+
+    /// Does what was refused as a whole, each write in a transaction of its own, and of offline messages
+    /// each parcel, and then each message.
+    fn write_one_by_one(
+        &mut self,
+        batch: &[Write],
+        mut key: u64,
+        in_doubt: bool,
+        why: String,
+    ) -> Result<Vec<Outcome>, StoreError> {
+        if let [Write::Keep(parcels)] = batch {
+            let mut kept = Vec::with_capacity(parcels.len());
+            for parcel in parcels {
+                kept.push(self.keep_one_by_one(parcel, key, in_doubt)?);
+                key += parcel.messages.len() as u64;
+            }
+            return Ok(vec![Outcome::Kept(kept)]);
+        }
+        if let [_] = batch {
+            return Ok(vec![Outcome::Refused(why)]);
+        }
+        log::debug!("{} writes are done one by one: {why}", batch.len());
+        let mut outcomes = Vec::with_capacity(batch.len());
+        for write in batch.chunks(1) {
+            let mut in_doubt = in_doubt;
+            match self.try_write(write, key, &mut in_doubt) {
+                Err(Failure::Refused(why)) => outcomes.extend(self.write_one_by_one(write, key, in_doubt, why)?),
+                other => outcomes.extend(other?),
+            }
+            key += write::messages(write);
+        }
+        Ok(outcomes)
+    }
+
+    fn keep_one_by_one(&mut self, parcel: &Parcel, first_key: u64, mut in_doubt: bool) -> Result<Kept, StoreError> {
+        let mut first = None;
+        for (stored, message) in parcel.messages.iter().enumerate() {
+            let one = Parcel { messages: vec![Arc::clone(message)], ..*parcel };
+            match self.try_write(&[Write::Keep(vec![one])], first_key + stored as u64, &mut in_doubt) {
+                Ok(mut outcomes) => match outcomes.pop() {
+                    Some(Outcome::Kept(kept)) => match kept[..] {
+                        [Kept::Stored(row)] => _ = first.get_or_insert(row),
+                        [Kept::Full(_)] => return Ok(Kept::Full(stored)),
+                        [kept] if stored == 0 => return Ok(kept),
+                        // Somebody has the user since a moment ago: whoever sends it again hears of it.
+                        _ => return Ok(Kept::Refused(stored)),
+                    },
+                    _ => return Ok(Kept::Refused(stored)),
+                },
+                Err(Failure::Refused(why)) => {
+                    log::warn!("an offline message for user {} is refused: {why}", parcel.to);
+                    return Ok(Kept::Refused(stored));
+                }
+                Err(failure) => return Err(failure.into()),
+            }
+        }
+        Ok(Kept::Stored(first.unwrap_or_default()))
     }
 }
 
@@ -146,9 +213,12 @@ impl Connection for MySqlConnection {
         if batch.is_empty() {
             return Ok(Vec::new());
         }
-        let shared = &*self.shared;
-        let first_key = shared.next_key.fetch_add(write::messages(batch), Ordering::Relaxed);
-        self.link.run(&shared.gate, |session, in_doubt| write::write(session, shared, batch, first_key, in_doubt))
+        let first_key = self.shared.next_key.fetch_add(write::messages(batch), Ordering::Relaxed);
+        let mut in_doubt = false;
+        match self.try_write(batch, first_key, &mut in_doubt) {
+            Err(Failure::Refused(why)) => self.write_one_by_one(batch, first_key, in_doubt, why),
+            other => Ok(other?),
+        }
     }
 
     fn account(&mut self, user: UserId) -> Result<Option<Account>, StoreError> {
@@ -284,16 +354,16 @@ impl MySqlRoll {
 impl Roll for MySqlRoll {
     fn claims(&mut self) -> Result<Vec<(UserId, u64)>, StoreError> {
         let Shared { gate, sql, node, .. } = &*self.shared;
-        self.link.run(gate, |session, _| {
+        Ok(self.link.run(gate, |session, _| {
             session.list(&sql.claims, (node.0,), |row| {
                 Ok((column(row, 0)?, column::<Option<u64>>(row, 1)?.unwrap_or_default()))
             })
-        })
+        })?)
     }
 
     fn nodes(&mut self) -> Result<Vec<NodeId>, StoreError> {
         let Shared { gate, sql, .. } = &*self.shared;
-        self.link.run(gate, |session, _| session.list(&sql.nodes, (), |row| column(row, 0).map(NodeId)))
+        Ok(self.link.run(gate, |session, _| session.list(&sql.nodes, (), |row| column(row, 0).map(NodeId)))?)
     }
 
     fn reap(&mut self, node: NodeId) -> Result<u64, StoreError> {

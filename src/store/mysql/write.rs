@@ -81,7 +81,9 @@ pub(super) fn write(
     session.conn.query_drop("COMMIT").map_err(|error| match Failure::from(error) {
         // The database's word that nothing is done.
         conflict @ Failure::Conflict(_) => conflict,
-        Failure::Lost(text) | Failure::Refused(text) | Failure::InDoubt(text) => Failure::InDoubt(text),
+        Failure::Lost(text) | Failure::Refused(text) | Failure::InDoubt(text) | Failure::Away(text) => {
+            Failure::InDoubt(text)
+        }
     })?;
     Ok(outcomes)
 }
