@@ -70,7 +70,7 @@ impl Fixture {
                 .map(|kept| match kept {
                     Kept::Full(_) => None,
                     Kept::Stored(row) => Some(row),
-                    Kept::NoUser | Kept::Elsewhere(_) => None,
+                    Kept::NoUser | Kept::Elsewhere(_) | Kept::Refused(_) => None,
                 })
                 .collect(),
             other => panic!("{other:?}"),
