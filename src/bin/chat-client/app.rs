@@ -8,9 +8,10 @@ use chat_server::wire::{Errno, msgid};
 use serde_json::{Value, json};
 
 use crate::commands::{self, Command};
-use crate::connection::{GREETING_SEQ, Greeting, encode};
+use crate::connection::{Greeting, encode, is_pong};
 use crate::message::Message;
-use crate::text::{Lang, Text, plain};
+use crate::plain::{self, plain};
+use crate::text::{Lang, Text};
 
 #[derive(Debug)]
 pub enum Event {
@@ -20,6 +21,8 @@ pub enum Event {
     /// The connection is lost, and why.
     Down(String),
     Message(Message),
+    /// A signal asks for the end. A line that was asked for may never come.
+    Leave,
     /// The [`App::deadline`] has come.
     Tick,
 }
@@ -53,10 +56,14 @@ pub enum AskKind {
 /// How long a reply is waited for before the user is told that there is none, and before the next
 /// line of a pipe is read without it. Also how long a pipe waits for a lost connection.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often a login that is refused for a passing reason is tried again, after a reconnect...
-const LOGIN_RETRY: Duration = Duration::from_secs(1);
-/// ...and for how long: a crashed server's accounts are free again within 10 s.
-const LOGIN_RETRIES: Duration = Duration::from_secs(30);
+/// When a login that is refused for a passing reason is tried again, after a reconnect. Twice as long
+/// after each refusal...
+const FIRST_LOGIN_RETRY: Duration = Duration::from_secs(1);
+const LAST_LOGIN_RETRY: Duration = Duration::from_secs(10);
+/// ...and for how long. A server holds the session of a client that vanished until its TCP gives up:
+/// if somebody writes to it meanwhile, through a proxy that leaves Linux's retransmissions as they
+/// are, up to 16 minutes.
+const LOGIN_RETRIES: Duration = Duration::from_secs(20 * 60);
 
 /// What the next line of input is.
 #[derive(Clone, PartialEq, Eq)]
@@ -86,6 +93,8 @@ enum Session {
     Broken {
         retry_at: Option<Instant>,
         give_up_at: Option<Instant>,
+        /// Before jitter, between the next refusal and the attempt behind it.
+        backoff: Duration,
     },
 }
 
@@ -122,6 +131,8 @@ pub struct Setup {
     pub interactive: bool,
     /// The local time as a chat bears it.
     pub clock: fn() -> String,
+    /// Shortens a wait by chance, so that many clients do not come at once.
+    pub jitter: fn(Duration) -> Duration,
 }
 
 pub struct App {
@@ -129,10 +140,13 @@ pub struct App {
     server: String,
     interactive: bool,
     clock: fn() -> String,
+    jitter: fn(Duration) -> Duration,
     now: Instant,
     stage: Stage,
     account: Option<Account>,
     session: Session,
+    /// Why the login after a reconnect was refused, as the user knows already.
+    retried_for: String,
     /// `Some(since)` while there is no connection.
     down: Option<Instant>,
     confirms: bool,
@@ -151,16 +165,18 @@ pub struct App {
 impl App {
     /// Connected. The first [`Event::Tick`] brings up the menu.
     pub fn new(setup: Setup, now: Instant) -> App {
-        let Setup { lang, server, greeting, interactive, clock } = setup;
+        let Setup { lang, server, greeting, interactive, clock, jitter } = setup;
         App {
             lang,
             server,
             interactive,
             clock,
+            jitter,
             now,
             stage: Stage::Menu,
             account: None,
             session: Session::Active,
+            retried_for: String::new(),
             down: None,
             confirms: greeting.confirms,
             next_seq: 1,
@@ -178,13 +194,14 @@ impl App {
             Event::Input(line) => {
                 self.asked = false;
                 match line {
-                    Some(line) => self.on_line(line.trim_end_matches('\r')),
+                    Some(line) => self.on_line(&line),
                     None => self.leaving = true,
                 }
             }
             Event::Up(greeting) => self.on_up(greeting),
             Event::Down(why) => self.on_down(&why),
             Event::Message(message) => self.on_message(&message),
+            Event::Leave => (self.leaving, self.asked) = (true, false),
             Event::Tick => {}
         }
         self.look_at_the_clock();
@@ -260,7 +277,7 @@ impl App {
             Stage::RegisterPassword { .. } => (AskKind::Password, Text::AskNewPassword.render(self.lang)),
             Stage::Chatting => {
                 let name = self.account.as_ref().map_or("", |account| &account.name);
-                (AskKind::Command, format!("{}> ", plain(name)))
+                (AskKind::Command, format!("{}> ", plain::name(name)))
             }
         };
         self.asked = true;
@@ -278,10 +295,10 @@ impl App {
         for what in late {
             self.say(Text::NoAnswerYet { what: &what });
         }
-        if let Session::Broken { retry_at: Some(at), give_up_at } = self.session
+        if let Session::Broken { retry_at: Some(at), give_up_at, backoff } = self.session
             && self.now >= at
         {
-            self.session = Session::Broken { retry_at: None, give_up_at };
+            self.session = Session::Broken { retry_at: None, give_up_at, backoff };
             self.log_in_again();
         }
     }
@@ -326,7 +343,7 @@ impl App {
         if first.is_empty() {
             return Number::Blank;
         }
-        let number = first.parse().map_or(Number::None, Number::Is);
+        let number = commands::number(first).map_or(Number::None, Number::Is);
         if !rest.trim().is_empty() && number != Number::None {
             self.leftover = Some(rest.trim().into());
         }
@@ -379,7 +396,8 @@ impl App {
         self.down = None;
         self.say(Text::Reconnected);
         if let Session::Broken { .. } = self.session {
-            self.session = Session::Broken { retry_at: None, give_up_at: Some(self.now + LOGIN_RETRIES) };
+            let give_up_at = Some(self.now + LOGIN_RETRIES);
+            self.session = Session::Broken { retry_at: None, give_up_at, backoff: FIRST_LOGIN_RETRY };
             self.log_in_again();
         }
     }
@@ -400,7 +418,8 @@ impl App {
             }
         }
         if self.account.is_some() {
-            self.session = Session::Broken { retry_at: None, give_up_at: None };
+            self.session = Session::Broken { retry_at: None, give_up_at: None, backoff: FIRST_LOGIN_RETRY };
+            self.retried_for.clear();
         }
     }
 
@@ -427,14 +446,14 @@ impl App {
             }
             // A busy server answers the greeting late; until then it looked like one that confirms
             // nothing.
-            msgid::PONG if message.int("seq") == Some(GREETING_SEQ) => self.confirms = true,
+            msgid::PONG if is_pong(message) => self.confirms = true,
             // A pushed chat bears its sender's `seq`; only these three are replies to ours.
             msgid::LOGIN_ACK | msgid::REGISTER_ACK | msgid::ACK => {
                 if let Some(pending) = self.take_pending(message) {
                     self.on_reply(pending, message);
                 }
             }
-            msgid::ERROR => self.say(Text::ServerSays { why: message.text("errmsg") }),
+            msgid::ERROR => self.say(Text::ServerSays { why: &plain::notice(message.text("errmsg")) }),
             _ => {}
         }
     }
@@ -462,7 +481,7 @@ impl App {
             }
             Request::LoginAgain => {
                 self.session = Session::Active;
-                self.say(Text::LoggedInAgain { name: &self.name() });
+                self.say(Text::LoggedInAgain { name: &plain::name(&self.name()) });
                 self.say_offline(reply);
             }
             Request::Register { name, .. } => {
@@ -497,10 +516,11 @@ impl App {
         let why = match (reply.text("errmsg"), &pending.request) {
             ("", Request::Register { name, .. }) => Text::NameTaken { name }.render(self.lang),
             ("", _) => Text::RefusedFor { errno: reply.errno() }.render(self.lang),
-            (text, _) => text.to_owned(),
+            (text, _) => plain::notice(text),
         };
+        let retry_after = reply.int("retry_after");
         match &pending.request {
-            Request::LoginAgain => self.on_login_lost(reply.errno(), &why),
+            Request::LoginAgain => return self.on_login_lost(reply.errno(), &why, retry_after),
             Request::Login { .. } | Request::Register { .. } => self.say_line(&why),
             Request::Command(command) => {
                 self.say(Text::Refused { why: &why, what: &pending.what });
@@ -509,23 +529,33 @@ impl App {
                 }
             }
         }
-        if let Some(seconds) = reply.int("retry_after") {
+        if let Some(seconds) = retry_after {
             self.say(Text::RetryAfter { seconds });
         }
     }
 
     /// The login after a reconnect was refused. A wrong password stays wrong; the rest may pass.
-    fn on_login_lost(&mut self, errno: i64, why: &str) {
-        let Session::Broken { give_up_at: Some(give_up_at), .. } = self.session else { return };
-        if errno == Errno::Rejected as i64 || self.now >= give_up_at {
+    fn on_login_lost(&mut self, errno: i64, why: &str, retry_after: Option<i64>) {
+        let Session::Broken { give_up_at: Some(give_up_at), backoff, .. } = self.session else { return };
+        let asked = Duration::from_secs(retry_after.and_then(|seconds| seconds.try_into().ok()).unwrap_or(0));
+        // The server spreads whom it sends away; what is added serves those whom it does not.
+        let wait = asked.saturating_add((self.jitter)(backoff));
+        let retry_at = self.now.checked_add(wait).filter(|at| *at <= give_up_at);
+        if errno == Errno::Rejected as i64 || retry_at.is_none() {
             self.say(Text::LoginLost { why });
+            if let Some(seconds) = retry_after {
+                self.say(Text::RetryAfter { seconds });
+            }
             self.account = None;
             self.session = Session::Active;
-            self.open_menu();
-        } else {
-            self.say(Text::LoginRetried { why });
-            self.session = Session::Broken { retry_at: Some(self.now + LOGIN_RETRY), give_up_at: Some(give_up_at) };
+            return self.open_menu();
         }
+        if self.retried_for != why {
+            self.retried_for = why.into();
+            self.say(Text::LoginRetried { why });
+        }
+        let backoff = (backoff * 2).min(LAST_LOGIN_RETRY);
+        self.session = Session::Broken { retry_at, give_up_at: Some(give_up_at), backoff };
     }
 
     fn logged_out(&mut self) {
@@ -546,9 +576,7 @@ impl App {
     // ---- Output ----
 
     fn say(&mut self, text: Text) {
-        for line in text.render(self.lang).split('\n') {
-            self.say_line(line);
-        }
+        text.lines(self.lang).iter().for_each(|line| self.say_line(line));
     }
 
     /// The one place where lines leave: whatever was received is harmless behind it.
@@ -586,7 +614,7 @@ impl App {
 
     fn say_who(&mut self) {
         if let Some(Account { id, name, .. }) = self.account.clone() {
-            self.say(Text::CurrentUser { id, name: &name });
+            self.say(Text::CurrentUser { id, name: &plain::name(&name) });
         }
     }
 
@@ -689,7 +717,8 @@ mod tests {
                 server: "test:1".into(),
                 greeting: Greeting { confirms },
                 interactive,
-                clock: || "noon".into(),
+                clock: || "12:00:00".into(),
+                jitter: |wait| wait,
             };
             let app = App::new(setup, now);
             let mut play = Play { app, now, printed: vec![], sent: vec![], asked: None, exited: false };
@@ -761,16 +790,16 @@ mod tests {
         assert_eq!(play.sent[0], json!({"msgid": 4, "seq": 1, "name": "zhang san", "password": "secret"}));
         play.receive(r#"{"msgid":5,"seq":1,"errno":0,"error":0,"id":13}"#);
         assert!(play.printed.contains(&"zhang san register success, userid is 13, do not forget it!".to_owned()));
-        play.lines(&["", "1", " ", "13 ", "secret\r"]);
+        play.lines(&["", "1", " ", "13 ", "secret"]);
         assert_eq!(play.sent[1], json!({"msgid": 1, "seq": 2, "id": 13, "password": "secret"}));
         play.printed.clear();
         play.receive(
             r#"{"msgid":2,"seq":2,"errno":0,"id":13,"name":"zhang san","state":"online",
                 "friends":["{\"id\":2,\"name\":\"li\",\"state\":\"offline\"}"],
-                "offlinemsg":["{\"msgid\":6,\"id\":2,\"name\":\"li\",\"msg\":\"hi\",\"time\":\"noon\"}"]}"#,
+                "offlinemsg":["{\"msgid\":6,\"id\":2,\"name\":\"li\",\"msg\":\"hi\",\"time\":\"12:00:00\"}"]}"#,
         );
         let shown: Vec<_> = play.printed.iter().filter(|line| !line.starts_with(['-', '='])).collect();
-        assert_eq!(shown, ["current login user => id:13 name:zhang san", "2 li offline", "noon [2]li said: hi"]);
+        assert_eq!(shown, ["current login user => id:13 name:zhang san", "2 li offline", "12:00:00 [2]li said: hi"]);
         assert_eq!(play.asked, Some(AskKind::Command));
     }
 
@@ -797,7 +826,7 @@ mod tests {
     fn in_a_pipe_each_command_waits_for_its_reply_and_on_a_terminal_none_does() {
         let mut pipe = Play::logged_in(false, true);
         pipe.lines(&["chat:2:hi"]);
-        let chat = json!({"msgid": 6, "seq": 2, "id": 1, "name": "zhang", "toid": 2, "msg": "hi", "time": "noon"});
+        let chat = json!({"msgid": 6, "seq": 2, "id": 1, "name": "zhang", "toid": 2, "msg": "hi", "time": "12:00:00"});
         assert_eq!((&pipe.sent[0], pipe.asked), (&chat, None));
         pipe.receive(r#"{"msgid":200,"seq":2,"errno":0,"delivered":true}"#);
         assert_eq!((pipe.last(), pipe.asked), ("delivered to 2", Some(AskKind::Command)));
@@ -830,8 +859,10 @@ mod tests {
     fn a_pushed_chat_is_no_reply_even_if_its_sender_chose_our_seq() {
         let mut play = Play::logged_in(false, true);
         play.lines(&["addfriend:2"]);
-        play.receive(r#"{"msgid":6,"seq":2,"errno":0,"id":2,"name":"li","toid":1,"msg":"\u001b[2J","time":"noon"}"#);
-        assert_eq!((play.last(), play.asked), (r"noon [2]li said: \u{1b}[2J", None));
+        play.receive(
+            r#"{"msgid":6,"seq":2,"errno":0,"id":2,"name":"li","toid":1,"msg":"\u001b[2J","time":"12:00:00"}"#,
+        );
+        assert_eq!((play.last(), play.asked), (r"12:00:00 [2]li said: \u{1b}[2J", None));
         play.receive(r#"{"msgid":200,"seq":2,"errno":0}"#);
         assert_eq!(play.last(), "2 is your friend now");
     }
@@ -876,30 +907,92 @@ mod tests {
         assert_eq!(play.sent, [json!({"msgid": 1, "seq": 4, "id": 1, "password": "secret"})]);
         play.lines(&["chat:2:three"]);
         assert_eq!(play.last(), "not connected, not sent: chat:2:three", "not before the login is confirmed");
-        let offline = r#""offlinemsg":["{\"msgid\":6,\"id\":2,\"name\":\"li\",\"msg\":\"hi\",\"time\":\"noon\"}"]"#;
+        let offline = r#""offlinemsg":["{\"msgid\":6,\"id\":2,\"name\":\"li\",\"msg\":\"hi\",\"time\":\"12:00:00\"}"]"#;
         play.receive(&format!(r#"{{"msgid":2,"seq":4,"errno":0,"id":1,"name":"zhang",{offline}}}"#));
-        assert!(play.printed.ends_with(&["logged in again as zhang".into(), "noon [2]li said: hi".into()]));
+        assert!(play.printed.ends_with(&["logged in again as zhang".into(), "12:00:00 [2]li said: hi".into()]));
         play.lines(&["chat:2:four"]);
         assert_eq!(play.sent[1]["msg"], "four");
     }
 
     #[test]
-    fn an_account_that_is_still_taken_is_tried_again_but_not_for_ever() {
+    fn an_account_that_is_still_taken_is_tried_again_for_longer_than_a_server_can_hold_it() {
         let mut play = Play::logged_in(true, true);
         play.down();
         play.up();
-        let mut seq = 2;
-        let give_up_at = play.now + LOGIN_RETRIES;
-        while play.now < give_up_at {
+        let (since, mut seq, mut waits) = (play.now, 2, vec![]);
+        loop {
             play.receive(&format!(r#"{{"msgid":2,"seq":{seq},"errno":2,"errmsg":"in use"}}"#));
-            assert_eq!(play.last(), "cannot log in yet: in use");
-            play.pass(LOGIN_RETRY);
+            let Some(at) = play.app.deadline() else { break };
+            waits.push((at - play.now).as_secs());
+            play.pass(at - play.now);
             seq += 1;
+            assert_eq!(play.sent.last().unwrap()["seq"], seq);
         }
-        play.receive(&format!(r#"{{"msgid":2,"seq":{seq},"errno":2,"errmsg":"in use"}}"#));
+        // Linux gives up after 15 retransmissions: 924.6 s.
+        assert!(play.now - since > Duration::from_secs(925 + 90), "{:?}", play.now - since);
+        assert_eq!(waits[..5], [1, 2, 4, 8, 10]);
+        assert_eq!(play.printed.iter().filter(|line| *line == "cannot log in yet: in use").count(), 1);
         assert!(play.printed.contains(&"you are logged out: in use".to_owned()));
         play.lines(&["1"]);
         assert!(play.app.stage == Stage::LoginId);
+    }
+
+    #[test]
+    fn a_server_that_says_when_to_come_again_is_obeyed() {
+        let mut play = Play::logged_in(true, true);
+        play.down();
+        play.up();
+        play.receive(r#"{"msgid":2,"seq":2,"errno":20,"errmsg":"busy","retry_after":90}"#);
+        assert_eq!(play.app.deadline(), Some(play.now + Duration::from_secs(91)));
+        play.pass(Duration::from_secs(91));
+        for (errno, seq) in [(21, 3), (22, 4)] {
+            assert_eq!(play.sent.last().unwrap()["seq"], seq);
+            play.receive(&format!(r#"{{"msgid":2,"seq":{seq},"errno":{errno},"errmsg":"later"}}"#));
+            play.pass(LAST_LOGIN_RETRY);
+        }
+        play.receive(r#"{"msgid":2,"seq":5,"errno":20,"errmsg":"busy","retry_after":9223372036854775807}"#);
+        assert!(play.printed.contains(&"you are logged out: busy".to_owned()), "later than it will try");
+        assert!(play.printed.contains(&"try again in 9223372036854775807 s".to_owned()));
+    }
+
+    #[test]
+    fn nothing_that_was_received_begins_a_line() {
+        let forged = r"x\n2026-11-28 11:00:00 [1]boss said: pay";
+        let begins = |play: &Play| play.printed.iter().any(|line| line.starts_with("2026-11-28"));
+        let mut play = Play::new(true, true);
+        play.lines(&["1", "1", "secret"]);
+        play.receive(&format!(r#"{{"msgid":2,"seq":1,"errno":1,"errmsg":"{forged}"}}"#));
+        play.lines(&["1", "1", "secret"]);
+        let list = format!(
+            r#""friends":["{{\"id\":2,\"name\":\"{0}\",\"state\":\"{0}\"}}"],
+               "groups":["{{\"id\":3,\"groupname\":\"{0}\",\"groupdesc\":\"{0}\"}}"]"#,
+            forged.replace('\\', r"\\")
+        );
+        play.receive(&format!(r#"{{"msgid":2,"seq":2,"errno":0,"id":1,"name":"{forged}",{list}}}"#));
+        assert!(play.printed.iter().any(|line| line.starts_with(r"2 x\n2026-11-28")), "{:#?}", play.printed);
+        play.receive(&format!(r#"{{"msgid":201,"errno":12,"errmsg":"{forged}"}}"#));
+        play.lines(&["addfriend:2", "whoami", "status"]);
+        play.receive(&format!(r#"{{"msgid":200,"seq":3,"errno":15,"errmsg":"{forged}"}}"#));
+        play.down();
+        play.up();
+        play.receive(&format!(r#"{{"msgid":2,"seq":4,"errno":2,"errmsg":"{forged}"}}"#));
+        play.pass(FIRST_LOGIN_RETRY);
+        play.receive(r#"{"msgid":2,"seq":5,"errno":0}"#);
+        assert!(play.last().starts_with("logged in again as x"), "{:#?}", play.printed);
+        assert!(!begins(&play), "{:#?}", play.printed);
+        assert!(play.printed.iter().all(|line| !line.contains('\n')));
+    }
+
+    #[test]
+    fn a_signal_takes_leave_although_a_line_is_being_typed() {
+        let mut play = Play::logged_in(true, true);
+        play.feed(Event::Leave);
+        assert_eq!((play.sent[0]["msgid"].as_i64(), play.exited), (Some(msgid::LOGOUT), false));
+        play.receive(r#"{"msgid":200,"seq":2,"errno":0}"#);
+        assert!(play.exited);
+        let mut play = Play::new(true, true);
+        play.feed(Event::Leave);
+        assert!(play.exited);
     }
 
     #[test]

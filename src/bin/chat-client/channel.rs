@@ -1,6 +1,6 @@
 //! One connected socket, with TLS on it or without.
 //!
-//! One thread reads a [`Channel`] and another sends on it. TLS is one state machine for both, so it
+//! One thread reads a [`Channel`] and another sends on it; the first only sends a ping now and then. TLS is one state machine for both, so it
 //! is shared under a lock; but nobody holds that lock while a socket is waited for. A reader that
 //! did would keep the sender out until the server speaks; a sender that did would keep the reader
 //! out, and a server that waits to be read before it reads on would wait for ever.
@@ -22,7 +22,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A server that takes nothing for so long is as good as gone.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-const KEEPALIVE: Duration = Duration::from_secs(60);
+/// After so long without a word, TCP looks if the other end is still there, and again in steps of...
+const KEEPALIVE: Duration = Duration::from_secs(10);
+const KEEPALIVE_STEP: Duration = Duration::from_secs(5);
+/// ...until this. It bounds as well how long what was sent may stay unacknowledged.
+const GONE: Duration = Duration::from_secs(20);
 
 /// Where the server is, and how it is spoken to.
 pub struct Target {
@@ -84,22 +88,40 @@ impl Tls {
 pub struct Channel {
     socket: TcpStream,
     tls: Option<Mutex<ClientConnection>>,
+    /// Held by who sends: objects go out whole, one after the other.
+    sending: Mutex<()>,
 }
 
 impl Channel {
     /// Connects, and with TLS shakes hands.
     pub fn open(target: &Target) -> Result<Channel, Loss> {
         let socket = connect(&target.host, target.port)?;
-        let Some(Tls { config, name }) = &target.tls else { return Ok(Channel { socket, tls: None }) };
+        let Some(Tls { config, name }) = &target.tls else {
+            return Ok(Channel { socket, tls: None, sending: Mutex::default() });
+        };
         let mut tls = ClientConnection::new(Arc::clone(config), name.clone())?;
         // Objects are bounded by what a person types.
         tls.set_buffer_limit(None);
         shake_hands(&mut tls, &socket)?;
-        Ok(Channel { socket, tls: Some(Mutex::new(tls)) })
+        Ok(Channel { socket, tls: Some(Mutex::new(tls)), sending: Mutex::default() })
     }
 
-    /// Writes one object. Only one thread at a time may send.
+    /// Writes one object.
     pub fn send(&self, object: &[u8]) -> io::Result<()> {
+        let _sending = lock(&self.sending);
+        self.write(object)
+    }
+
+    /// Writes one object, unless another is being written: whoever only wants to know if the
+    /// connection still is one learns it from that.
+    pub fn send_unless_sending(&self, object: &[u8]) -> io::Result<()> {
+        match self.sending.try_lock() {
+            Ok(_sending) => self.write(object),
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn write(&self, object: &[u8]) -> io::Result<()> {
         let Some(tls) = &self.tls else { return (&self.socket).write_all(object) };
         let mut encrypted = Vec::new();
         {
@@ -138,9 +160,9 @@ impl Channel {
     }
 }
 
-fn lock(tls: &Mutex<ClientConnection>) -> MutexGuard<'_, ClientConnection> {
-    // A panic while it is held ends the thread that keeps the connection, and so the client.
-    tls.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic ends the client, whoever holds it.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn shake_hands(tls: &mut ClientConnection, socket: &TcpStream) -> Result<(), Loss> {
@@ -190,16 +212,20 @@ fn decrypt(tls: &mut ClientConnection, mut bytes: &[u8], input: &mut Vec<u8>) ->
 /// Reads from a socket, at most until `deadline`: `None`. Its end is [`Loss::Closed`]: objects tell
 /// their own ends, so an end without TLS's goodbye hides nothing.
 fn read_until(mut socket: &TcpStream, chunk: &mut [u8], deadline: Option<Instant>) -> Result<Option<usize>, Loss> {
+    // Past the deadline, too, what has come is looked at: the process may have been stopped meanwhile.
+    const AT_ONCE: Duration = Duration::from_millis(1);
     loop {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        if left.is_some_and(|left| left.is_zero()) {
-            return Ok(None);
-        }
-        socket.set_read_timeout(left)?;
+        let over = left.is_some_and(|left| left.is_zero());
+        socket.set_read_timeout(left.map(|left| left.max(AT_ONCE)))?;
         match socket.read(chunk) {
             Ok(0) => return Err(Loss::Closed),
             Ok(read) => return Ok(Some(read)),
-            Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {}
+            Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {
+                if over {
+                    return Ok(None);
+                }
+            }
             Err(error) => return Err(error.into()),
         }
     }
@@ -212,8 +238,10 @@ fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
             Ok(stream) => {
                 stream.set_nodelay(true)?;
                 stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
-                // Without it, a server that lost its power would never be missed.
-                SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
+                // Without them, a server that lost its power would not be missed for minutes.
+                let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE_STEP);
+                SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+                SockRef::from(&stream).set_tcp_user_timeout(Some(GONE))?;
                 return Ok(stream);
             }
             Err(error) => failure = error,

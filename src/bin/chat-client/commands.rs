@@ -36,10 +36,11 @@ impl Mistake {
     }
 }
 
-/// Reads one line. A message's text is everything behind its second colon, verbatim.
+/// Reads one line. A message's text is everything behind its second colon, verbatim. A Chinese input
+/// method writes colons, digits and blanks in full width; before the text they count as the others.
 pub fn parse(line: &str) -> Result<Command, Mistake> {
-    let (verb, rest) = line.split_once(':').unwrap_or((line, ""));
-    Ok(match verb.trim() {
+    let (verb, rest) = split(line).unwrap_or((line, ""));
+    Ok(match narrow(verb).trim() {
         "help" => Command::Help,
         "chat" => {
             let (to, text) = addressed(rest).ok_or(Mistake::Usage("chat:ID:TEXT"))?;
@@ -52,7 +53,7 @@ pub fn parse(line: &str) -> Result<Command, Mistake> {
         "addfriend" => Command::AddFriend(number(rest).ok_or(Mistake::Usage("addfriend:ID"))?),
         "addgroup" => Command::JoinGroup(number(rest).ok_or(Mistake::Usage("addgroup:GROUPID"))?),
         "creategroup" => {
-            let (name, description) = rest.split_once(':').ok_or(Mistake::Usage("creategroup:NAME:DESCRIPTION"))?;
+            let (name, description) = split(rest).ok_or(Mistake::Usage("creategroup:NAME:DESCRIPTION"))?;
             Command::CreateGroup { name: name.into(), description: description.into() }
         }
         "friends" => Command::Friends,
@@ -65,14 +66,28 @@ pub fn parse(line: &str) -> Result<Command, Mistake> {
     })
 }
 
+/// What stands before the first colon, and behind it. Besides the full-width one, input methods
+/// offer its small and its vertical form, and the sign of a ratio.
+fn split(text: &str) -> Option<(&str, &str)> {
+    text.split_once([':', '：', '﹕', '︓', '∶'])
+}
+
 /// `ID:TEXT`.
 fn addressed(rest: &str) -> Option<(i64, String)> {
-    let (id, text) = rest.split_once(':')?;
+    let (id, text) = split(rest)?;
     Some((number(id)?, text.into()))
 }
 
-fn number(text: &str) -> Option<i64> {
-    text.trim().parse().ok()
+/// A number, in ASCII's digits or in full-width ones.
+pub fn number(text: &str) -> Option<i64> {
+    narrow(text).trim().parse().ok()
+}
+
+/// The text with the full-width forms of ASCII as ASCII.
+fn narrow(text: &str) -> String {
+    // They stand in ASCII's order, from `！` to `～`.
+    let ascii = |c: char| char::from_u32(u32::from(c) - 0xfee0).unwrap_or(c);
+    text.chars().map(|c| if ('！'..='～').contains(&c) { ascii(c) } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -96,6 +111,26 @@ mod tests {
     #[test]
     fn a_text_keeps_its_colons_and_blanks() {
         assert_eq!(parse("chat:2: a:b :"), Ok(Command::Chat { to: 2, text: " a:b :".into() }));
+    }
+
+    #[test]
+    fn what_a_chinese_input_method_writes_is_read_and_a_text_is_left_as_it_is() {
+        let chat = |text: &str| Ok(Command::Chat { to: 2, text: text.into() });
+        assert_eq!(parse("chat：2：text"), chat("text"));
+        assert_eq!(parse("chat：2：a：b:c"), chat("a：b:c"));
+        assert_eq!(parse("chat:2：a:b"), chat("a:b"));
+        assert_eq!(parse("chat：2:：a"), chat("：a"));
+        assert_eq!(parse("　chat　：　２　：　１２：３０"), chat("　１２：３０"));
+        assert_eq!(parse("ｃｈａｔ﹕2∶hi"), chat("hi"));
+        assert_eq!(parse("groupchat：１２：大家好"), Ok(Command::GroupChat { group: 12, text: "大家好".into() }));
+        assert_eq!(parse("addfriend：７"), Ok(Command::AddFriend(7)));
+        assert_eq!(parse("addgroup：3"), Ok(Command::JoinGroup(3)));
+        let group = Command::CreateGroup { name: "数学".into(), description: "几何：代数".into() };
+        assert_eq!(parse("creategroup：数学：几何：代数"), Ok(group));
+        assert_eq!(parse("loginout："), Ok(Command::Logout));
+        assert_eq!(parse("help："), Ok(Command::Help));
+        assert_eq!(parse("chat：你：好"), Err(Mistake::Usage("chat:ID:TEXT")));
+        assert_eq!(parse("chat：2"), Err(Mistake::Usage("chat:ID:TEXT")));
     }
 
     #[test]

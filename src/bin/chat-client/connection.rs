@@ -35,6 +35,9 @@ pub enum Loss {
     Tls(#[from] rustls::Error),
     #[error("closed by the server")]
     Closed,
+    /// It has not answered a ping.
+    #[error("the server answers nothing")]
+    Silent,
     #[error("not a chat server")]
     NotAChatServer,
     /// It answered as TLS does, and was spoken to without.
@@ -44,12 +47,19 @@ pub enum Loss {
 
 /// How long the ping is waited for; a C++ node never answers it.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(1);
-const FIRST_BACKOFF: Duration = Duration::from_millis(100);
-const LAST_BACKOFF: Duration = Duration::from_secs(5);
+/// After so long without a word, less by chance, a server that knows pings is asked for one...
+const SILENCE: Duration = Duration::from_secs(12);
+/// ...and so long it has for it. Together they bound how long a network that went away is not missed.
+const PONG_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long to wait, less by chance, before the connection is made again. Twice as long each time...
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+const LAST_BACKOFF: Duration = Duration::from_secs(10);
+/// ...until one has worked for so long.
+const WORKED: Duration = Duration::from_secs(30);
 /// The largest object that is taken from a server: a login reply lists every group's members.
 const MAX_OBJECT: usize = 64 << 20;
-/// The `seq` of the first ping. Requests count up from 1.
-pub const GREETING_SEQ: i64 = 0;
+/// The `seq` of pings. Requests count up from 1.
+const PING_SEQ: i64 = 0;
 /// A record by which TLS refuses what it does not understand begins so.
 const TLS_ALERT: u8 = 21;
 
@@ -78,25 +88,37 @@ impl Link {
 }
 
 fn keep_connected(mut conversation: Conversation, target: &Target, sink: impl Fn(LinkEvent)) {
+    let mut backoff = FIRST_BACKOFF;
     loop {
+        let since = Instant::now();
         let loss = conversation.listen(&sink);
         // The sending half may live on for a while.
         conversation.channel.shut_down();
         sink(LinkEvent::Down(loss));
-        conversation = reconnect(target);
+        if since.elapsed() >= WORKED {
+            backoff = FIRST_BACKOFF;
+        }
+        conversation = reconnect(target, &mut backoff);
         sink(LinkEvent::Up(conversation.greeting, conversation.link()));
     }
 }
 
-fn reconnect(target: &Target) -> Conversation {
-    let mut backoff = FIRST_BACKOFF;
+fn reconnect(target: &Target, backoff: &mut Duration) -> Conversation {
     loop {
-        thread::sleep(backoff);
+        thread::sleep(jitter(*backoff));
+        *backoff = (*backoff * 2).min(LAST_BACKOFF);
         if let Ok(conversation) = Conversation::begin(target) {
             return conversation;
         }
-        backoff = (backoff * 2).min(LAST_BACKOFF);
     }
+}
+
+/// Shortens a wait by chance, to half of it at least: clients that were cut off together do not come
+/// back together.
+pub fn jitter(wait: Duration) -> Duration {
+    // Without randomness from the system, which is never so, all wait for as long.
+    let chance = getrandom::u32().unwrap_or(u32::MAX);
+    wait.mul_f64(0.5 + f64::from(chance) / f64::from(u32::MAX) / 2.0)
 }
 
 /// One connection's incoming stream.
@@ -120,7 +142,7 @@ impl Conversation {
             greeting: Greeting { confirms: false },
             early: Vec::new(),
         };
-        conversation.channel.send(&encode(&json!({"msgid": msgid::PING, "seq": GREETING_SEQ})))?;
+        conversation.channel.send(&ping())?;
         conversation.await_greeting()?;
         Ok(conversation)
     }
@@ -133,7 +155,7 @@ impl Conversation {
         let deadline = Instant::now() + GREETING_TIMEOUT;
         loop {
             while let Some(message) = self.next()? {
-                if message.msgid() == msgid::PONG && message.int("seq") == Some(GREETING_SEQ) {
+                if is_pong(&message) {
                     self.greeting.confirms = true;
                     return Ok(());
                 }
@@ -148,12 +170,27 @@ impl Conversation {
     /// Hands on every message until the connection is lost.
     fn listen(&mut self, sink: &impl Fn(LinkEvent)) -> Loss {
         self.early.drain(..).for_each(|message| sink(LinkEvent::Message(message)));
+        let mut pinged = false;
         loop {
             match self.next() {
-                Ok(Some(message)) => sink(LinkEvent::Message(message)),
+                Ok(Some(message)) => {
+                    // Late, but it knows pings.
+                    self.greeting.confirms |= is_pong(&message);
+                    sink(LinkEvent::Message(message));
+                }
                 Ok(None) => {
-                    if let Err(loss) = self.channel.receive(&mut self.buffer, None) {
-                        return loss;
+                    // Reckoned from now: while what came was shown, nobody listened.
+                    let patience = if pinged { PONG_TIMEOUT } else { jitter(SILENCE) };
+                    match self.channel.receive(&mut self.buffer, Some(Instant::now() + patience)) {
+                        Ok(true) => pinged = false,
+                        Ok(false) if pinged => return Loss::Silent,
+                        // A C++ node answers no ping; there TCP alone tells.
+                        Ok(false) if !self.greeting.confirms => {}
+                        Ok(false) => match self.channel.send_unless_sending(&ping()) {
+                            Ok(()) => pinged = true,
+                            Err(error) => return error.into(),
+                        },
+                        Err(loss) => return loss,
                     }
                 }
                 Err(loss) => return loss,
@@ -177,6 +214,15 @@ impl Conversation {
             Err(_) => Err(Loss::NotAChatServer),
         }
     }
+}
+
+fn ping() -> Vec<u8> {
+    encode(&json!({"msgid": msgid::PING, "seq": PING_SEQ}))
+}
+
+/// An answer to one of our pings.
+pub fn is_pong(message: &Message) -> bool {
+    message.msgid() == msgid::PONG && message.int("seq") == Some(PING_SEQ)
 }
 
 /// One object as it goes out: LF behind it, which the server then mirrors.

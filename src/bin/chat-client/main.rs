@@ -2,27 +2,38 @@
 //! script in a pipe.
 //!
 //! [`app`] decides everything and touches nothing. Three threads feed it through one channel: the
-//! connection, the input, and this one's clock; `run` carries out what it decides.
+//! connection, the input, and the signals; `run` adds the clock, and carries out what it decides.
 
 mod app;
 mod channel;
+mod charset;
 mod commands;
 mod connection;
+mod editor;
+mod history;
+mod keys;
 mod message;
+mod plain;
+mod signals;
 mod terminal;
 mod text;
+mod tty;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::{CommandFactory, FromArgMatches, Parser};
-use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use signal_hook::consts::SIGINT;
 
-use app::{App, Effect, Event, Setup};
+use app::{App, Ask, Effect, Event, Setup};
 use channel::{Target, Tls};
-use connection::{Link, LinkEvent, Loss};
-use terminal::Console;
+use connection::{Link, LinkEvent, Loss, jitter};
+use plain::plain;
+use signals::Leave;
+use terminal::Terminal;
 use text::{Lang, Text, help_in_chinese, tls_setup_text, tls_text};
 
 /// A client of the chat server.
@@ -74,23 +85,35 @@ const EVENT_QUEUE: usize = 256;
 enum Incoming {
     Line(Option<String>),
     Link(LinkEvent),
+    /// A signal asks the client to end.
+    Leave,
 }
 
 fn main() -> ExitCode {
     let args = Args::read();
     let lang = args.lang.unwrap_or_else(locale);
     let server = format!("{}:{}", args.ip, args.port);
+    // Before anything that takes its time: what is typed meanwhile is to be neither lost nor echoed.
+    let terminal = Arc::new(Terminal::open());
     let cannot = |why: String| {
-        eprintln!("{}", Text::CannotConnect { server: &server, why: &why }.render(lang));
+        terminal.close();
+        eprintln!("{}", plain(&Text::CannotConnect { server: &server, why: &why }.render(lang)));
         ExitCode::from(2)
     };
+    let (incoming, queue) = bounded(EVENT_QUEUE);
+    let (from_link, from_signals) = (incoming.clone(), incoming.clone());
+    let leave = Arc::new(Leave::default());
+    let handled = signals::handle(Arc::clone(&terminal), Arc::clone(&leave), move || {
+        drop(from_signals.try_send(Incoming::Leave));
+    });
+    if let Err(error) = handled {
+        return cannot(error.to_string());
+    }
     let tls = match args.tls.then(|| Tls::new(args.tls_name.as_ref().unwrap_or(&args.ip), args.tls_ca.as_deref())) {
         None => None,
         Some(Ok(tls)) => Some(tls),
         Some(Err(error)) => return cannot(tls_setup_text(&error, lang)),
     };
-    let (incoming, queue) = bounded(EVENT_QUEUE);
-    let from_link = incoming.clone();
     let target = Target { host: args.ip, port: args.port, tls };
     let (link, greeting) = match Link::open(target, move |event| drop(from_link.send(Incoming::Link(event)))) {
         Ok(opened) => opened,
@@ -98,32 +121,34 @@ fn main() -> ExitCode {
         Err(Loss::Closed) if !args.tls => return cannot(Text::ClosedAtOnce.render(lang)),
         Err(loss) => return cannot(why(&loss, lang)),
     };
-    let console = match Console::open(move |line| drop(incoming.send(Incoming::Line(line)))) {
-        Ok(console) => console,
-        Err(error) => {
-            eprintln!("{error}");
-            return ExitCode::from(2);
-        }
+    let interrupt = || drop(signal_hook::low_level::raise(SIGINT));
+    let asks = match terminal.read(move |line| drop(incoming.send(Incoming::Line(line))), interrupt) {
+        Ok(asks) => asks,
+        Err(error) => return cannot(error.to_string()),
     };
-    let setup = Setup { lang, server, greeting, interactive: console.is_interactive(), clock: local_time };
-    run(App::new(setup, Instant::now()), &queue, link, &console, lang);
-    console.close();
+    let interactive = terminal.is_interactive();
+    let setup = Setup { lang, server: server.clone(), greeting, interactive, clock: local_time, jitter };
+    leave.make_possible();
+    run(App::new(setup, Instant::now()), &queue, link, &terminal, &asks, lang);
+    terminal.close();
+    leave.end();
     ExitCode::SUCCESS
 }
 
 /// Feeds the app until it is done, or until nobody reads its output any more.
-fn run(mut app: App, queue: &Receiver<Incoming>, mut link: Link, console: &Console, lang: Lang) {
+fn run(mut app: App, queue: &Receiver<Incoming>, mut link: Link, terminal: &Terminal, asks: &Sender<Ask>, lang: Lang) {
     const IDLE: Duration = Duration::from_secs(3600);
     let mut event = Event::Tick;
     loop {
         for effect in app.handle(event, Instant::now()) {
             match effect {
                 Effect::Print(line) => {
-                    if console.print(line).is_err() {
+                    if terminal.print(&line).is_err() {
                         return;
                     }
                 }
-                Effect::Ask(ask) => console.ask(ask),
+                // Who reads lives until the end of the input, behind which nothing is asked.
+                Effect::Ask(ask) => drop(asks.send(ask)),
                 Effect::Send(object) => link.send(&object),
                 Effect::Exit => return,
             }
@@ -137,6 +162,7 @@ fn run(mut app: App, queue: &Receiver<Incoming>, mut link: Link, console: &Conso
             }
             Ok(Incoming::Link(LinkEvent::Down(loss))) => Event::Down(why(&loss, lang)),
             Ok(Incoming::Link(LinkEvent::Message(message))) => Event::Message(message),
+            Ok(Incoming::Leave) => Event::Leave,
             Err(RecvTimeoutError::Timeout) => Event::Tick,
             Err(RecvTimeoutError::Disconnected) => return,
         };
@@ -148,6 +174,7 @@ fn why(loss: &Loss, lang: Lang) -> String {
         Loss::Io(error) => error.to_string(),
         Loss::Tls(error) => tls_text(error, lang),
         Loss::Closed => Text::ServerClosed.render(lang),
+        Loss::Silent => Text::ServerSilent.render(lang),
         Loss::NotAChatServer => Text::NotAChatServer.render(lang),
         Loss::SpeaksTls => Text::SpeaksTls.render(lang),
     }

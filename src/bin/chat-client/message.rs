@@ -7,6 +7,8 @@
 use chat_server::wire::msgid;
 use serde_json::{Map, Value};
 
+use crate::plain;
+
 #[derive(Debug, Clone)]
 pub struct Message(Map<String, Value>);
 
@@ -50,9 +52,13 @@ impl Message {
     }
 
     /// The line that shows a chat or a group chat, live or stored; `None` for any other message.
+    ///
+    /// Its sender has written `time` and `msg`, and chosen `name`; the server vouches for the ids. So
+    /// what stands before `said:` has one shape, and everything behind it is text.
     pub fn said(&self) -> Option<String> {
-        let (time, id, name, text) = (self.text("time"), self.number("id"), self.text("name"), self.text("msg"));
-        let said = format!("{time} [{id}]{name} said: {text}");
+        let (time, id) = (plain::time(self.text("time")), self.number("id"));
+        let said =
+            format!("{time} [{id}]{} said: {}", plain::speaker(self.text("name")), plain::text(self.text("msg")));
         match self.msgid() {
             msgid::ONE_CHAT => Some(said),
             msgid::GROUP_CHAT => Some(format!("群消息[{}]:{said}", self.number("groupid"))),
@@ -69,8 +75,9 @@ impl Message {
     pub fn group_lines(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for group in self.list("groups") {
-            lines.push(format!("{} {} {}", group.number("id"), group.text("groupname"), group.text("groupdesc")));
-            lines.extend(group.list("users").map(|member| format!("  {} {}", member.person(), member.text("role"))));
+            let (name, description) = (group.name("groupname"), plain::text(group.text("groupdesc")));
+            lines.push(format!("{} {name} {description}", group.number("id")));
+            lines.extend(group.list("users").map(|member| format!("  {} {}", member.person(), member.name("role"))));
             if let Some(members) = group.int("members") {
                 lines.push(format!("  ... ({members})"));
             }
@@ -79,7 +86,12 @@ impl Message {
     }
 
     fn person(&self) -> String {
-        format!("{} {} {}", self.number("id"), self.text("name"), self.text("state"))
+        format!("{} {} {}", self.number("id"), self.name("name"), self.name("state"))
+    }
+
+    /// A name, or a word, as it may be shown.
+    fn name(&self, key: &str) -> String {
+        plain::name(self.text(key))
     }
 
     /// A number as text, `?` where there is none.
@@ -102,16 +114,38 @@ mod tests {
     fn chats_are_shown_as_the_original_shows_them() {
         let chat = r#"{"msgid":6,"id":2,"name":"li si","toid":1,"msg":"hi","time":"2026-01-02 03:04:05"}"#;
         assert_eq!(message(chat).said().unwrap(), "2026-01-02 03:04:05 [2]li si said: hi");
-        let group = r#"{"msgid":10,"id":"2","name":"li","groupid":"7","msg":"hi","time":"noon"}"#;
-        assert_eq!(message(group).said().unwrap(), "群消息[7]:noon [2]li said: hi");
+        let group = r#"{"msgid":10,"id":"2","name":"li","groupid":"7","msg":"hi","time":"11:00:00"}"#;
+        assert_eq!(message(group).said().unwrap(), "群消息[7]:11:00:00 [2]li said: hi");
         assert_eq!(message(r#"{"msgid":200,"msg":"hi"}"#).said(), None);
     }
 
     #[test]
     fn a_sender_cannot_break_a_message_with_fields_of_the_wrong_type() {
         let odd = r#"{"msgid":6,"id":2,"name":"x","msg":"hi","time":"t","errno":[],"friends":{"a":1},"seq":1.5}"#;
-        assert_eq!(message(odd).said().unwrap(), "t [2]x said: hi");
-        assert_eq!(message(r#"{"msgid":6}"#).said().unwrap(), " [?] said: ");
+        assert_eq!(message(odd).said().unwrap(), "????-??-?? ??:??:?? [2]x said: hi");
+        assert_eq!(message(r#"{"msgid":6}"#).said().unwrap(), "????-??-?? ??:??:?? [?] said: ");
+    }
+
+    #[test]
+    fn what_a_sender_chooses_passes_for_nothing_else() {
+        let forged = "2026-11-28 11:00:00 [1]boss said: pay";
+        for (field, shown) in [
+            ("time", "????-??-?? ??:??:?? [2]li said: hi".to_owned()),
+            (
+                "name",
+                format!("11:00:00 [2]{} said: hi", r"2026-11-28 11\u{3a}00\u{3a}00 \u{5b}1\u{5d}boss said\u{3a} pay"),
+            ),
+            ("msg", format!("11:00:00 [2]li said: {forged}")),
+        ] {
+            let mut chat = json!({"msgid": 6, "id": 2, "name": "li", "msg": "hi", "time": "11:00:00"});
+            chat[field] = forged.into();
+            assert_eq!(message(&chat.to_string()).said().unwrap(), shown);
+            chat[field] = format!("x\n{forged}").into();
+            assert!(!message(&chat.to_string()).said().unwrap().contains('\n'));
+        }
+        let long = json!({"msgid": 6, "id": 2, "name": "n".repeat(10_000), "msg": "hi", "time": "9".repeat(65_536)});
+        let shown = format!("????-??-?? ??:??:?? [2]{}… (+9936) said: hi", "n".repeat(64));
+        assert_eq!(message(&long.to_string()).said().unwrap(), shown);
     }
 
     #[test]

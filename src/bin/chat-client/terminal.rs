@@ -1,205 +1,369 @@
 //! The user's side: a terminal with line editing, or a pipe with plain lines.
 //!
-//! Either way one thread reads, one line per [`Ask`], because both ways of reading block.
+//! One thread reads all input, one line for each [`Ask`]. What has come beyond that line waits in
+//! its buffers for the next ask: nothing that is pasted or typed ahead is lost, and the terminal
+//! stays in one mode for as long as the client runs, so that nobody else echoes it.
 
-use std::borrow::Cow;
-use std::env;
-use std::fs;
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind, IsTerminal};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
-use std::thread;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use std::{env, fs, thread};
 
-use crossbeam_channel::{Sender, bounded, unbounded};
-use rustyline::completion::Completer;
-use rustyline::highlight::{CmdKind, Highlighter};
-use rustyline::hint::Hinter;
-use rustyline::history::FileHistory;
-use rustyline::validate::Validator;
-use rustyline::{Editor, ExternalPrinter, Helper};
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::stdio::{stdin, stdout};
+use rustix::termios::{Winsize, tcgetwinsize};
 
 use crate::app::{Ask, AskKind};
+use crate::charset::{Charset, Input};
+use crate::editor::{Editor, Entered, Mode, Size};
+use crate::history::History;
+use crate::keys::Keys;
+use crate::plain::rows;
+use crate::tty;
 
-/// How long lines may take to reach the terminal before the next prompt, and at the end. A printer
-/// that blocks until the next line is read does so only once this is over.
-const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
+/// Bytes that are read at a time.
+const CHUNK: usize = 64 * 1024;
+/// How long a signal waits for a thread that is drawing; a terminal that is stuck may keep it.
+const DRAWING: Duration = Duration::from_millis(100);
 
-/// Reads one line; `None` at the end of the input.
-type Reader = Box<dyn FnMut(&Ask) -> Option<String> + Send>;
-
-pub struct Console {
-    asks: Sender<Ask>,
-    output: Output,
+pub struct Terminal {
+    screen: Mutex<Screen>,
+    /// It reads lines that are edited; otherwise the input is a pipe or a file.
+    interactive: bool,
 }
 
-#[derive(Clone)]
-enum Output {
-    Plain,
-    /// Through the line editor, which redraws what is being typed below each line. Its printer
-    /// may block until the next line is read, so it has a thread of its own.
-    Editor(Sender<Job>),
-}
+impl Terminal {
+    /// Takes the terminal, if the standard input is one.
+    pub fn open() -> Terminal {
+        let variable = |name: &str| env::var(name).ok();
+        let charset = Charset::of_locale(variable);
+        let interactive = tty::take();
+        let to_terminal = io::stdout().is_terminal();
+        // What is typed is shown where it is typed, also if the output goes elsewhere.
+        let own = OpenOptions::new().write(true).open("/dev/tty");
+        let screen = Screen {
+            charset,
+            to_terminal,
+            edits_on: if interactive && !to_terminal { own.ok() } else { None },
+            dumb: variable("TERM").is_some_and(|term| ["dumb", "cons25", "emacs"].contains(&term.as_str())),
+            wide: ["LC_ALL", "LC_CTYPE", "LANG"]
+                .into_iter()
+                .filter_map(variable)
+                .find(|value| !value.is_empty())
+                .is_some_and(|locale| ["zh", "ja", "ko"].iter().any(|language| locale.starts_with(language))),
+            editor: Editor::new(History::open(if interactive { history_file() } else { None })),
+            asking: false,
+            hidden: false,
+        };
+        Terminal { screen: Mutex::new(screen), interactive }
+    }
 
-/// What the output thread is told.
-enum Job {
-    Print(String),
-    /// Everything before this has been printed.
-    Flushed(Sender<()>),
-}
-
-impl Console {
-    /// `on_line` gets one line for each [`Console::ask`], `None` at the end of the input.
-    pub fn open(on_line: impl Fn(Option<String>) + Send + 'static) -> io::Result<Console> {
-        let (asks, asked) = unbounded::<Ask>();
-        let mut output = Output::Plain;
-        let mut reader: Reader = Box::new(read_plain);
-        if let Some((editor, printer)) = line_editor() {
-            output = editor_output(printer)?;
-            reader = editor_reader(editor);
-        }
-        let before = output.clone();
+    /// Begins to read: `on_line` gets one line for each ask, `None` at the end of the input.
+    pub fn read(
+        self: &Arc<Terminal>,
+        on_line: impl Fn(Option<String>) + Send + 'static,
+        interrupt: impl Fn() + Send + 'static,
+    ) -> io::Result<Sender<Ask>> {
+        let (asks, asked) = unbounded();
+        let terminal = Arc::clone(self);
+        let input = self.lock().charset.decoder();
         thread::Builder::new().name("input".into()).spawn(move || {
-            for ask in asked {
-                // What was printed first must stand above the prompt.
-                before.flush();
-                on_line(reader(&ask));
+            if terminal.interactive {
+                terminal.read_keys(input, &asked, on_line, interrupt);
+            } else {
+                terminal.read_lines(input, &asked, on_line);
             }
         })?;
-        Ok(Console { asks, output })
+        Ok(asks)
     }
 
     /// Someone sits there and edits lines.
     pub fn is_interactive(&self) -> bool {
-        matches!(self.output, Output::Editor(_))
+        self.interactive
     }
 
-    pub fn ask(&self, ask: Ask) {
-        // The reader lives as long as the console.
-        let _ = self.asks.send(ask);
+    /// Prints one line, above what is being typed.
+    pub fn print(&self, line: &str) -> io::Result<()> {
+        self.lock().print(line)
     }
 
-    pub fn print(&self, line: String) -> io::Result<()> {
-        match &self.output {
-            Output::Plain => writeln_now(&line),
-            Output::Editor(jobs) => jobs.send(Job::Print(line + "\n")).map_err(|_| io::ErrorKind::BrokenPipe.into()),
+    /// Takes what is being typed off the screen, because somebody else is to write there.
+    pub fn hide(&self) {
+        if let Some(mut screen) = self.lock_soon() {
+            let _ = screen.hide();
         }
     }
 
-    /// Waits until everything is on the screen.
-    pub fn close(self) {
-        self.output.flush();
-    }
-}
-
-impl Output {
-    fn flush(&self) {
-        let Output::Editor(jobs) = self else { return };
-        let (flushed, done) = bounded(1);
-        if jobs.send(Job::Flushed(flushed)).is_ok() {
-            let _ = done.recv_timeout(FLUSH_TIMEOUT);
+    /// Draws what is being typed, on a screen that somebody else has written on.
+    pub fn show(&self) {
+        if !tty::is_given_back()
+            && let Some(mut screen) = self.lock_soon()
+        {
+            screen.hidden = false;
+            let _ = screen.draw();
         }
     }
-}
 
-fn writeln_now(line: &str) -> io::Result<()> {
-    let mut stdout = io::stdout().lock();
-    writeln!(stdout, "{line}")?;
-    stdout.flush()
-}
-
-/// The C++ client's prompts come as lines of their own: a script may wait for them.
-fn read_plain(ask: &Ask) -> Option<String> {
-    if ask.kind == AskKind::Password && io::stdin().is_terminal() {
-        return rpassword::prompt_password(&ask.prompt).ok();
+    /// Gives the terminal back.
+    pub fn close(&self) {
+        self.hide();
+        tty::give_back();
     }
-    if ask.kind != AskKind::Command {
-        writeln_now(&ask.prompt).ok()?;
-    }
-    let mut line = Vec::new();
-    let read = io::stdin().lock().read_until(b'\n', &mut line).ok()?;
-    if line.last() == Some(&b'\n') {
-        line.pop();
-    }
-    (read > 0).then(|| String::from_utf8_lossy(&line).into_owned())
-}
 
-type LineEditor = Editor<Mask, FileHistory>;
-
-/// `None` unless both ends are a terminal that the editor can drive.
-fn line_editor() -> Option<(LineEditor, impl ExternalPrinter + Send + 'static)> {
-    if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
-        return None;
+    fn lock(&self) -> MutexGuard<'_, Screen> {
+        // A panic ends the process, whoever holds it.
+        self.screen.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    let mut editor = LineEditor::new().ok()?;
-    let printer = editor.create_external_printer().ok()?;
-    Some((editor, printer))
-}
 
-fn editor_output(mut printer: impl ExternalPrinter + Send + 'static) -> io::Result<Output> {
-    let (jobs, queue) = unbounded::<Job>();
-    thread::Builder::new().name("output".into()).spawn(move || {
-        for job in queue {
-            match job {
-                Job::Print(line) => {
-                    if printer.print(line).is_err() {
-                        return;
-                    }
-                }
-                // Who waits may have given up.
-                Job::Flushed(flushed) => drop(flushed.send(())),
+    fn lock_soon(&self) -> Option<MutexGuard<'_, Screen>> {
+        let end = Instant::now() + DRAWING;
+        loop {
+            match self.screen.try_lock() {
+                Ok(screen) => return Some(screen),
+                Err(_) if Instant::now() >= end => return None,
+                Err(_) => thread::sleep(Duration::from_millis(1)),
             }
         }
-    })?;
-    Ok(Output::Editor(jobs))
+    }
+
+    fn read_keys(
+        &self,
+        mut input: Input,
+        asked: &Receiver<Ask>,
+        on_line: impl Fn(Option<String>),
+        interrupt: impl Fn(),
+    ) {
+        let mut keys = Keys::new();
+        let mut chunk = vec![0; CHUNK];
+        for ask in asked {
+            self.lock().begin(&ask);
+            let line = loop {
+                let mut entered = None;
+                let mut screen = self.lock();
+                while entered.is_none()
+                    && let Some(key) = keys.next()
+                {
+                    entered = screen.editor.press(key);
+                }
+                match entered {
+                    Some(Entered::Line(line)) => {
+                        let _ = screen.finish(&line);
+                        break Some(line);
+                    }
+                    Some(Entered::EndOfInput) => break None,
+                    Some(Entered::Interrupt) => interrupt(),
+                    None => {
+                        let _ = screen.draw();
+                        drop(screen);
+                        match read(&mut chunk) {
+                            Ok(read @ 1..) => keys.push(&input.decode(&chunk[..read], false)),
+                            _ => break None,
+                        }
+                    }
+                }
+            };
+            let ended = line.is_none();
+            self.lock().asking = false;
+            on_line(line);
+            if ended {
+                return;
+            }
+        }
+    }
+
+    fn read_lines(&self, input: Input, asked: &Receiver<Ask>, on_line: impl Fn(Option<String>)) {
+        let mut lines = Lines::new(input);
+        for ask in asked {
+            // The C++ client's prompts come as lines of their own: a script may wait for them.
+            if ask.kind != AskKind::Command && self.print(&ask.prompt).is_err() {
+                return on_line(None);
+            }
+            on_line(lines.next(read));
+        }
+    }
 }
 
-fn editor_reader(mut editor: LineEditor) -> Reader {
-    // Without a history file everything works, so its errors are nobody's business.
-    let history = history_file();
-    if let Some(path) = &history {
-        let _ = editor.load_history(path);
+/// What the threads write on.
+struct Screen {
+    charset: Charset,
+    /// The standard output is a terminal.
+    to_terminal: bool,
+    /// Where lines are edited, if not on the standard output.
+    edits_on: Option<File>,
+    dumb: bool,
+    wide: bool,
+    editor: Editor,
+    /// A line is being typed.
+    asking: bool,
+    /// The process is stopped, or about to end: the editor must not draw.
+    hidden: bool,
+}
+
+impl Screen {
+    fn begin(&mut self, ask: &Ask) {
+        let mode = match ask.kind {
+            AskKind::Dialogue => Mode::Plain,
+            AskKind::Password => Mode::Secret,
+            AskKind::Command => Mode::Recalled,
+        };
+        self.editor.begin(&self.charset.legible(&ask.prompt), mode);
+        self.asking = true;
     }
-    Box::new(move |ask| {
-        editor.set_helper(Some(Mask { on: ask.kind == AskKind::Password }));
-        let line = editor.readline(&ask.prompt).ok()?;
-        if ask.kind == AskKind::Command
-            && editor.add_history_entry(&line).unwrap_or(false)
-            && let Some(path) = &history
-        {
-            let _ = editor.append_history(path);
+
+    fn print(&mut self, line: &str) -> io::Result<()> {
+        let line = self.charset.legible(line);
+        let mut text = match self.size() {
+            Some(size) if self.to_terminal => on_rows(&line, size.columns, self.wide),
+            _ => line.into_owned(),
+        } + "\n";
+        let (mut erased, mut drawn) = (String::new(), String::new());
+        if self.asking && !self.hidden {
+            let size = self.size_to_edit();
+            (erased, drawn) = (self.editor.erase(size), self.editor.draw(size));
+        }
+        if self.edits_on.is_some() {
+            self.write_edit(&erased)?;
+            self.write(&text)?;
+            return self.write_edit(&drawn);
+        }
+        // In one write, so that nothing flickers.
+        text = erased + &text + &drawn;
+        self.write(&text)
+    }
+
+    fn draw(&mut self) -> io::Result<()> {
+        if !self.asking || self.hidden {
+            return Ok(());
+        }
+        let drawn = self.editor.draw(self.size_to_edit());
+        self.write_edit(&drawn)
+    }
+
+    fn finish(&mut self, line: &str) -> io::Result<()> {
+        let drawn = self.editor.finish(line, self.size_to_edit());
+        if self.hidden { Ok(()) } else { self.write_edit(&drawn) }
+    }
+
+    /// Ends the row on which the cursor stands, so that whoever comes next begins on a new one.
+    fn hide(&mut self) -> io::Result<()> {
+        if std::mem::replace(&mut self.hidden, true) || !self.asking {
+            return Ok(());
+        }
+        let size = self.size_to_edit();
+        let erased = self.editor.erase(size);
+        self.write_edit(&erased)
+    }
+
+    /// The size of the terminal that is printed on; `None` where it does not tell.
+    fn size(&self) -> Option<Size> {
+        let told = match &self.edits_on {
+            Some(file) => tcgetwinsize(file),
+            None => tcgetwinsize(stdout()),
+        };
+        let Winsize { ws_col: columns @ 1.., ws_row: rows, .. } = told.ok()? else { return None };
+        Some(Size { columns: columns.into(), rows: rows.into(), wide: self.wide, dumb: self.dumb })
+    }
+
+    fn size_to_edit(&self) -> Size {
+        let mut size = self.size().unwrap_or(Size { columns: 80, rows: 24, wide: self.wide, dumb: self.dumb });
+        (size.columns, size.rows) = (size.columns.max(8), size.rows.max(2));
+        size
+    }
+
+    fn write(&self, text: &str) -> io::Result<()> {
+        write_all(stdout(), &self.charset.encode(text))
+    }
+
+    fn write_edit(&self, text: &str) -> io::Result<()> {
+        match &self.edits_on {
+            Some(file) => write_all(file.as_fd(), &self.charset.encode(text)),
+            None => self.write(text),
+        }
+    }
+}
+
+/// A line on rows that are marked. Terminals disagree about the width of many characters; so they
+/// are told not to begin a row by themselves where one is taken for narrower than it is.
+fn on_rows(line: &str, width: usize, wide: bool) -> String {
+    let rows = rows(line, width, wide).join("\n");
+    let widest = line.chars().map(|c| if c.is_ascii() { 1 } else { 2 }).sum::<usize>();
+    if line.is_ascii() || widest <= width { rows } else { format!("\x1b[?7l{rows}\x1b[?7h") }
+}
+
+/// The lines of an input that nobody edits.
+struct Lines {
+    input: Input,
+    /// Whole lines, then what has come of the next one.
+    ready: VecDeque<String>,
+    partial: String,
+    ended: bool,
+}
+
+impl Lines {
+    fn new(input: Input) -> Lines {
+        Lines { input, ready: VecDeque::new(), partial: String::new(), ended: false }
+    }
+
+    /// The next line without its end. The last one needs none. An input that fails has ended.
+    fn next(&mut self, read: impl Fn(&mut [u8]) -> io::Result<usize>) -> Option<String> {
+        let mut chunk = vec![0; CHUNK];
+        while self.ready.is_empty() && !self.ended {
+            let read = read(&mut chunk).unwrap_or(0);
+            self.ended = read == 0;
+            let text = self.input.decode(&chunk[..read], self.ended);
+            let mut pieces = text.split('\n');
+            self.partial += pieces.next().unwrap_or("");
+            for piece in pieces {
+                self.ready.push_back(std::mem::replace(&mut self.partial, piece.into()));
+            }
+        }
+        let last = || (!self.partial.is_empty()).then(|| std::mem::take(&mut self.partial));
+        let mut line = self.ready.pop_front().or_else(last)?;
+        if line.ends_with('\r') {
+            line.pop();
         }
         Some(line)
-    })
-}
-
-/// Shows a password as asterisks. `rpassword` would prompt before it turns the echo off, so that
-/// what is typed at once shows, and would not see what the editor has read ahead.
-struct Mask {
-    on: bool,
-}
-
-impl Highlighter for Mask {
-    fn highlight<'l>(&self, line: &'l str, _: usize) -> Cow<'l, str> {
-        if self.on { "*".repeat(line.chars().count()).into() } else { line.into() }
-    }
-
-    /// Without it, what is typed reaches the screen by a shorter way.
-    fn highlight_char(&self, _: &str, _: usize, _: CmdKind) -> bool {
-        self.on
     }
 }
 
-impl Completer for Mask {
-    type Candidate = String;
+/// Reads from the standard input, without Rust's buffer, which would keep what it holds from a
+/// child, and waits even if somebody has set it not to.
+fn read(chunk: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match rustix::io::read(stdin(), &mut *chunk) {
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => wait(stdin(), PollFlags::IN)?,
+            read => return Ok(read?),
+        }
+    }
 }
 
-impl Hinter for Mask {
-    type Hint = String;
+fn write_all(to: BorrowedFd, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match rustix::io::write(to, bytes) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(written) => bytes = &bytes[written..],
+            Err(Errno::INTR) => {}
+            // Who shares the terminal may have set it so.
+            Err(Errno::AGAIN) => wait(to, PollFlags::OUT)?,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
-impl Validator for Mask {}
-
-impl Helper for Mask {}
+fn wait(on: BorrowedFd, until: PollFlags) -> io::Result<()> {
+    match poll(&mut [PollFd::from_borrowed_fd(on, until)], None) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
 
 /// `chat-client/history` in the XDG state directory, whose default is `~/.local/state`.
 fn history_file() -> Option<PathBuf> {
@@ -208,4 +372,34 @@ fn history_file() -> Option<PathBuf> {
     let directory = state.join("chat-client");
     fs::create_dir_all(&directory).ok()?;
     Some(directory.join("history"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    /// The lines of an input that comes in these pieces.
+    fn lines(pieces: &[&[u8]]) -> Vec<String> {
+        let pieces = RefCell::new(pieces.iter());
+        let read = |chunk: &mut [u8]| {
+            let piece = pieces.borrow_mut().next().copied().unwrap_or_default();
+            chunk[..piece.len()].copy_from_slice(piece);
+            Ok(piece.len())
+        };
+        let mut lines = Lines::new(Charset::UTF_8.decoder());
+        std::iter::from_fn(|| lines.next(read)).collect()
+    }
+
+    #[test]
+    fn all_lines_of_a_pipe_are_read_however_they_are_cut() {
+        let text = "\u{feff}1\r\n13\n\nsec\rret\nchat:2:你好\nlast".as_bytes();
+        let expected = ["1", "13", "", "sec\rret", "chat:2:你好", "last"];
+        for cut in 1..text.len() {
+            assert_eq!(lines(&[&text[..cut], &text[cut..]]), expected, "cut at {cut}");
+        }
+        assert_eq!(lines(&[b"a\xff", b"b\n\xe4\xbd"]), ["a\u{fffd}b", "\u{fffd}"]);
+        assert_eq!(lines(&[b"a\n"]), ["a"]);
+    }
 }

@@ -68,6 +68,7 @@ pub enum Text<'a> {
     StatusConnected { server: &'a str },
     StatusDisconnected { server: &'a str },
     ServerClosed,
+    ServerSilent,
     ClosedAtOnce,
     NotAChatServer,
     SpeaksTls,
@@ -84,6 +85,16 @@ pub enum Text<'a> {
 }
 
 impl Text<'_> {
+    /// The lines of the text. Only what the client says by itself has several: what was received is
+    /// never split into lines.
+    pub fn lines(self, lang: Lang) -> Vec<String> {
+        let text = self.render(lang);
+        match self {
+            Text::Menu | Text::Help => text.split('\n').map(str::to_owned).collect(),
+            _ => vec![text],
+        }
+    }
+
     /// The text; several lines are separated by LF.
     pub fn render(self, lang: Lang) -> String {
         /// Both languages of one line of the table.
@@ -210,6 +221,7 @@ quit                          注销并退出"
                 say!("not connected to {server}, reconnecting", "未连接 {server}，正在重连")
             }
             Text::ServerClosed => say!("the server closed it", "服务器关闭了连接"),
+            Text::ServerSilent => say!("the server answers nothing", "服务器没有应答"),
             Text::ClosedAtOnce => say!(
                 "it closed at once: it is a proxy without a server behind it, or speaks TLS (then use --tls)",
                 "对方立即关闭了连接：可能是代理后面没有可用的服务器，或者使用 TLS（请加 --tls）"
@@ -303,23 +315,6 @@ pub fn help_in_chinese(command: clap::Command) -> clap::Command {
     })
 }
 
-/// Makes received text harmless to a terminal: what would move the cursor, change colours or
-/// reverse the reading direction is shown as an escape such as `\u{1b}`.
-pub fn plain(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        // The ranges: line and paragraph separators, bidirectional marks, embeddings and isolates.
-        let hidden =
-            matches!(c, '\u{61c}' | '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if c.is_control() || hidden {
-            out.extend(c.escape_default());
-        } else {
-            out.push(c);
-        }
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -333,13 +328,6 @@ mod tests {
         assert_eq!(lang(&[("LANG", "zh_CN.UTF-8")]), Lang::Zh);
         assert_eq!(lang(&[("LC_ALL", "C"), ("LANG", "zh_CN.UTF-8")]), Lang::En);
         assert_eq!(lang(&[("LC_ALL", ""), ("LC_MESSAGES", "zh_TW"), ("LANG", "en_US")]), Lang::Zh);
-    }
-
-    #[test]
-    fn a_peer_cannot_drive_the_terminal() {
-        assert_eq!(plain("\x1b[2J\x07\r\n\t\u{9b}31m\x7f"), r"\u{1b}[2J\u{7}\r\n\t\u{9b}31m\u{7f}");
-        assert_eq!(plain("a\u{202e}b\u{2066}c\u{2028}"), r"a\u{202e}b\u{2066}c\u{2028}");
-        assert_eq!(plain("你好, \"wörld\" \\n 👍"), "你好, \"wörld\" \\n 👍");
     }
 
     #[test]

@@ -1,0 +1,103 @@
+//! Signals: whichever ends or stops the process, the terminal is given back before.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::time::Duration;
+use std::{io, panic, process, thread};
+
+use signal_hook::consts::{
+    SIGABRT, SIGALRM, SIGBUS, SIGCONT, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGSYS, SIGTERM, SIGTRAP, SIGTSTP,
+    SIGUSR1, SIGUSR2, SIGVTALRM, SIGWINCH, SIGXCPU, SIGXFSZ,
+};
+use signal_hook::iterator::Signals;
+use signal_hook::low_level::emulate_default_handler;
+
+use crate::terminal::Terminal;
+use crate::tty;
+
+/// Those that ask a program to end. The first takes leave of the server.
+const ENDS: [i32; 3] = [SIGHUP, SIGINT, SIGTERM];
+/// The others whose default ends a process, at once here, too.
+const KILLS: [i32; 13] =
+    [SIGQUIT, SIGABRT, SIGALRM, SIGBUS, SIGIO, SIGPROF, SIGSYS, SIGTRAP, SIGUSR1, SIGUSR2, SIGVTALRM, SIGXCPU, SIGXFSZ];
+/// How long the leave may take.
+const LEAVE: Duration = Duration::from_secs(2);
+
+/// What a signal and the main thread tell each other.
+#[derive(Debug, Default)]
+pub struct Leave {
+    /// The main thread can take leave; before and after, a signal ends the process at once.
+    possible: AtomicBool,
+    /// By which signal the process ends; 0: by none.
+    signal: AtomicI32,
+}
+
+impl Leave {
+    pub fn make_possible(&self) {
+        self.possible.store(true, Ordering::SeqCst);
+    }
+
+    /// Ends the process if a signal has asked for it, by that same signal, so that a shell sees it.
+    pub fn end(&self) {
+        self.possible.store(false, Ordering::SeqCst);
+        match self.signal.load(Ordering::SeqCst) {
+            0 => {}
+            signal => die(signal),
+        }
+    }
+}
+
+/// Handles signals in a thread of their own from now on. `leave` is called when the client is to
+/// take leave; it must not block.
+pub fn handle(terminal: Arc<Terminal>, state: Arc<Leave>, leave: impl Fn() + Send + 'static) -> io::Result<()> {
+    // Whichever thread panics, the client cannot go on without it.
+    let report = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        tty::give_back();
+        report(info);
+        process::exit(101);
+    }));
+    let heeded = ENDS.into_iter().chain(KILLS).chain([SIGTSTP, SIGCONT, SIGWINCH]);
+    let mut signals = Signals::new(heeded.filter(|signal| !tty::is_ignored(*signal)))?;
+    thread::Builder::new().name("signals".into()).spawn(move || {
+        for signal in signals.forever() {
+            match signal {
+                SIGTSTP => {
+                    terminal.hide();
+                    tty::lend();
+                    tty::stop();
+                    tty::set();
+                    terminal.show();
+                }
+                SIGCONT => {
+                    tty::set();
+                    terminal.show();
+                }
+                SIGWINCH => terminal.show(),
+                signal if ENDS.contains(&signal) && state.possible.swap(false, Ordering::SeqCst) => {
+                    state.signal.store(signal, Ordering::SeqCst);
+                    terminal.hide();
+                    tty::give_back();
+                    leave();
+                    // The main thread may be kept from it by a terminal or a server that is stuck.
+                    thread::spawn(move || {
+                        thread::sleep(LEAVE);
+                        die(signal);
+                    });
+                }
+                signal => {
+                    terminal.hide();
+                    die(signal);
+                }
+            }
+        }
+    })?;
+    Ok(())
+}
+
+fn die(signal: i32) {
+    tty::give_back();
+    let _ = emulate_default_handler(signal);
+    // As a shell would report it.
+    process::exit(128 + signal);
+}

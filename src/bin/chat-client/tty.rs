@@ -1,0 +1,99 @@
+//! The terminal's modes: set while the client has the terminal, and given back however it ends.
+
+use std::io::{self, IsTerminal};
+use std::mem::MaybeUninit;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::process::getpgrp;
+use rustix::stdio::stdin;
+use rustix::termios::{
+    InputModes, LocalModes, OptionalActions, OutputModes, SpecialCodeIndex, Termios, tcgetattr, tcgetpgrp, tcsetattr,
+};
+use signal_hook::consts::SIGTSTP;
+
+/// The modes that the terminal had.
+static BEFORE: OnceLock<Termios> = OnceLock::new();
+/// The process is about to end: nobody may set the modes again.
+static GIVEN_BACK: AtomicBool = AtomicBool::new(false);
+
+/// Takes the terminal on the standard input: from now on every key is read as it is typed, and
+/// echoed by nobody else. False where there is no terminal.
+pub fn take() -> bool {
+    if !io::stdin().is_terminal() {
+        return false;
+    }
+    let Ok(before) = tcgetattr(stdin()) else { return false };
+    let _ = BEFORE.set(before);
+    set()
+}
+
+/// Sets the modes, also after a stop in which the shell had the terminal. In the background that
+/// would stop the process; it is set when it comes to the foreground.
+pub fn set() -> bool {
+    let Some(before) = BEFORE.get() else { return false };
+    if is_given_back() || tcgetpgrp(stdin()).is_ok_and(|foreground| foreground != getpgrp()) {
+        return false;
+    }
+    let mut modes = before.clone();
+    // CR and LF are told apart, and no byte is held back, changed or taken for flow control.
+    modes.input_modes -= InputModes::BRKINT
+        | InputModes::ICRNL
+        | InputModes::INLCR
+        | InputModes::IGNCR
+        | InputModes::INPCK
+        | InputModes::ISTRIP
+        | InputModes::IXON;
+    modes.output_modes |= OutputModes::OPOST | OutputModes::ONLCR;
+    modes.local_modes -= LocalModes::ECHO | LocalModes::ECHONL | LocalModes::ICANON | LocalModes::IEXTEN;
+    // Ctrl-C and Ctrl-Z stay signals, so that they work while nothing is asked; what was typed ahead
+    // is not lost by them.
+    modes.local_modes |= LocalModes::ISIG | LocalModes::NOFLSH;
+    modes.special_codes[SpecialCodeIndex::VMIN] = 1;
+    modes.special_codes[SpecialCodeIndex::VTIME] = 0;
+    // At once: the other ways wait for output, and one of them throws away what was typed ahead.
+    tcsetattr(stdin(), OptionalActions::Now, &modes).is_ok()
+}
+
+/// Gives the modes back for a while.
+pub fn lend() {
+    if let Some(before) = BEFORE.get() {
+        let _ = tcsetattr(stdin(), OptionalActions::Now, before);
+    }
+}
+
+/// Gives the modes back for good. Needs no lock and no memory, and may be called twice.
+pub fn give_back() {
+    GIVEN_BACK.store(true, Ordering::SeqCst);
+    lend();
+}
+
+pub fn is_given_back() -> bool {
+    GIVEN_BACK.load(Ordering::SeqCst)
+}
+
+/// Who started this process has it ignore the signal, as `nohup` does.
+pub fn is_ignored(signal: i32) -> bool {
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: without a new action it only writes the present one, to memory that is large enough;
+    // the zeroed one is valid, too.
+    let action = unsafe {
+        libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr());
+        action.assume_init()
+    };
+    action.sa_sigaction == libc::SIG_IGN
+}
+
+/// Stops the process as Ctrl-Z does one that does not care, and returns when it goes on. The kernel
+/// does it by itself, since it alone knows if there is a shell that could continue it.
+pub fn stop() {
+    let mut handled = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: both actions are whole and valid, the default one and that which was there.
+    unsafe {
+        let mut default = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
+        default.sa_sigaction = libc::SIG_DFL;
+        libc::sigaction(SIGTSTP, &default, handled.as_mut_ptr());
+        libc::raise(SIGTSTP);
+        libc::sigaction(SIGTSTP, handled.as_ptr(), std::ptr::null_mut());
+    }
+}
