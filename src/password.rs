@@ -3,7 +3,11 @@
 //! A hash takes 20 to 40 ms and 19 MiB on purpose, so it belongs on a worker, never on a reactor,
 //! and not on more workers at once than there are cores. The memory is mapped for each hash and
 //! given back behind it: through malloc, glibc would keep it, for every worker, for good.
+//!
+//! The same password may come in other bytes from another keyboard. So what is hashed is its normal form:
+//! NFC, with every blank as U+0020. What was stored before that was so is tried first.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::hint::black_box;
 use std::io;
@@ -11,6 +15,7 @@ use std::str::FromStr;
 
 use argon2::password_hash::phc::{Output, ParamsString, PasswordHash, Salt};
 use argon2::{Algorithm, Argon2, Block, Params, Version};
+use icu_normalizer::ComposingNormalizer;
 use memmap2::MmapMut;
 
 /// What a stored password begins with that is not plain text.
@@ -79,7 +84,8 @@ impl FromStr for Cost {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     Right,
-    /// Right, but stored as plain text or at another cost: store [`Hasher::hash`] of it instead.
+    /// Right, but stored as plain text, at another cost, or not in its normal form: store [`Hasher::hash`] of
+    /// it instead.
     RightButUpgrade,
     Wrong,
 }
@@ -98,7 +104,8 @@ pub enum HashError {
 }
 
 /// Hashes and verifies; one per worker. Each call takes the time of one hash, whatever it finds,
-/// so that it tells nobody whether there is such an account or how its password is stored.
+/// so that it tells nobody whether there is such an account or how its password is stored. A password that
+/// came in another form than its normal one takes two, if it is wrong.
 #[derive(Debug)]
 pub struct Hasher {
     configured: Recipe,
@@ -109,28 +116,42 @@ impl Hasher {
         Hasher { configured: Recipe::configured(cost) }
     }
 
-    /// The PHC string to store, with a salt of its own.
+    /// The PHC string to store, with a salt of its own: of the password's normal form.
     pub fn hash(&mut self, password: &str) -> Result<String, HashError> {
         let salt = argon2::password_hash::try_generate_salt().map_err(|_| HashError::Randomness)?;
-        let hash = self.configured.run(password, &salt)?;
+        let hash = self.configured.run(&normal(password), &salt)?;
         self.configured.phc(&salt, &hash).map_err(HashError::Phc)
     }
 
-    /// Holds `password` against what `User.password` has.
+    /// Holds `password` against what `User.password` has: as it came, and then in its normal form.
     pub fn verify(&mut self, password: &str, stored: &str) -> Result<Verdict, HashError> {
-        if stored.starts_with(PHC_PREFIX) {
-            self.verify_hash(password, stored)
-        } else if equal(password.as_bytes(), stored.as_bytes()) {
-            // The caller's hash for the upgrade takes the time.
-            Ok(Verdict::RightButUpgrade)
-        } else {
-            self.verify_nobody(password)
+        let normal = normal(password);
+        if !stored.starts_with(PHC_PREFIX) {
+            // Plain text is as it came, too; that of C++ servers stays so.
+            return match equal(normal.as_bytes(), self::normal(stored).as_bytes()) {
+                // The caller's hash for the upgrade takes the time.
+                true => Ok(Verdict::RightButUpgrade),
+                false => self.verify_nobody(password),
+            };
+        }
+        if normal == password {
+            return self.verify_hash(password, stored);
+        }
+        match self.verify_hash(password, stored)? {
+            // It was stored as it came. From now on it is right as others send it, too.
+            Verdict::Right | Verdict::RightButUpgrade => Ok(Verdict::RightButUpgrade),
+            Verdict::Wrong => self.verify_hash(&normal, stored),
         }
     }
 
     /// For an account that does not exist: always wrong, and no sooner than for one that does.
     pub fn verify_nobody(&mut self, password: &str) -> Result<Verdict, HashError> {
-        black_box(self.configured.run(password, &[0; Salt::RECOMMENDED_LENGTH])?);
+        let normal = normal(password);
+        let run = |text| self.configured.run(text, &[0; Salt::RECOMMENDED_LENGTH]);
+        black_box(run(password)?);
+        if normal != password {
+            black_box(run(&normal)?);
+        }
         Ok(Verdict::Wrong)
     }
 
@@ -139,7 +160,8 @@ impl Hasher {
             log::warn!(
                 "a stored password is broken, or asks for more than a login may take: nobody can log in with it"
             );
-            return self.verify_nobody(password);
+            black_box(self.configured.run(password, &[0; Salt::RECOMMENDED_LENGTH])?);
+            return Ok(Verdict::Wrong);
         };
         let hash = recipe.run(password, &salt)?;
         Ok(match equal(&hash, expected.as_bytes()) {
@@ -148,6 +170,16 @@ impl Hasher {
             false => Verdict::Wrong,
         })
     }
+}
+
+/// The form of a password that does not depend on who typed it where: NFC, and every blank (White_Space) a
+/// U+0020. Nothing is dropped or refused; case counts.
+fn normal(password: &str) -> Cow<'_, str> {
+    if password.is_ascii() && !password.contains(|character: char| character.is_whitespace() && character != ' ') {
+        return Cow::Borrowed(password);
+    }
+    let blank = |character: char| if character.is_whitespace() { ' ' } else { character };
+    Cow::Owned(ComposingNormalizer::new_nfc().normalize(password).chars().map(blank).collect())
 }
 
 /// Whether they are equal, in a time that depends on nothing but their lengths.
@@ -172,6 +204,8 @@ impl Recipe {
     }
 
     fn run(&self, password: &str, salt: &[u8]) -> Result<Vec<u8>, HashError> {
+        #[cfg(test)]
+        tests::RUNS.set(tests::RUNS.get() + 1);
         let mut hash = vec![0; self.params.output_len().unwrap_or(Params::DEFAULT_OUTPUT_LEN)];
         let mut memory = MmapMut::map_anon(self.params.block_count() * Block::SIZE)?;
         Argon2::new(self.algorithm, self.version, self.params.clone())
@@ -222,6 +256,11 @@ mod tests {
     use argon2::{PasswordHasher, PasswordVerifier};
 
     use super::*;
+
+    thread_local! {
+        /// How many hashes this thread has made.
+        pub(super) static RUNS: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+    }
 
     /// Cheap, since most of these look at the form alone.
     fn hasher() -> Hasher {
@@ -299,6 +338,71 @@ mod tests {
         }
     }
 
+    /// What was stored before passwords had a normal form.
+    fn hash_of_bytes(password: &str) -> String {
+        let (hasher, salt) = (hasher(), [7; 16]);
+        let hash = hasher.configured.run(password, &salt).unwrap();
+        hasher.configured.phc(&salt, &hash).unwrap()
+    }
+
+    #[test]
+    fn a_password_is_right_in_every_encoding_of_it() {
+        for same in [
+            &["café", "cafe\u{301}"][..],
+            &["pass word", "pass\u{A0}word", "pass\u{3000}word", "pass\u{2009}word", "pass\tword", "pass\u{1680}word"],
+            &["한", "\u{1112}\u{1161}\u{11AB}"],
+            &["Å", "A\u{30A}", "\u{212B}"],
+            &[" x ", "\u{3000}x\u{2028}"],
+        ] {
+            for stored in same {
+                let hashed = hasher().hash(stored).unwrap();
+                for typed in same {
+                    assert_eq!(verdict(typed, &hashed), Verdict::Right, "{typed:?} for {stored:?}");
+                    assert_eq!(
+                        verdict(typed, stored),
+                        Verdict::RightButUpgrade,
+                        "{typed:?} for {stored:?} in plain text"
+                    );
+                }
+            }
+        }
+        let all = [
+            "café",
+            "cafe",
+            "CAFÉ",
+            "café ",
+            " café",
+            "ｃａｆé",
+            "ca fé",
+            "ca  fé",
+            "caf\u{200D}é",
+            "ﬁ",
+            "fi",
+            "ß",
+            "ss",
+        ];
+        for (index, stored) in all.iter().enumerate() {
+            let hashed = hasher().hash(stored).unwrap();
+            for (other, typed) in all.iter().enumerate().filter(|(other, _)| *other != index) {
+                assert_eq!(verdict(typed, &hashed), Verdict::Wrong, "{other}: {typed:?} for {stored:?}");
+                assert_eq!(verdict(typed, stored), Verdict::Wrong, "{typed:?} for {stored:?} in plain text");
+            }
+        }
+    }
+
+    #[test]
+    fn a_hash_of_the_bytes_as_they_came_is_tried_first_and_upgraded() {
+        for old in ["cafe\u{301}", "pass\u{3000}word", "\u{212B}"] {
+            let stored = hash_of_bytes(old);
+            assert_eq!(verdict(old, &stored), Verdict::RightButUpgrade, "{old:?}");
+            assert_eq!(verdict(&normal(old), &stored), Verdict::Wrong, "only whoever typed it knows it so");
+            let upgraded = hasher().hash(old).unwrap();
+            assert_eq!(verdict(old, &upgraded), Verdict::Right);
+            assert_eq!(verdict(&normal(old), &upgraded), Verdict::Right);
+        }
+        assert_eq!(verdict("café", &hash_of_bytes("café")), Verdict::Right, "it was normal");
+    }
+
     #[test]
     fn a_stored_hash_is_never_taken_for_plain_text() {
         let stored = hasher().hash("secret").unwrap();
@@ -317,6 +421,22 @@ mod tests {
             assert_eq!(verdict("password", &stored), Verdict::Wrong);
         }
         assert!(parse(&format!("$argon2id$v=19$m=262144,t=16,p=1${tail}")).is_some());
+    }
+
+    #[test]
+    fn a_wrong_password_takes_as_many_hashes_whether_there_is_an_account_or_not() {
+        let stored = hasher().hash("secret").unwrap();
+        for (password, hashes) in [("Secret", 1), ("Se cret", 1), ("sécret", 1), ("Se\tcret", 2), ("se\u{301}cret", 2)]
+        {
+            for stored in [Some(&*stored), Some("secret"), Some("$argon2"), None] {
+                let before = RUNS.get();
+                let verdict = match stored {
+                    Some(stored) => verdict(password, stored),
+                    None => hasher().verify_nobody(password).unwrap(),
+                };
+                assert_eq!((verdict, RUNS.get() - before), (Verdict::Wrong, hashes), "{password:?}, {stored:?}");
+            }
+        }
     }
 
     #[test]

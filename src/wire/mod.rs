@@ -6,6 +6,7 @@
 //! [`ProxyHeader`] stands before all of it. Nothing here knows a socket, a session or a clock.
 
 mod framing;
+pub mod name;
 pub mod proxy;
 pub mod reply;
 mod request;

@@ -6,6 +6,7 @@ use std::fmt;
 use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::name;
 use super::reply::{Errno, Refusal};
 
 /// Declares the fields the server reads, each with its place in [`Request`].
@@ -136,9 +137,14 @@ impl<'a> Request<'a> {
         self.required_int(Key::groupid)
     }
 
-    /// An account's name: 1 to 50 characters.
+    /// An account's new name: 1 to 50 characters. One that nobody may take is refused as one that is taken:
+    /// the errno that clients know.
     pub fn name(&self) -> Result<&str, Refusal> {
-        self.sized_text(Key::name, 1, 50)
+        let text = self.sized_text(Key::name, 1, 50)?;
+        match name::problem(text) {
+            Some(problem) => Err(Refusal { errno: Errno::Rejected, ..Refusal::field(Key::name.text(), problem) }),
+            None => Ok(text),
+        }
     }
 
     /// 1 to 128 bytes; `password`, `passwd` or `pwd`, the first of them that is there.
@@ -152,9 +158,13 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// 1 to 50 characters.
+    /// A group's new name: 1 to 50 characters, as [`Request::name`].
     pub fn groupname(&self) -> Result<&str, Refusal> {
-        self.sized_text(Key::groupname, 1, 50)
+        let text = self.sized_text(Key::groupname, 1, 50)?;
+        match name::problem(text) {
+            Some(problem) => Err(Refusal::field(Key::groupname.text(), problem)),
+            None => Ok(text),
+        }
     }
 
     /// 0 to 200 characters.
