@@ -7,6 +7,7 @@
 //! the caller's business (one lane per recipient or account).
 
 pub mod mysql;
+mod names;
 mod quota;
 pub mod sqlite;
 mod timed;
@@ -92,7 +93,8 @@ pub enum StoreError {
 /// One write. What it can come to is the [`Outcome`] named beside it.
 #[derive(Debug, Clone)]
 pub enum Write {
-    /// A new account, offline: `Id`, or `Already` if the name is taken (without regard to case).
+    /// A new account, offline: `Id`, or `Already` if the name is taken, as [`crate::wire::name`] has it; that
+    /// costs no id.
     Register { name: String, password: String },
     /// Replaces the stored password: `Done`.
     SetPassword { user: UserId, password: String },
@@ -104,7 +106,8 @@ pub enum Write {
     Release { user: UserId, epoch: u64 },
     /// One row, user to friend: `Done`, `Already`, `Full`, or `NoUser` if there is no such friend.
     AddFriend { user: UserId, friend: UserId },
-    /// A group with its creator as its first member: `Id`, `Full`, or `Already` if the name is taken.
+    /// A group with its creator as its first member: `Id`; `Full`, or `Already` if the name is taken, which
+    /// cost no id.
     CreateGroup { creator: UserId, name: String, description: String },
     /// A "normal" member: `Done`, `Already`, `Full`, or `NoGroup`.
     JoinGroup { user: UserId, group: GroupId },

@@ -156,11 +156,15 @@ impl Drop for SqliteStore {
 }
 
 fn user_exists(connection: &rusqlite::Connection, user: UserId) -> rusqlite::Result<bool> {
-    find(connection, "SELECT 1 FROM User WHERE id = ?1", [user], |_| Ok(())).map(|found| found.is_some())
+    exists(connection, "SELECT 1 FROM User WHERE id = ?1", [user])
 }
 
 fn group_exists(connection: &rusqlite::Connection, group: GroupId) -> rusqlite::Result<bool> {
-    find(connection, "SELECT 1 FROM AllGroup WHERE id = ?1", [group], |_| Ok(())).map(|found| found.is_some())
+    exists(connection, "SELECT 1 FROM AllGroup WHERE id = ?1", [group])
+}
+
+fn exists(connection: &rusqlite::Connection, sql: &str, params: impl Params) -> rusqlite::Result<bool> {
+    connection.prepare_cached(sql)?.exists(params)
 }
 
 /// How many rows were changed.

@@ -9,7 +9,7 @@ use super::read::{FRIENDS, GROUPS, LISTED, MEMBERS, PAGE};
 use super::write::HERE;
 use super::writer::{CHECKPOINT_BUSY, Job, ROUND_ROWS};
 use super::*;
-use crate::store::{Account, Friend, Group, Kept, Member, Outcome, Parcel, RowId, Write};
+use crate::store::{Account, Friend, Group, Kept, Member, Outcome, Parcel, Quota, RowId, Write};
 
 /// A store in a directory of its own, with one connection.
 struct Fixture {
@@ -115,16 +115,82 @@ fn an_account_is_registered_once_and_its_password_replaced() {
 }
 
 #[test]
-fn names_are_unique_without_regard_to_case_in_every_script() {
+fn the_key_of_a_name_is_unique_and_the_name_stays_as_it_was_given() {
     let mut fixture = Fixture::new();
     let ann = fixture.user("Ünïcødé Жора ΣΑΣ");
-    assert_eq!(fixture.one(register("üNÏCØDÉ жОРА σας")), Outcome::Already);
-    fixture.user("Unicode");
+    assert_eq!(fixture.one(register("u\u{308}NÏCØDÉ  жОРА σας\u{3000}")), Outcome::Already);
+    fixture.user("Unicødé Жора ΣΑΣ");
     fixture.group(ann, "Élan");
     assert_eq!(fixture.one(create_group(ann, "éLAN")), Outcome::Already);
-    // The name is kept as it was given, and groups and users do not share theirs.
+    // Groups and users do not share theirs.
     assert_eq!(fixture.connection.account(ann).unwrap().unwrap().name, "Ünïcødé Жора ΣΑΣ");
-    fixture.group(ann, "unicode");
+    fixture.group(ann, "Ünïcødé Жора ΣΑΣ");
+}
+
+/// A file of version 1, with what the SQL puts into it.
+fn version_1(sql: &str) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    let old = rusqlite::Connection::open(directory.path().join("chat.db")).unwrap();
+    old.execute_batch(MIGRATIONS[0]).unwrap();
+    old.execute_batch(sql).unwrap();
+    old.pragma_update(None, "user_version", 1).unwrap();
+    directory
+}
+
+#[test]
+fn the_names_of_a_file_of_version_1_get_keys_and_the_later_of_two_keeps_its_name() {
+    let directory = version_1(
+        "INSERT INTO User (id, name, password, namekey) VALUES
+             (1, 'ann', 'p1', 'ann'), (3, 'βσ', 'p3', 'βσ'), (4, 'ΒΣ', 'p4', 'ΒΣ'), (5, 'βς', 'p5', 'βς'), (90, 'gone', '', 'x');
+         DELETE FROM User WHERE id = 90;
+         INSERT INTO AllGroup (id, groupname, groupdesc, namekey) VALUES
+             (7, 'Elan ', 'd', 'elan '), (8, 'elan', '', 'elan'), (50, 'gone', '', 'x');
+         DELETE FROM AllGroup WHERE id = 50;
+         INSERT INTO GroupUser (groupid, userid, grouprole) VALUES (7, 1, 'creator'), (8, 1, 'normal');",
+    );
+    let mut fixture = Fixture::at(directory);
+    for (id, name, password) in [(1, "ann", "p1"), (3, "βσ", "p3"), (4, "ΒΣ", "p4"), (5, "βς", "p5")] {
+        let account = Account { name: name.into(), password: password.into() };
+        assert_eq!(fixture.connection.account(id).unwrap(), Some(account));
+    }
+    let groups = fixture.connection.groups(1).unwrap();
+    assert_eq!(
+        groups.iter().map(|group| (group.id, &*group.groupname)).collect::<Vec<_>>(),
+        [(7, "Elan "), (8, "elan")]
+    );
+    assert_eq!((&*groups[0].groupdesc, groups[0].users[0].role), ("d", "creator"));
+    for taken in ["ANN", "βσ", "ΒΣ", "Βς"] {
+        assert_eq!(fixture.one(register(taken)), Outcome::Already, "{taken}");
+    }
+    assert_eq!(fixture.one(create_group(1, "ELAN")), Outcome::Already);
+    // Ids that were used once are never used again.
+    assert_eq!((fixture.user("new"), fixture.group(1, "new")), (91, 51));
+    // The later two are found without a key at each start, and stay as they are; renamed, they get one.
+    let mut fixture = fixture.reopen();
+    let by_hand = rusqlite::Connection::open(fixture.path()).unwrap();
+    let keyless = "SELECT group_concat(id) FROM (SELECT id FROM User WHERE namekey IS NULL ORDER BY id)";
+    let keyless = || by_hand.query_one(keyless, [], |row| row.get::<_, Option<String>>(0)).unwrap();
+    assert_eq!(keyless().as_deref(), Some("4,5"));
+    by_hand.execute_batch("UPDATE User SET name = 'beta' WHERE id = 5; DELETE FROM User WHERE id = 3;").unwrap();
+    fixture = fixture.reopen();
+    assert_eq!(keyless(), None);
+    assert_eq!(fixture.write(&[register("Beta"), register("βσ")]), [Outcome::Already, Outcome::Already]);
+}
+
+#[test]
+fn what_is_refused_costs_no_id() {
+    let quotas = Quotas { groups: Some(1), ..Quotas::default() };
+    let directory = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(&directory.path().join("chat.db"), quotas).unwrap();
+    let mut connection = store.connection();
+    let (full, taken) = (Outcome::Full(Quota::Groups), Outcome::Already);
+    assert_eq!(connection.write(&[register("ann"), register("bob")]).unwrap(), [Outcome::Id(1), Outcome::Id(2)]);
+    assert_eq!(connection.write(&[create_group(1, "one")]).unwrap(), [Outcome::Id(1)]);
+    for _ in 0..50 {
+        let refused = [register("Ann"), create_group(2, "ONE"), create_group(1, "two"), create_group(1, "one")];
+        assert_eq!(connection.write(&refused).unwrap(), [taken.clone(), taken.clone(), full.clone(), taken.clone()]);
+    }
+    assert_eq!(connection.write(&[register("cem"), create_group(2, "two")]).unwrap(), [Outcome::Id(3), Outcome::Id(2)]);
 }
 
 #[test]

@@ -3,7 +3,8 @@
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Transaction, params};
 
-use super::{execute, find, group_exists, user_exists};
+use super::{execute, exists, group_exists, user_exists};
+use crate::store::names;
 use crate::store::quota::Room;
 use crate::store::{Claim, GroupId, Holder, Kept, NodeId, Outcome, Parcel, Quota, Quotas, UserId, Write};
 
@@ -54,10 +55,14 @@ pub(super) fn apply(
 }
 
 fn register(transaction: &Transaction, name: &str, password: &str) -> rusqlite::Result<Outcome> {
-    let sql = "INSERT INTO User (name, password, namekey) VALUES (?1, ?2, ?3)
-               ON CONFLICT (namekey) DO NOTHING RETURNING id";
-    let id = find(transaction, sql, params![name, password, name.to_lowercase()], |row| row.get(0))?;
-    Ok(id.map_or(Outcome::Already, Outcome::Id))
+    let key = names::hash(name);
+    // Looked at first: an INSERT that finds its name taken could use up an id.
+    if exists(transaction, "SELECT 1 FROM User WHERE namekey = ?1", [key])? {
+        return Ok(Outcome::Already);
+    }
+    let sql = "INSERT INTO User (name, password, namekey) VALUES (?1, ?2, ?3) RETURNING id";
+    let id = transaction.prepare_cached(sql)?.query_one(params![name, password, key], |row| row.get(0))?;
+    Ok(Outcome::Id(id))
 }
 
 fn claim(transaction: &Transaction, user: UserId) -> rusqlite::Result<Outcome> {
@@ -70,16 +75,17 @@ fn claim(transaction: &Transaction, user: UserId) -> rusqlite::Result<Outcome> {
 }
 
 fn add_friend(transaction: &Transaction, quotas: Quotas, user: UserId, friend: UserId) -> rusqlite::Result<Outcome> {
-    let sql = "INSERT INTO Friend (userid, friendid) SELECT ?1, id FROM User WHERE id = ?2 ON CONFLICT DO NOTHING";
-    Ok(match execute(transaction, sql, [user, friend])? {
-        0 if user_exists(transaction, friend)? => Outcome::Already,
-        0 => Outcome::NoUser,
-        _ if is_over(transaction, quotas.friends, FRIENDS_OF, user)? => {
-            execute(transaction, "DELETE FROM Friend WHERE userid = ?1 AND friendid = ?2", [user, friend])?;
-            Outcome::Full(Quota::Friends)
-        }
-        _ => Outcome::Done,
-    })
+    if !user_exists(transaction, friend)? {
+        return Ok(Outcome::NoUser);
+    }
+    if exists(transaction, "SELECT 1 FROM Friend WHERE userid = ?1 AND friendid = ?2", [user, friend])? {
+        return Ok(Outcome::Already);
+    }
+    if is_full(transaction, quotas.friends, FRIENDS_OF, user)? {
+        return Ok(Outcome::Full(Quota::Friends));
+    }
+    execute(transaction, "INSERT INTO Friend (userid, friendid) VALUES (?1, ?2)", [user, friend])?;
+    Ok(Outcome::Done)
 }
 
 // What a quota counts: as many rows as need be, of a user or a group.
@@ -88,11 +94,11 @@ const GROUPS_OF: &str = "SELECT count(*) FROM (SELECT 1 FROM GroupUser WHERE use
 const MEMBERS_OF: &str = "SELECT count(*) FROM (SELECT 1 FROM GroupUser WHERE groupid = ?1 LIMIT ?2)";
 const MESSAGES_OF: &str = "SELECT count(*) FROM (SELECT 1 FROM OfflineMessage WHERE userid = ?1 LIMIT ?2)";
 
-/// Whether there are more than the quota, now that one was added.
-fn is_over(transaction: &Transaction, quota: Option<u32>, count: &str, of: u32) -> rusqlite::Result<bool> {
+/// Whether there are as many as may be.
+fn is_full(transaction: &Transaction, quota: Option<u32>, count: &str, of: u32) -> rusqlite::Result<bool> {
     let Some(quota) = quota else { return Ok(false) };
-    let there: u32 = transaction.prepare_cached(count)?.query_one([of, quota.saturating_add(1)], |row| row.get(0))?;
-    Ok(there > quota)
+    let there: u32 = transaction.prepare_cached(count)?.query_one([of, quota], |row| row.get(0))?;
+    Ok(there >= quota)
 }
 
 fn create_group(
@@ -102,41 +108,35 @@ fn create_group(
     name: &str,
     description: &str,
 ) -> rusqlite::Result<Outcome> {
-    let sql = "INSERT INTO AllGroup (groupname, groupdesc, namekey) VALUES (?1, ?2, ?3)
-               ON CONFLICT (namekey) DO NOTHING RETURNING id";
-    let id = find(transaction, sql, params![name, description, name.to_lowercase()], |row| row.get(0))?;
-    let Some(group) = id else { return Ok(Outcome::Already) };
-    let sql = "INSERT INTO GroupUser (groupid, userid, grouprole) VALUES (?1, ?2, 'creator')";
-    execute(transaction, sql, [group, creator])?;
-    if is_over(transaction, quotas.groups, GROUPS_OF, creator)? {
-        remove_member(transaction, creator, group)?;
-        execute(transaction, "DELETE FROM AllGroup WHERE id = ?1", [group])?;
+    let key = names::hash(name);
+    if exists(transaction, "SELECT 1 FROM AllGroup WHERE namekey = ?1", [key])? {
+        return Ok(Outcome::Already);
+    }
+    if is_full(transaction, quotas.groups, GROUPS_OF, creator)? {
         return Ok(Outcome::Full(Quota::Groups));
     }
+    let sql = "INSERT INTO AllGroup (groupname, groupdesc, namekey) VALUES (?1, ?2, ?3) RETURNING id";
+    let group = transaction.prepare_cached(sql)?.query_one(params![name, description, key], |row| row.get(0))?;
+    let sql = "INSERT INTO GroupUser (groupid, userid, grouprole) VALUES (?1, ?2, 'creator')";
+    execute(transaction, sql, [group, creator])?;
     Ok(Outcome::Id(group))
 }
 
-fn remove_member(transaction: &Transaction, user: UserId, group: GroupId) -> rusqlite::Result<()> {
-    let sql = "DELETE FROM GroupUser WHERE groupid = ?1 AND userid = ?2";
-    execute(transaction, sql, [group, user]).map(drop)
-}
-
 fn join_group(transaction: &Transaction, quotas: Quotas, user: UserId, group: GroupId) -> rusqlite::Result<Outcome> {
-    let sql = "INSERT INTO GroupUser (groupid, userid) SELECT id, ?2 FROM AllGroup WHERE id = ?1
-               ON CONFLICT DO NOTHING";
-    Ok(match execute(transaction, sql, [group, user])? {
-        0 if group_exists(transaction, group)? => Outcome::Already,
-        0 => Outcome::NoGroup,
-        _ if is_over(transaction, quotas.members, MEMBERS_OF, group)? => {
-            remove_member(transaction, user, group)?;
-            Outcome::Full(Quota::Members)
-        }
-        _ if is_over(transaction, quotas.groups, GROUPS_OF, user)? => {
-            remove_member(transaction, user, group)?;
-            Outcome::Full(Quota::Groups)
-        }
-        _ => Outcome::Done,
-    })
+    if !group_exists(transaction, group)? {
+        return Ok(Outcome::NoGroup);
+    }
+    if exists(transaction, "SELECT 1 FROM GroupUser WHERE groupid = ?1 AND userid = ?2", [group, user])? {
+        return Ok(Outcome::Already);
+    }
+    if is_full(transaction, quotas.members, MEMBERS_OF, group)? {
+        return Ok(Outcome::Full(Quota::Members));
+    }
+    if is_full(transaction, quotas.groups, GROUPS_OF, user)? {
+        return Ok(Outcome::Full(Quota::Groups));
+    }
+    execute(transaction, "INSERT INTO GroupUser (groupid, userid) VALUES (?1, ?2)", [group, user])?;
+    Ok(Outcome::Done)
 }
 
 fn keep(transaction: &Transaction, room: &mut Room, parcel: &Parcel) -> rusqlite::Result<Kept> {
