@@ -28,13 +28,12 @@ use mysql::{Opts, Row};
 
 use super::quota::Room;
 use super::{
-    Account, Connection, Friend, Group, GroupId, Kept, Member, NodeId, Outcome, Page, Parcel, Quotas, Roll, Store,
-    StoreError, UserId, Write,
+    Account, Connection, Friend, Group, GroupId, Kept, Loaded, Member, NodeId, Outcome, Page, Parcel, Quotas, Roll,
+    RowId, Store, StoreError, UserId, Write,
 };
-use crate::wire::reply::LISTED_MEMBERS;
 use link::{Failure, Gate, Link, Session, column};
 use migrate::Layout;
-use sql::Sql;
+use sql::{Kind, PAGE_ROWS, Sql};
 use text::Texts;
 
 pub use migrate::OpenError;
@@ -140,6 +139,10 @@ impl MySqlConnection {
         Ok(self.link.run(gate, |session, _| read(session, sql))?)
     }
 
+    fn lists(&mut self, kinds: &[Kind], user: UserId, max_bytes: usize) -> Result<Loaded, StoreError> {
+        self.read(|session, sql| read_lists(session, &sql.lists(kinds, user, max_bytes), max_bytes))
+    }
+
     /// One transaction. `in_doubt`: whether an earlier try may have been committed, before and after this.
     fn try_write(&mut self, batch: &[Write], first_key: u64, in_doubt: &mut bool) -> Result<Vec<Outcome>, Failure> {
         let shared = &*self.shared;
@@ -223,44 +226,19 @@ impl Connection for MySqlConnection {
 
     fn account(&mut self, user: UserId) -> Result<Option<Account>, StoreError> {
         self.read(|session, sql| {
-            session.find(&sql.account, (user,), |row| {
+            let found = session.list_text(&sql.account(user), |row| {
                 Ok(Account { name: text::read_string(row, 0)?, password: text::read_string(row, 2)? })
-            })
+            })?;
+            Ok(found.into_iter().next())
         })
     }
 
     fn friends(&mut self, user: UserId) -> Result<Vec<Friend>, StoreError> {
-        self.read(|session, sql| {
-            session.list(&sql.friends, (user,), |row| {
-                Ok(Friend { id: column(row, 0)?, state: state(row)?, name: text::read_string(row, 2)? })
-            })
-        })
+        Ok(self.lists(&[Kind::Friend], user, 0)?.friends)
     }
 
     fn groups(&mut self, user: UserId) -> Result<Vec<Group>, StoreError> {
-        self.read(|session, sql| {
-            // One snapshot, so that a group's list and its count agree.
-            session.conn.query_drop("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")?;
-            session.conn.query_drop("START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY")?;
-            let mut groups = session.list(&sql.groups, (user,), |row| {
-                let (id, groupname, groupdesc) =
-                    (column(row, 0)?, text::read_string(row, 1)?, text::read_string(row, 3)?);
-                Ok(Group { id, groupname, groupdesc, users: Vec::new(), members: 0 })
-            })?;
-            for group in &mut groups {
-                group.users = session.list(&sql.listed, (group.id,), |row| {
-                    let role = if column(row, 4)? { "creator" } else { "normal" };
-                    Ok(Member { id: column(row, 0)?, state: state(row)?, name: text::read_string(row, 2)?, role })
-                })?;
-                // They need only be counted where the list was cut.
-                group.members = match u32::try_from(group.users.len()) {
-                    Ok(listed) if listed < LISTED_MEMBERS => listed,
-                    _ => session.find(&sql.count_members, (group.id,), |row| column(row, 0))?.unwrap_or_default(),
-                };
-            }
-            session.conn.query_drop("COMMIT")?;
-            Ok(groups)
-        })
+        Ok(self.lists(&[Kind::Group, Kind::Member], user, 0)?.groups)
     }
 
     fn members(&mut self, group: GroupId) -> Result<Option<Vec<UserId>>, StoreError> {
@@ -274,42 +252,78 @@ impl Connection for MySqlConnection {
     }
 
     fn page(&mut self, user: UserId, max_bytes: usize) -> Result<Page, StoreError> {
-        self.read(|session, sql| page(session, sql, user, max_bytes))
+        Ok(self.lists(&[Kind::Message], user, max_bytes)?.page)
+    }
+
+    fn load(&mut self, user: UserId, max_bytes: usize) -> Result<Loaded, StoreError> {
+        self.lists(&[Kind::Friend, Kind::Group, Kind::Member, Kind::Message], user, max_bytes)
     }
 }
 
-/// How many rows of a page are asked for at first, and at most, at a time. It is not known how long
-/// they are, and what is asked for too much has to be read all the same.
-const FIRST_STEP: u64 = 32;
-const LAST_STEP: u64 = 512;
-
-fn page(session: &mut Session, sql: &Sql, user: UserId, max_bytes: usize) -> Result<Page, Failure> {
-    let (mut page, mut bytes, mut last, mut step) = (Page::default(), 0_usize, 0, FIRST_STEP);
-    loop {
-        let mut found = 0;
-        session.list(&sql.page, (user, last, step), |row| {
-            found += 1;
-            last = column(row, 0)?;
-            if !page.more {
-                let message = text::read(row, 1)?;
-                bytes = bytes.saturating_add(message.len());
-                page.more = bytes > max_bytes && !page.messages.is_empty();
-                if !page.more {
-                    page.messages.push((last, message.into()));
-                }
+/// The rows of [`Sql::lists`], put in order.
+fn read_lists(session: &mut Session, sql: &str, max_bytes: usize) -> Result<Loaded, Failure> {
+    let (mut loaded, mut members, mut there) = (Loaded::default(), Vec::new(), 0);
+    session.list_text(sql, |row| {
+        let kind: u8 = column(row, 0)?;
+        match kind {
+            kind if kind == Kind::Friend as u8 => {
+                loaded.friends.push(Friend {
+                    id: column(row, 1)?,
+                    state: state(row)?,
+                    name: text::read_string(row, 4)?,
+                });
             }
-            Ok(())
-        })?;
-        if page.more || found < step {
-            return Ok(page);
+            kind if kind == Kind::Group as u8 => {
+                let (groupname, groupdesc) = (text::read_string(row, 4)?, text::read_string(row, 6)?);
+                let (id, members) = (column(row, 1)?, column(row, 2)?);
+                loaded.groups.push(Group { id, groupname, groupdesc, users: Vec::new(), members });
+            }
+            kind if kind == Kind::Member as u8 => {
+                let role = if column::<Option<Vec<u8>>>(row, 6)?.is_some() { "creator" } else { "normal" };
+                let member = Member { id: column(row, 2)?, state: state(row)?, name: text::read_string(row, 4)?, role };
+                members.push((column::<GroupId>(row, 1)?, member));
+            }
+            _ => {
+                there = column(row, 2)?;
+                loaded.page.messages.push((column(row, 1)?, text::read(row, 4)?.into()));
+            }
         }
-        step = LAST_STEP.min(step * 2);
+        Ok(())
+    })?;
+    loaded.friends.sort_unstable_by_key(|friend| friend.id);
+    loaded.groups.sort_unstable_by_key(|group| group.id);
+    members.sort_unstable_by_key(|(group, member)| (*group, member.id));
+    let mut members = members.into_iter().peekable();
+    for group in &mut loaded.groups {
+        while members.next_if(|(of, _)| *of < group.id).is_some() {} // of a group that is none any more
+        group.users.extend(std::iter::from_fn(|| members.next_if(|(of, _)| *of == group.id)).map(|(_, member)| member));
+        // Counted only where the list was cut.
+        group.members = group.members.max(u32::try_from(group.users.len()).unwrap_or(u32::MAX));
+    }
+    cut(&mut loaded.page, there, max_bytes);
+    Ok(loaded)
+}
+
+/// Cuts a page off at so many bytes. `there`: how many messages the database has seen.
+fn cut(page: &mut Page, there: u64, max_bytes: usize) {
+    page.messages.sort_unstable_by_key(|(row, _)| *row);
+    page.more = there >= PAGE_ROWS || (page.messages.len() as u64) < there;
+    let mut bytes = 0_usize;
+    let mut fits = |(_, message): &(RowId, Box<[u8]>)| {
+        bytes = bytes.saturating_add(message.len());
+        bytes <= max_bytes
+    };
+    // One at least, or a message larger than a page would never be delivered.
+    let fitting = page.messages.iter().take_while(|message| fits(message)).count().max(1);
+    if fitting < page.messages.len() {
+        page.messages.truncate(fitting);
+        page.more = true;
     }
 }
 
-/// Whether somebody is online, the second column of whoever lists people.
+/// Whether somebody is online, the fourth column of whoever lists people.
 fn state(row: &mut Row) -> Result<&'static str, Failure> {
-    Ok(if column(row, 1)? { "online" } else { "offline" })
+    Ok(if column(row, 3)? { "online" } else { "offline" })
 }
 
 /// The roll, by a connection of its own.

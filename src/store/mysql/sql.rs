@@ -2,7 +2,7 @@
 
 use super::migrate::Layout;
 use super::text::Texts;
-use crate::store::{NodeId, UserId};
+use crate::store::{Claim, Holder, NodeId, UserId};
 use crate::wire::reply::LISTED_MEMBERS;
 
 /// A user is online if one of our nodes has it, even where a C++ server's end has set everybody
@@ -26,20 +26,18 @@ impl Named {
 
 /// Statements that do not change, and the names for those that do.
 pub(super) struct Sql {
+    /// What `state` becomes by a claim.
+    claimed: &'static str,
     user: String,
     offline_message: String,
 
     pub users: Named,
     pub groups_by_name: Named,
 
-    pub account: String,
-    pub friends: String,
-    pub groups: String,
-    pub listed: String,
-    pub count_members: String,
+    account: String,
+    lists: Lists,
     pub members: String,
     pub group_exists: String,
-    pub page: String,
     // As far as a number.
     pub messages_of: String,
     pub friends_of: String,
@@ -82,33 +80,16 @@ impl Sql {
         let group_user = quoted(&layout.group_user);
         let message = quoted(&layout.offline_message);
         let name = texts.columns("name");
+        let claimed = if mixed { "offline" } else { "online" };
         Sql {
+            claimed,
             users: Named::new(&user, "name"),
             groups_by_name: Named::new(&all_group, "groupname"),
 
-            account: format!("SELECT {name}, {} FROM {user} WHERE id = ?", texts.columns("password")),
-            friends: format!(
-                "SELECT u.id, {ONLINE}, {name} FROM {friend} AS f JOIN {user} AS u ON u.id = f.friendid
-                 WHERE f.userid = ? ORDER BY f.friendid"
-            ),
-            groups: format!(
-                "SELECT g.id, {}, {} FROM {group_user} AS m JOIN {all_group} AS g ON g.id = m.groupid
-                 WHERE m.userid = ? ORDER BY m.groupid",
-                texts.columns("groupname"),
-                texts.columns("groupdesc"),
-            ),
-            listed: format!(
-                "SELECT u.id, {ONLINE}, {name}, COALESCE(m.grouprole = 'creator', FALSE)
-                 FROM {group_user} AS m JOIN {user} AS u ON u.id = m.userid
-                 WHERE m.groupid = ? ORDER BY m.userid LIMIT {LISTED_MEMBERS}"
-            ),
-            count_members: format!("SELECT COUNT(*) FROM {group_user} WHERE groupid = ?"),
+            account: format!("SELECT {name}, {} FROM {user} WHERE id = ", texts.columns("password")),
+            lists: Lists::new([&user, &friend, &all_group, &group_user, &message], texts),
             members: format!("SELECT userid FROM {group_user} WHERE groupid = ? ORDER BY userid"),
             group_exists: format!("SELECT 1 FROM {all_group} WHERE id = ?"),
-            page: format!(
-                "SELECT id, {} FROM {message} WHERE userid = ? AND id > ? ORDER BY id LIMIT ?",
-                texts.columns_if("once IS NULL", "message"),
-            ),
             messages_of: count_some(&message, "userid"),
             friends_of: count_some(&friend, "userid"),
             groups_of: count_some(&group_user, "userid"),
@@ -117,10 +98,7 @@ impl Sql {
             register: format!("INSERT INTO {user} (name, password, state) VALUES (?, ?, 'offline')"),
             registered: format!("SELECT id FROM {user} WHERE name = ? AND BINARY password = BINARY ?"),
             set_password: format!("UPDATE {user} SET password = ? WHERE id = ?"),
-            claim: format!(
-                "UPDATE {user} SET state = '{}', node = ?, epoch = ? WHERE id = ?",
-                if mixed { "offline" } else { "online" },
-            ),
+            claim: format!("UPDATE {user} SET state = '{claimed}', node = ?, epoch = ? WHERE id = ?"),
             show: format!("UPDATE {user} SET state = 'online' WHERE id = ?"),
             release: format!("UPDATE {user} SET state = 'offline', node = NULL, epoch = NULL WHERE id = ?"),
             add_friend: format!("INSERT INTO {friend} (userid, friendid) SELECT ?, id FROM {user} WHERE id = ?"),
@@ -151,6 +129,47 @@ impl Sql {
             user,
             offline_message: message,
         }
+    }
+
+    /// The account of a user.
+    pub fn account(&self, user: UserId) -> String {
+        format!("{}{user}", self.account)
+    }
+
+    /// What a user has of these lists, by one statement: a snapshot of all of them. Its rows are in no
+    /// order, and each is of one [`Kind`].
+    pub fn lists(&self, kinds: &[Kind], user: UserId, max_bytes: usize) -> String {
+        let branches = kinds.iter().map(|kind| match kind {
+            Kind::Friend => &*self.lists.friends,
+            Kind::Group => &self.lists.groups,
+            Kind::Member => &self.lists.members,
+            Kind::Message => &self.lists.page,
+        });
+        let sql = branches.collect::<Vec<_>>().join(" UNION ALL ");
+        sql.replace(":user", &user.to_string()).replace(":bytes", &max_bytes.to_string())
+    }
+
+    /// Takes a user for a claim, if nobody has it, or `past` has, or this very claim: then it is shown.
+    /// Without the locks of a transaction: whoever stores for the user holds the same row.
+    pub fn claim_alone(&self, user: UserId, mine: Claim, past: Option<Holder>) -> String {
+        let held_by = |claim: Claim| format!("node = {} AND COALESCE(epoch, 0) = {}", claim.node.0, claim.epoch);
+        let past = match past {
+            Some(Holder::Node(claim)) => format!(" OR {}", held_by(claim)),
+            Some(Holder::Foreign) => " OR node IS NULL".to_owned(),
+            None => String::new(),
+        };
+        let (Claim { node, epoch }, is_mine) = (mine, held_by(mine));
+        format!(
+            "UPDATE {} FORCE INDEX (PRIMARY)
+             SET state = IF({is_mine}, 'online', '{}'), node = {}, epoch = {epoch}
+             WHERE id = {user} AND ({is_mine} OR NOT {ONLINE}{past})",
+            self.user, self.claimed, node.0,
+        )
+    }
+
+    /// Who has a user.
+    pub fn holder(&self, user: UserId) -> String {
+        format!("SELECT id, state, node, epoch FROM {} WHERE id = {user}", self.user)
     }
 
     /// Locks users until the transaction's end, and tells who has them. `ids` in ascending order:
@@ -192,6 +211,102 @@ impl Sql {
     pub fn insert_messages(&self, count: usize) -> String {
         let rows = vec!["(?, ?, ?)"; count].join(", ");
         format!("INSERT INTO {} (userid, message, once) VALUES {rows}", self.offline_message)
+    }
+}
+
+/// What a row of [`Sql::lists`] is, by its first column. The others are: an id, a number, whether it is so
+/// (who is online), and two texts of two columns each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Kind {
+    /// Its id and name.
+    Friend = 1,
+    /// Its id, how many members it has if not all are listed, name and description.
+    Group = 2,
+    /// The group's id, the member's id and name, and "1" for its creator.
+    Member = 3,
+    /// Its id, how many there are among the first [`PAGE_ROWS`], and its text.
+    Message = 4,
+}
+
+/// The most messages of a page.
+pub(super) const PAGE_ROWS: u64 = 4096;
+/// To know how many messages make a page the database has to read them, and it may be a few large ones or
+/// many small ones. So it looks at the first few, and only if they do not fill the page at some more.
+const PAGE_STEPS: [u64; 4] = [0, 32, 512, PAGE_ROWS];
+
+/// Statements that list what `:user` has, as text with the number in it, so that a lone login needs
+/// nothing to be prepared.
+struct Lists {
+    friends: String,
+    groups: String,
+    members: String,
+    page: String,
+}
+
+impl Lists {
+    fn new([user, friend, all_group, group_user, message]: [&str; 5], texts: &Texts) -> Lists {
+        let name = texts.columns("name");
+        // A group's last member to be listed; NULL if all are.
+        let groups = format!(
+            "(SELECT m.groupid AS listed_group,
+                     (SELECT x.userid FROM {group_user} AS x WHERE x.groupid = m.groupid
+                      ORDER BY x.userid LIMIT 1 OFFSET {}) AS last
+              FROM {group_user} AS m WHERE m.userid = :user) AS mine",
+            LISTED_MEMBERS - 1,
+        );
+        let some = |lengths: &str, from: u64, upto: u64| {
+            let what = format!("{lengths} FROM {message} WHERE userid = :user");
+            match from {
+                0 => format!("(SELECT {what} ORDER BY id LIMIT {upto})"),
+                _ => format!(
+                    "(SELECT {what} AND (SELECT SUM(bytes) FROM
+                        (SELECT COALESCE(LENGTH(message), 0) AS bytes FROM {message} WHERE userid = :user ORDER BY id LIMIT {from})
+                        AS first_of_all) <= :bytes
+                      ORDER BY id LIMIT {} OFFSET {from})",
+                    upto - from,
+                ),
+            }
+        };
+        let steps = PAGE_STEPS.iter().zip(&PAGE_STEPS[1..]);
+        let lengths: Vec<String> =
+            steps.map(|(from, upto)| some("id, COALESCE(LENGTH(message), 0) AS bytes", *from, *upto)).collect();
+        Lists {
+            friends: format!(
+                "SELECT {}, CAST(u.id AS UNSIGNED), 0, {ONLINE}, {name}, NULL, NULL
+                 FROM {friend} AS f JOIN {user} AS u ON u.id = f.friendid WHERE f.userid = :user",
+                Kind::Friend as u8,
+            ),
+            groups: format!(
+                "SELECT {}, CAST(g.id AS UNSIGNED),
+                        IF(last IS NULL, 0, (SELECT COUNT(*) FROM {group_user} AS c WHERE c.groupid = g.id)),
+                        FALSE, {}, {}
+                 FROM {groups} JOIN {all_group} AS g ON g.id = listed_group",
+                Kind::Group as u8,
+                texts.columns("groupname"),
+                texts.columns("groupdesc"),
+            ),
+            members: format!(
+                "SELECT {}, CAST(listed_group AS UNSIGNED), u.id, {ONLINE}, {name},
+                        IF(n.grouprole = 'creator', CAST('1' AS BINARY), NULL), NULL
+                 FROM {groups} JOIN {group_user} AS n ON n.groupid = listed_group
+                               AND n.userid <= COALESCE(last, {})
+                      JOIN {user} AS u ON u.id = n.userid",
+                Kind::Member as u8,
+                UserId::MAX,
+            ),
+            // The one that passes the limit comes along: the reader sees by it that there are more.
+            page: format!(
+                "SELECT {}, CAST(m.id AS UNSIGNED), there, FALSE, {}, NULL, NULL
+                 FROM (SELECT id, SUM(bytes) OVER (ORDER BY id) - bytes AS ahead, COUNT(*) OVER () AS there
+                       FROM ({}) AS lengths) AS page
+                      STRAIGHT_JOIN {message} AS m ON m.id = page.id
+                 WHERE ahead <= :bytes",
+                Kind::Message as u8,
+                texts.columns_if("once IS NULL", "message"),
+                lengths.join(" UNION ALL "),
+            ),
+        }
     }
 }
 

@@ -36,21 +36,23 @@ impl Texts {
         Texts { charset: (!is_utf8).then_some(charset), ascii }
     }
 
-    /// Two columns of a SELECT for one text, as [`read`] takes them: the text, and its bytes to a
-    /// C++ server.
+    /// Two columns of a SELECT for one text, as [`read`] takes them: the text in UTF-8, and its bytes to
+    /// a C++ server. Both have no collation, so that texts of several tables can be one list.
     pub fn columns(&self, name: &str) -> String {
+        let text = format!("CAST(CONVERT({name} USING utf8mb4) AS BINARY)");
         match &self.charset {
-            Some(charset) => format!("{name}, CAST(CONVERT({name} USING {charset}) AS BINARY)"),
-            None => format!("{name}, NULL"),
+            Some(charset) => format!("{text}, CAST(CONVERT({name} USING {charset}) AS BINARY)"),
+            None => format!("{text}, NULL"),
         }
     }
 
     /// The same for a text that a C++ server has written if `foreign`, and for which there is no
     /// other way of reading if not.
     pub fn columns_if(&self, foreign: &str, name: &str) -> String {
+        let text = format!("CAST(CONVERT({name} USING utf8mb4) AS BINARY)");
         match &self.charset {
-            Some(charset) => format!("{name}, IF({foreign}, CAST(CONVERT({name} USING {charset}) AS BINARY), NULL)"),
-            None => format!("{name}, NULL"),
+            Some(charset) => format!("{text}, IF({foreign}, CAST(CONVERT({name} USING {charset}) AS BINARY), NULL)"),
+            None => format!("{text}, NULL"),
         }
     }
 

@@ -50,6 +50,9 @@ pub(super) fn write(
     first_key: u64,
     in_doubt: bool,
 ) -> Result<Vec<Outcome>, Failure> {
+    if let [Write::Claim { user, epoch, past }] = batch {
+        return claim_alone(session, shared, *user, *epoch, *past).map(|outcome| vec![outcome]);
+    }
     session.conn.query_drop("START TRANSACTION")?;
     let mut transaction = Transaction {
         session,
@@ -86,6 +89,39 @@ pub(super) fn write(
         }
     })?;
     Ok(outcomes)
+}
+
+/// Takes an account by one statement, which needs no transaction around it. If that changes nothing, it is
+/// looked at why.
+fn claim_alone(
+    session: &mut Session,
+    shared: &Shared,
+    user: UserId,
+    epoch: u64,
+    past: Option<Holder>,
+) -> Result<Outcome, Failure> {
+    let mine = Claim { node: shared.node, epoch };
+    session.conn.query_drop(shared.sql.claim_alone(user, mine, past))?;
+    if session.conn.affected_rows() > 0 {
+        return Ok(Outcome::Done);
+    }
+    match session.list_text(&shared.sql.holder(user), read_holder)?.first() {
+        None => Ok(Outcome::NoUser),
+        Some((_, Some(other))) if *other == Holder::Node(mine) => Ok(Outcome::Done),
+        Some((_, Some(other))) if Some(*other) != past => Ok(Outcome::InUse(*other)),
+        Some(_) => Err(Failure::Conflict(format!("user {user} came free a moment ago"))),
+    }
+}
+
+/// A user, and who has it.
+fn read_holder(row: &mut mysql::Row) -> Result<(UserId, Option<Holder>), Failure> {
+    let (state, node, epoch): (Option<String>, Option<u64>, Option<u64>) =
+        (column(row, 1)?, column(row, 2)?, column(row, 3)?);
+    let holder = match node {
+        Some(node) => Some(Holder::Node(Claim { node: NodeId(node), epoch: epoch.unwrap_or_default() })),
+        None => (state.as_deref() == Some("online")).then_some(Holder::Foreign),
+    };
+    Ok((column(row, 0)?, holder))
 }
 
 /// A message to be inserted.
@@ -147,15 +183,7 @@ impl<'a> Transaction<'a> {
         users.sort_unstable();
         users.dedup();
         for users in users.chunks(LIST) {
-            let found = self.session.list_text(&self.shared.sql.lock_users(users), |row| {
-                let (state, node, epoch): (Option<String>, Option<u64>, Option<u64>) =
-                    (column(row, 1)?, column(row, 2)?, column(row, 3)?);
-                let holder = match node {
-                    Some(node) => Some(Holder::Node(Claim { node: NodeId(node), epoch: epoch.unwrap_or_default() })),
-                    None => (state.as_deref() == Some("online")).then_some(Holder::Foreign),
-                };
-                Ok((column(row, 0)?, holder))
-            })?;
+            let found = self.session.list_text(&self.shared.sql.lock_users(users), read_holder)?;
             self.holders.extend(found);
         }
         Ok(())
