@@ -19,7 +19,7 @@ use chat_server::store::{
 };
 use mysql::Conn;
 use mysql::prelude::Queryable;
-use support::{COPY, MariaDb, REFERENCE, Rng, eventually};
+use support::{COPY, Client, Launch, MariaDb, REFERENCE, Redis, Rng, Server, eventually, listed};
 
 /// The server that tests share while any of them runs; each has a database of its own.
 fn shared() -> Arc<MariaDb> {
@@ -390,6 +390,195 @@ fn a_page_ends_rightly_wherever_the_rows_that_were_asked_for_end() {
 }
 
 #[test]
+fn a_page_is_of_as_many_messages_as_fit_be_they_large_or_small() {
+    let server = MariaDb::start();
+    let mut node = Node::open(options(server.url("chat"), 1));
+    let mut conn = Conn::new(server.url("chat").as_str()).unwrap();
+    let users = node.users(["small", "large", "mixed", "empty"]);
+    let fill = "INSERT INTO OfflineMessage (userid, message)";
+    for sql in [
+        format!("{fill} SELECT {}, LPAD(seq, 100, '0') FROM seq_1_to_5000", users[0]),
+        format!("{fill} SELECT {}, LPAD(seq, 60000, '0') FROM seq_1_to_200", users[1]),
+        // The first ones are small, those behind them are large; and then a NULL, as good as empty.
+        format!("{fill} SELECT {}, LPAD(seq, IF(seq < 600, 10, 60000), '0') FROM seq_1_to_1000", users[2]),
+    ] {
+        conn.query_drop(sql).unwrap();
+    }
+    const LIMIT: usize = 256 * 1024;
+    let mut sent = || -> u64 {
+        conn.query_first(
+            "SELECT VARIABLE_VALUE FROM information_schema.GLOBAL_STATUS WHERE VARIABLE_NAME = 'BYTES_SENT'",
+        )
+        .unwrap()
+        .unwrap()
+    };
+    for (user, rows, size) in [(users[0], 2621, 100), (users[1], 4, 60_000), (users[2], 599 + 4, 10), (users[3], 0, 0)]
+    {
+        let before = sent();
+        let loaded = node.connection.load(user, LIMIT).unwrap();
+        let travelled = sent() - before;
+        assert_eq!(loaded.page, node.connection.page(user, LIMIT).unwrap());
+        assert_eq!((loaded.page.messages.len(), loaded.page.more), (rows, rows > 0), "{user}");
+        assert!(loaded.page.messages.first().is_none_or(|(_, text)| text.len() == size && text.ends_with(b"01")));
+        assert!(loaded.page.messages.is_sorted_by_key(|(row, _)| *row));
+        // The limit, a message more, and a few bytes for each row.
+        assert!(travelled <= (LIMIT + 60_000 + 40 * rows + 4000) as u64, "{travelled} bytes came for user {user}");
+    }
+    // All of them come, page by page.
+    for (user, count) in [(users[0], 5000), (users[1], 200), (users[2], 1000)] {
+        node.one(claim(user, 1));
+        let mut seen = 0;
+        loop {
+            let page = node.connection.page(user, LIMIT).unwrap();
+            seen += page.messages.len();
+            let rows = page.messages.iter().map(|(row, _)| *row).collect();
+            assert_eq!(node.one(Write::Remove { user, epoch: 1, rows }), Outcome::Done);
+            if !page.more {
+                break;
+            }
+        }
+        assert_eq!(seen, count);
+    }
+}
+
+#[test]
+fn a_login_takes_four_round_trips_at_most_however_many_groups_the_user_is_in() {
+    let server = MariaDb::start();
+    let mut conn = Conn::new(server.url("").as_str()).unwrap();
+    for (database, charset, mixed) in [("chat", "utf8mb4", false), ("with_gbk", "gbk", false), ("mixed", "gbk", true)] {
+        let mut node = Node::open(Options { charset: charset.into(), mixed, ..options(server.url(database), 1) });
+        let [none, one, many, friend] = node.users(["none", "one", "many", "friend"]);
+        for n in 0..100 {
+            let group = node.group(many, &format!("group {n}"));
+            let members: Vec<_> = [friend, one].map(|user| Write::JoinGroup { user, group }).into();
+            node.write(&members[..if n == 0 { 2 } else { 1 }]);
+        }
+        node.one(Write::AddFriend { user: many, friend });
+        node.keep(&[none, one, many], "{\"msg\":\"hello\"}");
+        for (user, groups) in [(none, 0), (one, 1), (many, 100)] {
+            // A connection that has done nothing yet: whatever it prepares would count as well.
+            let mut connection = node.store.connection();
+            connection.members(1).unwrap();
+            conn.query_drop("SET GLOBAL log_output = 'TABLE', general_log = 1").unwrap();
+            assert!(connection.account(user).unwrap().is_some());
+            assert_eq!(connection.write(&[claim(user, 1)]).unwrap(), [Outcome::Done]);
+            if mixed {
+                assert_eq!(connection.write(&[claim(user, 1)]).unwrap(), [Outcome::Done]); // shown to C++ nodes
+            }
+            let loaded = connection.load(user, 1 << 18).unwrap();
+            conn.query_drop("SET GLOBAL general_log = 0").unwrap();
+            assert_eq!((loaded.groups.len(), loaded.page.messages.len()), (groups, 1));
+            // Every line of it, of whatever kind, but for this connection's own.
+            let lines: Vec<(String, String)> = conn
+                .query("SELECT command_type, argument FROM mysql.general_log WHERE thread_id <> CONNECTION_ID()")
+                .unwrap();
+            conn.query_drop("TRUNCATE mysql.general_log").unwrap();
+            assert_eq!(lines.len(), 3 + usize::from(mixed), "{lines:#?}");
+            assert!(lines.iter().all(|(kind, _)| kind == "Query"), "{lines:#?}");
+            // What a claim is refused by is looked at only then.
+            connection.write(&[claim(user, 2)]).unwrap();
+            // One call, one snapshot: the same as one by one.
+            assert_eq!(loaded.friends, connection.friends(user).unwrap());
+            assert_eq!(loaded.groups, connection.groups(user).unwrap());
+        }
+    }
+}
+
+#[test]
+fn a_login_over_the_wire_takes_four_round_trips_at_most_too() {
+    let server = MariaDb::start();
+    let redis = Redis::start();
+    let launch = |flags: &[&str]| Launch {
+        store: server.url(if flags.is_empty() { "alone" } else { "chat" }),
+        reactors: 1,
+        workers: 2,
+        flags: flags.iter().map(|&flag| flag.to_owned()).collect(),
+        setup: String::new(),
+        port: 0,
+    };
+    let mut conn = Conn::new(server.url("").as_str()).unwrap();
+    for (flags, most) in [
+        (vec![], 4),
+        (vec!["--redis".to_owned(), redis.url()], 4),
+        (vec!["--redis".to_owned(), redis.url(), "--mixed".to_owned()], 5),
+    ] {
+        let node = Server::start(&launch(&flags.iter().map(String::as_str).collect::<Vec<_>>()));
+        let mut client = Client::connect(node.address);
+        let account = client.register(&format!("user {most} {}", flags.len()), "secret");
+        client.login(&account);
+        for group in 0..30 {
+            client.create_group(&format!("group {most} {} {group}", flags.len()));
+        }
+        // Both workers are connected by now, and have said all that they say once.
+        for _ in 0..4 {
+            client.logout();
+            client.login(&account);
+        }
+        client.logout();
+        let mut free = || conn.query_first::<u32, _>("SELECT COUNT(*) FROM chat.User WHERE state = 'online'");
+        eventually("the logout", || flags.is_empty() || free().unwrap() == Some(0));
+        conn.query_drop("SET GLOBAL log_output = 'TABLE', general_log = 1").unwrap();
+        let reply = client.login(&account);
+        conn.query_drop("SET GLOBAL general_log = 0").unwrap();
+        assert_eq!(listed(&reply["groups"]).len(), 30);
+        // The keeper's rounds and the watch over a lock are nobody's login.
+        let lines: Vec<(String, String)> = conn
+            .query(
+                "SELECT command_type, argument FROM mysql.general_log
+                 WHERE thread_id <> CONNECTION_ID() AND command_type <> 'Ping' AND argument NOT LIKE '%_LOCK(%'
+                 AND argument NOT LIKE '%DISTINCT node%' AND argument NOT LIKE 'SELECT id FROM `User` WHERE node%'",
+            )
+            .unwrap();
+        conn.query_drop("TRUNCATE mysql.general_log").unwrap();
+        assert!((3..=most).contains(&lines.len()), "{lines:#?}");
+    }
+}
+
+#[test]
+fn a_claim_that_comes_alone_is_the_same_as_one_of_a_batch() {
+    let mut fixture = Fixture::new();
+    let mut other = fixture.node(2);
+    let mut foreign = fixture.foreign();
+    let node = &mut fixture.node;
+    let [ann, bob] = node.users(["ann", "bob"]);
+    let states = [
+        ("'offline'", "NULL", "NULL"),
+        ("NULL", "NULL", "NULL"),
+        ("'online'", "NULL", "NULL"),
+        ("'online'", "1", "5"),
+        ("'offline'", "1", "5"),
+        ("'online'", "1", "6"),
+        ("'online'", "2", "5"),
+        ("'online'", "2", "NULL"),
+        ("'offline'", "NULL", "5"),
+    ];
+    let holder = |node, epoch| Some(Holder::Node(Claim { node: NodeId(node), epoch }));
+    let pasts = [None, Some(Holder::Foreign), holder(1, 5), holder(2, 5), holder(2, 0), holder(3, 5)];
+    for (state, node_id, epoch) in states {
+        for past in pasts {
+            let mut outcomes = Vec::new();
+            for alone in [true, false] {
+                let sql =
+                    format!("UPDATE User SET state = {state}, node = {node_id}, epoch = {epoch} WHERE id = {ann}");
+                foreign.query_drop(sql).unwrap();
+                let claim = Write::Claim { user: ann, epoch: 5, past };
+                let outcome = match alone {
+                    true => node.one(claim),
+                    false => node.write(&[claim, Write::Release { user: bob, epoch: 1 }]).remove(0),
+                };
+                let row: (Option<String>, Option<u64>, Option<u64>) = foreign
+                    .query_first(format!("SELECT state, node, epoch FROM User WHERE id = {ann}"))
+                    .unwrap()
+                    .unwrap();
+                outcomes.push((outcome, row));
+            }
+            assert_eq!(outcomes[0], outcomes[1], "{state}, {node_id}, {epoch}; past {past:?}");
+        }
+    }
+    assert_eq!(other.one(claim(ann + 1000, 1)), Outcome::NoUser);
+}
+
+#[test]
 fn a_parcel_is_stored_where_nobody_has_the_user_or_this_node_or_the_past() {
     let fixture = Fixture::new();
     let [mut one, mut two] = [fixture.node(11), fixture.node(12)];
@@ -507,6 +696,9 @@ struct Cut {
     answers: AtomicUsize,
     /// How many COMMITs do not reach it.
     commits: AtomicUsize,
+    /// The same for claims that come alone: whose answer is lost, and which are lost.
+    claims: AtomicUsize,
+    lost_claims: AtomicUsize,
     /// How many connections were made.
     connections: AtomicUsize,
     /// New connections have to wait.
@@ -559,6 +751,14 @@ fn relay(mut client: TcpStream, mut database: TcpStream, cut: &Cut) {
     });
     let mut buffer = [0; 1 << 16];
     while let Ok(count @ 1..) = from_client.read(&mut buffer) {
+        if buffer[4..count.max(4)].starts_with(b"\x03UPDATE ") {
+            if Cut::take(&cut.lost_claims) {
+                break;
+            }
+            if Cut::take(&cut.claims) {
+                silent.store(true, Ordering::SeqCst);
+            }
+        }
         if buffer[..count].ends_with(b"\x03COMMIT") {
             if Cut::take(&cut.commits) {
                 break;
@@ -650,6 +850,20 @@ fn a_batch_whose_commit_got_no_answer_is_done_once_and_known_to_be() {
     assert_eq!(proxy.cut.answers.load(Ordering::SeqCst), 0, "nothing was cut");
     assert_eq!(proxy.cut.connections.load(Ordering::SeqCst), connections + 1);
     assert_done_once(&mut fixture, &outcomes, &users);
+}
+
+#[test]
+fn a_claim_whose_answer_was_lost_is_made_once() {
+    let (mut fixture, proxy, mut node, _, users) = behind_a_proxy();
+    node.connection.account(1).unwrap();
+    for (epoch, answered) in [(1, true), (2, false)] {
+        let cut = if answered { &proxy.cut.claims } else { &proxy.cut.lost_claims };
+        cut.store(1, Ordering::SeqCst);
+        assert_eq!(node.one(claim(users[0], epoch)), Outcome::Done);
+        assert_eq!(cut.load(Ordering::SeqCst), 0, "nothing was cut");
+        assert_eq!(fixture.node.one(claim(users[0], 9)), Outcome::InUse(node.claimed_as(epoch)));
+        assert_eq!(node.one(Write::Release { user: users[0], epoch }), Outcome::Done);
+    }
 }
 
 #[test]
