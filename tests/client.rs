@@ -2,15 +2,24 @@
 
 mod support;
 
+use std::ffi::OsStr;
 use std::fs;
-use std::io::Write;
-use std::net::TcpListener;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
-use support::{CHAT_CLIENT, ChatClient, Launch, Server, script};
+use rustix::termios::LocalModes;
+use serde_json::json;
+use support::{Account, CHAT_CLIENT, ChatClient, Client, Launch, Server, eventually, script};
 use tempfile::TempDir;
+use unicode_width::UnicodeWidthChar;
 
 /// A server on the store in `directory`; port 0 takes any that is free.
 fn start_server(directory: &Path, port: u16) -> Server {
@@ -232,7 +241,14 @@ fn on_a_terminal(port: u16, home: &Path) -> ChatClient {
 
 /// What a terminal of unlimited width shows after `output`: as much of one as the line editor uses.
 fn screen(output: &str) -> Vec<String> {
-    let (mut rows, mut row, mut column) = (vec![Vec::new()], 0, 0);
+    screen_of(output, usize::MAX, false)
+}
+
+/// The same of one that has so many columns, and takes two for characters of ambiguous width if it
+/// is `wide`.
+fn screen_of(output: &str, columns: usize, wide: bool) -> Vec<String> {
+    let (mut rows, mut row, mut column): (Vec<Vec<char>>, _, _) = (vec![Vec::new()], 0, 0);
+    let mut wraps = true;
     let mut chars = output.chars();
     while let Some(c) = chars.next() {
         match c {
@@ -260,15 +276,23 @@ fn screen(output: &str) -> Vec<String> {
                         rows.truncate(row + 1);
                         rows[row].truncate(column);
                     }
+                    'h' | 'l' if argument == "?7" => wraps = command == Some('h'),
                     'h' | 'l' | 'm' => {}
                     other => panic!("the screen does not know {other:?} in {output:?}"),
                 }
             }
             c => {
+                let width = if wide { c.width_cjk() } else { c.width() }.unwrap_or(0);
+                if column + width > columns && wraps {
+                    (row, column) = (row + 1, 0);
+                    rows.resize(rows.len().max(row + 1), Vec::new());
+                }
+                // Where none is wide, a column is a character.
+                column = column.min(columns - width);
                 let length = rows[row].len().max(column + 1);
                 rows[row].resize(length, ' ');
                 rows[row][column] = c;
-                column += 1;
+                column += width;
             }
         }
     }
@@ -354,4 +378,477 @@ fn two_people_talk_at_their_terminals() {
         assert!(!output.contains("secret") && shown.contains("userpassword:******"), "{shown}");
         println!("{name} sees:\n\n{shown}");
     }
+}
+
+/// A client on a terminal of its own, at its menu.
+fn at_its_menu(port: u16, home: &Path, columns: u16) -> ChatClient {
+    let mut command = Command::new(CHAT_CLIENT);
+    command.args(["127.0.0.1", &port.to_string()]).env("XDG_STATE_HOME", home);
+    let mut client = ChatClient::spawn_on_terminal(&mut command, columns);
+    client.wait_for("choice:");
+    client
+}
+
+/// The same, logged in as user 2, "li si".
+fn li_at_a_terminal(port: u16, home: &Path, columns: u16) -> ChatClient {
+    let mut li = at_its_menu(port, home, columns);
+    li.send("1\r2\rsecret\r");
+    li.wait_for("li si> ");
+    li
+}
+
+/// What was said to user 1 while it was away.
+fn said_to_zhang(port: u16) -> Vec<String> {
+    let text = script(port, "1\n1\nsecret\n");
+    let said = text.lines().filter_map(|line| line.split_once("[2]li si said: "));
+    said.map(|(_, text)| text.to_owned()).collect()
+}
+
+#[test]
+fn all_lines_of_a_paste_are_read_in_order_and_once() {
+    let (directory, server) = server_with_two();
+    let port = server.address.port();
+    for (end, before, behind) in [("\r", "", ""), ("\n", "", ""), ("\r\n", "", ""), ("\r", "\x1b[200~", "\x1b[201~")] {
+        let mut li = at_its_menu(port, directory.path(), 80);
+        let expected: Vec<String> = (0..50).map(|n| format!("n{n}: 你好")).collect();
+        let lines: String = expected.iter().map(|text| format!("chat:1:{text}{end}")).collect();
+        // From the menu to the end in one write; the last line needs its end like any other.
+        li.send(format!("{before}1{end}2{end}secret{end}{lines}quit{end}{behind}"));
+        let (text, status) = li.finish();
+        assert_eq!(status.code(), Some(0), "{text}");
+        assert!(!text.contains("secret") && text.contains("user password:******"), "{text:?}");
+        assert_eq!(said_to_zhang(port), expected, "{end:?} {before:?}");
+    }
+    let history = fs::read_to_string(directory.path().join("chat-client/history")).unwrap();
+    assert!(history.contains("chat:1:n49: 你好") && !history.contains("secret"), "{history}");
+}
+
+#[test]
+fn a_paste_of_a_thousand_lines_is_read_while_replies_come() {
+    let (directory, server) = server_with_two();
+    let port = server.address.port();
+    let mut zhang = ChatClient::login(port, 1);
+    let mut li = li_at_a_terminal(port, directory.path(), 80);
+    let expected: Vec<String> = (0..1000).map(|n| format!("{n} {}", "x".repeat(90))).collect();
+    li.send(expected.iter().map(|text| format!("chat:1:{text}\r")).collect::<String>());
+    for text in expected.iter().step_by(100) {
+        zhang.wait_for(&format!("[2]li si said: {text}\n"));
+    }
+    zhang.wait_for(&format!("said: {}\n", expected[999]));
+    li.send("quit\r");
+    assert_eq!(li.finish().1.code(), Some(0));
+    let (text, _) = zhang.finish();
+    let said: Vec<_> = text.lines().filter_map(|line| Some(line.split_once("li si said: ")?.1)).collect();
+    assert_eq!(said, expected);
+}
+
+#[test]
+fn what_is_typed_ahead_answers_what_is_asked_later() {
+    let (directory, server) = server_with_two();
+    let port = server.address.port();
+    let mut li = at_its_menu(port, directory.path(), 80);
+    // Cut in the midst of a line, a password, a character and a CRLF.
+    for piece in
+        [&b"1\r"[..], b"\n2\r\nsec", b"ret\r", b"\nchat:1:\xe4\xbd", b"\xa0\xe5\xa5\xbd\r\nwho", b"ami\rloginout\r3\r"]
+    {
+        li.send(piece);
+    }
+    let (text, status) = li.finish();
+    assert_eq!(status.code(), Some(0), "{text}");
+    assert_in_order(&text, &["current login user => id:2", "current login user => id:2", "logged out", "choice:3"]);
+    assert_eq!(said_to_zhang(port), ["你好"]);
+    // Each is told what became of it, also while there is no connection.
+    let mut server = server;
+    let mut li = li_at_a_terminal(port, directory.path(), 80);
+    server.kill();
+    li.wait_for("connection lost");
+    li.send("chat:1:a\rchat:1:b\rchat:1:c\rquit\r");
+    let (text, status) = li.finish();
+    assert_eq!(status.code(), Some(0), "{text}");
+    assert_in_order(&text, &["not sent: chat:1:a", "not sent: chat:1:b", "not sent: chat:1:c"]);
+}
+
+#[test]
+fn a_file_is_read_to_its_last_byte() {
+    let (directory, server) = server_with_two();
+    let port = server.address.port();
+    let expected: Vec<String> = (0..1000).map(|n| format!("{n} {}", "好".repeat(30))).collect();
+    let lines: Vec<String> = expected.iter().map(|text| format!("chat:1:{text}")).collect();
+    let path = directory.path().join("lines");
+    fs::write(&path, format!("\u{feff}1\r\n2\r\nsecret\r\n{}", lines.join("\r\n"))).unwrap();
+    let mut client = Command::new(CHAT_CLIENT);
+    client.args(["127.0.0.1", &port.to_string()]).stdin(fs::File::open(path).unwrap());
+    assert!(client.output().unwrap().status.success());
+    assert_eq!(said_to_zhang(port), expected);
+}
+
+#[test]
+fn bytes_that_are_no_text_end_nothing() {
+    let (directory, server) = server_with_two();
+    let port = server.address.port();
+    let mut li = li_at_a_terminal(port, directory.path(), 80);
+    // Latin-1, GBK, what is never UTF-8, half a character; and one that comes in two reads.
+    for piece in
+        [&b"chat:1:caf\xe9\rchat:1:\xc4\xe3\rchat:1:\xff\xfe!\rchat:1:\xf0\x9f\rchat:1:\xe4"[..], b"\xbd\xa0\r"]
+    {
+        li.send(piece);
+    }
+    (0..5).for_each(|_| li.wait_for("stored for 1"));
+    li.send("quit\r");
+    let (text, status) = li.finish();
+    assert_eq!(status.code(), Some(0), "{text}");
+    assert!(text.contains("chat:1:caf\u{fffd}"), "{text}");
+    let expected = ["caf\u{fffd}", "\u{fffd}\u{fffd}", "\u{fffd}\u{fffd}!", "\u{fffd}", "你"];
+    assert_eq!(said_to_zhang(port), expected);
+    let mut pipe = ChatClient::start(port, &[]);
+    pipe.send(b"\xff\n1\n2\nsecret\nchat:1:\x80\xe4\xbd\n\xfe\nchat:1:\xe4");
+    let (text, status) = pipe.finish();
+    assert_eq!(status.code(), Some(0), "{text}");
+    assert_eq!(said_to_zhang(port), ["\u{fffd}\u{fffd}", "\u{fffd}"]);
+}
+
+#[test]
+fn a_terminal_is_spoken_to_in_the_locales_character_set() {
+    let (directory, server) = server_with_two();
+    let port = server.address.port();
+    let in_locale = |locale: &str| {
+        let mut command = Command::new(CHAT_CLIENT);
+        command.args(["--lang", "en", "127.0.0.1", &port.to_string()]);
+        command.env("XDG_STATE_HOME", directory.path()).env("LC_ALL", locale);
+        let mut client = ChatClient::spawn_on_terminal(&mut command, 80);
+        client.wait_for("choice:");
+        client.send("1\r2\rsecret\r");
+        client.wait_for("li si> ");
+        client
+    };
+    for (locale, hello, shown) in [
+        ("zh_CN.GBK", &b"\xc4\xe3\xba\xc3"[..], "你好"),
+        ("zh_CN.GB18030", b"\xc4\xe3\xba\xc3", "你好"),
+        ("zh_TW.BIG5", b"\xa7\x41\xa6\x6e", "你好"),
+        ("ja_JP.eucJP", b"\xc6\xfc\xcb\xdc", "日本"),
+        ("de_DE.ISO-8859-1", b"caf\xe9", "café"),
+    ] {
+        let mut li = in_locale(locale);
+        // A byte at a time: the second of two may be one that means something alone.
+        for byte in [b"chat:1:", hello, b"\r"].concat() {
+            li.send([byte]);
+        }
+        li.wait_for("stored for 1");
+        let peer = script(port, &format!("1\n1\nsecret\nchat:2:{shown}👍\n"));
+        assert!(peer.contains(&format!("[2]li si said: {shown}\n")), "{locale}: {peer}");
+        li.wait_for("said: ");
+        li.wait_for("li si> ");
+        let emoji = if locale.ends_with("GB18030") { &b"\x94\x39\xd1\x31"[..] } else { br"\u{1f44d}" };
+        let line = [b"said: ", hello, emoji].concat();
+        assert!(li.bytes().windows(line.len()).any(|bytes| bytes == line), "{locale}: {:?}", li.text());
+        li.send("quit\r");
+        assert_eq!(li.finish().1.code(), Some(0));
+    }
+}
+
+#[test]
+fn arguments_and_variables_that_are_no_text_are_told() {
+    let (_directory, server) = server_with_two();
+    let odd = OsStr::from_bytes(b"\xff\xc4\xe3");
+    for arguments in [&[odd][..], &[OsStr::new("--lang"), odd], &[OsStr::new("127.0.0.1"), odd]] {
+        let output = Command::new(CHAT_CLIENT).args(arguments).stdin(Stdio::null()).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{error}");
+        assert!(error.starts_with("error: ") && !error.contains("panicked"), "{error}");
+    }
+    let mut client = Command::new(CHAT_CLIENT);
+    client.args(["127.0.0.1", &server.address.port().to_string()]).stdin(Stdio::null());
+    for name in ["LC_ALL", "LC_CTYPE", "LANG", "TERM", "HOME", "XDG_STATE_HOME"] {
+        client.env(name, odd);
+    }
+    assert_eq!(client.output().unwrap().status.code(), Some(0));
+}
+
+fn signal(pid: u32, name: &str) {
+    assert!(Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status().unwrap().success());
+}
+
+#[test]
+fn every_way_out_gives_the_terminal_back() {
+    let (directory, mut server) = server_with_two();
+    let port = server.address.port();
+    // Where it is when it ends: at the menu, at a password, or with half a command.
+    let started = |typed: &str, then: &str| {
+        let mut command = Command::new(CHAT_CLIENT);
+        command.args(["127.0.0.1", &port.to_string()]).env("XDG_STATE_HOME", directory.path());
+        let mut client = ChatClient::spawn_on_terminal(&mut command, 80);
+        client.wait_for("choice:");
+        assert!(!client.modes().local_modes.contains(LocalModes::ECHO));
+        client.send(typed);
+        client.wait_for(then);
+        client
+    };
+    let places = [("", ""), ("1\r2\rsec", "user password:***"), ("1\r2\rsecret\rchat:1:ha", "li si> chat:1:ha")];
+    let is_given_back = |client: &ChatClient, how: &str| {
+        eventually(&format!("echo after {how}"), || client.modes().local_modes.contains(LocalModes::ECHO));
+        let modes = client.modes();
+        assert!(modes.local_modes.contains(LocalModes::ICANON | LocalModes::ISIG | LocalModes::IEXTEN), "{how}");
+    };
+    for (typed, then) in places {
+        for (name, number) in [
+            ("HUP", 1),
+            ("INT", 2),
+            ("QUIT", 3),
+            ("ABRT", 6),
+            ("USR1", 10),
+            ("USR2", 12),
+            ("ALRM", 14),
+            ("TERM", 15),
+            ("VTALRM", 26),
+        ] {
+            let client = started(typed, then);
+            signal(client.pid(), name);
+            is_given_back(&client, name);
+            let (text, status) = client.finish();
+            assert_eq!(status.signal(), Some(number), "{text}");
+            assert!(text.ends_with('\n') || text.ends_with("\r\x1b[J"), "the next prompt begins a row: {text:?}");
+        }
+        // Typed, as signals and as the end of the input.
+        for (key, number) in [("\x03", Some(2)), ("\x1c", Some(3)), ("\x15\x04", None)] {
+            let mut client = started(typed, then);
+            client.send(key);
+            is_given_back(&client, key);
+            assert_eq!(client.finish().1.signal(), number, "{key:?}");
+        }
+    }
+    // It took leave: the account is free at once, and what it had sent has arrived.
+    let mut client = started("1\r2\rsecret\rchat:1:last words\r", "stored for 1");
+    client.send("\x03");
+    assert_eq!(client.finish().1.signal(), Some(2));
+    assert!(script(port, "1\n2\nsecret\n").contains("current login user => id:2"));
+    assert_eq!(said_to_zhang(port), ["last words"]);
+    // A server that has gone, and one that is not there.
+    let mut client = started("1\r2\rsecret\r", "li si> ");
+    server.kill();
+    client.wait_for("connection lost");
+    client.send("quit\r");
+    is_given_back(&client, "quit");
+    assert_eq!(client.finish().1.code(), Some(0));
+    let mut command = Command::new(CHAT_CLIENT);
+    command.args(["127.0.0.1", &port.to_string()]);
+    let mut client = ChatClient::spawn_on_terminal(&mut command, 80);
+    client.wait_for("cannot connect");
+    is_given_back(&client, "an error");
+    assert_eq!(client.finish().1.code(), Some(2));
+}
+
+#[test]
+fn a_script_that_is_told_to_end_takes_leave() {
+    let (_directory, server) = server_with_two();
+    let port = server.address.port();
+    for (name, number) in [("TERM", 15), ("INT", 2), ("HUP", 1)] {
+        let client = ChatClient::login(port, 2);
+        signal(client.pid(), name);
+        // Its input is open still.
+        eventually("the account to be free", || script(port, "1\n2\nsecret\n").contains("current login user"));
+        let (text, status) = client.finish();
+        assert_eq!(status.signal(), Some(number), "{text}");
+        assert!(text.contains("logged out\n"), "{text}");
+    }
+    // What was ignored when it began stays so.
+    let mut under_nohup = Command::new("nohup");
+    let mut client = ChatClient::spawn(under_nohup.args([CHAT_CLIENT, "127.0.0.1", &port.to_string()]));
+    client.wait_for("choice:");
+    signal(client.pid(), "HUP");
+    client.line("1\n2\nsecret\nwhoami");
+    client.wait_for("current login user");
+    client.wait_for("current login user");
+    assert_eq!(client.finish().1.code(), Some(0));
+}
+
+#[test]
+fn a_reader_that_leaves_ends_it_quietly() {
+    let (directory, server) = server_with_two();
+    let command = format!("{CHAT_CLIENT} 127.0.0.1 {} | head -n 1; stty -a", server.address.port());
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &command]).env("XDG_STATE_HOME", directory.path());
+    let mut client = ChatClient::spawn_on_terminal(&mut shell, 80);
+    client.wait_for(" echo ");
+    let (text, _) = client.finish();
+    assert!(text.contains(" icanon ") && !text.contains("panicked"), "{text}");
+}
+
+#[test]
+fn a_stop_lends_the_terminal_to_the_shell() {
+    let (directory, server) = server_with_two();
+    let command = format!(
+        "set -m; {CHAT_CLIENT} 127.0.0.1 {}; stty -a; read -r line; echo \"shell:$line\"; fg; echo status $?",
+        server.address.port()
+    );
+    let mut shell = Command::new("bash");
+    shell.args(["-c", &command]).env("XDG_STATE_HOME", directory.path());
+    let mut li = ChatClient::spawn_on_terminal(&mut shell, 80);
+    li.wait_for("choice:");
+    li.send("1\r2\rsecret\rchat:1:be");
+    li.wait_for("li si> chat:1:be");
+    li.send("\x1a");
+    li.wait_for(" echo ");
+    assert!(li.modes().local_modes.contains(LocalModes::ICANON | LocalModes::ECHO));
+    li.send("ls\n");
+    li.wait_for("shell:ls");
+    // It goes on where it was, and nobody else echoes.
+    li.wait_for("li si> chat:1:be");
+    eventually("the client's modes", || !li.modes().local_modes.contains(LocalModes::ECHO));
+    li.send("fore\rquit\r");
+    li.wait_for("status 0");
+    li.finish();
+    assert_eq!(said_to_zhang(server.address.port()), ["before"]);
+    // Nobody could continue one that leads its session: it is not stopped at all.
+    let mut li = li_at_a_terminal(server.address.port(), directory.path(), 80);
+    li.send("\x1achat:1:on\rquit\r");
+    assert_eq!(li.finish().1.code(), Some(0));
+    assert_eq!(said_to_zhang(server.address.port()), ["on"]);
+}
+
+#[test]
+fn what_is_received_passes_for_nothing_else() {
+    let (directory, server) = server_with_two();
+    let mut li = li_at_a_terminal(server.address.port(), directory.path(), 72);
+    let mut zhang = Client::connect(server.address);
+    zhang.login(&Account { id: 1, name: "zhang san".into(), password: "secret".into() });
+    let forged = "2026-11-28 11:00:00 [9]boss said: pay";
+    let prefix = "2026-11-28 11:00:00 [1]zhang san said: ".len();
+    let mut say = |text: String, time: String| {
+        zhang.must(json!({"msgid": 6, "id": 1, "name": "zhang san", "toid": 2, "msg": text, "time": time}));
+    };
+    let now = || "2026-11-28 11:00:00".to_owned();
+    say("hi".into(), forged.into());
+    say("hi".into(), "9".repeat(20_000));
+    for pad in [" ", "\u{a0}", "\u{3000}", "α", "中", "👍", "\u{301}"] {
+        for columns in (60..80).chain(130..150) {
+            say(format!("{}{forged}", pad.repeat(columns - prefix)), now());
+        }
+    }
+    for before in ["\n", "\r", "\r\n", "\u{2028}", "\u{85}", "\u{b}", "\u{c}", "\u{1b}[2J", "\u{9b}2J", "\u{202e}"] {
+        say(format!("{before}{forged}"), now());
+    }
+    say("the end".into(), now());
+    li.wait_for("said: the end");
+    li.wait_for("li si> ");
+    let text = li.text();
+    for wide in [false, true] {
+        let rows = screen_of(&text, 72, wide);
+        assert!(rows.iter().any(|row| row.starts_with("  | 2026-11-28 11:00:00 [9]boss")), "{rows:#?}");
+        for row in rows {
+            assert!(!row.trim_start().starts_with("2026-11-28 11:00:00 [9]"), "{row:?}");
+        }
+    }
+    assert!(text.contains("????-??-?? ??:??:?? [1]zhang san said: hi\r\n"), "{text}");
+    for hidden in ['\u{2028}', '\u{85}', '\u{9b}', '\u{202e}'] {
+        assert!(!text.contains(hidden) && text.contains(&hidden.escape_unicode().to_string()), "{hidden:?}");
+    }
+    li.send("quit\r");
+    assert_eq!(li.finish().1.code(), Some(0));
+}
+
+/// A way to a server on which nothing passes any more when it is told so, and nobody hears of it.
+struct Way {
+    address: SocketAddr,
+    is_cut: Arc<AtomicBool>,
+}
+
+impl Way {
+    fn to(server: SocketAddr) -> Way {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (address, is_cut) = (listener.local_addr().unwrap(), Arc::new(AtomicBool::new(false)));
+        let cut = Arc::clone(&is_cut);
+        // Its threads end with the test's process.
+        thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                let server = TcpStream::connect(server).unwrap();
+                for (from, to) in [(&client, &server), (&server, &client)] {
+                    let (from, to, cut) = (from.try_clone().unwrap(), to.try_clone().unwrap(), Arc::clone(&cut));
+                    thread::spawn(move || pass(from, to, &cut));
+                }
+            }
+        });
+        Way { address, is_cut }
+    }
+}
+
+/// Passes on what comes, or keeps the connection and passes nothing.
+fn pass(mut from: TcpStream, mut to: TcpStream, cut: &AtomicBool) {
+    from.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+    let mut chunk = [0; 4096];
+    let mut was_cut = false;
+    loop {
+        was_cut |= cut.load(Ordering::SeqCst);
+        match from.read(&mut chunk) {
+            Ok(0) => break,
+            Ok(read) if !was_cut => to.write_all(&chunk[..read]).unwrap(),
+            Ok(_) => {}
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            Err(_) => break,
+        }
+    }
+    // A network that is cut tells the server nothing, for a while.
+    if was_cut {
+        thread::sleep(Duration::from_secs(3));
+    }
+    let _ = to.shutdown(Shutdown::Both);
+}
+
+#[test]
+fn a_network_that_went_away_is_noticed_and_the_account_is_waited_for() {
+    let (_directory, server) = server_with_two();
+    let way = Way::to(server.address);
+    let mut li = ChatClient::login(way.address.port(), 2);
+    way.is_cut.store(true, Ordering::SeqCst);
+    let since = Instant::now();
+    li.wait_for("connection lost (the server answers nothing), reconnecting\n");
+    assert!(since.elapsed() < Duration::from_secs(28), "{:?}", since.elapsed());
+    way.is_cut.store(false, Ordering::SeqCst);
+    li.wait_for("connected again\n");
+    li.wait_for("cannot log in yet: this account is using, input another!\n");
+    li.wait_for("logged in again as li si\n");
+    assert!(script(server.address.port(), "1\n1\nsecret\nchat:2:back?\n").contains("delivered to 2\n"));
+    li.wait_for("[1]zhang san said: back?\n");
+}
+
+#[test]
+fn a_server_that_greets_and_closes_gets_few_connections() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let greet = |mut stream: TcpStream| {
+        let mut ping = [0; 128];
+        assert!(stream.read(&mut ping).unwrap() > 0);
+        stream.write_all(b"{\"msgid\":203,\"seq\":0}\n").unwrap();
+    };
+    let client = ChatClient::start(port, &[]);
+    greet(listener.accept().unwrap().0);
+    listener.set_nonblocking(true).unwrap();
+    let end = Instant::now() + Duration::from_secs(8);
+    let mut again = 0;
+    while Instant::now() < end {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false).unwrap();
+                greet(stream);
+                again += 1;
+            }
+            Err(_) => thread::sleep(Duration::from_millis(5)),
+        }
+    }
+    assert!((2..=5).contains(&again), "{again} connections in 8 s");
+    signal(client.pid(), "KILL");
+}
+
+#[test]
+fn commands_of_a_chinese_input_method_are_read() {
+    let (_directory, server) = server_with_two();
+    let text = script(
+        server.address.port(),
+        "１\n１\nsecret\nchat：2：a：b:c\naddfriend：２\ncreategroup：数学：几何：代数\ngroupchat：１：１２：３０\nloginout：\n３\n",
+    );
+    assert_in_order(
+        &text,
+        &["stored for 2", "2 is your friend now", "group 数学 created, groupid is 1", "group 1: ", "logged out"],
+    );
+    let text = script(server.address.port(), "1\n2\nsecret\naddgroup：1\n");
+    assert_in_order(&text, &["[1]zhang san said: a：b:c\n", "you joined group 1"]);
 }

@@ -91,6 +91,7 @@ impl Editor {
             Key::Char(c) => self.insert(c.encode_utf8(&mut [0; 4])),
             Key::Enter => {
                 let line = std::mem::take(&mut self.text);
+                self.cursor = 0;
                 if self.mode == Mode::Recalled {
                     self.history.add(&line);
                 }
@@ -217,8 +218,12 @@ impl Editor {
         let to = rows.len().min(from + size.rows);
         let back = up(to - 1 - row);
         self.drawn.rows = row - from;
-        let place = if column == 0 { String::new() } else { format!("\x1b[{column}C") };
-        format!("{erased}{}{back}\r{place}", rows[from..to].join("\n"))
+        let place = match column {
+            _ if behind.is_empty() => String::new(),
+            0 => "\r".into(),
+            column => format!("\r\x1b[{column}C"),
+        };
+        format!("{erased}{}{back}{place}", rows[from..to].join("\n"))
     }
 
     /// What draws `line` as the finished line, for ever.
@@ -353,7 +358,7 @@ mod tests {
         let size = Size { columns: 10, rows: 3, ..SIZE };
         let mut editor = editor();
         after(&mut editor, "12345678");
-        assert_eq!(editor.draw(size), "\r\x1b[J> 12345678\n\r", "a full row leaves the cursor on the next");
+        assert_eq!(editor.draw(size), "\r\x1b[J> 12345678\n", "a full row leaves the cursor on the next");
         after(&mut editor, "中文字\x1b[D\x1b[D\x1b[D\x1b[D");
         assert_eq!(editor.draw(size), "\x1b[1A\r\x1b[J> 12345678\n中文字\x1b[1A\r\x1b[9C");
         assert_eq!(editor.erase(size), "\r\x1b[J");

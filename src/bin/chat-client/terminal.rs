@@ -156,20 +156,25 @@ impl Terminal {
                         let _ = screen.finish(&line);
                         break Some(line);
                     }
-                    Some(Entered::EndOfInput) => break None,
+                    Some(Entered::EndOfInput) => {
+                        let _ = screen.leave();
+                        break None;
+                    }
                     Some(Entered::Interrupt) => interrupt(),
                     None => {
                         let _ = screen.draw();
                         drop(screen);
                         match read(&mut chunk) {
                             Ok(read @ 1..) => keys.push(&input.decode(&chunk[..read], false)),
-                            _ => break None,
+                            _ => {
+                                let _ = self.lock().leave();
+                                break None;
+                            }
                         }
                     }
                 }
             };
             let ended = line.is_none();
-            self.lock().asking = false;
             on_line(line);
             if ended {
                 return;
@@ -247,10 +252,17 @@ impl Screen {
 
     fn finish(&mut self, line: &str) -> io::Result<()> {
         let drawn = self.editor.finish(line, self.size_to_edit());
+        self.asking = false;
         if self.hidden { Ok(()) } else { self.write_edit(&drawn) }
     }
 
-    /// Ends the row on which the cursor stands, so that whoever comes next begins on a new one.
+    /// Gives up the line that is being typed.
+    fn leave(&mut self) -> io::Result<()> {
+        let erased = self.editor.erase(self.size_to_edit());
+        if std::mem::take(&mut self.asking) && !self.hidden { self.write_edit(&erased) } else { Ok(()) }
+    }
+
+    /// Takes it off the screen, so that whoever writes next begins a row.
     fn hide(&mut self) -> io::Result<()> {
         if std::mem::replace(&mut self.hidden, true) || !self.asking {
             return Ok(());
