@@ -197,7 +197,8 @@ impl Server {
         let (done, released) = bounded(1);
         thread("last-writes".to_owned(), move || {
             pool.finish();
-            let _ = done.send(store.release_all());
+            let released = store.release_all().context("could not set everybody offline; the next start does it");
+            let _ = done.send(released.and(store.close().context("could not close the store")));
             // The reactors have taken their wakers along, so the keeper ends, and the lease with it.
             if let Some(Cluster { bus, keeper }) = cluster {
                 join(keeper);
@@ -205,15 +206,15 @@ impl Server {
             }
             Ok(())
         })?;
-        let deadline = Instant::now() + LAST_WRITES;
+        // What the clients have left of their time is the store's.
+        let deadline = (Instant::now() + LAST_WRITES).max(started + WIND_UP + LAST_WRITES);
         let outcome = released.recv_deadline(deadline);
         self.monitor.into_iter().for_each(Monitor::join);
         // Whoever is offline is so; that a lease then runs out instead of ending, where Redis hangs, is no
         // failure. The channel's end tells that this is done as well.
         let _ = released.recv_deadline(deadline);
         match outcome {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => bail!("could not set everybody offline: {error}; the next start does it"),
+            Ok(outcome) => outcome,
             Err(_) => bail!("the store did not finish in time; the next start sets everybody offline"),
         }
     }

@@ -88,6 +88,10 @@ pub enum StoreError {
     /// The disk is full or read-only, the database is away: it may work again later.
     #[error("storage is unavailable: {0}")]
     Unavailable(String),
+    /// The files of the database are not those any more that were opened. Nothing is read or written until
+    /// a restart; the store has said so in the log, once.
+    #[error("storage is gone: {0}")]
+    Gone(Arc<str>),
 }
 
 /// One write. What it can come to is the [`Outcome`] named beside it.
@@ -181,6 +185,15 @@ pub trait Store: Send + Sync {
 
     /// Sets this node's users offline, at its end.
     fn release_all(&self) -> Result<(), StoreError>;
+
+    /// Ends: what is queued is done, and the store is left as whoever comes next should find it. Every
+    /// connection is refused from now on. May wait for a read that is in the middle.
+    ///
+    /// # Errors
+    /// What is not as it should be.
+    fn close(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
 
     /// The roll of who has which account, where several nodes share the store.
     fn roll(&self) -> Option<Box<dyn Roll>>;

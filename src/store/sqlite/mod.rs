@@ -13,64 +13,93 @@
 //! | file | what |
 //! | --- | --- |
 //! | `mod.rs` | the store: how it is opened, and how it ends |
-//! | `file.rs` | the file, its lock, and a connection to it |
+//! | `file.rs` | the file, its lock, whether it is still there, and a connection to it |
 //! | `migrate.rs` | the tables, and what brings them up to date |
 //! | `writer.rs` | the one thread that writes |
 //! | `write.rs` | what each write does |
+//! | `shrink.rs` | giving space back |
 //! | `read.rs` | a worker's connection, and what it reads |
 
 mod file;
 mod migrate;
 mod read;
+mod shrink;
 #[cfg(test)]
 mod tests;
 mod write;
 mod writer;
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::unbounded;
-use rusqlite::{OpenFlags, OptionalExtension, Params, Row};
+use rusqlite::{ErrorCode, OptionalExtension, Params, Row};
 
-use super::quota::Room;
 use super::{Connection, GroupId, Quotas, Roll, Store, StoreError, UserId};
-use file::{EXISTING, WRITER_CACHE, lock, open};
+use file::{Place, Shown, Watch};
 use migrate::{MIGRATIONS, migrate};
-use read::SqliteConnection;
+use read::{Slot, SqliteConnection};
 use write::release_all;
 #[cfg(test)]
 use writer::Fault;
-use writer::{Queue, WAL_LIMIT, Work, Writer};
+use writer::{Queue, Work, Writer};
 
-/// Why the database cannot be opened.
+/// Why the database cannot be opened. Each text names the path as it was given, and says once what
+/// is wrong with it and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    #[error("{} is in use by another server, which holds {}", .database.display(), .lock.display())]
-    InUse { database: PathBuf, lock: PathBuf },
-    #[error("{}: {source}", .path.display())]
-    File { path: PathBuf, source: io::Error },
+    /// A second server at one file.
+    #[error("sqlite:{} is in use by another server, which holds {}", Shown(.given), Shown(.lock))]
+    InUse { given: PathBuf, lock: PathBuf },
+    /// No database can be there.
+    #[error("sqlite:{}: {what}", Shown(.given))]
+    Path { given: PathBuf, what: String },
+    /// The file is of a later version.
     #[error(
-        "{} is a database of version {found}, and this server knows none above {}: a newer server made it",
-        .path.display(), MIGRATIONS.len()
+        "sqlite:{} is a database of version {found}, and this server knows none above {}: a newer server made it",
+        Shown(.given), MIGRATIONS.len()
     )]
-    Newer { path: PathBuf, found: i64 },
-    #[error("{}: {source}", .path.display())]
-    Database { path: PathBuf, source: rusqlite::Error },
+    Newer { given: PathBuf, found: i64 },
+    /// SQLite would not open it.
+    #[error("sqlite:{}: {what}", Shown(.given))]
+    Database { given: PathBuf, what: String },
     #[error("cannot start the writer thread: {0}")]
     Thread(io::Error),
 }
 
+impl OpenError {
+    fn database(place: &Place, error: &rusqlite::Error) -> OpenError {
+        let advice = match error.sqlite_error_code() {
+            Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => {
+                "; let this user write to it and to its folder"
+            }
+            Some(ErrorCode::NotADatabase) => "; name another path, or move this file away",
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => "; end the other process that uses it",
+            Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure) => "; look whether the disk is full",
+            Some(ErrorCode::DatabaseCorrupt) => "; put a backup in its place",
+            _ => "",
+        };
+        OpenError::Database { given: place.given.clone(), what: format!("{}{advice}", sqlite_text(error)) }
+    }
+}
+
+/// What SQLite says, without the path that it may bear: whoever shows it names that already.
+fn sqlite_text(error: &rusqlite::Error) -> String {
+    match error {
+        rusqlite::Error::SqliteFailure(cause, _) if cause.code == ErrorCode::CannotOpen => "unable to open it".into(),
+        error => error.to_string(),
+    }
+}
+
 /// A SQLite file, open for this process alone.
 ///
-/// Dropping it does what is queued, and then stops the writer; a connection that is still there
-/// can read on, and is told that the store is closed when it writes.
+/// Dropping it does what is queued, and closes it, as [`Store::close`] does.
 pub struct SqliteStore {
-    path: Arc<Path>,
+    shared: Arc<Shared>,
     queue: Queue,
     commits: Arc<AtomicU64>,
     writer: Option<JoinHandle<()>>,
@@ -80,38 +109,73 @@ pub struct SqliteStore {
     fault: Fault,
 }
 
+/// What the writer and all readers know.
+struct Shared {
+    place: Place,
+    /// The file is not there any more, or is another one: why nothing is read or written until a
+    /// restart.
+    gone: OnceLock<StoreError>,
+    closed: AtomicBool,
+    /// The readers' connections, which the end closes.
+    readers: Mutex<Vec<Arc<Slot>>>,
+}
+
+impl Shared {
+    fn readers(&self) -> MutexGuard<'_, Vec<Arc<Slot>>> {
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes, and says once, what became of the file.
+    fn lose(&self, what: &str) -> StoreError {
+        let path = Shown(&self.place.path);
+        let text = format!(
+            "{path}: {what} while this server runs; nothing is read or written until a restart, when the right file is in \
+             its place"
+        );
+        if self.gone.set(StoreError::Gone(text.as_str().into())).is_ok() {
+            log::error!("{text}");
+        }
+        StoreError::Gone(text.into())
+    }
+
+    /// What there is instead of an answer, if there can be none any more.
+    fn refusal(&self) -> Result<(), StoreError> {
+        match self.gone.get() {
+            Some(gone) => Err(gone.clone()),
+            None if self.closed.load(Ordering::Acquire) => Err(closed()),
+            None => Ok(()),
+        }
+    }
+}
+
+fn closed() -> StoreError {
+    StoreError::Unavailable("the store is closed".into())
+}
+
 impl SqliteStore {
     /// Opens the database at `path`, or creates it, and sets everyone offline.
+    ///
+    /// # Errors
+    /// See [`OpenError`]. A start that fails leaves no file behind that was not there before.
     pub fn open(path: &Path, quotas: Quotas) -> Result<SqliteStore, OpenError> {
-        let file_error = |source| OpenError::File { path: path.to_owned(), source };
-        // Absolute, so that SQLite's names with a meaning (":memory:", "file:…") have none; and
-        // resolved, so that a link to the database has the same lock as the database.
-        let path = std::path::absolute(path).map_err(file_error)?;
-        let path = fs::canonicalize(&path).unwrap_or(path);
-        let lock = lock(&path)?;
-        let database_error = |source| OpenError::Database { path: path.clone(), source };
-        let mut connection =
-            open(&path, EXISTING | OpenFlags::SQLITE_OPEN_CREATE, WRITER_CACHE).map_err(database_error)?;
-        let found = migrate(&mut connection).map_err(database_error)?;
-        if !usize::try_from(found).is_ok_and(|found| found <= MIGRATIONS.len()) {
-            return Err(OpenError::Newer { path, found });
+        let place = Place::find(path)?;
+        let (lock, mut leftovers) = file::lock(&place)?;
+        let is_new = !place.path.exists();
+        if is_new {
+            leftovers.add_database(&place);
         }
-        release_all(&connection).map_err(database_error)?;
+        let (connection, watch) = first_connection(&place, is_new)?;
 
-        let path: Arc<Path> = path.into();
+        let shared = Arc::new(Shared {
+            place,
+            gone: OnceLock::new(),
+            closed: AtomicBool::new(false),
+            readers: Mutex::default(),
+        });
         let (sender, receiver) = unbounded();
-        let writer = Writer {
-            path: path.clone(),
-            connection: Some(connection),
-            checkpoint_at: WAL_LIMIT,
-            quotas,
-            room: Room::new(quotas.offline),
-            commits: Arc::default(),
-            #[cfg(test)]
-            fault: Fault::default(),
-        };
-        Ok(SqliteStore {
-            path,
+        let writer = Writer::new(Arc::clone(&shared), connection, watch, quotas);
+        let store = SqliteStore {
+            shared,
             queue: Queue(sender),
             commits: writer.commits.clone(),
             #[cfg(test)]
@@ -123,7 +187,9 @@ impl SqliteStore {
                     .map_err(OpenError::Thread)?,
             ),
             _lock: lock,
-        })
+        };
+        leftovers.stay();
+        Ok(store)
     }
 
     /// How many transactions were committed. Batches written over this is how many share one.
@@ -132,9 +198,32 @@ impl SqliteStore {
     }
 }
 
+/// Opens the database, brings it up to date, and notes which file it is.
+fn first_connection(place: &Place, is_new: bool) -> Result<(rusqlite::Connection, Watch), OpenError> {
+    let no = |error: rusqlite::Error| OpenError::database(place, &error);
+    let mut connection = file::open_first(&place.path, is_new).map_err(no)?;
+    let watch = Watch::new(place).map_err(|error| OpenError::Path {
+        given: place.given.clone(),
+        what: format!("it was moved at once: {error}"),
+    })?;
+    let mode: String = connection.pragma_query_value(None, "journal_mode", |row| row.get(0)).map_err(no)?;
+    if mode != "wal" {
+        let what = "its file system cannot hold a database with a write-ahead log; name a path on a local disk".into();
+        return Err(OpenError::Path { given: place.given.clone(), what });
+    }
+    let found = migrate(&mut connection).map_err(no)?;
+    if !usize::try_from(found).is_ok_and(|found| found <= MIGRATIONS.len()) {
+        return Err(OpenError::Newer { given: place.given.clone(), found });
+    }
+    shrink::make_shrinkable(&connection, &place.path).map_err(no)?;
+    release_all(&connection).map_err(no)?;
+    file::keep_log(&connection, true).map_err(no)?;
+    Ok((connection, watch))
+}
+
 impl Store for SqliteStore {
     fn connection(&self) -> Box<dyn Connection> {
-        Box::new(SqliteConnection { path: self.path.clone(), queue: self.queue.clone(), reader: None })
+        Box::new(SqliteConnection::new(Arc::clone(&self.shared), self.queue.clone()))
     }
 
     fn release_all(&self) -> Result<(), StoreError> {
@@ -144,11 +233,21 @@ impl Store for SqliteStore {
     fn roll(&self) -> Option<Box<dyn Roll>> {
         None
     }
+
+    /// The readers' connections first, so that the writer's is the last one, with which SQLite
+    /// removes the log.
+    fn close(&self) -> Result<(), StoreError> {
+        self.shared.closed.store(true, Ordering::Release);
+        // One that is reading is waited for; the next read finds that the store is closed.
+        self.shared.readers().iter().for_each(|reader| drop(reader.lock().take()));
+        self.queue.submit(Work::Stop).map(drop)
+    }
 }
 
 impl Drop for SqliteStore {
     fn drop(&mut self) {
-        let _ = self.queue.submit(Work::Stop);
+        // Whoever wants to know how it went has closed it before.
+        let _ = self.close();
         if self.writer.take().is_some_and(|writer| writer.join().is_err()) {
             log::error!("the thread store-writer had panicked");
         }

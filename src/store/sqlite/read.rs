@@ -1,13 +1,12 @@
 //! A worker's connection, and what it reads.
 
-use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::Row;
 
-use super::file::{EXISTING, READER_CACHE, open};
+use super::file::{READER_CACHE, open};
 use super::writer::{Queue, Work};
-use super::{find, group_exists, list};
+use super::{Shared, find, group_exists, list};
 use crate::store::{
     Account, Connection, Friend, Group, GroupId, Member, Outcome, Page, RowId, StoreError, UserId, Write,
 };
@@ -24,23 +23,50 @@ pub(super) const LISTED: &str = "SELECT User.id, name, state, grouprole FROM Gro
 pub(super) const MEMBERS: &str = "SELECT userid FROM GroupUser WHERE groupid = ?1 ORDER BY userid";
 pub(super) const PAGE: &str = "SELECT id, message FROM OfflineMessage WHERE userid = ?1 ORDER BY id";
 
+/// A reader's connection to the file, where the store's end can close it.
+#[derive(Default)]
+pub(super) struct Slot(Mutex<Option<rusqlite::Connection>>);
+
+impl Slot {
+    pub fn lock(&self) -> MutexGuard<'_, Option<rusqlite::Connection>> {
+        // A panic ends the process.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// One worker's: the queue for its writes, and a database connection for its reads.
 pub(super) struct SqliteConnection {
-    pub path: Arc<Path>,
-    pub queue: Queue,
+    shared: Arc<Shared>,
+    queue: Queue,
     /// Opened when first used, and anew after a failure.
-    pub reader: Option<rusqlite::Connection>,
+    reader: Arc<Slot>,
 }
 
 impl SqliteConnection {
+    pub fn new(shared: Arc<Shared>, queue: Queue) -> SqliteConnection {
+        let reader = Arc::<Slot>::default();
+        shared.readers().push(Arc::clone(&reader));
+        SqliteConnection { shared, queue, reader }
+    }
+
     fn read<T>(&mut self, read: impl FnOnce(&rusqlite::Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
-        let reader = match self.reader.take() {
+        let mut slot = self.reader.lock();
+        let reader = slot.take();
+        // Behind the lock, so that the store's end finds every reader or is seen by it.
+        self.shared.refusal()?;
+        let reader = match reader {
             Some(reader) => reader,
-            None => open(&self.path, EXISTING, READER_CACHE)?,
+            None => open(&self.shared.place.path, READER_CACHE)?,
         };
         let result = read(&reader)?;
-        self.reader = Some(reader);
+        *slot = Some(reader);
         Ok(result)
+    }
+}
+
+impl Drop for SqliteConnection {
+    fn drop(&mut self) {
+        self.shared.readers().retain(|reader| !Arc::ptr_eq(reader, &self.reader));
     }
 }
 

@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{TryRecvError, bounded};
 
-use super::file::{READER_CACHE, sidecar};
+use super::file::{READER_CACHE, open, sidecar};
 use super::read::{FRIENDS, GROUPS, LISTED, MEMBERS, PAGE};
 use super::write::HERE;
-use super::writer::{CHECKPOINT_BUSY, Job, ROUND_ROWS};
+use super::writer::{CHECKPOINT_BUSY, Job, ROUND_ROWS, WAL_LIMIT};
 use super::*;
 use crate::store::{Account, Friend, Group, Kept, Member, Outcome, Parcel, Quota, RowId, Write};
 
@@ -318,7 +318,7 @@ fn removal_is_exact_and_rows_are_never_used_again() {
 #[test]
 fn the_lists_come_out_of_an_index_in_order() {
     let fixture = Fixture::new();
-    let reader = open(&fixture.path(), EXISTING, READER_CACHE).unwrap();
+    let reader = open(&fixture.path(), READER_CACHE).unwrap();
     for sql in [FRIENDS, GROUPS, LISTED, MEMBERS, PAGE] {
         let explain = format!("EXPLAIN QUERY PLAN {sql}");
         let mut statement = reader.prepare(&explain).unwrap();
@@ -363,24 +363,119 @@ fn a_second_server_is_refused_until_the_first_is_gone() {
     fixture.reopen();
 }
 
+/// What is in a folder, in order.
+fn names_in(folder: &Path) -> Vec<String> {
+    let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
+    let mut names: Vec<_> = names.collect();
+    names.sort();
+    names
+}
+
+/// What a start at `path` says, which fails and leaves `folder` as it was.
+#[track_caller]
+fn refused(path: &Path, folder: &Path) -> String {
+    let before = names_in(folder);
+    let error = SqliteStore::open(path, Quotas::default()).err().expect("a start that is refused");
+    assert_eq!(names_in(folder), before, "{error}");
+    // As the server shows it: with all its causes.
+    let said = format!("{:#}", anyhow::Error::from(error));
+    assert!(!said.contains(char::is_control), "{said:?}");
+    let shown = Shown(path).to_string();
+    assert_eq!(said.matches(&format!("sqlite:{shown}:")).count(), 1, "{said}");
+    let cause = said.replacen(&shown, "", 1);
+    assert!(!cause.contains("os error") || cause.matches("os error").count() == 1, "{said}");
+    assert!(cause.contains("; "), "it does not say what to do: {said}");
+    said
+}
+
 #[test]
-fn what_is_not_this_servers_database_is_refused() {
+fn what_is_not_this_servers_database_is_refused_and_nothing_is_left() {
     let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("newer.db");
+    let folder = directory.path();
+    let path = folder.join("newer.db");
     rusqlite::Connection::open(&path).unwrap().pragma_update(None, "user_version", 7).unwrap();
+    let before = names_in(folder);
     let error = SqliteStore::open(&path, Quotas::default()).err().unwrap();
     assert!(matches!(error, OpenError::Newer { found: 7, .. }), "{error}");
+    assert_eq!(names_in(folder), before);
 
-    let path = directory.path().join("other.db");
+    let path = folder.join("other.db");
     rusqlite::Connection::open(&path).unwrap().execute_batch("CREATE TABLE User (x)").unwrap();
+    let before = names_in(folder);
     let error = SqliteStore::open(&path, Quotas::default()).err().unwrap().to_string();
     assert!(error.contains("other.db") && error.contains("already exists"), "{error}");
+    assert_eq!(names_in(folder), before);
 
+    let path = folder.join("text.db");
+    fs::write(&path, "not a database at all, but long enough to be taken for one".repeat(99)).unwrap();
+    assert!(refused(&path, folder).contains("not a database"));
+}
+
+#[test]
+fn a_path_that_can_be_no_database_is_one_clear_line_and_leaves_nothing() {
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
+
+    let directory = tempfile::tempdir().unwrap();
+    let folder = directory.path();
+    let inside = |name: &str| folder.join(name);
+    fs::create_dir(inside("folder")).unwrap();
+    fs::write(inside("file"), "x").unwrap();
+    symlink(inside("nowhere"), inside("dangling")).unwrap();
+    symlink(inside("circle"), inside("circle")).unwrap();
+    symlink(inside("folder"), inside("to a folder")).unwrap();
+    let _socket = UnixListener::bind(inside("socket")).unwrap();
+    nix::unistd::mkfifo(&inside("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    fs::write(inside("lost.db-wal"), "the last writes").unwrap();
+    fs::create_dir(inside("locked.db.lock")).unwrap();
+    for (path, expected) in [
+        (inside("folder"), "folder"),
+        (inside("to a folder"), "folder"),
+        (inside("new.db/"), "folder"),
+        (inside("folder/."), "folder"),
+        (inside("folder/.."), "folder"),
+        (PathBuf::from("/"), "folder"),
+        (PathBuf::from("."), "folder"),
+        (PathBuf::from(".."), "folder"),
+        (inside("missing/chat.db"), "missing does not exist"),
+        (inside("missing/and/more/chat.db"), "more does not exist"),
+        (inside("file/chat.db"), "os error 20"),
+        (inside("dangling"), "nowhere"),
+        (inside("dangling/chat.db"), "does not exist"),
+        (inside("circle"), "os error 40"),
+        (inside("circle/chat.db"), "os error 40"),
+        (PathBuf::from("/dev/null"), "device"),
+        (PathBuf::from("/dev/full"), "device"),
+        (inside("socket"), "socket"),
+        (inside("pipe"), "pipe"),
+        (inside(&"n".repeat(248)), "at most 247"),
+        (inside(&"n".repeat(300)), "at most 247"),
+        (inside(&"f/".repeat(300)).join("chat.db"), "does not exist"),
+        (inside("new\nline/chat.db"), "new\\nline does not exist"),
+        (inside("lost.db"), "lost.db-wal"),
+        (inside("locked.db"), "locked.db.lock"),
+        (PathBuf::from("/proc/chat.db"), "/proc/chat.db"),
+    ] {
+        let said = refused(&path, folder);
+        assert!(said.contains(expected), "{said}");
+    }
+    // Longer than what SQLite takes, although every name in it is short.
+    let mut long = folder.join("long");
+    while long.as_os_str().len() < 500 {
+        long.push("l".repeat(100));
+    }
+    fs::create_dir_all(&long).unwrap();
+    let said = refused(&long.join("chat.db"), &long);
+    assert!(said.contains("at most 503"), "{said}");
+}
+
+#[test]
+fn a_start_that_fails_takes_no_lock_file_from_others() {
+    let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("text.db");
     fs::write(&path, "not a database at all, but long enough to be taken for one".repeat(99)).unwrap();
-    assert!(matches!(SqliteStore::open(&path, Quotas::default()).err().unwrap(), OpenError::Database { .. }));
-    let error = SqliteStore::open(&directory.path().join("missing/chat.db"), Quotas::default()).err().unwrap();
-    assert!(matches!(error, OpenError::File { .. }), "{error}");
+    fs::write(directory.path().join("text.db.lock"), "").unwrap();
+    refused(&path, directory.path());
 }
 
 #[test]
@@ -428,8 +523,8 @@ fn every_batch_of_many_threads_is_done_once_and_in_its_order() {
     }
 }
 
-fn wait_for(condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+fn wait_for(mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
     while !condition() {
         assert!(Instant::now() < deadline, "it did not come about");
         thread::yield_now();
@@ -445,7 +540,7 @@ fn fails_and_recovers(fault: &'static str, text: &str) {
     for _ in 0..3 {
         // The first would fit; but a batch is done whole or not at all.
         let batch = [keep(&[ann], "small"), keep(&[ann; 100], &"x".repeat(4000))];
-        let StoreError::Unavailable(error) = fixture.connection.write(&batch).unwrap_err();
+        let error = fixture.connection.write(&batch).unwrap_err().to_string();
         assert!(error.contains(text), "{error}");
         assert_eq!(fixture.page(ann, 100).0, ["before"], "reading goes on");
     }
@@ -467,28 +562,16 @@ fn a_read_only_disk_is_an_error_until_it_is_writable() {
 }
 
 #[test]
-fn a_reader_that_cannot_open_the_file_tries_again() {
-    let mut fixture = Fixture::new();
-    let ann = fixture.user("ann");
-    let elsewhere = sidecar(&fixture.path(), ".away");
-    fs::rename(fixture.path(), &elsewhere).unwrap();
-    let StoreError::Unavailable(error) = fixture.connection.account(ann).unwrap_err();
-    assert!(error.contains("unable to open"), "{error}");
-    assert!(!fixture.path().exists(), "an empty one was put in its place");
-    fs::rename(&elsewhere, fixture.path()).unwrap();
-    assert!(fixture.connection.account(ann).unwrap().is_some());
-}
-
-#[test]
 fn a_connection_outlives_the_store_without_hanging() {
     let mut fixture = Fixture::new();
     let ann = fixture.user("ann");
     let Fixture { mut connection, store, directory } = fixture;
     assert!(connection.account(ann).unwrap().is_some());
     drop(store);
-    let StoreError::Unavailable(error) = connection.write(&[register("bob")]).unwrap_err();
+    let error = connection.write(&[register("bob")]).unwrap_err().to_string();
     assert!(error.contains("closed"), "{error}");
-    assert!(connection.account(ann).unwrap().is_some());
+    let error = connection.account(ann).unwrap_err().to_string();
+    assert!(error.contains("closed"), "{error}");
     drop(directory);
 }
 
@@ -511,7 +594,7 @@ fn the_log_is_bounded_while_readers_overlap_without_a_gap() {
     let log = sidecar(&fixture.path(), "-wal");
     let size = || fs::metadata(&log).unwrap().len();
     let two_megabytes = [keep(&[ann; 32], &"x".repeat(1 << 16))];
-    let [one, other] = [(); 2].map(|()| open(&fixture.path(), EXISTING, READER_CACHE).unwrap());
+    let [one, other] = [(); 2].map(|()| open(&fixture.path(), READER_CACHE).unwrap());
     let begin = |reader: &rusqlite::Connection| reader.execute_batch("BEGIN; SELECT count(*) FROM User").unwrap();
     let end = |reader: &rusqlite::Connection| reader.execute_batch("COMMIT").unwrap();
     begin(&one);
@@ -544,4 +627,317 @@ fn the_log_is_bounded_while_readers_overlap_without_a_gap() {
         drop(stop);
         assert!(sizes[40..].iter().all(|&size| size < 3 * WAL_LIMIT), "{sizes:?}");
     });
+}
+
+/// What is beside the database, but for the lock file, which stays.
+fn beside(fixture: &Fixture) -> Vec<String> {
+    names_in(fixture.directory.path()).into_iter().filter(|name| name != "chat.db" && name != "chat.db.lock").collect()
+}
+
+#[test]
+fn the_end_leaves_one_file_with_everything_in_it_whoever_has_read() {
+    let mut fixture = Fixture::new();
+    let ann = fixture.user("ann");
+    fixture.keep(&[ann], "hello");
+    let mut others: Vec<_> = (0..8).map(|_| fixture.store.connection()).collect();
+    thread::scope(|scope| {
+        for connection in &mut others {
+            // Readers that go on for as long as they are let.
+            scope.spawn(move || while connection.page(ann, 100).is_ok() {});
+        }
+        fixture.store.release_all().unwrap();
+        fixture.store.close().unwrap();
+    });
+    assert_eq!(beside(&fixture), [] as [&str; 0]);
+    assert!(fixture.store.close().unwrap_err().to_string().contains("closed"));
+    let copy = fixture.directory.path().join("copy.db");
+    fs::copy(fixture.path(), &copy).unwrap();
+    let copied: String = rusqlite::Connection::open(&copy)
+        .unwrap()
+        .query_row("SELECT message FROM OfflineMessage", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(copied, "hello");
+}
+
+#[test]
+fn the_end_leaves_one_file_also_after_a_failure_and_after_a_crash() {
+    let mut fixture = Fixture::new();
+    let ann = fixture.user("ann");
+    fixture.store.fault.set("PRAGMA query_only = ON");
+    fixture.connection.write(&[keep(&[ann], "lost")]).unwrap_err();
+    // As a crash leaves them.
+    let crashed = fixture.directory.path().join("crashed.db");
+    for suffix in ["", "-wal"] {
+        fs::copy(sidecar(&fixture.path(), suffix), sidecar(&crashed, suffix)).unwrap();
+    }
+    fixture.store.close().unwrap();
+    let store = SqliteStore::open(&crashed, Quotas::default()).unwrap();
+    assert!(store.connection().account(ann).unwrap().is_some());
+    store.close().unwrap();
+    assert_eq!(beside(&fixture), ["crashed.db", "crashed.db.lock"]);
+}
+
+#[test]
+fn the_end_says_who_keeps_the_log_there() {
+    for (reads, expected) in [(true, "belong together"), (false, "everything is in it")] {
+        let mut fixture = Fixture::new();
+        let outside = rusqlite::Connection::open(fixture.path()).unwrap();
+        outside.execute_batch("BEGIN; SELECT count(*) FROM User").unwrap();
+        fixture.user("ann");
+        if !reads {
+            outside.execute_batch("COMMIT").unwrap();
+        }
+        let error = fixture.store.close().unwrap_err().to_string();
+        assert!(error.contains("another process") && error.contains("chat.db-wal"), "{error}");
+        assert!(error.contains(expected), "{error}");
+        drop(outside);
+        // Nothing is lost.
+        assert!(fixture.reopen().connection.account(1).unwrap().is_some());
+    }
+}
+
+/// Something happens to the file: every ack that was given holds, no other is, and what comes back is
+/// left alone.
+#[track_caller]
+fn notices(harm: impl Fn(&Fixture), mend: impl Fn(&Fixture), expected: &str) {
+    for idle in [false, true] {
+        let mut fixture = Fixture::new();
+        let ann = fixture.user("ann");
+        fixture.keep(&[ann], "before");
+        assert_eq!(fixture.page(ann, 100).0, ["before"]);
+        harm(&fixture);
+        let before = names_in(fixture.directory.path());
+        let error = if idle {
+            // Nobody writes, and it is noticed all the same.
+            let mut error = None;
+            wait_for(|| {
+                error = fixture.connection.account(ann).err();
+                matches!(error, Some(StoreError::Gone(_)))
+            });
+            error.unwrap()
+        } else {
+            fixture.connection.write(&[keep(&[ann], "refused")]).unwrap_err()
+        };
+        assert!(matches!(error, StoreError::Gone(_)) && error.to_string().contains(expected), "{error}");
+        mend(&fixture);
+        let size = fs::metadata(fixture.path()).unwrap().len();
+        fixture.connection.write(&[keep(&[ann], "refused")]).unwrap_err();
+        fixture.connection.account(ann).unwrap_err();
+        assert!(matches!(fixture.store.release_all().unwrap_err(), StoreError::Gone(_)));
+        assert!(matches!(fixture.store.close().unwrap_err(), StoreError::Gone(_)));
+        assert_eq!(fs::metadata(fixture.path()).unwrap().len(), size, "it was written to");
+        harm_is_all(&fixture, &before);
+        let mut fixture = fixture.reopen();
+        assert_eq!(fixture.page(ann, 100).0, ["before"]);
+        fixture.keep(&[ann], "after");
+        assert_eq!(fixture.page(ann, 100).0, ["before", "after"]);
+    }
+}
+
+/// No file was made that was not there when the harm was done or mended.
+fn harm_is_all(fixture: &Fixture, before: &[String]) {
+    for name in names_in(fixture.directory.path()) {
+        assert!(before.contains(&name) || name.starts_with("chat.db"), "{name}: {before:?}");
+    }
+}
+
+fn rename(from: &Path, to: &Path) {
+    fs::rename(from, to).unwrap();
+}
+
+#[test]
+fn a_file_that_is_moved_is_noticed_and_not_written_when_it_is_back() {
+    let away = |fixture: &Fixture| sidecar(&fixture.path(), ".away");
+    notices(|f| rename(&f.path(), &away(f)), |f| rename(&away(f), &f.path()), "moved or deleted");
+}
+
+#[test]
+fn a_file_that_is_replaced_is_noticed() {
+    let away = |fixture: &Fixture| sidecar(&fixture.path(), ".away");
+    let replace = |fixture: &Fixture| {
+        fs::copy(fixture.path(), sidecar(&fixture.path(), ".new")).unwrap();
+        rename(&fixture.path(), &away(fixture));
+        rename(&sidecar(&fixture.path(), ".new"), &fixture.path());
+    };
+    notices(replace, |f| rename(&away(f), &f.path()), "another file");
+}
+
+#[test]
+fn a_log_or_an_index_that_is_deleted_or_replaced_is_noticed() {
+    for suffix in ["-wal", "-shm"] {
+        let beside = |fixture: &Fixture| sidecar(&fixture.path(), suffix);
+        notices(|f| fs::remove_file(beside(f)).unwrap(), |_| (), suffix);
+        let replace = |fixture: &Fixture| {
+            fs::write(sidecar(&fixture.path(), ".new"), "").unwrap();
+            rename(&sidecar(&fixture.path(), ".new"), &beside(fixture));
+        };
+        notices(replace, |_| (), suffix);
+    }
+}
+
+#[test]
+fn a_file_that_is_deleted_is_noticed_and_none_is_put_in_its_place() {
+    let mut fixture = Fixture::new();
+    let ann = fixture.user("ann");
+    fs::remove_file(fixture.path()).unwrap();
+    let error = fixture.connection.write(&[keep(&[ann], "refused")]).unwrap_err().to_string();
+    assert!(error.contains("moved or deleted"), "{error}");
+    fixture.connection.account(ann).unwrap_err();
+    fixture.store.close().unwrap_err();
+    assert!(!fixture.path().exists());
+    // And its log is none that could be taken for that of another file.
+    assert!(fs::metadata(sidecar(&fixture.path(), "-wal")).map_or(0, |log| log.len()) == 0);
+    assert_eq!(fixture.reopen().user("bob"), 1);
+}
+
+#[test]
+fn a_folder_that_is_moved_or_deleted_is_noticed() {
+    for deleted in [false, true] {
+        let outer = tempfile::tempdir().unwrap();
+        let folder = outer.path().join("data");
+        fs::create_dir(&folder).unwrap();
+        let store = SqliteStore::open(&folder.join("chat.db"), Quotas::default()).unwrap();
+        let mut connection = store.connection();
+        connection.write(&[register("ann")]).unwrap();
+        let away = outer.path().join("away");
+        if deleted {
+            fs::remove_dir_all(&folder).unwrap()
+        } else {
+            rename(&folder, &away)
+        }
+        let error = connection.write(&[register("bob")]).unwrap_err();
+        assert!(matches!(error, StoreError::Gone(_)), "{error}");
+        store.close().unwrap_err();
+        assert!(!folder.exists());
+        drop((connection, store));
+        if !deleted {
+            // Where it is now, everything is in it.
+            let moved = SqliteStore::open(&away.join("chat.db"), Quotas::default()).unwrap();
+            assert!(moved.connection().account(1).unwrap().is_some());
+        }
+    }
+}
+
+#[test]
+fn a_link_that_leads_elsewhere_is_noticed() {
+    let directory = tempfile::tempdir().unwrap();
+    let [link, one, other] = ["link.db", "one.db", "other.db"].map(|name| directory.path().join(name));
+    drop(SqliteStore::open(&other, Quotas::default()).unwrap());
+    fs::write(&one, "").unwrap();
+    std::os::unix::fs::symlink(&one, &link).unwrap();
+    let store = SqliteStore::open(&link, Quotas::default()).unwrap();
+    let mut connection = store.connection();
+    connection.write(&[register("ann")]).unwrap();
+    fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink(&other, &link).unwrap();
+    let error = connection.write(&[register("bob")]).unwrap_err();
+    assert!(matches!(error, StoreError::Gone(_)), "{error}");
+    drop((connection, store));
+    let other = SqliteStore::open(&other, Quotas::default()).unwrap();
+    assert_eq!(other.connection().account(1).unwrap(), None);
+}
+
+#[test]
+fn a_file_that_is_emptied_is_noticed_and_its_log_is_kept() {
+    let mut fixture = Fixture::new();
+    fixture.user("ann");
+    fs::write(fixture.path(), "").unwrap();
+    let error = fixture.connection.write(&[register("bob")]).unwrap_err().to_string();
+    assert!(error.contains("emptied"), "{error}");
+    let Fixture { connection, store, directory } = fixture;
+    drop((connection, store));
+    let said = refused(&directory.path().join("chat.db"), directory.path());
+    assert!(said.contains("chat.db-wal"), "{said}");
+}
+
+/// Stores messages for `users` and removes them again; returns the file's size in between.
+fn store_and_deliver(fixture: &mut Fixture, users: &[UserId], each: usize) -> u64 {
+    let messages: Vec<Arc<[u8]>> = (0..each).map(|_| "x".repeat(1000).into_bytes().into()).collect();
+    for &to in users {
+        fixture.write(&[Write::Keep(vec![Parcel { to, messages: messages.clone(), past: None }])]);
+    }
+    let log = sidecar(&fixture.path(), "-wal");
+    let size = fs::metadata(fixture.path()).unwrap().len() + fs::metadata(log).unwrap().len();
+    for &user in users {
+        loop {
+            let page = fixture.connection.page(user, 1 << 18).unwrap();
+            let rows: Vec<_> = page.messages.iter().map(|(row, _)| *row).collect();
+            if rows.is_empty() {
+                break;
+            }
+            fixture.write(&[Write::Remove { user, epoch: 1, rows }]);
+        }
+    }
+    size
+}
+
+#[test]
+fn space_is_given_back_after_a_backlog_while_others_write_and_read() {
+    let mut fixture = Fixture::new();
+    let users: Vec<_> = (0..20).map(|n| fixture.user(&n.to_string())).collect();
+    let reader = fixture.user("a reader");
+    // These stand behind the others in the file, and so have to be moved.
+    let full = store_and_deliver(&mut fixture, &users, 1000);
+    for n in 0..100 {
+        fixture.keep(&[reader], &n.to_string());
+    }
+    assert!(full > 20 << 20, "{full}");
+    let size = || ["", "-wal"].map(|suffix| fs::metadata(sidecar(&fixture.path(), suffix)).unwrap().len());
+    let mut connection = fixture.store.connection();
+    let mut longest = Duration::ZERO;
+    wait_for(|| {
+        let began = Instant::now();
+        connection.write(&[claim_of(reader), Write::Release { user: reader, epoch: 1 }]).unwrap();
+        longest = longest.max(began.elapsed());
+        thread::sleep(Duration::from_millis(30));
+        size()[0] < 3 << 20
+    });
+    // A step takes milliseconds; the machine may be busy.
+    assert!(longest < Duration::from_secs(2), "{longest:?}");
+    wait_for(|| size()[1] == 0);
+    let kept: Vec<_> = (0..100).map(|n| n.to_string()).collect();
+    assert_eq!(fixture.page(reader, usize::MAX).0, kept);
+    let check: String = rusqlite::Connection::open(fixture.path())
+        .unwrap()
+        .query_row("PRAGMA integrity_check", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(check, "ok");
+}
+
+#[test]
+fn space_is_given_back_also_while_the_writer_is_never_idle() {
+    let mut fixture = Fixture::new();
+    let users: Vec<_> = (0..5).map(|n| fixture.user(&n.to_string())).collect();
+    store_and_deliver(&mut fixture, &users, 1000);
+    let free = || -> i64 {
+        let outside = rusqlite::Connection::open(fixture.path()).unwrap();
+        outside.pragma_query_value(None, "freelist_count", |row| row.get(0)).unwrap()
+    };
+    let before = free();
+    let mut connection = fixture.store.connection();
+    wait_for(|| {
+        for _ in 0..50 {
+            connection.write(&[Write::Release { user: 1, epoch: 1 }]).unwrap();
+        }
+        free() < before - 64
+    });
+}
+
+#[test]
+fn a_file_from_before_is_written_anew_once_and_shrinks_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("chat.db");
+    let old = rusqlite::Connection::open(&path).unwrap();
+    old.execute_batch("PRAGMA journal_mode = WAL").unwrap();
+    old.execute_batch(MIGRATIONS[0]).unwrap();
+    old.pragma_update(None, "user_version", 1).unwrap();
+    old.execute_batch("INSERT INTO User (name, password, namekey) VALUES ('ann', 'x', 'ann')").unwrap();
+    old.execute_batch("UPDATE sqlite_sequence SET seq = 41").unwrap();
+    drop(old);
+    let mut fixture = Fixture::at(directory);
+    assert_eq!(fixture.connection.account(1).unwrap().unwrap().name, "ann");
+    assert_eq!(fixture.user("bob"), 42, "ids are not used again");
+    let full = store_and_deliver(&mut fixture, &[1], 8000);
+    let path = fixture.path();
+    wait_for(|| fs::metadata(&path).unwrap().len() < full / 2);
 }
