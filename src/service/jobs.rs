@@ -1,5 +1,6 @@
 //! What the service has the pool do, and how a worker does it.
 
+use std::fmt;
 use std::sync::Arc;
 
 use super::letters::Receipt;
@@ -221,12 +222,12 @@ impl JobRunner {
         match self.connection.write(writes) {
             Ok(outcomes) => {
                 for ((shard, then), outcome) in waiting.drain(..).zip(outcomes) {
-                    let answer = wrote(outcome).inspect_err(|error| log::warn!("{error}"));
+                    let answer = wrote(outcome).inspect_err(|error| warn(error, format_args!("")));
                     done(shard, Done { then, answer });
                 }
             }
             Err(error) => {
-                log::warn!("{} writes: {error}", writes.len());
+                warn(&error, format_args!("{} writes: ", writes.len()));
                 waiting.drain(..).for_each(|(shard, then)| done(shard, Done { then, answer: Err(error.clone()) }));
             }
         }
@@ -257,7 +258,7 @@ impl JobRunner {
             }
             Op::Members(group) => self.connection.members(group).map(Answer::Members),
         };
-        answer.inspect_err(|error| log::warn!("{error}"))
+        answer.inspect_err(|error| warn(error, format_args!("")))
     }
 
     fn hash(&mut self, password: &str) -> Result<String, StoreError> {
@@ -282,7 +283,7 @@ impl JobRunner {
                 let password = self.hash(password)?;
                 // The login does not depend on it; the next one tries again.
                 if let Err(error) = self.connection.write(&[Write::SetPassword { user, password }]) {
-                    log::warn!("the password of user {user} stays as it is: {error}");
+                    warn(&error, format_args!("the password of user {user} stays as it is: "));
                 }
                 Ok(Some(account.name))
             }
@@ -309,6 +310,13 @@ impl JobRunner {
             rows: page.messages[..listed.offline].iter().map(|(row, _)| *row).collect(),
             more: page.more || listed.offline < page.messages.len(),
         })
+    }
+}
+
+/// Logs what the store could not do; of a store that is gone it has said so itself, and once is enough.
+fn warn(error: &StoreError, what: fmt::Arguments) {
+    if !matches!(error, StoreError::Gone(_)) {
+        log::warn!("{what}{error}");
     }
 }
 

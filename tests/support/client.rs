@@ -264,6 +264,16 @@ impl Client {
         seq
     }
 
+    /// The same, with the reply; `None`: the server has ended, or ends.
+    pub fn try_request(&mut self, mut request: Value) -> Option<Value> {
+        let seq = self.new_seq();
+        request["seq"] = seq.into();
+        let bytes = [request.to_string().as_bytes(), self.framing.terminator()].concat();
+        // What came before the end is still to be read.
+        let _ = self.stream.write_all(&bytes);
+        self.next_reply(seq).ok()
+    }
+
     /// Waits for the reply that bears `seq`.
     #[track_caller]
     pub fn reply(&mut self, seq: i64) -> Value {

@@ -80,6 +80,9 @@ impl Place {
     /// [`OpenError::Path`]: what is there instead, and what to do.
     pub fn find(given: &Path) -> Result<Place, OpenError> {
         let no = |what: String| OpenError::Path { given: given.to_owned(), what };
+        if let Some(what) = what_else(given.as_os_str().as_bytes()) {
+            return Err(no(what.into()));
+        }
         let absolute = std::path::absolute(given).map_err(|error| no(error.to_string()))?;
         let names_a_folder = matches!(given.as_os_str().as_bytes(), [.., b'/'] | [.., b'/', b'.'] | b".");
         let (Some(folder), Some(name), false) = (absolute.parent(), absolute.file_name(), names_a_folder) else {
@@ -139,6 +142,23 @@ impl Place {
     /// What of SQLite's own files is there.
     pub fn beside(&self) -> impl Iterator<Item = PathBuf> {
         BESIDE.map(|suffix| sidecar(&self.path, suffix)).into_iter().filter(|path| path.exists())
+    }
+}
+
+/// What other programs would take for something else than a path.
+fn what_else(given: &[u8]) -> Option<&'static str> {
+    match given {
+        b"" => Some("this names no file; name one, such as sqlite:chat.db"),
+        b":memory:" => Some("what is in memory alone ends with the process; name a file, such as sqlite:chat.db"),
+        [b'f', b'i', b'l', b'e', b':', ..] => Some("this is a URI; write the path alone, such as sqlite:chat.db"),
+        [b'/', b'/', b'/', ..] => None,
+        [b'/', b'/', ..] => {
+            Some("two slashes begin the name of a host; write sqlite:PATH, or sqlite:/PATH from the root")
+        }
+        _ => {
+            let query = given.iter().position(|byte| *byte == b'?').map(|at| &given[at..]);
+            query?.contains(&b'=').then_some("a path takes no options; leave away what begins with ?")
+        }
     }
 }
 

@@ -16,6 +16,7 @@
 //! | `file.rs` | the file, its lock, whether it is still there, and a connection to it |
 //! | `migrate.rs` | the tables, and what brings them up to date |
 //! | `writer.rs` | the one thread that writes |
+//! | `round.rs` | what it is asked for, and what is done together |
 //! | `write.rs` | what each write does |
 //! | `shrink.rs` | giving space back |
 //! | `read.rs` | a worker's connection, and what it reads |
@@ -23,6 +24,7 @@
 mod file;
 mod migrate;
 mod read;
+mod round;
 mod shrink;
 #[cfg(test)]
 mod tests;
@@ -39,14 +41,15 @@ use std::thread::{self, JoinHandle};
 use crossbeam_channel::unbounded;
 use rusqlite::{ErrorCode, OptionalExtension, Params, Row};
 
-use super::{Connection, GroupId, Quotas, Roll, Store, StoreError, UserId};
+use super::{Connection, GroupId, Outcome, Quotas, Roll, Store, StoreError, UserId};
 use file::{Place, Shown, Watch};
 use migrate::{MIGRATIONS, migrate};
 use read::{Slot, SqliteConnection};
+use round::{Queue, Work};
 use write::release_all;
 #[cfg(test)]
 use writer::Fault;
-use writer::{Queue, Work, Writer};
+use writer::Writer;
 
 /// Why the database cannot be opened. Each text names the path as it was given, and says once what
 /// is wrong with it and what to do.
@@ -67,8 +70,8 @@ pub enum OpenError {
     /// SQLite would not open it.
     #[error("sqlite:{}: {what}", Shown(.given))]
     Database { given: PathBuf, what: String },
-    #[error("cannot start the writer thread: {0}")]
-    Thread(io::Error),
+    #[error("cannot start the writer thread")]
+    Thread(#[source] io::Error),
 }
 
 impl OpenError {
@@ -227,7 +230,10 @@ impl Store for SqliteStore {
     }
 
     fn release_all(&self) -> Result<(), StoreError> {
-        self.queue.submit(Work::ReleaseAll).map(drop)
+        match self.queue.submit(Work::ReleaseAll)?.pop() {
+            Some(Outcome::Refused(why)) => Err(StoreError::Unavailable(why)),
+            _ => Ok(()),
+        }
     }
 
     fn roll(&self) -> Option<Box<dyn Roll>> {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rusqlite::Row;
 
 use super::file::{READER_CACHE, open};
-use super::writer::{Queue, Work};
+use super::round::{Queue, Work};
 use super::{Shared, find, group_exists, list};
 use crate::store::{
     Account, Connection, Friend, Group, GroupId, Member, Outcome, Page, RowId, StoreError, UserId, Write,

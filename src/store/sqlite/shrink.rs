@@ -7,8 +7,8 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use nix::sys::statvfs::statvfs;
 use rusqlite::Connection;
+use rustix::fs::statvfs;
 
 use super::file::{SHRINKABLE, Shown, empty_log};
 
@@ -140,7 +140,7 @@ pub(super) fn make_shrinkable(connection: &Connection, path: &Path) -> rusqlite:
     }
     // It is there twice for a while, and a third time in the log.
     let room = path.parent().and_then(|folder| statvfs(folder).ok());
-    let room = room.map_or(u64::MAX, |room| room.blocks_available() as u64 * room.fragment_size() as u64);
+    let room = room.map_or(u64::MAX, |room| room.f_bavail.saturating_mul(room.f_frsize));
     if room / 3 < bytes {
         log::warn!("{path_shown} cannot be written anew, so that it could shrink: the disk is too full; {by_hand}");
         return Ok(());

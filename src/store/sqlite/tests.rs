@@ -6,8 +6,9 @@ use crossbeam_channel::{TryRecvError, bounded};
 
 use super::file::{READER_CACHE, open, sidecar};
 use super::read::{FRIENDS, GROUPS, LISTED, MEMBERS, PAGE};
+use super::round::{Job, ROUND_ROWS};
 use super::write::HERE;
-use super::writer::{CHECKPOINT_BUSY, Job, ROUND_ROWS, WAL_LIMIT};
+use super::writer::{CHECKPOINT_BUSY, WAL_LIMIT};
 use super::*;
 use crate::store::{Account, Friend, Group, Kept, Member, Outcome, Parcel, Quota, RowId, Write};
 
@@ -425,7 +426,7 @@ fn a_path_that_can_be_no_database_is_one_clear_line_and_leaves_nothing() {
     symlink(inside("circle"), inside("circle")).unwrap();
     symlink(inside("folder"), inside("to a folder")).unwrap();
     let _socket = UnixListener::bind(inside("socket")).unwrap();
-    nix::unistd::mkfifo(&inside("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, inside("pipe"), rustix::fs::Mode::RWXU).unwrap();
     fs::write(inside("lost.db-wal"), "the last writes").unwrap();
     fs::create_dir(inside("locked.db.lock")).unwrap();
     for (path, expected) in [
@@ -455,10 +456,16 @@ fn a_path_that_can_be_no_database_is_one_clear_line_and_leaves_nothing() {
         (inside("lost.db"), "lost.db-wal"),
         (inside("locked.db"), "locked.db.lock"),
         (PathBuf::from("/proc/chat.db"), "/proc/chat.db"),
+        (PathBuf::from(""), "no file"),
+        (PathBuf::from(":memory:"), "memory"),
+        (PathBuf::from("file:chat.db?mode=memory"), "URI"),
+        (PathBuf::from("//chat.db"), "two slashes"),
+        (inside("new.db?mode=rwc"), "options"),
     ] {
         let said = refused(&path, folder);
         assert!(said.contains(expected), "{said}");
     }
+    assert_eq!(names_in(Path::new(".")).iter().filter(|name| name.contains("chat.db")).count(), 0);
     // Longer than what SQLite takes, although every name in it is short.
     let mut long = folder.join("long");
     while long.as_os_str().len() < 500 {
@@ -940,4 +947,101 @@ fn a_file_from_before_is_written_anew_once_and_shrinks_too() {
     let full = store_and_deliver(&mut fixture, &[1], 8000);
     let path = fixture.path();
     wait_for(|| fs::metadata(&path).unwrap().len() < full / 2);
+}
+
+/// What all refusals have in common: everything else of the same round is done, in its order.
+#[track_caller]
+fn refused_alone(sql: &str, refused: &[Write], expected: &str) {
+    let mut fixture = Fixture::new();
+    let [ann, bob] = ["ann", "bob"].map(|name| fixture.user(name));
+    fixture.group(ann, "first");
+    fixture.keep(&[ann], "first");
+    let outside = rusqlite::Connection::open(fixture.path()).unwrap();
+    outside.execute_batch(sql).unwrap();
+    for write in refused {
+        let gate = fixture.store.fault.0.lock().unwrap();
+        let queue = &fixture.store.queue;
+        let submit = |batch: Vec<Write>| {
+            let (answer, answered) = bounded(1);
+            queue.0.send(Job { work: Work::Batch(batch), answer }).unwrap();
+            answered
+        };
+        let text = |n: u32| format!("{n}");
+        // The writer comes by with the first alone; all others are one round.
+        let first = submit(vec![claim_of(bob)]);
+        wait_for(|| queue.0.is_empty());
+        let before = submit(vec![
+            Write::AddFriend { user: ann, friend: bob },
+            Write::SetPassword { user: ann, password: "new".into() },
+        ]);
+        let among = submit(vec![
+            Write::Release { user: bob, epoch: 1 },
+            write.clone(),
+            Write::SetPassword { user: bob, password: text(1) },
+            write.clone(),
+        ]);
+        let behind = submit(vec![Write::SetPassword { user: ann, password: text(2) }]);
+        drop(gate);
+        let answer = |answered: crossbeam_channel::Receiver<_>| -> Vec<Outcome> {
+            let answer: Result<_, StoreError> = answered.recv_timeout(Duration::from_secs(30)).unwrap();
+            answer.unwrap()
+        };
+        assert_eq!(answer(first), [Outcome::Done]);
+        assert!(matches!(answer(before)[..], [Outcome::Done | Outcome::Already, Outcome::Done]));
+        let among = answer(among);
+        assert_eq!((&among[0], &among[2]), (&Outcome::Done, &Outcome::Done));
+        for outcome in [&among[1], &among[3]] {
+            match outcome {
+                Outcome::Refused(why) => assert!(why.contains(expected), "{why}"),
+                Outcome::Kept(kept) => assert_eq!(kept[..], [Kept::Refused(0)]),
+                other => panic!("{write:?}: {other:?}"),
+            }
+        }
+        assert_eq!(answer(behind), [Outcome::Done]);
+        assert_eq!(fixture.connection.account(ann).unwrap().unwrap().password, "2");
+        assert_eq!(fixture.connection.account(bob).unwrap().unwrap().password, "1");
+        assert_eq!(fixture.page(ann, 1000).0, ["first"]);
+        assert_eq!(fixture.connection.groups(ann).unwrap().len(), 1);
+    }
+}
+
+#[test]
+fn a_write_for_which_there_is_no_id_is_refused_alone() {
+    for last in ["2147483647", "4294967295", "9223372036854775807"] {
+        let used_up = format!("UPDATE sqlite_sequence SET seq = {last} WHERE name IN ('User', 'AllGroup')");
+        refused_alone(&used_up, &[register("eve"), create_group(1, "second")], "no ids are left");
+    }
+    let used_up = "UPDATE sqlite_sequence SET seq = 9223372036854775807 WHERE name = 'OfflineMessage'";
+    refused_alone(used_up, &[keep(&[1], "second")], "no ids are left");
+}
+
+#[test]
+fn a_write_that_a_constraint_or_a_trigger_refuses_is_refused_alone() {
+    for how in ["ABORT", "FAIL", "ROLLBACK"] {
+        let trigger = format!(
+            "CREATE TRIGGER no_spam BEFORE INSERT ON OfflineMessage WHEN NEW.message LIKE '%spam%'
+             BEGIN SELECT RAISE({how}, 'no spam here'); END"
+        );
+        refused_alone(&trigger, &[keep(&[1], "spam")], "no spam here");
+    }
+    let stale = "INSERT INTO GroupUser (groupid, userid) VALUES (2, 1)";
+    refused_alone(stale, &[create_group(1, "second")], "UNIQUE");
+}
+
+#[test]
+fn of_several_messages_in_one_write_the_refused_one_alone_is_missing() {
+    let mut fixture = Fixture::new();
+    let [ann, bob] = ["ann", "bob"].map(|name| fixture.user(name));
+    let outside = rusqlite::Connection::open(fixture.path()).unwrap();
+    let trigger = "CREATE TRIGGER quiet BEFORE INSERT ON OfflineMessage WHEN NEW.userid = 1
+                   BEGIN SELECT RAISE(ABORT, 'quiet'); END";
+    outside.execute_batch(trigger).unwrap();
+    let kept = fixture.one(keep(&[bob, ann, bob + 1, bob], "hello"));
+    let Outcome::Kept(kept) = kept else { panic!("{kept:?}") };
+    assert!(matches!(kept[..], [Kept::Stored(_), Kept::Refused(0), Kept::NoUser, Kept::Stored(_)]), "{kept:?}");
+    assert_eq!(fixture.page(bob, 1000).0, ["hello", "hello"]);
+    // Many that are refused cost a commit, not one for each.
+    let before = fixture.store.commits();
+    fixture.write(&vec![keep(&[ann, bob], "more"); 500]);
+    assert_eq!(fixture.store.commits() - before, 1);
 }

@@ -1,7 +1,7 @@
 //! What each write does.
 
 use rusqlite::types::{ToSqlOutput, ValueRef};
-use rusqlite::{Transaction, params};
+use rusqlite::{Row, Transaction, params};
 
 use super::{execute, exists, group_exists, user_exists};
 use crate::store::names;
@@ -15,8 +15,8 @@ pub(super) fn release_all(connection: &rusqlite::Connection) -> rusqlite::Result
     execute(connection, "UPDATE User SET state = 'offline' WHERE state = 'online'", []).map(drop)
 }
 
-/// Does one write. What a client can bring about is an outcome; an error is the disk's, and ends
-/// the transaction.
+/// Does one write. What a client can bring about is an outcome; an error is the disk's, or the
+/// database refuses the write.
 pub(super) fn apply(
     transaction: &Transaction,
     quotas: Quotas,
@@ -54,6 +54,13 @@ pub(super) fn apply(
     }
 }
 
+/// The id of a new row. One that no client could name is an error, and so there will be no such row.
+fn new_id(row: &Row) -> rusqlite::Result<u32> {
+    let id = row.get(0)?;
+    let named = i32::try_from(id).map_err(|_| rusqlite::Error::IntegralValueOutOfRange(0, id))?;
+    Ok(named.cast_unsigned())
+}
+
 fn register(transaction: &Transaction, name: &str, password: &str) -> rusqlite::Result<Outcome> {
     let key = names::hash(name);
     // Looked at first: an INSERT that finds its name taken could use up an id.
@@ -61,7 +68,7 @@ fn register(transaction: &Transaction, name: &str, password: &str) -> rusqlite::
         return Ok(Outcome::Already);
     }
     let sql = "INSERT INTO User (name, password, namekey) VALUES (?1, ?2, ?3) RETURNING id";
-    let id = transaction.prepare_cached(sql)?.query_one(params![name, password, key], |row| row.get(0))?;
+    let id = transaction.prepare_cached(sql)?.query_one(params![name, password, key], new_id)?;
     Ok(Outcome::Id(id))
 }
 
@@ -116,7 +123,7 @@ fn create_group(
         return Ok(Outcome::Full(Quota::Groups));
     }
     let sql = "INSERT INTO AllGroup (groupname, groupdesc, namekey) VALUES (?1, ?2, ?3) RETURNING id";
-    let group = transaction.prepare_cached(sql)?.query_one(params![name, description, key], |row| row.get(0))?;
+    let group = transaction.prepare_cached(sql)?.query_one(params![name, description, key], new_id)?;
     let sql = "INSERT INTO GroupUser (groupid, userid, grouprole) VALUES (?1, ?2, 'creator')";
     execute(transaction, sql, [group, creator])?;
     Ok(Outcome::Id(group))

@@ -5,18 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 use rusqlite::{Transaction, TransactionBehavior};
 
+use super::Shared;
 use super::file::{BUSY, EMPTIED, Shown, WRITER_CACHE, Watch, empty_log, open, remove_log, sidecar};
+use super::round::{Job, Work, apart, is_refusal, take_round};
 use super::shrink::{Shrinker, Step};
-use super::write::{apply, release_all};
-use super::{Shared, closed};
 use crate::store::quota::Room;
-use crate::store::{Outcome, Quotas, StoreError, Write};
-
-/// The most rows that share a commit, give or take a batch: the first of them waits for the last.
-pub(super) const ROUND_ROWS: usize = 4096;
+use crate::store::{Outcome, Quotas, StoreError};
 
 /// Past this size of the write-ahead log the writer makes a point of emptying it. SQLite does so
 /// by itself at half of it, but never while readers overlap without a gap.
@@ -37,64 +34,20 @@ const LOOK: Duration = Duration::from_secs(1);
 /// A log of this size is emptied when nothing was written for as long.
 const IDLE_LOG: u64 = 1 << 20;
 
-/// What the writer is asked for.
-pub(super) enum Work {
-    Batch(Vec<Write>),
-    ReleaseAll,
-    /// Do what stands before this, and end.
-    Stop,
-}
-
-impl Work {
-    /// About how many rows it writes.
-    fn rows(&self) -> usize {
-        let rows = |write: &Write| match write {
-            Write::Keep(parcels) => parcels.iter().map(|parcel| parcel.messages.len()).sum(),
-            Write::Remove { rows, .. } => rows.len(),
-            _ => 1,
-        };
-        match self {
-            Work::Batch(writes) => writes.iter().map(rows).sum(),
-            Work::ReleaseAll | Work::Stop => 1,
-        }
-    }
-
-    fn apply(&self, transaction: &Transaction, quotas: Quotas, room: &mut Room) -> rusqlite::Result<Vec<Outcome>> {
-        match self {
-            Work::Batch(writes) => writes.iter().map(|write| apply(transaction, quotas, room, write)).collect(),
-            Work::ReleaseAll => release_all(transaction).map(|()| Vec::new()),
-            Work::Stop => Ok(Vec::new()),
-        }
-    }
-}
-
-pub(super) type Answer = Result<Vec<Outcome>, StoreError>;
-
-pub(super) struct Job {
-    pub work: Work,
-    pub answer: Sender<Answer>,
-}
-
-/// The way to the writer. Its length needs no bound: whoever queues a job waits for the answer,
-/// so there is one per connection at most.
-#[derive(Clone)]
-pub(super) struct Queue(pub Sender<Job>);
-
-impl Queue {
-    /// Has the writer do it, and waits. A channel for each job, so that there is no waiting for a
-    /// writer that is gone: the job is dropped with the queue, and the answer's sender with it.
-    pub fn submit(&self, work: Work) -> Answer {
-        let (answer, answered) = bounded(1);
-        let _ = self.0.send(Job { work, answer });
-        answered.recv().unwrap_or_else(|_| Err(closed()))
-    }
-}
-
 /// Why a round is not done.
 enum Failure {
     /// What became of the file.
     Lost(String),
+    /// One of its writes cannot be done, whatever the state of the disk.
+    Refused(rusqlite::Error),
     Store(StoreError),
+}
+
+impl Failure {
+    /// Of a statement.
+    fn of(error: rusqlite::Error, transaction: &Transaction) -> Failure {
+        if is_refusal(&error, transaction) { Failure::Refused(error) } else { error.into() }
+    }
 }
 
 impl From<rusqlite::Error> for Failure {
@@ -214,6 +167,7 @@ impl Writer {
             Err(failure) => {
                 let error = match failure {
                     Failure::Lost(what) => self.leave(&what),
+                    Failure::Refused(error) => error.into(),
                     Failure::Store(error) => error,
                 };
                 self.connection = None;
@@ -224,12 +178,29 @@ impl Writer {
         }
     }
 
-    /// Does the round in one transaction; the outcomes are one list for each job.
+    /// Does the round; the outcomes are one list for each job. It is one transaction, unless a write in
+    /// it is refused: then each is done for itself.
     fn commit(&mut self, round: &[Job]) -> Result<Vec<Vec<Outcome>>, Failure> {
-        let place = &self.shared.place;
         if let Some(gone) = self.shared.gone.get() {
             return Err(Failure::Store(gone.clone()));
         }
+        let together = |transaction: &Transaction, quotas, room: &mut Room| {
+            round.iter().map(|job| job.work.apply(transaction, quotas, room)).collect()
+        };
+        match self.transact(together) {
+            Err(Failure::Refused(error)) => {
+                log::debug!("{} jobs are done write by write: {error}", round.len());
+                self.one_by_one(round)
+            }
+            other => other,
+        }
+    }
+
+    fn transact<T>(
+        &mut self,
+        work: impl FnOnce(&Transaction, Quotas, &mut Room) -> rusqlite::Result<T>,
+    ) -> Result<T, Failure> {
+        let place = &self.shared.place;
         let connection = match &mut self.connection {
             Some(connection) => connection,
             none => {
@@ -242,13 +213,35 @@ impl Writer {
         self.fault.strike(connection)?;
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         self.watch.note_beside(place).map_err(Failure::Lost)?;
-        let mut apply = |job: &Job| job.work.apply(&transaction, self.quotas, &mut self.room);
-        let outcomes = round.iter().map(&mut apply).collect::<rusqlite::Result<_>>()?;
-        // As late as can be: what is acked went into the file that was there.
-        self.watch.look(place).map_err(Failure::Lost)?;
-        transaction.commit()?;
-        self.commits.fetch_add(1, Ordering::Relaxed);
-        Ok(outcomes)
+        let done = work(&transaction, self.quotas, &mut self.room);
+        let done = done.map_err(|error| Failure::of(error, &transaction))?;
+        // Where SQLite has ended the transaction by itself, nothing was done.
+        if !transaction.is_autocommit() {
+            // As late as can be: what is acked went into the file that was there.
+            self.watch.look(place).map_err(Failure::Lost)?;
+            transaction.commit()?;
+            self.commits.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(done)
+    }
+
+    /// Does every write of the round, and every parcel of those that have some, behind a savepoint of
+    /// its own, and leaves out those that the database refuses. They still share a transaction, but
+    /// for a refusal that ends that.
+    fn one_by_one(&mut self, round: &[Job]) -> Result<Vec<Vec<Outcome>>, Failure> {
+        let parts: Vec<Work> = round.iter().flat_map(|job| job.work.parts()).collect();
+        let mut results = Vec::with_capacity(parts.len());
+        let mut most = parts.len();
+        while results.len() < parts.len() {
+            let next = &parts[results.len()..];
+            let next = &next[..most.min(next.len())];
+            match self.transact(|transaction, quotas, room| apart(transaction, quotas, room, next))? {
+                Some(done) => results.extend(done),
+                None => most = 1,
+            }
+        }
+        let mut results = results.into_iter();
+        Ok(round.iter().map(|job| job.work.put_together(&mut results)).collect())
     }
 
     fn log_size(&self) -> u64 {
@@ -298,20 +291,6 @@ impl Writer {
         connection.busy_timeout(LAST_BUSY)?;
         remove_log(connection, place).map_err(|what| StoreError::Unavailable(format!("{}: {what}", Shown(&place.path))))
     }
-}
-
-/// Everything that is queued, up to [`ROUND_ROWS`], and the stop that stands behind it.
-fn take_round(first: Job, queue: &Receiver<Job>) -> (Vec<Job>, Option<Job>) {
-    let (mut round, mut rows, mut next) = (Vec::new(), 0, Some(first));
-    while let Some(job) = next {
-        if matches!(job.work, Work::Stop) {
-            return (round, Some(job));
-        }
-        rows += job.work.rows();
-        round.push(job);
-        next = if rows >= ROUND_ROWS { None } else { queue.try_recv().ok() };
-    }
-    (round, None)
 }
 
 /// What ails the disk: SQL that the writer runs before each round.

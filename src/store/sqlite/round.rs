@@ -1,0 +1,201 @@
+//! Rounds: what the writer is asked for, what of it shares a transaction, and what becomes of a round
+//! in which a write is refused.
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use rusqlite::{ErrorCode, Transaction};
+
+use super::write::{apply, release_all};
+use super::{closed, execute};
+use crate::store::quota::Room;
+use crate::store::{Kept, Outcome, Parcel, Quotas, StoreError, Write};
+
+/// The most rows that share a commit, give or take a batch: the first of them waits for the last.
+pub(super) const ROUND_ROWS: usize = 4096;
+
+/// What the writer is asked for.
+pub(super) enum Work {
+    Batch(Vec<Write>),
+    ReleaseAll,
+    /// Do what stands before this, and end.
+    Stop,
+}
+
+impl Work {
+    /// About how many rows it writes.
+    fn rows(&self) -> usize {
+        let rows = |write: &Write| match write {
+            Write::Keep(parcels) => parcels.iter().map(|parcel| parcel.messages.len()).sum(),
+            Write::Remove { rows, .. } => rows.len(),
+            _ => 1,
+        };
+        match self {
+            Work::Batch(writes) => writes.iter().map(rows).sum(),
+            Work::ReleaseAll | Work::Stop => 1,
+        }
+    }
+
+    pub fn apply(&self, transaction: &Transaction, quotas: Quotas, room: &mut Room) -> rusqlite::Result<Vec<Outcome>> {
+        match self {
+            Work::Batch(writes) => writes.iter().map(|write| apply(transaction, quotas, room, write)).collect(),
+            Work::ReleaseAll => release_all(transaction).map(|()| Vec::new()),
+            Work::Stop => Ok(Vec::new()),
+        }
+    }
+}
+
+pub(super) type Answer = Result<Vec<Outcome>, StoreError>;
+
+pub(super) struct Job {
+    pub work: Work,
+    pub answer: Sender<Answer>,
+}
+
+/// The way to the writer. Its length needs no bound: whoever queues a job waits for the answer,
+/// so there is one per connection at most.
+#[derive(Clone)]
+pub(super) struct Queue(pub Sender<Job>);
+
+impl Queue {
+    /// Has the writer do it, and waits. A channel for each job, so that there is no waiting for a
+    /// writer that is gone: the job is dropped with the queue, and the answer's sender with it.
+    pub fn submit(&self, work: Work) -> Answer {
+        let (answer, answered) = bounded(1);
+        let _ = self.0.send(Job { work, answer });
+        answered.recv().unwrap_or_else(|_| Err(closed()))
+    }
+}
+
+/// Everything that is queued, up to [`ROUND_ROWS`], and the stop that stands behind it.
+pub(super) fn take_round(first: Job, queue: &Receiver<Job>) -> (Vec<Job>, Option<Job>) {
+    let (mut round, mut rows, mut next) = (Vec::new(), 0, Some(first));
+    while let Some(job) = next {
+        if matches!(job.work, Work::Stop) {
+            return (round, Some(job));
+        }
+        rows += job.work.rows();
+        round.push(job);
+        next = if rows >= ROUND_ROWS { None } else { queue.try_recv().ok() };
+    }
+    (round, None)
+}
+
+/// What became of a part of a round; an error is why the database refuses it.
+pub(super) type Part = Result<Vec<Outcome>, String>;
+
+impl Work {
+    /// The same, in as many pieces as can be done one without the other.
+    pub fn parts(&self) -> Vec<Work> {
+        let one = |write| Work::Batch(vec![write]);
+        match self {
+            Work::Batch(writes) => writes
+                .iter()
+                .flat_map(|write| match write {
+                    Write::Keep(parcels) => {
+                        parcels.iter().map(|parcel| one(Write::Keep(vec![parcel.clone()]))).collect()
+                    }
+                    write => vec![one(write.clone())],
+                })
+                .collect(),
+            Work::ReleaseAll => vec![Work::ReleaseAll],
+            Work::Stop => Vec::new(),
+        }
+    }
+
+    /// The outcomes of this, from those of its parts, which are next in `results`.
+    pub fn put_together(&self, results: &mut impl Iterator<Item = Part>) -> Vec<Outcome> {
+        let mut next = move || match results.next() {
+            Some(Ok(mut outcomes)) => outcomes.pop().unwrap_or(Outcome::Done),
+            Some(Err(why)) => Outcome::Refused(why),
+            None => Outcome::Refused(String::new()),
+        };
+        match self {
+            Work::Batch(writes) => writes
+                .iter()
+                .map(|write| match write {
+                    Write::Keep(parcels) => Outcome::Kept(parcels.iter().map(|parcel| kept(parcel, next())).collect()),
+                    _ => next(),
+                })
+                .collect(),
+            Work::ReleaseAll => vec![next()],
+            Work::Stop => Vec::new(),
+        }
+    }
+}
+
+/// What became of a parcel that was a part.
+fn kept(parcel: &Parcel, outcome: Outcome) -> Kept {
+    match outcome {
+        Outcome::Kept(kept) if kept.len() == 1 => kept[0],
+        other => {
+            if let Outcome::Refused(why) = other {
+                log::warn!("an offline message for user {} is refused: {why}", parcel.to);
+            }
+            // Parcels of several messages are for nodes that share a store.
+            Kept::Refused(0)
+        }
+    }
+}
+
+/// Does the parts, each behind a savepoint. `None`: nothing was done, since one was refused in a way
+/// that ended the transaction, and there were others.
+pub(super) fn apart(
+    transaction: &Transaction,
+    quotas: Quotas,
+    room: &mut Room,
+    parts: &[Work],
+) -> rusqlite::Result<Option<Vec<Part>>> {
+    let mut done = Vec::with_capacity(parts.len());
+    for part in parts {
+        execute(transaction, "SAVEPOINT part", [])?;
+        match part.apply(transaction, quotas, room) {
+            Ok(outcomes) => {
+                execute(transaction, "RELEASE part", [])?;
+                done.push(Ok(outcomes));
+            }
+            Err(error) if !is_refusal(&error, transaction) => return Err(error),
+            Err(_) if transaction.is_autocommit() && parts.len() > 1 => return Ok(None),
+            Err(error) => {
+                if !transaction.is_autocommit() {
+                    execute(transaction, "ROLLBACK TO part", [])?;
+                    execute(transaction, "RELEASE part", [])?;
+                }
+                done.push(Err(why_refused(&error)));
+            }
+        }
+    }
+    Ok(Some(done))
+}
+
+/// Whether an error is about what was to be written, and not about the disk or the file.
+pub(super) fn is_refusal(error: &rusqlite::Error, connection: &rusqlite::Connection) -> bool {
+    match error.sqlite_error_code() {
+        Some(
+            ErrorCode::PermissionDenied
+            | ErrorCode::DatabaseBusy
+            | ErrorCode::DatabaseLocked
+            | ErrorCode::OutOfMemory
+            | ErrorCode::ReadOnly
+            | ErrorCode::OperationInterrupted
+            | ErrorCode::SystemIoFailure
+            | ErrorCode::DatabaseCorrupt
+            | ErrorCode::CannotOpen
+            | ErrorCode::FileLockingProtocolFailed
+            | ErrorCode::NoLargeFileSupport
+            | ErrorCode::NotADatabase,
+        ) => false,
+        // SQLite says so, too, where a table has had the last of all ids.
+        Some(ErrorCode::DiskFull) => {
+            let last = "SELECT 1 FROM sqlite_sequence WHERE seq = 9223372036854775807";
+            connection.query_row(last, [], |_| Ok(())).is_ok()
+        }
+        _ => true,
+    }
+}
+
+fn why_refused(error: &rusqlite::Error) -> String {
+    match error {
+        rusqlite::Error::IntegralValueOutOfRange(_, id) => format!("no ids are left, the next would be {id}"),
+        error if error.sqlite_error_code() == Some(ErrorCode::DiskFull) => "no ids are left".into(),
+        error => error.to_string(),
+    }
+}
