@@ -46,6 +46,16 @@ pub struct Message<'a, T> {
     pub manner: super::outbox::Manner,
 }
 
+/// What has become of a client's side of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum HangUp {
+    /// It has finished sending. It may still read; or it has closed, which looks the same until
+    /// something is sent to it.
+    HalfClosed,
+    /// It was reset, or has timed out: nothing reaches it any more.
+    Gone,
+}
+
 /// Where a connection stands in its life. It only ever goes down this list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
@@ -68,6 +78,8 @@ pub(super) struct Connection<T> {
     /// An event said that the client has finished sending, or has sent an urgent byte: a short read
     /// is not the last one.
     pub short_reads_lie: bool,
+    /// What an event has said of the client's side.
+    pub hang_up: Option<HangUp>,
     /// The stream's end was read.
     pub eof: bool,
     /// The handler was told of `eof`.
@@ -118,6 +130,7 @@ impl<T> Connection<T> {
             state: State::Open,
             readable: false,
             short_reads_lie: false,
+            hang_up: None,
             eof: false,
             ended: false,
             paused: false,

@@ -11,7 +11,7 @@ use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Registry, Token};
 
 use super::acceptor::ConnectionSlot;
-use super::connection::{CloseReason, Connection, Message, State};
+use super::connection::{CloseReason, Connection, HangUp, Message, State};
 use super::counts::{ReactorCounts, Slowness};
 use super::id::{ConnId, ConnIds, ConnMap};
 use super::mailbox::{Mail, Mailbox, WAKER};
@@ -71,6 +71,11 @@ pub trait Handler: Sized {
     /// The client has finished sending and all its input was given; `rest` bytes stay unconsumed.
     /// The connection stays open for replies until the handler closes it.
     fn ended(&mut self, io: &mut Io<Self>, conn: ConnId, rest: usize);
+
+    /// The client has hung up while its input waits: whether what it asked for last is still worth
+    /// the work. What it has sent besides is given once the input goes on, and then
+    /// [`Handler::ended`] or [`Handler::closed`] follows. It may be told more than once.
+    fn hung_up(&mut self, io: &mut Io<Self>, conn: ConnId, how: HangUp);
 
     /// A letter from another thread.
     fn letter(&mut self, io: &mut Io<Self>, letter: Self::Letter);
@@ -468,6 +473,7 @@ impl<H: Handler> EventLoop<H> {
             if wants_read(event) {
                 connection.readable = true;
                 connection.short_reads_lie |= event.is_read_closed() || event.is_error() || event.is_priority();
+                connection.hang_up = connection.hang_up.max(hang_up(event));
                 mark_ready(connection, &mut io.ready);
             }
             // Error and hang-up bits only mean "go and look": the system call reports.
@@ -538,7 +544,14 @@ impl<H: Handler> EventLoop<H> {
         loop {
             let Some(connection) = self.io.connections.get_mut(id) else { return };
             match connection.state {
-                State::Open if connection.paused || connection.over => return,
+                State::Open if connection.paused => {
+                    // Nothing is read that would show it, for as long as this takes.
+                    if let Some(how) = connection.hang_up {
+                        self.handler.hung_up(&mut self.io, id, how);
+                    }
+                    return;
+                }
+                State::Open if connection.over => return,
                 // A client that asks for more than it reads must not fill the memory with replies.
                 State::Open if connection.queued() > high_water => {
                     connection.stuffed = true;
@@ -901,6 +914,16 @@ impl<H: Handler> EventLoop<H> {
                 self.settle_over();
             }
         }
+    }
+}
+
+/// What an event says of the client's side, while ours is open.
+fn hang_up(event: &Event) -> Option<HangUp> {
+    // Both sides are shut, and ours was not by us: a reset, or nobody has answered for too long.
+    if event.is_error() || event.is_write_closed() {
+        Some(HangUp::Gone)
+    } else {
+        event.is_read_closed().then_some(HangUp::HalfClosed)
     }
 }
 

@@ -33,7 +33,7 @@ mod timers;
 
 pub use acceptor::{Acceptor, AcceptorHandle, Admission, ConnectionSlot, listen};
 pub use address::{AddressSlot, Addresses, Origin};
-pub use connection::{CloseReason, Message};
+pub use connection::{CloseReason, HangUp, Message};
 pub use counts::{AcceptorCounts, ReactorCounts, Slowness};
 pub use event_loop::{EventLoop, Handler, Io, Limits, Taken};
 pub use id::{ConnId, ConnIds, ConnMap};

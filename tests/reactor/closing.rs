@@ -1,10 +1,11 @@
 //! Rule 10: half-close, and closing so that the last reply arrives.
 
 use std::io::Write;
-use std::net::Shutdown;
+use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
-use chat_server::reactor::{CloseReason, ConnId, Io, Message, Taken};
+use chat_server::reactor::{CloseReason, ConnId, HangUp, Io, Message, Taken};
+use socket2::SockRef;
 
 use crate::toy::{EXEMPT, Event, Toy, echo, expect_bytes, expect_end, message, refuse, send, start, swallow};
 
@@ -50,6 +51,77 @@ fn input_that_waits_for_a_job_is_handled_before_the_end() {
     reactors.ask(0, move |_, io| io.resume(conn));
     expect_bytes(&mut client, b"waits");
     expect_end(&mut client);
+}
+
+/// Ends the connection by a reset.
+fn reset(client: TcpStream) {
+    SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+}
+
+/// Takes everything, and no more until a letter says so.
+fn take_and_pause(_: &mut Toy, io: &mut Io<Toy>, conn: ConnId, input: &[u8]) -> Taken {
+    io.pause(conn);
+    Taken { bytes: input.len(), more: false }
+}
+
+#[test]
+fn a_client_that_hangs_up_while_its_input_waits_is_told_of() {
+    let reactors = start(take_and_pause);
+    let (mut client, conn) = reactors.connect();
+    client.write_all(b"login").unwrap();
+    reactors.expect(&Event::Input(conn, 5));
+    client.write_all(b"more").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    reactors.expect(&Event::HungUp(conn, HangUp::HalfClosed));
+    reset(client);
+    reactors.expect(&Event::HungUp(conn, HangUp::Gone));
+    // What came before that is given all the same, though no event speaks of it again.
+    reactors.ask(0, move |_, io| io.resume(conn));
+    reactors.expect(&Event::Input(conn, 4));
+    reactors.ask(0, move |_, io| io.resume(conn));
+    reactors.closed(conn);
+    reactors.wait_until_empty(0);
+}
+
+#[test]
+fn a_client_that_had_hung_up_before_its_input_waits_is_told_of_as_well() {
+    let reactors = start(take_and_pause);
+    for (how, hang_up) in [(HangUp::HalfClosed, None), (HangUp::Gone, Some(reset))] {
+        let stall = reactors.stall(0);
+        let mut client = reactors.client();
+        client.write_all(b"login").unwrap();
+        let kept = match hang_up {
+            Some(reset) => {
+                reset(client);
+                None
+            }
+            None => {
+                client.shutdown(Shutdown::Write).unwrap();
+                Some(client)
+            }
+        };
+        drop(stall);
+        let conn = reactors.wait("a client that hangs up", |event| match event {
+            Event::HungUp(conn, told) if *told == how => Some(*conn),
+            _ => None,
+        });
+        reactors.ask(0, move |_, io| io.resume(conn));
+        reactors.closed(conn);
+        drop(kept);
+    }
+    reactors.wait_until_empty(0);
+}
+
+#[test]
+fn a_client_that_hangs_up_while_its_input_is_read_is_not_told_of() {
+    let reactors = start(swallow);
+    let (mut client, conn) = reactors.connect();
+    client.write_all(b"request").unwrap();
+    reactors.expect(&Event::Input(conn, 7));
+    reset(client);
+    reactors.closed(conn);
+    let told = reactors.told();
+    assert!(!told.iter().any(|event| matches!(event, Event::HungUp(..))), "{told:?}");
 }
 
 /// Sends one byte back, and waits for a letter before the next, as behind a login.

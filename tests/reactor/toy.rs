@@ -12,8 +12,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use chat_server::reactor::{
-    Acceptor, AcceptorHandle, Admission, Body, CloseReason, ConnId, EventLoop, Handler, Io, Limits, Mail, Mailbox,
-    Manner, Message, Taken, Unwritten, listen,
+    Acceptor, AcceptorHandle, Admission, Body, CloseReason, ConnId, EventLoop, Handler, HangUp, Io, Limits, Mail,
+    Mailbox, Manner, Message, Taken, Unwritten, listen,
 };
 use mio::Poll;
 
@@ -38,6 +38,7 @@ pub enum Event {
     Opened(ConnId, SocketAddr),
     Input(ConnId, usize),
     Ended(ConnId, usize),
+    HungUp(ConnId, HangUp),
     Written(ConnId, Tag, Instant),
     HighWater(ConnId, Vec<Unwritten<Tag>>),
     Drained(ConnId),
@@ -82,6 +83,10 @@ impl Handler for Toy {
         if self.close_at_end {
             io.close(conn, CloseReason::ByClient);
         }
+    }
+
+    fn hung_up(&mut self, _io: &mut Io<Self>, conn: ConnId, how: HangUp) {
+        self.report(Event::HungUp(conn, how));
     }
 
     fn letter(&mut self, io: &mut Io<Self>, letter: Letter) {

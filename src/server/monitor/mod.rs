@@ -37,8 +37,8 @@ use crate::bus::Bus;
 use crate::metrics::Registry;
 use crate::pool::{Pool, Submitter, Worker};
 use crate::reactor::{
-    Acceptor, AcceptorHandle, Admission, Body, CloseReason, ConnId, EventLoop, Handler, Io, Limits, Mail, Mailbox,
-    Manner, Message, Taken, Unwritten, listen,
+    Acceptor, AcceptorHandle, Admission, Body, CloseReason, ConnId, EventLoop, Handler, HangUp, Io, Limits, Mail,
+    Mailbox, Manner, Message, Taken, Unwritten, listen,
 };
 use crate::store::{Connection, Store};
 
@@ -316,6 +316,10 @@ impl Handler for Web {
         if !self.asking.contains_key(&conn) {
             io.close(conn, CloseReason::ByClient);
         }
+    }
+
+    fn hung_up(&mut self, _io: &mut Io<Self>, _conn: ConnId, _how: HangUp) {
+        // Nobody's input waits here.
     }
 
     fn letter(&mut self, io: &mut Io<Self>, Probed(result): Probed) {
