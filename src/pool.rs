@@ -3,7 +3,8 @@
 //! A job either belongs to a lane or to nobody. A lane's jobs run in the order in which they were
 //! submitted, one worker at a time, and a worker takes all that its lane has queued: that keeps
 //! one recipient's messages in order and lets a store commit them together. Jobs of no lane
-//! (password hashing) run on any worker, but never on all of them, since they take long.
+//! (password hashing) run on any worker, but never on all of them, since they take long. What has
+//! become of such a job while it waited is looked at when its turn has come ([`Standing`]).
 
 use std::collections::VecDeque;
 use std::io;
@@ -13,12 +14,29 @@ use std::time::Instant;
 
 use crate::metrics::{By, Counter, Histogram, cells, labels};
 
+/// What has become of a job of no lane while it waited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It is done in its turn.
+    Due,
+    /// It is done when no other one waits.
+    Last,
+    /// Nobody wants it any more. It is handed to the worker all the same, beside the next one, since
+    /// somebody may count on its answer.
+    Abandoned,
+}
+
 /// What one worker does with jobs. It lives in the worker's thread.
 pub trait Worker: Send + 'static {
     type Job: Send + 'static;
 
     /// Does `batch`, in order, and empties it. May block.
     fn run(&mut self, batch: &mut Vec<Self::Job>);
+
+    /// Asked of a job of no lane whose turn has come. Called under the pool's lock: must not block.
+    fn standing(_job: &Self::Job) -> Standing {
+        Standing::Due
+    }
 }
 
 labels! {
@@ -53,6 +71,8 @@ struct State<J> {
     ready: VecDeque<usize>,
     /// Jobs of no lane, each with the moment since when it waits.
     free: VecDeque<(Instant, J)>,
+    /// Those of them that others go before.
+    last: VecDeque<(Instant, J)>,
     /// Workers that run a job of no lane.
     free_running: usize,
     closed: bool,
@@ -109,7 +129,8 @@ impl<J> Submitter<J> {
     /// How many jobs wait, by where.
     pub fn waiting(&self) -> [(Queue, usize); Queue::COUNT] {
         let state = self.0.state();
-        [(Queue::Lane, state.lanes.iter().map(|lane| lane.queue.len()).sum()), (Queue::Free, state.free.len())]
+        let free = state.free.len() + state.last.len();
+        [(Queue::Lane, state.lanes.iter().map(|lane| lane.queue.len()).sum()), (Queue::Free, free)]
     }
 }
 
@@ -146,8 +167,9 @@ impl<J: Send + 'static> Pool<J> {
         let counts: Vec<Arc<WorkerCounts>> = workers.iter().map(|_| Arc::default()).collect();
         let since = Instant::now();
         let lanes = (0..lanes).map(|_| Lane { queue: Vec::new(), since, scheduled: false }).collect();
-        let state = State { lanes, ready: VecDeque::new(), free: VecDeque::new(), free_running: 0, closed: false };
-        let max_free = max_free.min(count.saturating_sub(1)).max(1);
+        let (ready, free, last) = (VecDeque::new(), VecDeque::new(), VecDeque::new());
+        let state = State { lanes, ready, free, last, free_running: 0, closed: false };
+        let max_free = free_places(count, max_free);
         let shared = Arc::new(Shared { state: Mutex::new(state), work: Condvar::new(), max_free });
         let threads = workers
             .into_iter()
@@ -176,6 +198,7 @@ impl<J: Send + 'static> Pool<J> {
             let mut state = self.shared.state();
             state.closed = true;
             state.free.clear();
+            state.last.clear();
         }
         self.shared.work.notify_all();
         for thread in self.threads {
@@ -185,6 +208,11 @@ impl<J: Send + 'static> Pool<J> {
     }
 }
 
+/// How many jobs of no lane so many workers do at once, where `max_free` are allowed.
+pub fn free_places(workers: usize, max_free: usize) -> usize {
+    max_free.min(workers.saturating_sub(1)).max(1)
+}
+
 /// What a worker takes next.
 enum Turn {
     Lane(usize),
@@ -192,7 +220,7 @@ enum Turn {
 }
 
 fn next_turn<J>(state: &mut State<J>, max_free: usize) -> Option<Turn> {
-    let free = !state.free.is_empty();
+    let free = !state.free.is_empty() || !state.last.is_empty();
     // Lanes first, since their jobs are short; yet hashing must go on, however busy the lanes are.
     if free && state.free_running == 0 {
         return Some(Turn::Free);
@@ -201,6 +229,33 @@ fn next_turn<J>(state: &mut State<J>, max_free: usize) -> Option<Turn> {
         return Some(Turn::Lane(lane));
     }
     (free && state.free_running < max_free).then_some(Turn::Free)
+}
+
+/// Takes the next job of no lane that somebody waits for, and all before it that nobody does.
+/// Returns since when it, or else the first of those, has waited.
+fn take_free<W: Worker>(state: &mut State<W::Job>, batch: &mut Vec<W::Job>) -> Option<Instant> {
+    let mut first = None;
+    while let Some((since, job)) = state.free.pop_front() {
+        match W::standing(&job) {
+            Standing::Last => state.last.push_back((since, job)),
+            standing => {
+                batch.push(job);
+                if standing == Standing::Due {
+                    return Some(since);
+                }
+                first.get_or_insert(since);
+            }
+        }
+    }
+    while let Some((since, job)) = state.last.pop_front() {
+        let standing = W::standing(&job);
+        batch.push(job);
+        if standing != Standing::Abandoned {
+            return Some(since);
+        }
+        first.get_or_insert(since);
+    }
+    first
 }
 
 fn work<W: Worker>(shared: &Shared<W::Job>, mut worker: W, counts: &WorkerCounts) {
@@ -220,8 +275,7 @@ fn work<W: Worker>(shared: &Shared<W::Job>, mut worker: W, counts: &WorkerCounts
                 (Queue::Lane, Some(state.lanes[lane].since))
             }
             Turn::Free => {
-                let (since, job) = state.free.pop_front().unzip();
-                batch.extend(job);
+                let since = take_free::<W>(&mut state, &mut batch);
                 state.free_running += 1;
                 (Queue::Free, since)
             }
@@ -260,6 +314,7 @@ mod tests {
         Number(usize, u32),
         Meet(Arc<Barrier>),
         Wait(Receiver<()>),
+        Standing(u32, Standing),
     }
 
     struct Report(Sender<(usize, u32)>);
@@ -267,13 +322,18 @@ mod tests {
     impl Worker for Report {
         type Job = Job;
         fn run(&mut self, batch: &mut Vec<Job>) {
+            let batch_of = batch.len();
             for job in batch.drain(..) {
                 match job {
                     Job::Number(lane, n) => self.0.send((lane, n)).unwrap(),
                     Job::Meet(barrier) => _ = barrier.wait(),
                     Job::Wait(until) => _ = until.recv_timeout(SOON),
+                    Job::Standing(n, _) => self.0.send((batch_of, n)).unwrap(),
                 }
             }
+        }
+        fn standing(job: &Job) -> Standing {
+            if let Job::Standing(_, standing) = job { *standing } else { Standing::Due }
         }
     }
 
@@ -314,6 +374,26 @@ mod tests {
         submit.in_lane(1, Job::Number(1, 1));
         assert_eq!(done.recv_timeout(SOON), Ok((1, 1)));
         drop(stop);
+        pool.finish();
+    }
+
+    #[test]
+    fn who_has_stepped_back_comes_last_and_what_nobody_wants_takes_no_turn() {
+        let (pool, done) = pool(1, 1);
+        let submit = pool.submitter();
+        let (go_on, until) = channel();
+        submit.anywhere(Job::Wait(until));
+        let due = |n| Job::Standing(n, Standing::Due);
+        submit.anywhere(Job::Standing(1, Standing::Last));
+        (2..100).for_each(|n| submit.anywhere(Job::Standing(n, Standing::Abandoned)));
+        submit.anywhere(due(100));
+        submit.anywhere(due(101));
+        drop(go_on);
+        let jobs: Vec<_> = (1..=101).map(|_| done.recv_timeout(SOON).unwrap()).collect();
+        // All that nobody wants, and the first that somebody does, in one turn.
+        let first = (2..=100).map(|n| (99, n));
+        assert_eq!(jobs, first.chain([(1, 101), (1, 1)]).collect::<Vec<_>>());
+        assert_eq!(submit.waiting()[1], (Queue::Free, 0));
         pool.finish();
     }
 
