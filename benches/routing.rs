@@ -45,7 +45,7 @@ impl Node {
         let store: Arc<dyn Store> =
             Arc::new(SqliteStore::open(&folder.path().join("chat.db"), Quotas::default()).expect("a store"));
         let cost: Cost = "8,1".parse().expect("a cost");
-        let runner = JobRunner::new(store.connection(), Hasher::new(cost), false);
+        let runner = JobRunner::new(store.connection(), Hasher::new(cost), false, None);
         let settings = Settings::default();
         let now = Now { at: Instant::now(), unix: 0 };
         Node {

@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{Parser, ValueEnum};
+use clap::{ArgAction, Parser, ValueEnum};
 use ipnet::IpNet;
 
 use crate::password::Cost;
@@ -67,6 +67,8 @@ pub struct Config {
     /// Bytes that wait to be written, on all connections together.
     pub max_buffered: usize,
     pub password_cost: Cost,
+    /// A password that was found right is not hashed again.
+    pub login_memo: bool,
     pub legacy_client: bool,
     /// Networks whose connections begin with a PROXY header; none: nobody's do.
     pub proxies: Vec<IpNet>,
@@ -199,6 +201,11 @@ struct Flags {
     #[arg(long, env = "CHAT_PASSWORD_COST", value_name = "KIB,ITERATIONS", default_value_t = Cost::default())]
     password_cost: Cost,
 
+    /// Whether a password that was found right is remembered, as a code that only this process can
+    /// make: who logs in with it again costs no hash. on or off
+    #[arg(long, env = "CHAT_LOGIN_MEMO", value_name = "SWITCH", value_parser = on_or_off, action = ArgAction::Set, default_value = "on")]
+    login_memo: bool,
+
     /// For the C++ client, which loses or dies of what shares a segment or passes 1023 bytes:
     /// messages to clients that end theirs with NUL and never use "seq" leave 10 ms apart, and
     /// their login replies stay small
@@ -218,6 +225,14 @@ struct Flags {
 
 fn count(min: u64, max: u64) -> clap::builder::RangedU64ValueParser<u64> {
     clap::value_parser!(u64).range(min..=max)
+}
+
+fn on_or_off(text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "on" | "1" | "true" | "yes" => Ok(true),
+        "off" | "0" | "false" | "no" => Ok(false),
+        _ => Err("must be on or off (or 1, true, yes; 0, false, no)".to_owned()),
+    }
 }
 
 /// A network, or one address.
@@ -386,6 +401,7 @@ impl Config {
             high_water: flags.high_water as usize,
             max_buffered: flags.max_buffered as usize,
             password_cost: flags.password_cost,
+            login_memo: flags.login_memo,
             legacy_client: flags.legacy_client,
             proxies: flags.proxy_protocol,
             metrics: flags.metrics,

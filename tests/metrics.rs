@@ -277,8 +277,9 @@ fn known_traffic_gives_known_numbers() {
             // Passwords: four to be hashed, three to be verified.
             ("chat_jobs_total{pool=\"store\",queue=\"free\"}", 7.0),
             ("chat_job_wait_seconds_count{pool=\"store\",queue=\"free\"}", 7.0),
-            // The writes but for the registrations, the replies, the members.
-            ("chat_jobs_total{pool=\"store\",queue=\"lane\"}", 13.0),
+            ("chat_passwords_total{work=\"hashed\"}", 7.0),
+            // The writes but for the registrations, the accounts, the replies, the members.
+            ("chat_jobs_total{pool=\"store\",queue=\"lane\"}", 16.0),
             ("chat_jobs_waiting", 0.0),
             ("chat_jobs_pending", 0.0),
             ("chat_mailbox_letters", 0.0),

@@ -9,15 +9,19 @@ use std::time::{Duration, Instant};
 
 use chat_server::bus::{BusEvent, BusOp, Envelope};
 use chat_server::password::{Cost, Hasher};
-use chat_server::reactor::{CloseReason, ConnId, ConnIds, Unwritten};
+use chat_server::pool::Standing;
+use chat_server::reactor::{CloseReason, ConnId, ConnIds, HangUp, Unwritten};
 use chat_server::service::{
-    Answer, Done, Effect, Effects, Job, JobRunner, Lane, Letter, Now, Op, Payload, Settings, Shard, Tag, Timer,
+    Answer, Done, Effect, Effects, HashQueue, Job, JobRunner, Lane, Letter, Memo, Now, Op, PasswordWork, Payload,
+    Settings, Shard, Tag, Timer,
 };
 use chat_server::store::sqlite::SqliteStore;
 use chat_server::store::{Claim, Holder, Kept, NodeId, Outcome, Quotas, Store, StoreError, Write};
 use tempfile::TempDir;
 
 const LANES: usize = 3;
+/// Of the first account.
+const LOGIN: &str = r#"{"msgid":1,"id":1,"password":"p"}"#;
 
 /// One shard and its store. Everything is done at once, and the jobs are noted.
 struct Node {
@@ -43,6 +47,8 @@ struct Node {
     /// Jobs of this kind wait for a worker.
     waits: fn(&Op) -> bool,
     waiting: Vec<Job>,
+    timers: Vec<(Instant, Timer)>,
+    hashes: Arc<HashQueue>,
     store: SqliteStore,
     _folder: TempDir,
 }
@@ -58,11 +64,13 @@ impl Node {
         let store = SqliteStore::open(&folder.path().join("chat.db"), Quotas::default()).expect("a store");
         let cost: Cost = "8,1".parse().expect("a cost");
         let now = Now { at: Instant::now(), unix: 0 };
-        let settings = Settings { lanes: LANES, alone: false, ..Settings::default() };
+        let hashes = HashQueue::new(1);
+        let settings = Settings { lanes: LANES, alone: false, hashes: Arc::clone(&hashes), ..Settings::default() };
+        let memo = Memo::new().expect("a secret");
         Node {
             shard: Shard::new(index, shards, settings, now),
             ids: ConnIds::new(index as u16),
-            runner: JobRunner::new(store.connection(), Hasher::new(cost), false),
+            runner: JobRunner::new(store.connection(), Hasher::new(cost), false, Some(Arc::new(memo))),
             now,
             jobs: Vec::new(),
             sent: Vec::new(),
@@ -74,6 +82,8 @@ impl Node {
             store_is_away: false,
             waits: |_| false,
             waiting: Vec::new(),
+            timers: Vec::new(),
+            hashes,
             store,
             _folder: folder,
         }
@@ -143,10 +153,55 @@ impl Node {
                     self.shard.high_water(conn, Vec::new(), &mut fx);
                     self.shard.drained(conn, &mut fx);
                 }
+                Effect::Timer(at, timer) => self.timers.push((at, timer)),
                 _ => {}
             }
             effects.extend(with_bytes(fx));
         }
+    }
+
+    /// Time passes, and timers fire.
+    fn pass(&mut self, time: Duration) {
+        self.now.at += time;
+        while let Some(due) = self.timers.iter().position(|(at, _)| *at <= self.now.at) {
+            let (_, timer) = self.timers.remove(due);
+            self.call(|shard, now, fx| shard.timer(timer, now, fx));
+        }
+    }
+
+    /// How many passwords have come to this.
+    fn passwords(&self, work: PasswordWork) -> u64 {
+        self.shard.counts().passwords.of(work).get()
+    }
+
+    /// A worker has come for the first job that waits, and is done with it; its answer is on the way.
+    fn take_one(&mut self) -> Done {
+        let mut answer = None;
+        self.runner.run(&mut vec![self.waiting.remove(0)], |_, done| answer = Some(done));
+        answer.expect("an answer")
+    }
+
+    fn answer(&mut self, done: Done) {
+        self.call(|shard, now, fx| shard.letter(Letter::Done(Box::new(done)), now, fx));
+    }
+
+    /// An account of the password `p`, and a client that has just asked to log in to it.
+    fn log_in_up_to(waits: fn(&Op) -> bool) -> (Node, ConnId) {
+        let mut node = Node::new();
+        let conn = node.connect();
+        node.ask(conn, r#"{"msgid":4,"name":"someone","password":"p"}"#);
+        node.waits = waits;
+        node.ask(conn, LOGIN);
+        node.sent.clear();
+        (node, conn)
+    }
+
+    /// The only thing that a client was sent since the last time.
+    #[track_caller]
+    fn reply(&mut self) -> String {
+        self.sent.retain(|text| !text.is_empty()); // what is behind it has been written
+        let [reply] = <[String; 1]>::try_from(std::mem::take(&mut self.sent)).expect("one reply");
+        reply
     }
 
     /// What a worker does.
@@ -197,8 +252,13 @@ fn with_bytes(fx: Effects) -> impl Iterator<Item = (Effect, Arc<[u8]>)> {
 fn copy(op: &Op) -> Op {
     match op {
         Op::Write(write) => Op::Write(write.clone()),
-        Op::Verify { user, password } => Op::Verify { user: *user, password: password.clone() },
-        Op::Register { name, password } => Op::Register { name: name.clone(), password: password.clone() },
+        Op::Account { user, password } => Op::Account { user: *user, password: password.clone() },
+        Op::Verify { user, account, password, place } => {
+            Op::Verify { user: *user, account: account.clone(), password: password.clone(), place: Arc::clone(place) }
+        }
+        Op::Register { name, password, place } => {
+            Op::Register { name: name.clone(), password: password.clone(), place: Arc::clone(place) }
+        }
         Op::Page { user, max_bytes } => Op::Page { user: *user, max_bytes: *max_bytes },
         other => Op::Members(u32::from(matches!(other, Op::Members(_)))),
     }
@@ -212,9 +272,10 @@ fn passwords_are_hashed_in_no_lane_and_the_claim_is_made_in_the_accounts() {
     assert!(matches!(jobs[..], [(Lane::None, Op::Register { .. })]), "{jobs:?}");
     let jobs = node.ask(conn, r#"{"msgid":1,"id":1,"password":"p"}"#);
     let lane = Lane::Number(1 % LANES);
-    assert!(matches!(jobs[0], (Lane::None, Op::Verify { .. })), "{jobs:?}");
-    assert!(matches!(&jobs[1], (at, Op::Write(Write::Claim { .. })) if *at == lane), "{jobs:?}");
-    assert!(jobs[1..].iter().all(|(at, _)| *at == lane), "{jobs:?}");
+    assert!(matches!(&jobs[0], (at, Op::Account { .. }) if *at == lane), "{jobs:?}");
+    assert!(matches!(jobs[1], (Lane::None, Op::Verify { .. })), "{jobs:?}");
+    assert!(matches!(&jobs[2], (at, Op::Write(Write::Claim { .. })) if *at == lane), "{jobs:?}");
+    assert!(jobs[2..].iter().all(|(at, _)| *at == lane), "{jobs:?}");
 }
 
 #[test]
@@ -226,7 +287,7 @@ fn a_session_begins_when_its_channel_is_listened_to() {
     let jobs = node.ask(conn, r#"{"msgid":1,"id":1,"password":"p"}"#);
     // It has the claim, and has not looked into the store: what comes before the confirmation is still
     // published for nobody, or stored.
-    assert!(matches!(jobs[..], [_, (_, Op::Write(Write::Claim { .. }))]), "{jobs:?}");
+    assert!(matches!(jobs[..], [.., (_, Op::Write(Write::Claim { .. }))]), "{jobs:?}");
     assert!(node.sent.is_empty(), "{:?}", node.sent);
     for event in node.unconfirmed.take().into_iter().flatten() {
         node.call(|shard, now, fx| shard.letter(Letter::Bus(event), now, fx));
@@ -382,7 +443,7 @@ fn a_login_waits_for_a_session_that_is_ending_though_the_store_knows_nothing_of_
     node.ask(conn, r#"{"msgid":4,"name":"someone","password":"p"}"#);
     // A session of the other shard, whose claim was taken from this node.
     let (user, other) = (1, ConnIds::new(0).allocate());
-    node.call(|shard, now, fx| shard.letter(Letter::Join { user, conn: other }, now, fx));
+    node.call(|shard, now, fx| shard.letter(Letter::Join { user, conn: other, epoch: 1 }, now, fx));
     node.waits = |op| matches!(op, Op::Write(Write::Claim { .. }));
     node.ask(conn, r#"{"msgid":1,"id":1,"password":"p"}"#);
     // It ends while the login asks the store, which has the account for free.
@@ -521,4 +582,341 @@ fn with_redis_back_and_after_a_nodes_death_the_store_is_drained_for_everybody() 
     assert_eq!(drained_by(|| Letter::Bus(BusEvent::Down)), 0);
     assert_eq!(drained_by(|| Letter::Bus(BusEvent::Up)), 2);
     assert_eq!(drained_by(|| Letter::NodeDied), 2);
+}
+
+// -- logins on their way ------------------------------------------------------------------------------
+
+fn is_verify(op: &Op) -> bool {
+    matches!(op, Op::Verify { .. })
+}
+
+fn is_claim(op: &Op) -> bool {
+    matches!(op, Op::Write(Write::Claim { .. }))
+}
+
+/// The number behind `"retry_after":`.
+fn retry_after(reply: &str) -> u64 {
+    let rest = reply.split_once("\"retry_after\":").unwrap_or_else(|| panic!("{reply}")).1;
+    rest.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()
+}
+
+const IN_7_S: Duration = Duration::from_secs(7);
+const IN_10_S: Duration = Duration::from_secs(10);
+
+#[test]
+fn passwords_of_clients_that_are_gone_are_not_hashed() {
+    let mut node = Node::new();
+    let conns: Vec<ConnId> = (0..10).map(|_| node.connect()).collect();
+    node.ask(conns[0], r#"{"msgid":4,"name":"someone","password":"p"}"#);
+    node.waits = |op| is_verify(op) || matches!(op, Op::Register { .. });
+    for conn in &conns {
+        node.ask(*conn, r#"{"msgid":1,"id":1,"password":"wrong"}"#);
+    }
+    let newcomer = node.connect();
+    node.ask(newcomer, r#"{"msgid":4,"name":"another","password":"p"}"#);
+    // Reset while its input waits; closed by this server; still there.
+    for conn in conns[..4].iter().chain([&newcomer]) {
+        node.call(|shard, _, fx| shard.hung_up(*conn, HangUp::Gone, fx));
+    }
+    for conn in &conns[4..9] {
+        node.call(|shard, _, fx| shard.closed(*conn, CloseReason::SlowConsumer, Vec::new(), fx));
+    }
+    let standings: Vec<Standing> = node.waiting.iter().map(|job| job.op.standing()).collect();
+    assert_eq!(standings.iter().filter(|standing| **standing == Standing::Due).count(), 1, "{standings:?}");
+    node.sent.clear();
+    let before = node.passwords(PasswordWork::Hashed);
+    node.wait_no_more();
+    assert_eq!((node.passwords(PasswordWork::Spared), node.passwords(PasswordWork::Hashed)), (10, before + 1));
+    assert!(node.reply().contains("\"errno\":1,"));
+    assert_eq!(node.hashes.length(), Duration::ZERO);
+    // Nor is anybody hashed for who went while the account was read.
+    node.waits = |op| matches!(op, Op::Account { .. });
+    node.ask(conns[9], LOGIN);
+    node.call(|shard, _, fx| shard.hung_up(conns[9], HangUp::Gone, fx));
+    node.wait_no_more();
+    assert!(!node.jobs.iter().any(|(_, op)| is_verify(op)), "{:?}", node.jobs);
+}
+
+#[test]
+fn at_the_end_of_the_server_nothing_is_hashed_any_more() {
+    let (mut node, _) = Node::log_in_up_to(is_verify);
+    node.call(|shard, _, fx| shard.stop(fx));
+    assert!(node.reply().contains("\"errno\":22"));
+    assert_eq!(node.waiting[0].op.standing(), Standing::Abandoned);
+}
+
+#[test]
+fn who_is_half_closed_is_hashed_behind_all_others_and_served() {
+    let (mut node, conn) = Node::log_in_up_to(is_verify);
+    assert_eq!(node.waiting[0].op.standing(), Standing::Due);
+    node.call(|shard, _, fx| shard.hung_up(conn, HangUp::HalfClosed, fx));
+    assert_eq!(node.waiting[0].op.standing(), Standing::Last);
+    node.wait_no_more();
+    assert!(node.reply().contains("\"errno\":0"));
+    // It has hung up before its account was read.
+    let (mut node, conn) = Node::log_in_up_to(|op| is_verify(op) || matches!(op, Op::Account { .. }));
+    node.call(|shard, _, fx| shard.hung_up(conn, HangUp::HalfClosed, fx));
+    let read = node.take_one();
+    node.answer(read);
+    assert_eq!(node.waiting[0].op.standing(), Standing::Last);
+    node.wait_no_more();
+    assert!(node.reply().contains("\"errno\":0"));
+}
+
+#[test]
+fn who_would_still_wait_for_a_hash_after_7_s_is_refused() {
+    let (mut node, conn) = Node::log_in_up_to(is_verify);
+    node.pass(IN_7_S - Duration::from_millis(1));
+    assert!(node.sent.is_empty(), "{:?}", node.sent);
+    node.pass(Duration::from_millis(1));
+    let reply = node.reply();
+    assert!(reply.starts_with(r#"{"msgid":2,"errno":20"#) && retry_after(&reply) <= 2, "{reply}");
+    let hashed = node.passwords(PasswordWork::Hashed);
+    node.wait_no_more();
+    assert_eq!(node.passwords(PasswordWork::Hashed), hashed);
+    assert!(node.sent.is_empty(), "{:?}", node.sent);
+    node.ask(conn, LOGIN);
+    assert!(node.reply().contains("\"errno\":0"));
+    // What is left of the first attempt's time is not held against the second one.
+    node.pass(IN_10_S);
+    assert!(node.sent.is_empty(), "{:?}", node.sent);
+}
+
+#[test]
+fn a_registration_that_waits_for_its_hash_is_refused_alike() {
+    let mut node = Node::new();
+    let conn = node.connect();
+    node.waits = |op| matches!(op, Op::Register { .. });
+    let register = r#"{"msgid":4,"name":"someone","password":"p","seq":5}"#;
+    node.ask(conn, register);
+    node.pass(IN_7_S);
+    let reply = node.reply();
+    assert!(reply.starts_with(r#"{"msgid":5,"seq":5,"errno":20"#) && retry_after(&reply) >= 1, "{reply}");
+    node.wait_no_more();
+    node.ask(conn, register);
+    assert!(node.reply().contains("\"errno\":0"), "it was refused, and is there");
+    // It is on a worker, and the store hangs.
+    node.waits = |op| matches!(op, Op::Register { .. });
+    node.ask(conn, r#"{"msgid":4,"name":"another","password":"p"}"#);
+    let done = node.take_one();
+    node.pass(IN_10_S);
+    assert!(node.reply().starts_with(r#"{"msgid":5,"errno":21"#));
+    node.answer(done);
+    assert!(node.sent.is_empty(), "{:?}", node.sent);
+}
+
+#[test]
+fn those_who_would_wait_too_long_are_refused_at_once_and_told_different_times() {
+    let mut node = Node::new();
+    let conn = node.connect();
+    node.ask(conn, r#"{"msgid":4,"name":"someone","password":"p"}"#);
+    node.waits = is_verify;
+    let login = |node: &mut Node| {
+        let conn = node.connect();
+        node.ask(conn, LOGIN);
+        conn
+    };
+    (0..100).for_each(|_| node.hashes.note(Duration::from_secs(1)));
+    node.sent.clear();
+    let first: Vec<ConnId> = (0..7).map(|_| login(&mut node)).collect();
+    assert!(node.sent.is_empty(), "{:?}", node.sent);
+    assert_eq!(node.hashes.length().as_secs_f64().round(), 7.0);
+    (0..200).for_each(|_| _ = login(&mut node));
+    // The first hash was measured as well.
+    let waiting = node.waiting.len();
+    assert!((7..=8).contains(&waiting), "{waiting}");
+    let length = node.hashes.length().as_secs_f64().ceil() as u64;
+    let times: Vec<u64> = node.sent.iter().map(|reply| retry_after(reply)).collect();
+    assert!(times.len() == 207 - waiting && times.iter().all(|time| (length..=2 * length).contains(time)), "{times:?}");
+    for second in length..=2 * length {
+        let share = times.iter().filter(|time| **time == second).count();
+        assert!(share * (length as usize + 1) > 100, "{second} s: {share} of 200");
+    }
+    // Who gives up makes room.
+    for conn in &first[..3] {
+        node.call(|shard, _, fx| shard.closed(*conn, CloseReason::SocketError, Vec::new(), fx));
+    }
+    node.sent.clear();
+    login(&mut node);
+    assert!(node.sent.is_empty(), "{:?}", node.sent);
+}
+
+/// After 10 s the login is answered with `errno`; a late answer is no second one, nobody is left behind
+/// with the account, and the client can log in on the same connection.
+#[track_caller]
+fn is_answered_in_time(mut node: Node, conn: ConnId, errno: u32, late: impl FnOnce(&mut Node)) {
+    node.pass(IN_10_S - Duration::from_millis(1));
+    assert!(node.sent.is_empty(), "{:?}", node.sent);
+    node.pass(Duration::from_millis(1));
+    let reply = node.reply();
+    assert!(reply.starts_with(&format!(r#"{{"msgid":2,"errno":{errno},"#)), "{reply}");
+    late(&mut node);
+    node.waits = |_| false;
+    assert!(node.sent.is_empty(), "{:?}", node.sent);
+    assert_eq!(node.shard.population().1, 0);
+    node.ask(conn, LOGIN);
+    assert!(node.reply().contains("\"errno\":0"));
+    node.pass(IN_10_S);
+    assert_eq!((node.shard.population().1, node.sent.len()), (1, 0), "{:?}", node.sent);
+}
+
+#[test]
+fn a_login_is_answered_in_time_though_its_account_is_not_read() {
+    let (node, conn) = Node::log_in_up_to(|op| matches!(op, Op::Account { .. }));
+    is_answered_in_time(node, conn, 21, Node::wait_no_more);
+}
+
+#[test]
+fn a_login_is_answered_in_time_though_a_worker_is_stuck_with_its_hash() {
+    let (mut node, conn) = Node::log_in_up_to(is_verify);
+    let done = node.take_one();
+    is_answered_in_time(node, conn, 20, |node| node.answer(done));
+}
+
+#[test]
+fn a_claim_that_is_won_after_the_deadline_is_given_back() {
+    let (node, conn) = Node::log_in_up_to(is_claim);
+    is_answered_in_time(node, conn, 21, |node| {
+        node.jobs.clear();
+        node.wait_no_more();
+        assert!(matches!(node.jobs[..], [(_, Op::Write(Write::Release { user: 1, .. }))]), "{:?}", node.jobs);
+    });
+}
+
+#[test]
+fn a_login_is_answered_in_time_though_its_channel_is_never_listened_to() {
+    let mut node = Node::new();
+    let conn = node.connect();
+    node.ask(conn, r#"{"msgid":4,"name":"someone","password":"p"}"#);
+    node.unconfirmed = Some(Vec::new());
+    node.ask(conn, LOGIN);
+    node.sent.clear();
+    node.jobs.clear();
+    is_answered_in_time(node, conn, 20, |node| {
+        assert!(matches!(node.jobs[..], [(_, Op::Write(Write::Release { user: 1, .. }))]), "{:?}", node.jobs);
+        for event in node.unconfirmed.take().into_iter().flatten() {
+            node.call(|shard, now, fx| shard.letter(Letter::Bus(event), now, fx));
+        }
+    });
+}
+
+#[test]
+fn a_login_is_answered_in_time_though_the_last_session_does_not_end() {
+    let mut node = Node::new();
+    let (first, conn) = (node.log_in(1)[0], node.connect());
+    node.stalled = Some((first, Vec::new()));
+    node.ask(first, r#"{"msgid":3,"id":1}"#);
+    node.ask(conn, LOGIN);
+    node.sent.clear();
+    is_answered_in_time(node, conn, 20, |node| {
+        let (_, tags) = node.stalled.take().expect("somebody who does not read");
+        tags.into_iter().for_each(|tag| node.call(|shard, _, fx| shard.written(first, tag, fx)));
+    });
+}
+
+#[test]
+fn a_login_is_answered_in_time_though_nothing_is_read_for_its_reply() {
+    let (node, conn) = Node::log_in_up_to(|op| matches!(op, Op::Load { .. }));
+    is_answered_in_time(node, conn, 21, Node::wait_no_more);
+}
+
+#[test]
+fn what_was_read_for_a_login_that_was_given_up_is_not_the_next_ones_reply() {
+    let (mut node, conn) = Node::log_in_up_to(|op| matches!(op, Op::Load { .. }));
+    node.pass(IN_10_S);
+    node.ask(conn, LOGIN);
+    node.sent.clear();
+    assert_eq!(node.waiting.len(), 2);
+    let late = node.take_one();
+    node.answer(late);
+    assert!(node.sent.is_empty(), "{:?}", node.sent);
+    node.wait_no_more();
+    assert!(node.reply().contains("\"errno\":0"));
+}
+
+#[test]
+fn a_join_that_was_seen_for_a_login_that_was_given_up_is_not_the_next_ones() {
+    let mut node = Node::with_shard(0, 2);
+    let conn = node.connect();
+    node.ask(conn, r#"{"msgid":4,"name":"someone","password":"p"}"#);
+    let mut epochs = Vec::new();
+    for _ in 0..2 {
+        let jobs = node.ask(conn, LOGIN);
+        epochs.extend(jobs.iter().find_map(|(_, op)| match op {
+            Op::Write(Write::Claim { epoch, .. }) => Some(*epoch),
+            _ => None,
+        }));
+        node.pass(IN_10_S);
+        node.call(|shard, now, fx| shard.letter(Letter::LeaveSeen { user: 1, conn }, now, fx));
+    }
+    node.ask(conn, LOGIN);
+    node.jobs.clear();
+    let seen = |epoch| Letter::JoinSeen { user: 1, conn, epoch };
+    epochs.iter().for_each(|epoch| node.call(|shard, now, fx| shard.letter(seen(*epoch), now, fx)));
+    assert!(epochs.len() == 2 && node.jobs.is_empty(), "{epochs:?}: {:?}", node.jobs);
+}
+
+#[test]
+fn who_was_here_before_with_this_password_costs_no_hash() {
+    let mut node = Node::new();
+    let conn = node.log_in(1)[0];
+    let log_in = |node: &mut Node, request: &str| {
+        node.ask(conn, r#"{"msgid":3,"id":1}"#);
+        node.sent.clear();
+        let jobs = node.ask(conn, request);
+        let hashes = jobs.iter().filter(|(_, op)| is_verify(op)).count();
+        (hashes, node.reply().contains("\"errno\":0"))
+    };
+    assert_eq!(log_in(&mut node, LOGIN), (0, true));
+    for _ in 0..3 {
+        assert_eq!(log_in(&mut node, r#"{"msgid":1,"id":1,"password":"wrong"}"#), (1, false));
+        assert_eq!(log_in(&mut node, r#"{"msgid":1,"id":1,"password":"p"}"#), (0, true));
+    }
+    // It is changed: neither password is known for what is stored now.
+    let cost: Cost = "8,1".parse().expect("a cost");
+    let password = Hasher::new(cost).hash("new").expect("a hash");
+    let set = Write::SetPassword { user: 1, password };
+    node.store.connection().write(&[set]).expect("the store");
+    assert_eq!(log_in(&mut node, LOGIN), (1, false));
+    let new = r#"{"msgid":1,"id":1,"password":"new"}"#;
+    assert_eq!([log_in(&mut node, new), log_in(&mut node, new)], [(1, true), (0, true)]);
+    // Another cost: it is hashed anew, once, and known after that.
+    let cost: Cost = "16,1".parse().expect("a cost");
+    let password = Hasher::new(cost).hash("new").expect("a hash");
+    let set = Write::SetPassword { user: 1, password: password.clone() };
+    node.store.connection().write(&[set]).expect("the store");
+    assert_eq!([log_in(&mut node, new), log_in(&mut node, new)], [(1, true), (0, true)]);
+    let stored = node.store.connection().account(1).expect("the store").expect("an account").password;
+    assert!(stored != password && stored.contains("m=8,"), "{stored}");
+    assert_eq!(node.passwords(PasswordWork::Remembered), 6);
+}
+
+#[test]
+fn nobody_is_remembered_without_a_memo() {
+    let mut node = Node::new();
+    let cost: Cost = "8,1".parse().expect("a cost");
+    node.runner = JobRunner::new(node.store.connection(), Hasher::new(cost), false, None);
+    let conn = node.log_in(1)[0];
+    for _ in 0..3 {
+        node.ask(conn, r#"{"msgid":3,"id":1}"#);
+        let jobs = node.ask(conn, LOGIN);
+        assert!(jobs.iter().any(|(_, op)| is_verify(op)), "{jobs:?}");
+    }
+}
+
+#[test]
+fn a_password_that_was_changed_while_it_waited_for_its_hash_is_not_overwritten() {
+    let mut node = Node::new();
+    let conn = node.connect();
+    node.ask(conn, r#"{"msgid":4,"name":"someone","password":"p"}"#);
+    let set = |node: &Node, password: &str| {
+        let set = Write::SetPassword { user: 1, password: password.to_owned() };
+        node.store.connection().write(&[set]).expect("the store");
+    };
+    set(&node, "p"); // as a C++ server has it
+    node.waits = is_verify;
+    node.ask(conn, LOGIN);
+    set(&node, "new");
+    node.wait_no_more();
+    assert_eq!(node.store.connection().account(1).expect("the store").expect("an account").password, "new");
 }

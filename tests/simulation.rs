@@ -1,6 +1,6 @@
 //! A cluster's shards in one thread, under a seeded scheduler: letters, jobs, reads and writes
 //! happen in any order that threads and nodes could produce, clients come, go, stall and are cut
-//! off, nodes are stopped, killed and cut off from each other, the store fails or loses its answers,
+//! off, nodes are stopped, killed and cut off from each other, the store fails, hangs or loses its answers,
 //! and what must hold is checked at the end:
 //!
 //! | promise of the contract | what must hold |
@@ -30,9 +30,9 @@ use std::time::{Duration, Instant};
 
 use chat_server::bus::{BusEvent, BusOp};
 use chat_server::password::{Cost, Hasher};
-use chat_server::reactor::{CloseReason, ConnId, ConnIds, Unwritten};
+use chat_server::reactor::{CloseReason, ConnId, ConnIds, HangUp, Unwritten};
 use chat_server::service::{
-    Effect, Effects, Job, JobRunner, Lane, Letter, Now, Op, Payload, Settings, Shard, Tag, Timer,
+    Effect, Effects, HashQueue, Job, JobRunner, Lane, Letter, Memo, Now, Op, Payload, Settings, Shard, Tag, Timer,
 };
 use chat_server::store::{
     Account, Claim, Connection, Friend, Group, Holder, Kept, NodeId, Outcome, Page, Parcel, RowId, StoreError, UserId,
@@ -311,7 +311,8 @@ impl World {
         let id = NodeId(self.next_node);
         let now = self.now();
         let cost: Cost = "8,1".parse().unwrap();
-        let settings = Settings { node: id, ..self.settings.clone() };
+        let settings = Settings { node: id, hashes: HashQueue::new(1), ..self.settings.clone() };
+        let memo = Arc::new(Memo::new().unwrap());
         Node {
             id,
             shards: (0..self.shards).map(|i| Shard::new(i, self.shards, settings.clone(), now)).collect(),
@@ -320,7 +321,12 @@ impl World {
             lanes: (0..LANES).map(|_| Vec::new()).collect(),
             loose: Vec::new(),
             timers: Vec::new(),
-            runner: JobRunner::new(Box::new(Memories(Arc::clone(&self.memory), id)), Hasher::new(cost), false),
+            runner: JobRunner::new(
+                Box::new(Memories(Arc::clone(&self.memory), id)),
+                Hasher::new(cost),
+                false,
+                Some(memo),
+            ),
             stopped: false,
             wound_up: 0,
         }
@@ -771,6 +777,15 @@ impl World {
             socket.stalled = !socket.stalled;
             return;
         }
+        // While its input waits, the node hears how it hangs up.
+        if socket.paused && !stopped && dice < 20 {
+            let how = if faults && dice < 8 { HangUp::Gone } else { HangUp::HalfClosed };
+            if how == HangUp::Gone {
+                user.disconnected();
+            }
+            let (node, conn) = address;
+            return self.call(node, conn.reactor(), |shard, _, fx| shard.hung_up(conn, how, fx));
+        }
         if !user.logged_in {
             if !socket.paused && socket.input.is_empty() && socket.queue.is_empty() && dice < 30 {
                 // Refused, because the last session had not ended; or logged out.
@@ -876,7 +891,7 @@ impl World {
         let at = self.rng.below(self.nodes.len());
         let steps = 30 + self.rng.below(300);
         let is_cluster = self.nodes.len() > 1;
-        let dice = self.rng.below(if is_cluster { 4 } else { 1 });
+        let dice = self.rng.below(if is_cluster { 5 } else { 2 });
         if self.trace {
             println!("{:?} fault {dice} at node {at}", self.clock);
         }
@@ -886,15 +901,17 @@ impl World {
                 let mut memory = self.memory.lock().unwrap();
                 (memory.down, memory.loses_answers) = (true, loses_answers);
             }
-            1 => self.toggle_bus(),
-            2 => self.toggle_stop(at),
+            // Nothing goes on for so long that logins are given up.
+            1 => self.clock += Duration::from_secs(7 + self.rng.below(5) as u64),
+            2 => self.toggle_bus(),
+            3 => self.toggle_stop(at),
             _ => {
                 let node = if self.rng.one_in(2) { self.await_storing_past() } else { None };
                 self.kill(node.unwrap_or(at));
             }
         }
         // Whoever has stored something that could not be told of may die before it can.
-        let mut dies = is_cluster && matches!(dice, 1 | 2) && self.rng.one_in(3);
+        let mut dies = is_cluster && matches!(dice, 2 | 3) && self.rng.one_in(3);
         for _ in 0..steps {
             self.step(true);
             if dies && self.rng.one_in(100) {
@@ -913,8 +930,8 @@ impl World {
         }
         match dice {
             0 => self.memory.lock().unwrap().down = false,
-            1 => self.toggle_bus(),
-            2 => self.toggle_stop(at),
+            2 => self.toggle_bus(),
+            3 => self.toggle_stop(at),
             _ => {}
         }
     }
@@ -926,16 +943,17 @@ impl World {
                 node.links.values().all(VecDeque::is_empty)
                     && node.lanes.iter().all(Vec::is_empty)
                     && node.loose.is_empty()
-                    && node.timers.is_empty()
             };
             if self.nodes.iter().all(quiet)
                 && self.bus.values().all(VecDeque::is_empty)
                 && self.sockets.values().all(|socket| socket.queue.is_empty() && socket.input.is_empty())
             {
-                return;
+                // Nothing else can happen any more.
+                let due = self.nodes.iter().flat_map(|node| &node.timers).map(|(_, due, _)| *due).min();
+                let Some(due) = due else { return };
+                self.clock = self.clock.max(due);
             }
             self.step(false);
-            // Nothing else can happen any more: the next timer.
             if self.rng.one_in(20) {
                 self.clock += Duration::from_millis(if self.faults { 5 } else { 1 });
             }

@@ -9,8 +9,8 @@ use crossbeam_channel::Sender;
 use super::keeper::Waker;
 use super::{Mailboxes, submit};
 use crate::bus::{Bus, BusEvent, BusOp, Listener};
-use crate::pool::{Submitter, Worker};
-use crate::reactor::{Body, CloseReason, ConnId, Handler, Io, Mail, Message, Taken, Unwritten};
+use crate::pool::{Standing, Submitter, Worker};
+use crate::reactor::{Body, CloseReason, ConnId, Handler, HangUp, Io, Mail, Message, Taken, Unwritten};
 use crate::service::{Effect, Effects, Job, JobRunner, Letter, Now, Payload, Shard, Tag, Timer};
 
 /// One reactor's handler: a shard, and what its effects go to.
@@ -127,6 +127,11 @@ impl Handler for Bridge {
         self.carry_out(io);
     }
 
+    fn hung_up(&mut self, io: &mut Io<Self>, conn: ConnId, how: HangUp) {
+        self.shard.hung_up(conn, how, &mut self.effects);
+        self.carry_out(io);
+    }
+
     fn letter(&mut self, io: &mut Io<Self>, letter: Letter) {
         self.shard.letter(letter, self.clock.now(io.now()), &mut self.effects);
         self.carry_out(io);
@@ -218,5 +223,9 @@ impl Worker for StoreWorker {
                 mailbox.post_all(answers);
             }
         }
+    }
+
+    fn standing(job: &Job) -> Standing {
+        job.op.standing()
     }
 }

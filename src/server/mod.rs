@@ -18,9 +18,9 @@ use crate::bus::redis::Leases;
 use crate::bus::{Alone, Bus, Listener, RedisBus};
 use crate::config::{Config, StoreUrl};
 use crate::password::Hasher;
-use crate::pool::{Pool, Submitter};
+use crate::pool::{self, Pool, Submitter};
 use crate::reactor::{Acceptor, AcceptorHandle, Addresses, Admission, EventLoop, Limits, Mail, Mailbox, listen};
-use crate::service::{self, Job, JobRunner, Letter, Settings, Shard, Throttle};
+use crate::service::{self, HashQueue, Job, JobRunner, Letter, Memo, Settings, Shard, Throttle};
 use crate::store::mysql::{self, MySqlStore};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{NodeId, Quotas, Store, StoreCounts, Timed};
@@ -97,7 +97,8 @@ impl Server {
             message_rate: config.max_message_rate,
             byte_rate: config.max_byte_rate,
         };
-        let settings = settings(config, node, lanes, service_limits);
+        let hashes = HashQueue::new(pool::free_places(config.workers, cores()));
+        let settings = settings(config, node, lanes, service_limits, hashes);
         let limits = Limits {
             high_water: config.high_water,
             // Far enough above the soft mark for a page of offline messages and a large message.
@@ -275,14 +276,18 @@ fn start_pool(
     counts: &[Arc<StoreCounts>],
     mailboxes: &Mailboxes,
 ) -> Result<Pool<Job>> {
+    let memo = config.login_memo.then(Memo::new).transpose().context("cannot draw a secret")?.map(Arc::new);
     let worker = |counts: &Arc<StoreCounts>| {
         let connection = Box::new(Timed::new(store.connection(), Arc::clone(counts)));
-        let runner = JobRunner::new(connection, Hasher::new(config.password_cost), config.mixed);
+        let runner = JobRunner::new(connection, Hasher::new(config.password_cost), config.mixed, memo.clone());
         StoreWorker::new(runner, Arc::clone(mailboxes))
     };
-    // More hashes at a time than cores would only wait for each other, with 19 MiB each.
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    Pool::start(counts.iter().map(worker).collect(), lanes, cores).context("cannot start the workers")
+    Pool::start(counts.iter().map(worker).collect(), lanes, cores()).context("cannot start the workers")
+}
+
+/// More hashes at a time would only wait for each other, with 19 MiB each.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// What a client is told that is not let in.
@@ -292,7 +297,7 @@ fn refusal_of(refusal: &Refusal) -> Vec<u8> {
     bytes
 }
 
-fn settings(config: &Config, node: NodeId, lanes: usize, limits: service::Limits) -> Settings {
+fn settings(config: &Config, node: NodeId, lanes: usize, limits: service::Limits, hashes: Arc<HashQueue>) -> Settings {
     Settings {
         node,
         max_message_before_login: config.max_message_before_login,
@@ -306,6 +311,7 @@ fn settings(config: &Config, node: NodeId, lanes: usize, limits: service::Limits
         mixed: config.mixed,
         proxies: config.proxies.clone().into(),
         limits,
+        hashes,
         ..Settings::default()
     }
 }

@@ -9,7 +9,7 @@ use super::{Answer, Call, Effect, Effects, Lane, Login, Now, Op, Payload, Shard,
 use crate::bus::{BusOp, envelope};
 use crate::reactor::{ConnId, Manner, Origin};
 use crate::store::{Holder, Outcome, StoreError, UserId, Write};
-use crate::wire::{Errno, Framing, Refusal, msgid, reply};
+use crate::wire::{Errno, Framing, Refusal, reply};
 
 /// The C++ client reads a reply with one `recv` into 1024 bytes, and needs the last one for a NUL.
 const LEGACY_REPLY: usize = 1022;
@@ -28,11 +28,19 @@ impl Shard {
             return Err(Refusal::new(Errno::BadField, text));
         }
         let password = password.into();
-        let from = self.origin(call.conn)?;
+        let (conn, from) = (call.conn, self.origin(call.conn)?);
         self.may_register(from)?;
-        self.begin_waiting(call.conn, fx);
-        let then = Then::Registered { conn: call.conn, from, seq: call.seq };
-        self.submit(Lane::None, then, Op::Register { name, password }, fx);
+        let attempt = self.begin_attempt(conn, None, call.seq, fx);
+        match self.enter_hashing(conn) {
+            Ok(place) => {
+                let then = Then::Registered { conn, from, attempt };
+                self.submit(Lane::None, then, Op::Register { name, password, place }, fx);
+            }
+            Err(refusal) => {
+                self.forget_registration(from);
+                self.refuse_attempt(conn, &refusal, fx);
+            }
+        }
         Ok(())
     }
 
@@ -40,25 +48,27 @@ impl Shard {
         &mut self,
         conn: ConnId,
         from: Origin,
-        seq: Option<i64>,
+        attempt: u64,
         answer: Result<Answer, StoreError>,
         fx: &mut Effects,
     ) {
-        let refusal = match answer {
+        self.count_password(&answer);
+        if !matches!(answer, Ok(Answer::Wrote(_))) {
+            self.forget_registration(from);
+        }
+        let Some(client) = self.clients.get(conn) else { return };
+        let framing = client.framing.framing();
+        let Some(seq) = self.waits_for(conn, attempt).map(|attempt| attempt.seq) else { return };
+        match answer {
             Ok(Answer::Wrote(Outcome::Id(id))) => {
-                if let Some(client) = self.clients.get(conn) {
-                    fx.reply(conn, client.framing.framing(), true, |out| reply::registered(out, seq, id));
-                }
-                return self.end_waiting(conn, fx);
+                fx.reply(conn, framing, true, |out| reply::registered(out, seq, id));
+                self.end_attempt(conn, fx);
             }
-            Ok(Answer::Wrote(Outcome::Already)) => Refusal::new(Errno::Rejected, "this name is taken!"),
-            other => {
-                self.forget_registration(from);
-                super::store_failure(other)
+            Ok(Answer::Wrote(Outcome::Already)) => {
+                self.refuse_attempt(conn, &Refusal::new(Errno::Rejected, "this name is taken!"), fx);
             }
-        };
-        self.refuse(conn, Some(msgid::REGISTER), seq, &refusal, fx);
-        self.end_waiting(conn, fx);
+            other => self.refuse_attempt(conn, &super::store_failure(other), fx),
+        }
     }
 
     pub(super) fn login(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
@@ -76,14 +86,48 @@ impl Shard {
         if logged_in.is_some() {
             self.log_out(conn, None, call.now, fx);
         }
-        self.begin_waiting(conn, fx);
-        let login = Login { conn, user, from, seq: call.seq, name: Box::default(), tries: 0, epoch: 0 };
-        self.submit(Lane::None, Then::Verified(login), Op::Verify { user, password }, fx);
+        let attempt = self.begin_attempt(conn, Some(user), call.seq, fx);
+        let login = Login { conn, attempt, user, from, seq: call.seq, name: Box::default(), tries: 0, epoch: 0 };
+        self.submit(self.user_lane(user), Then::AccountRead(login), Op::Account { user, password }, fx);
         Ok(())
+    }
+
+    /// The account was read. Who was here before with this password goes on at once; all others, also
+    /// those who have no account, wait for a hash.
+    pub(super) fn account_read(&mut self, mut login: Login, answer: Result<Answer, StoreError>, fx: &mut Effects) {
+        self.count_password(&answer);
+        let is_waited_for = self.is_waited_for(&login);
+        match answer {
+            Ok(Answer::Remembered(name)) => {
+                self.note_login(&login, Some(true));
+                login.name = name.into();
+                self.claim(login, None, fx);
+            }
+            Ok(Answer::Unproven(..)) if !is_waited_for => {
+                self.count_password(&Ok(Answer::Spared));
+                self.note_login(&login, None);
+            }
+            Ok(Answer::Unproven(account, password)) => match self.enter_hashing(login.conn) {
+                Ok(place) => {
+                    let op = Op::Verify { user: login.user, account, password, place };
+                    self.submit(Lane::None, Then::Verified(login), op, fx);
+                }
+                Err(refusal) => {
+                    self.note_login(&login, None);
+                    self.refuse_login(&login, &refusal, fx);
+                }
+            },
+            _ => {
+                self.note_login(&login, None);
+                self.refuse_login(&login, &Errno::StoreUnavailable.into(), fx);
+            }
+        }
     }
 
     /// The password was looked at.
     pub(super) fn verified(&mut self, mut login: Login, answer: Result<Answer, StoreError>, fx: &mut Effects) {
+        self.count_password(&answer);
+        self.leave_hashing(login.conn, login.attempt);
         self.note_login(
             &login,
             match &answer {
@@ -96,15 +140,15 @@ impl Shard {
                 login.name = name.into();
                 self.claim(login, None, fx);
             }
-            Ok(Answer::Verified(None)) => self.refuse_login(&login, Errno::Rejected, fx),
-            _ => self.refuse_login(&login, Errno::StoreUnavailable, fx),
+            Ok(Answer::Verified(None)) => self.refuse_login(&login, &Errno::Rejected.into(), fx),
+            _ => self.refuse_login(&login, &Errno::StoreUnavailable.into(), fx),
         }
     }
 
     /// Asks the store for the account, unless its last session is just ending here. `past`: who had
     /// it and has gone without a word.
     pub(super) fn claim(&mut self, mut login: Login, past: Option<Holder>, fx: &mut Effects) {
-        if !self.is_waited_for(login.conn) {
+        if !self.is_waited_for(&login) {
             return;
         }
         if self.is_leaving(login.user) {
@@ -114,6 +158,9 @@ impl Shard {
         self.next_epoch += 1;
         login.epoch = self.next_epoch;
         let (user, epoch) = (login.user, login.epoch);
+        if let Some(attempt) = self.waits_for(login.conn, login.attempt) {
+            attempt.epoch = epoch;
+        }
         self.claiming.insert(epoch, Vec::new());
         self.submit(self.user_lane(user), Then::Claimed(login), Op::Write(Write::Claim { user, epoch, past }), fx);
     }
@@ -143,24 +190,24 @@ impl Shard {
                     self.claim(login, None, fx);
                 } else if self.unreleased.contains_key(&user) {
                     // Nobody uses it: the store has not taken the last session's end yet.
-                    self.refuse_login(&login, Errno::StoreUnavailable, fx);
+                    self.refuse_login(&login, &Errno::StoreUnavailable.into(), fx);
                 } else {
-                    self.refuse_login(&login, Errno::InUse, fx);
+                    self.refuse_login(&login, &Errno::InUse.into(), fx);
                 }
             }
-            Ok(Answer::Wrote(Outcome::NoUser)) => self.refuse_login(&login, Errno::Rejected, fx),
+            Ok(Answer::Wrote(Outcome::NoUser)) => self.refuse_login(&login, &Errno::Rejected.into(), fx),
             _ => {
                 // It may have been claimed all the same.
                 self.release(user, epoch, fx);
-                self.refuse_login(&login, Errno::StoreUnavailable, fx);
+                self.refuse_login(&login, &Errno::StoreUnavailable.into(), fx);
             }
         }
     }
 
     /// Whether somebody waits for this session, and no other one of the account has a place on this node.
-    fn may_begin(&self, login: &Login) -> bool {
+    fn may_begin(&mut self, login: &Login) -> bool {
         let has_place = self.presence.contains_key(&login.user) || self.is_leaving(login.user);
-        self.is_waited_for(login.conn) && !has_place
+        self.is_waited_for(login) && !has_place
     }
 
     /// A session with this claim may not begin.
@@ -174,9 +221,7 @@ impl Shard {
         let stale = self.presence.get(&user).filter(|_| !self.is_leaving(user)).copied();
         match stale {
             Some(conn) => {
-                if self.is_waited_for(login.conn) {
-                    self.refuse_login(&login, Errno::InUse, fx);
-                }
+                self.refuse_login(&login, &Errno::InUse.into(), fx);
                 self.end_stale(user, conn, fx);
             }
             None => self.claim(login, None, fx),
@@ -204,7 +249,7 @@ impl Shard {
         match count {
             Some(0) => self.claim(login, Some(Holder::Foreign), fx),
             // Without the bus only the store tells, and there the account is in use.
-            Some(_) | None => self.refuse_login(&login, Errno::InUse, fx),
+            Some(_) | None => self.refuse_login(&login, &Errno::InUse.into(), fx),
         }
     }
 
@@ -230,8 +275,9 @@ impl Shard {
         let Some(session) = client.session.as_deref() else { return };
         let Mode::Joining(joining) = &session.mode else { return };
         let limit = self.is_legacy(conn).then_some(LEGACY_REPLY);
+        let epoch = session.epoch;
         let op = Op::Load { user, name: session.name.clone(), seq: joining.seq, limit };
-        self.submit(self.user_lane(user), Then::Loaded { conn, user }, op, fx);
+        self.submit(self.user_lane(user), Then::Loaded { conn, user, epoch }, op, fx);
     }
 
     /// The login reply is ready: out with it, then with what has come meanwhile.
@@ -239,6 +285,7 @@ impl Shard {
         &mut self,
         conn: ConnId,
         user: UserId,
+        epoch: u64,
         answer: Result<Answer, StoreError>,
         now: Now,
         fx: &mut Effects,
@@ -246,13 +293,13 @@ impl Shard {
         let legacy = self.is_legacy(conn);
         let Some(client) = self.clients.get_mut(conn) else { return };
         let framing = client.framing.framing();
-        let Some(session) = client.session.as_deref_mut().filter(|session| session.user == user) else { return };
+        let Some(session) = client.session.as_deref_mut().filter(|session| session.epoch == epoch) else { return };
         let Mode::Joining(joining) = &mut session.mode else { return };
-        let Joining { seq, spilled, outdated, queue, nudges, .. } = std::mem::take(&mut **joining);
+        let Joining { spilled, outdated, queue, nudges, .. } = std::mem::take(&mut **joining);
         let Ok(Answer::Loaded(loaded)) = answer else {
             joining.queue = queue;
             self.log_out(conn, None, now, fx);
-            return self.refuse_waiting_login(conn, seq, Errno::StoreUnavailable, fx);
+            return self.refuse_attempt(conn, &Errno::StoreUnavailable.into(), fx);
         };
         log::debug!("{conn}: user {user} has logged in from {}", client.peer);
         let reply_has_rows = !loaded.rows.is_empty();
@@ -269,7 +316,7 @@ impl Shard {
             self.deliver(user, super::chat::Text::Shared(body), receipt, fx);
         }
         self.advance_drain(conn, fx);
-        self.end_waiting(conn, fx);
+        self.end_attempt(conn, fx);
     }
 
     pub(super) fn logout(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
@@ -282,7 +329,7 @@ impl Shard {
     }
 
     /// Ends the session of a connection that stays. `ack`: the `seq` of who asked for it.
-    fn log_out(&mut self, conn: ConnId, ack: Option<i64>, now: Now, fx: &mut Effects) {
+    pub(super) fn log_out(&mut self, conn: ConnId, ack: Option<i64>, now: Now, fx: &mut Effects) {
         let Some(client) = self.clients.get_mut(conn) else { return };
         let Some(session) = client.session.take() else { return };
         if let Some(tally) = &mut client.tally {
@@ -298,13 +345,11 @@ impl Shard {
         self.leave(conn, *session, true, ack, fx);
     }
 
-    pub(super) fn refuse_login(&mut self, login: &Login, errno: Errno, fx: &mut Effects) {
-        self.refuse_waiting_login(login.conn, login.seq, errno, fx);
-    }
-
-    fn refuse_waiting_login(&mut self, conn: ConnId, seq: Option<i64>, errno: Errno, fx: &mut Effects) {
-        self.refuse(conn, Some(msgid::LOGIN), seq, &errno.into(), fx);
-        self.end_waiting(conn, fx);
+    /// Refuses a login, if somebody still waits for it.
+    pub(super) fn refuse_login(&mut self, login: &Login, refusal: &Refusal, fx: &mut Effects) {
+        if self.is_waited_for(login) {
+            self.refuse_attempt(login.conn, refusal, fx);
+        }
     }
 
     /// Where the client of a request is.
@@ -329,11 +374,6 @@ impl Shard {
             fx.push(Effect::Resume(conn));
         }
         self.paid(conn, fx);
-    }
-
-    /// Whether somebody still waits for the outcome of a login on this connection.
-    fn is_waited_for(&self, conn: ConnId) -> bool {
-        self.clients.get(conn).is_some_and(|client| client.waiting && !client.closing)
     }
 
     fn is_legacy(&self, conn: ConnId) -> bool {

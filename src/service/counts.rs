@@ -1,10 +1,10 @@
 //! What a shard counts. Counting is no effect and changes none: it may be read by anybody, and is
 //! read by nothing here.
 
-use super::Shard;
 use super::letters::Receipt;
+use super::{Answer, Shard};
 use crate::metrics::{By, Counter, Gauge, Histogram, Label, cells, labels};
-use crate::store::Quota;
+use crate::store::{Quota, StoreError};
 use crate::wire::Errno;
 
 labels! {
@@ -53,6 +53,18 @@ labels! {
         Friends = "friends",
         Groups = "groups",
         Members = "group size",
+        Hashes = "password hashes",
+    }
+}
+
+labels! {
+    /// What the password of a login or a registration has cost.
+    pub enum PasswordWork as "work" {
+        /// Nothing: it was found right before.
+        Remembered = "remembered",
+        Hashed = "hashed",
+        /// Nothing: nobody waited for it any more.
+        Spared = "spared",
     }
 }
 
@@ -113,6 +125,8 @@ cells! {
         refusals: By<Errno, Counter, 15> = "chat_errors_total",
         /// Requests, and messages for one recipient each, that were refused by a limit.
         limits: By<Limit, Counter, { Limit::COUNT }> = "chat_limited_total",
+        /// Passwords of logins and registrations, by what they have cost.
+        passwords: By<PasswordWork, Counter, { PasswordWork::COUNT }> = "chat_passwords_total",
         /// Users who are logged in.
         sessions: Gauge = "chat_sessions",
         /// Messages that other nodes sent to users of this one, once for each.
@@ -123,6 +137,17 @@ cells! {
 }
 
 impl Shard {
+    /// Notes what a password has cost, once that is known.
+    pub(super) fn count_password(&self, answer: &Result<Answer, StoreError>) {
+        let work = match answer {
+            Ok(Answer::Remembered(_)) => PasswordWork::Remembered,
+            Ok(Answer::Verified(_) | Answer::Wrote(_)) => PasswordWork::Hashed,
+            Ok(Answer::Spared) => PasswordWork::Spared,
+            _ => return,
+        };
+        self.counts.passwords.of(work).add(1);
+    }
+
     /// Notes the way of a message to so many recipients, if it is this node's to count.
     pub(super) fn count_message(&self, receipt: Receipt, path: Path, recipients: usize) {
         let kind = match receipt {

@@ -3,10 +3,13 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::hashing::Place;
 use super::letters::Receipt;
+use super::memo::Memo;
 use crate::password::{HashError, Hasher, Verdict};
+use crate::pool::Standing;
 use crate::reactor::{ConnId, Origin};
-use crate::store::{self, Connection, GroupId, Outcome, Page, RowId, StoreError, UserId, Write};
+use crate::store::{self, Account, Connection, GroupId, Outcome, Page, RowId, StoreError, UserId, Write};
 use crate::wire::Request;
 use crate::wire::reply::{self, LoginReply, OFFLINE_IN_REPLY};
 
@@ -40,15 +43,23 @@ pub struct Done {
 #[derive(Debug)]
 pub enum Op {
     Write(Write),
-    /// Is this the user's password?
-    Verify {
+    /// Read the account, and see whether this password was found right before.
+    Account {
         user: UserId,
         password: Box<str>,
+    },
+    /// Is this the password of the account? `None`: there is none, and that takes as long.
+    Verify {
+        user: UserId,
+        account: Option<Account>,
+        password: Box<str>,
+        place: Arc<Place>,
     },
     /// Hash the password, then create the account.
     Register {
         name: String,
         password: Box<str>,
+        place: Arc<Place>,
     },
     /// Everything a login reply says, as bytes.
     Load {
@@ -70,12 +81,28 @@ pub enum Op {
     Members(GroupId),
 }
 
+impl Op {
+    /// What has become of it while it waited for a worker.
+    pub fn standing(&self) -> Standing {
+        match self {
+            Op::Verify { place, .. } | Op::Register { place, .. } => place.standing(),
+            _ => Standing::Due,
+        }
+    }
+}
+
 /// What a job came to.
 #[derive(Debug)]
 pub enum Answer {
     Wrote(Outcome),
+    /// The password was found right before; the account's name.
+    Remembered(String),
+    /// The password must be hashed.
+    Unproven(Option<Account>, Box<str>),
     /// The account's name, if the password was right.
     Verified(Option<String>),
+    /// Nobody has waited for the hash any more.
+    Spared,
     Loaded(Loaded),
     Page(Page),
     Bytes(Vec<u8>),
@@ -97,6 +124,7 @@ pub struct Loaded {
 /// comes gets nothing.
 #[derive(Debug)]
 pub enum Then {
+    AccountRead(Login),
     Verified(Login),
     Claimed(Login),
     /// C++ nodes see the user online, or will when this node's keeper next looks.
@@ -104,11 +132,12 @@ pub enum Then {
     Loaded {
         conn: ConnId,
         user: UserId,
+        epoch: u64,
     },
     Registered {
         conn: ConnId,
         from: Origin,
-        seq: Option<i64>,
+        attempt: u64,
     },
     /// Tell the client whether it was done.
     Ack {
@@ -170,6 +199,8 @@ pub struct Keeping {
 #[derive(Debug, Clone)]
 pub struct Login {
     pub conn: ConnId,
+    /// Which of the shard's attempts it is.
+    pub attempt: u64,
     pub user: UserId,
     /// Where the client is.
     pub from: Origin,
@@ -188,11 +219,13 @@ pub struct JobRunner {
     hasher: Hasher,
     /// C++ nodes read the passwords, so they stay plain text.
     plain: bool,
+    /// What all of this node's workers have found right; `None`: every login is hashed.
+    memo: Option<Arc<Memo>>,
 }
 
 impl JobRunner {
-    pub fn new(connection: Box<dyn Connection>, hasher: Hasher, plain: bool) -> Self {
-        JobRunner { connection, hasher, plain }
+    pub fn new(connection: Box<dyn Connection>, hasher: Hasher, plain: bool, memo: Option<Arc<Memo>>) -> Self {
+        JobRunner { connection, hasher, plain, memo }
     }
 
     /// Does the jobs in order; neighbouring writes go to the store together. Each answer is handed
@@ -204,6 +237,12 @@ impl JobRunner {
                 Op::Write(write) => {
                     writes.push(write);
                     waiting.push((shard, then));
+                }
+                // No write changes what it reads but a new password, which no login waits for. In a storm the
+                // claims of a batch are so committed together.
+                op @ Op::Account { .. } => {
+                    let answer = self.run_one(op);
+                    done(shard, Done { then, answer });
                 }
                 op => {
                     self.write(&mut writes, &mut waiting, &mut done);
@@ -240,11 +279,18 @@ impl JobRunner {
                 let outcome = self.connection.write(&[write])?.pop();
                 wrote(outcome.unwrap_or(Outcome::Done))
             }
-            Op::Verify { user, password } => self.verify(user, &password).map(Answer::Verified),
-            Op::Register { name, password } => {
-                let password = self.hash(&password)?;
-                self.run_one(Op::Write(Write::Register { name, password }))
+            Op::Account { user, password } => self.account(user, password),
+            Op::Verify { user, account, password, place } => {
+                let Some(verdict) = place.hash(|| self.verify(account.as_ref(), &password)) else {
+                    return Ok(Answer::Spared);
+                };
+                let right = account.zip(verdict?);
+                Ok(Answer::Verified(right.map(|(account, upgrade)| self.right(user, account, &password, upgrade))))
             }
+            Op::Register { name, password, place } => match place.hash(|| self.hash(&password)) {
+                Some(password) => self.run_one(Op::Write(Write::Register { name, password: password? })),
+                None => Ok(Answer::Spared),
+            },
             Op::Load { user, name, seq, limit } => self.load(user, &name, seq, limit).map(Answer::Loaded),
             Op::Page { user, max_bytes } => {
                 self.connection.page(user, max_bytes).map(|page| Answer::Page(readable(user, page)))
@@ -268,26 +314,57 @@ impl JobRunner {
         self.hasher.hash(password).map_err(cannot_hash)
     }
 
-    /// The account's name if the password is right. Where the stored one is plain text or of
-    /// another cost, it is hashed anew.
-    fn verify(&mut self, user: UserId, password: &str) -> Result<Option<String>, StoreError> {
-        let Some(account) = self.connection.account(user)? else {
+    /// What is needed before a password is hashed, and whether it must be.
+    fn account(&mut self, user: UserId, password: Box<str>) -> Result<Answer, StoreError> {
+        let account = self.connection.account(user)?;
+        match (&self.memo, account) {
+            (Some(memo), Some(account)) if memo.knows(user, &account.password, &password) => {
+                Ok(Answer::Remembered(account.name))
+            }
+            (_, account) => Ok(Answer::Unproven(account, password)),
+        }
+    }
+
+    /// `None`: the password is wrong. Where it is right and the stored one is plain text or of
+    /// another cost: what is to be stored instead.
+    fn verify(&mut self, account: Option<&Account>, password: &str) -> Result<Option<Option<String>>, StoreError> {
+        let Some(account) = account else {
             self.hasher.verify_nobody(password).map_err(cannot_hash)?;
             return Ok(None);
         };
-        match self.hasher.verify(password, &account.password).map_err(cannot_hash)? {
-            Verdict::Wrong => Ok(None),
-            Verdict::Right => Ok(Some(account.name)),
-            Verdict::RightButUpgrade if self.plain => Ok(Some(account.name)),
-            Verdict::RightButUpgrade => {
-                let password = self.hash(password)?;
-                // The login does not depend on it; the next one tries again.
-                if let Err(error) = self.connection.write(&[Write::SetPassword { user, password }]) {
+        Ok(match self.hasher.verify(password, &account.password).map_err(cannot_hash)? {
+            Verdict::Wrong => None,
+            Verdict::RightButUpgrade if !self.plain => Some(Some(self.hash(password)?)),
+            Verdict::Right | Verdict::RightButUpgrade => Some(None),
+        })
+    }
+
+    /// The password is right: this is remembered for what is stored from now on. Returns the account's name.
+    fn right(&mut self, user: UserId, account: Account, password: &str, upgrade: Option<String>) -> String {
+        let Account { name, password: mut stored } = account;
+        if let Some(upgraded) = upgrade {
+            match self.replace_password(user, &stored, &upgraded) {
+                Ok(()) => stored = upgraded,
+                Err(error) => {
+                    // The login does not depend on it; the next one tries again.
                     warn(&error, format_args!("the password of user {user} stays as it is: "));
+                    return name;
                 }
-                Ok(Some(account.name))
             }
         }
+        if let Some(memo) = &self.memo {
+            memo.remember(user, &stored, password);
+        }
+        name
+    }
+
+    /// Stores a password in place of `former`, which was read some seconds ago.
+    fn replace_password(&mut self, user: UserId, former: &str, password: &str) -> Result<(), StoreError> {
+        if self.connection.account(user)?.is_none_or(|account| account.password != former) {
+            return Err(StoreError::Unavailable("it was changed meanwhile".into()));
+        }
+        let outcome = self.connection.write(&[Write::SetPassword { user, password: password.to_owned() }])?.pop();
+        wrote(outcome.unwrap_or(Outcome::Done)).map(drop)
     }
 
     fn load(&mut self, user: UserId, name: &str, seq: Option<i64>, limit: Option<usize>) -> Result<Loaded, StoreError> {

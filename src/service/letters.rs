@@ -41,11 +41,13 @@ pub enum Letter {
     Join {
         user: UserId,
         conn: ConnId,
+        epoch: u64,
     },
     /// The sending shard has submitted all it had for the user's store, and sends letters now.
     JoinSeen {
         user: UserId,
         conn: ConnId,
+        epoch: u64,
     },
     /// The session is ending; answered with `LeaveSeen`.
     Leave {
@@ -165,6 +167,11 @@ pub struct Removal {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Timer {
     Login(ConnId),
+    /// A login or a registration is on its way for long.
+    Attempt {
+        conn: ConnId,
+        number: u64,
+    },
     Idle(ConnId),
     /// A client that was too fast is read again.
     Rate(ConnId),

@@ -10,6 +10,9 @@
 //! | --- | --- |
 //! | `mod.rs` | inputs, and the table of handlers |
 //! | `account.rs` | register, log in, log out |
+//! | `attempts.rs` | that logins and registrations are answered in time |
+//! | `hashing.rs` | the queue of password hashes |
+//! | `memo.rs` | passwords that need no second hash |
 //! | `presence.rs` | who lives on which shard: the handshakes around a session's begin and end |
 //! | `session.rs` | one client, one session, and how a slow reader's messages are drained |
 //! | `ways.rs` | messages to users who are not on this node |
@@ -23,15 +26,18 @@
 //! | `counts.rs` | what is counted |
 
 mod account;
+mod attempts;
 mod chat;
 mod cluster;
 mod counts;
 mod effects;
 mod friends;
 mod groups;
+mod hashing;
 mod jobs;
 mod letters;
 mod limits;
+mod memo;
 mod presence;
 mod session;
 mod throttle;
@@ -45,15 +51,17 @@ use std::time::{Duration, Instant};
 use chrono::{Local, TimeZone};
 use ipnet::IpNet;
 
-pub use counts::{Asks, Limit, MessageKind, Path, ShardCounts};
+pub use counts::{Asks, Limit, MessageKind, PasswordWork, Path, ShardCounts};
 pub use effects::{Effect, Effects, Payload};
+pub use hashing::{HashQueue, Place};
 pub use jobs::{Answer, Done, Job, JobRunner, Lane, Op, Then};
 pub use letters::{Fate, Letter, Receipt, Tag, Timer};
 pub use limits::{Limits, address_is_full};
+pub use memo::Memo;
 pub use throttle::Throttle;
 
 use crate::bus::envelope;
-use crate::reactor::{CloseReason, ConnId, ConnMap, Taken, Unwritten};
+use crate::reactor::{CloseReason, ConnId, ConnMap, HangUp, Taken, Unwritten};
 use crate::store::{GroupId, NodeId, StoreError, UserId};
 use crate::wire::proxy::BadHeader;
 use crate::wire::{Broken, Errno, Refusal, Request, Split, msgid, reply};
@@ -94,6 +102,8 @@ pub struct Settings {
     /// there is no proxy.
     pub proxies: Arc<[IpNet]>,
     pub limits: Limits,
+    /// Where passwords wait to be hashed, on the whole node.
+    pub hashes: Arc<HashQueue>,
 }
 
 /// A node that is alone, with the bounds that the flags have by default.
@@ -113,6 +123,7 @@ impl Default for Settings {
             mixed: false,
             proxies: Arc::default(),
             limits: Limits::default(),
+            hashes: HashQueue::new(1),
         }
     }
 }
@@ -188,6 +199,8 @@ pub struct Shard {
     listening: HashMap<u64, Login>,
     /// Of the last claim.
     next_epoch: u64,
+    /// Of the last login or registration.
+    next_attempt: u64,
     /// Ways to users who are not on this node.
     ways: HashMap<UserId, Way>,
     /// With so many, some are forgotten.
@@ -237,6 +250,8 @@ impl Shard {
             claiming: HashMap::new(),
             listening: HashMap::new(),
             next_epoch: envelope::first_epoch(index),
+            // So that shards tell those they refuse different times.
+            next_attempt: (index as u64) << 32,
             ways: HashMap::new(),
             many_ways,
             keeping: Vec::new(),
@@ -349,6 +364,12 @@ impl Shard {
         }
     }
 
+    /// The client has hung up while its input waits.
+    pub fn hung_up(&mut self, conn: ConnId, how: HangUp, fx: &mut Effects) {
+        self.client_hung_up(conn, how, fx);
+        self.end(fx);
+    }
+
     /// A message with this tag was written whole.
     pub fn written(&mut self, conn: ConnId, tag: Tag, fx: &mut Effects) {
         match tag {
@@ -392,8 +413,8 @@ impl Shard {
             Letter::GroupChat { to, body, receipt } => self.deliver_group(to, body, receipt, fx),
             Letter::Settled { receipt, fate } => self.settle(receipt, fate, fx),
             Letter::FanSettled { key, part } => self.fan_settled(key, part, fx),
-            Letter::Join { user, conn } => self.peer_joined(user, conn, fx),
-            Letter::JoinSeen { user, conn } => self.join_seen(user, conn, fx),
+            Letter::Join { user, conn, epoch } => self.peer_joined(user, conn, epoch, fx),
+            Letter::JoinSeen { user, conn, epoch } => self.join_seen(user, conn, epoch, fx),
             Letter::Leave { user, conn } => self.peer_leaves(user, conn, fx),
             Letter::LeaveSeen { user, conn } => self.leave_seen(user, conn, fx),
             Letter::Gone { user, conn } => self.peer_gone(user, conn, fx),
@@ -419,6 +440,7 @@ impl Shard {
         self.now = now;
         match timer {
             Timer::Login(conn) => self.login_timer(conn, now, fx),
+            Timer::Attempt { conn, number } => self.attempt_timer(conn, number, fx),
             Timer::Idle(conn) => self.idle_timer(conn, now, fx),
             Timer::Rate(conn) => self.rate_timer(conn, fx),
             Timer::Drain(conn) => self.retry_page(conn, fx),
@@ -435,7 +457,7 @@ impl Shard {
     pub fn stop(&mut self, fx: &mut Effects) {
         self.shutting_down = true;
         for login in std::mem::take(&mut self.waiting).into_values().flatten() {
-            self.refuse_login(&login, Errno::ShuttingDown, fx);
+            self.refuse_login(&login, &Errno::ShuttingDown.into(), fx);
         }
         let conns: Vec<ConnId> = self.clients.ids().collect();
         for conn in conns {
@@ -524,6 +546,7 @@ impl Shard {
     fn refuse_and_close(&mut self, conn: ConnId, refusal: Refusal, reason: CloseReason, fx: &mut Effects) {
         let Some(client) = self.clients.get_mut(conn) else { return };
         if !std::mem::replace(&mut client.closing, true) {
+            client.give_up();
             log::debug!("{conn}: {}", refusal.text);
             self.refuse(conn, None, None, &refusal, fx);
             fx.push(Effect::Close(conn, reason));
@@ -608,11 +631,12 @@ impl Shard {
     /// A job's answer, for whoever asked.
     fn done(&mut self, then: Then, answer: Result<Answer, StoreError>, now: Now, fx: &mut Effects) {
         match then {
+            Then::AccountRead(login) => self.account_read(login, answer, fx),
             Then::Verified(login) => self.verified(login, answer, fx),
             Then::Claimed(login) => self.claimed(login, answer, fx),
             Then::Shown => {}
-            Then::Loaded { conn, user } => self.loaded(conn, user, answer, now, fx),
-            Then::Registered { conn, from, seq } => self.registered(conn, from, seq, answer, fx),
+            Then::Loaded { conn, user, epoch } => self.loaded(conn, user, epoch, answer, now, fx),
+            Then::Registered { conn, from, attempt } => self.registered(conn, from, attempt, answer, fx),
             Then::Ack { conn, request, seq } => self.acked(conn, request, seq, answer, fx),
             Then::GroupCreated { conn, seq } => self.group_created(conn, seq, answer, fx),
             Then::GroupJoined { conn, seq, user, group } => self.group_joined(conn, seq, user, group, answer, fx),

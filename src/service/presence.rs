@@ -73,19 +73,19 @@ impl Shard {
         for early in self.claiming.remove(&epoch).into_iter().flatten() {
             self.deliver_early(user, epoch, early, fx);
         }
-        self.broadcast(|| Letter::Join { user, conn }, fx);
-        self.see_join(user, conn, fx);
+        self.broadcast(|| Letter::Join { user, conn, epoch }, fx);
+        self.see_join(user, conn, epoch, fx);
     }
 
     /// Answers a join: at once, or when all that is on a way to the user is there.
-    fn see_join(&mut self, user: UserId, conn: ConnId, fx: &mut Effects) {
-        if !self.way_joins(user, conn, fx) {
-            self.join_is_seen(user, conn, fx);
+    fn see_join(&mut self, user: UserId, conn: ConnId, epoch: u64, fx: &mut Effects) {
+        if !self.way_joins(user, conn, epoch, fx) {
+            self.join_is_seen(user, conn, epoch, fx);
         }
     }
 
     /// A user has joined another shard.
-    pub(super) fn peer_joined(&mut self, user: UserId, conn: ConnId, fx: &mut Effects) {
+    pub(super) fn peer_joined(&mut self, user: UserId, conn: ConnId, epoch: u64, fx: &mut Effects) {
         // Of two sessions of a user only one can have the claim. The other shard hears of this one, too,
         // and does the same: the client logs in once more.
         let own = self.presence.get(&user).copied().filter(|conn| conn.reactor() == self.index);
@@ -99,12 +99,14 @@ impl Shard {
             self.count_message(receipt, Path::OtherReactor, 1);
             fx.push(Effect::Post(conn.reactor(), Letter::Chat { to: user, body, receipt }));
         }
-        self.see_join(user, conn, fx);
+        self.see_join(user, conn, epoch, fx);
     }
 
     /// One more shard sends letters instead of storing.
-    pub(super) fn join_seen(&mut self, user: UserId, conn: ConnId, fx: &mut Effects) {
-        let Some(session) = self.session_mut(conn, user) else { return };
+    pub(super) fn join_seen(&mut self, user: UserId, conn: ConnId, epoch: u64, fx: &mut Effects) {
+        // A login that was given up may be followed by another one of the same connection.
+        let session = self.session_mut(conn, user).filter(|session| session.epoch == epoch);
+        let Some(session) = session else { return };
         let Mode::Joining(joining) = &mut session.mode else { return };
         joining.unseen -= 1;
         if joining.unseen == 0 {

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::attempts::Attempt;
 use super::chat::Text;
 use super::letters::{Fate, Receipt, Removal, Tag, Timer, Waiting};
 use super::limits::Tally;
@@ -32,6 +33,10 @@ pub(super) struct Client {
     pub pending: u32,
     /// A login, a registration or a list is on its way; input waits behind it.
     pub waiting: bool,
+    /// The login or the registration; a pointer, since it is short.
+    pub attempt: Option<Box<Attempt>>,
+    /// It has finished sending, and what it sent last is still on its way.
+    pub half_closed: bool,
     /// Too many requests are unsettled; input waits.
     pub throttled: bool,
     /// Its claim is in doubt; input waits.
@@ -62,6 +67,8 @@ impl Client {
             session: None,
             pending: 0,
             waiting: false,
+            attempt: None,
+            half_closed: false,
             throttled: false,
             doubted: false,
             too_fast: false,
@@ -545,6 +552,7 @@ impl Shard {
         mut unwritten: Vec<Unwritten<Tag>>,
         fx: &mut Effects,
     ) {
+        client.give_up();
         let mut refused = None;
         // Only the first can be half-written. Its session is not among the clients any more.
         if let Some(Unwritten { tag: Tag::Chat { to, receipt }, begun: true, .. }) = unwritten.first() {

@@ -76,7 +76,7 @@ pub(super) struct Way {
     /// has: what they send through another node must not overtake it.
     debtors: Vec<(ConnId, UserId)>,
     /// The user lives on this node by now, and its shard waits for this way to be empty.
-    joined: Option<ConnId>,
+    joined: Option<(ConnId, u64)>,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -311,15 +311,15 @@ impl Shard {
         for (body, receipt) in way.queue {
             self.route(user, Text::Shared(body), receipt, fx);
         }
-        if let Some(conn) = way.joined {
-            self.join_is_seen(user, conn, fx);
+        if let Some((conn, epoch)) = way.joined {
+            self.join_is_seen(user, conn, epoch, fx);
         }
     }
 
     /// The user has joined this node. True: `JoinSeen` follows when the way is empty.
-    pub(super) fn way_joins(&mut self, user: UserId, conn: ConnId, fx: &mut Effects) -> bool {
+    pub(super) fn way_joins(&mut self, user: UserId, conn: ConnId, epoch: u64, fx: &mut Effects) -> bool {
         let Some(way) = self.ways.get_mut(&user) else { return false };
-        way.joined = Some(conn);
+        way.joined = Some((conn, epoch));
         self.advance_way(user, fx);
         true
     }
@@ -667,11 +667,11 @@ impl Shard {
     }
 
     /// `JoinSeen`, to the user's shard.
-    pub(super) fn join_is_seen(&mut self, user: UserId, conn: ConnId, fx: &mut Effects) {
+    pub(super) fn join_is_seen(&mut self, user: UserId, conn: ConnId, epoch: u64, fx: &mut Effects) {
         if conn.reactor() == self.index {
-            self.join_seen(user, conn, fx);
+            self.join_seen(user, conn, epoch, fx);
         } else {
-            fx.push(Effect::Post(conn.reactor(), Letter::JoinSeen { user, conn }));
+            fx.push(Effect::Post(conn.reactor(), Letter::JoinSeen { user, conn, epoch }));
         }
     }
 }

@@ -55,3 +55,4 @@ mod outage;
 mod process;
 mod seq;
 mod storage;
+mod storm;

@@ -8,7 +8,7 @@ use std::time::Instant;
 use chat_server::bus::{BusEvent, BusOp};
 use chat_server::password::{Cost, Hasher};
 use chat_server::reactor::{CloseReason, ConnId, ConnIds, Unwritten};
-use chat_server::service::{Effect, Effects, Job, JobRunner, Letter, Now, Payload, Settings, Shard, Tag};
+use chat_server::service::{Effect, Effects, Job, JobRunner, Letter, Memo, Now, Payload, Settings, Shard, Tag};
 
 use super::memory::{Memories, Memory, NODE};
 
@@ -59,6 +59,7 @@ impl Node {
             ..Settings::default()
         };
         let cost: Cost = "8,1".parse().unwrap();
+        let memo = Arc::new(Memo::new().unwrap());
         Node {
             now,
             shards: (0..SHARDS).map(|index| Shard::new(index, SHARDS, settings.clone(), now)).collect(),
@@ -66,7 +67,7 @@ impl Node {
             letters: VecDeque::new(),
             jobs: VecDeque::new(),
             // Plain passwords: hashing is not what is looked at here.
-            runner: JobRunner::new(Box::new(Memories(Arc::clone(memory))), Hasher::new(cost), true),
+            runner: JobRunner::new(Box::new(Memories(Arc::clone(memory))), Hasher::new(cost), true, Some(memo)),
             sockets: HashMap::new(),
             read: VecDeque::new(),
             closed: Vec::new(),

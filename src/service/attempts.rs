@@ -1,0 +1,192 @@
+//! Logins and registrations on their way: who waits for one, and that each is answered in time.
+//!
+//! A login passes several stages, each of which may take long: its account is read, its password is
+//! hashed, a session that is ending is waited for, the account is claimed, its channel is listened
+//! to, and what its user missed is read. There is one deadline for all of them. What comes later
+//! finds that nobody waits for it any more; a claim is then given back.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::hashing::Place;
+use super::letters::Timer;
+use super::session::Client;
+use super::{Effect, Effects, Limit, Login, Shard};
+use crate::reactor::{CloseReason, ConnId, HangUp};
+use crate::store::UserId;
+use crate::wire::{Errno, Refusal, msgid};
+
+/// When an attempt is answered at the latest, from the moment when it was read.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// When its password must be on a worker, so that the rest has its time, too.
+const HASH_BY: Duration = Duration::from_secs(7);
+
+/// A login or a registration that is on its way.
+pub(super) struct Attempt {
+    /// Which one: no other one of this shard has this number.
+    number: u64,
+    /// Whose login it is; `None`: it is a registration.
+    user: Option<UserId>,
+    pub seq: Option<i64>,
+    begun: Instant,
+    /// While its password is to be hashed.
+    place: Option<Arc<Place>>,
+    /// Of its claim.
+    pub epoch: u64,
+}
+
+impl Client {
+    /// Nobody needs its hash any more.
+    pub fn give_up(&self) {
+        if let Some(place) = self.attempt.as_deref().and_then(|attempt| attempt.place.as_deref()) {
+            place.give_up();
+        }
+    }
+
+    /// The attempt of this number, if somebody still waits for it.
+    fn waits_for(&mut self, number: u64) -> Option<&mut Attempt> {
+        self.attempt.as_deref_mut().filter(|attempt| attempt.number == number && !self.closing)
+    }
+}
+
+impl Shard {
+    /// Input waits from here on, until the attempt is answered. Returns its number.
+    pub(super) fn begin_attempt(
+        &mut self,
+        conn: ConnId,
+        user: Option<UserId>,
+        seq: Option<i64>,
+        fx: &mut Effects,
+    ) -> u64 {
+        self.begin_waiting(conn, fx);
+        self.next_attempt += 1;
+        let (number, begun) = (self.next_attempt, self.now.at);
+        if let Some(client) = self.clients.get_mut(conn) {
+            client.attempt = Some(Box::new(Attempt { number, user, seq, begun, place: None, epoch: 0 }));
+        }
+        fx.push(Effect::Timer(begun + HASH_BY, Timer::Attempt { conn, number }));
+        number
+    }
+
+    /// It has been answered.
+    pub(super) fn end_attempt(&mut self, conn: ConnId, fx: &mut Effects) {
+        if let Some(client) = self.clients.get_mut(conn) {
+            client.give_up();
+            client.attempt = None;
+        }
+        self.end_waiting(conn, fx);
+    }
+
+    /// The attempt, if somebody still waits for its outcome.
+    pub(super) fn waits_for(&mut self, conn: ConnId, number: u64) -> Option<&mut Attempt> {
+        self.clients.get_mut(conn)?.waits_for(number)
+    }
+
+    pub(super) fn is_waited_for(&mut self, login: &Login) -> bool {
+        self.waits_for(login.conn, login.attempt).is_some()
+    }
+
+    /// Refuses what is on its way on this connection.
+    pub(super) fn refuse_attempt(&mut self, conn: ConnId, refusal: &Refusal, fx: &mut Effects) {
+        let Some(attempt) = self.clients.get(conn).and_then(|client| client.attempt.as_deref()) else { return };
+        let (request, seq) = (if attempt.user.is_some() { msgid::LOGIN } else { msgid::REGISTER }, attempt.seq);
+        self.refuse(conn, Some(request), seq, refusal, fx);
+        self.end_attempt(conn, fx);
+    }
+
+    /// A place in the queue of hashes, unless its turn would come too late.
+    pub(super) fn enter_hashing(&mut self, conn: ConnId) -> Result<Arc<Place>, Refusal> {
+        let client = self.clients.get_mut(conn).ok_or(Errno::NotLoggedIn)?;
+        let half_closed = client.half_closed;
+        let attempt = client.attempt.as_deref_mut().ok_or(Errno::NotLoggedIn)?;
+        let (number, by) = (attempt.number, attempt.begun + HASH_BY);
+        if self.now.at + self.settings.hashes.length() >= by {
+            return Err(self.too_many_hashes(number));
+        }
+        let place = self.settings.hashes.enter();
+        if half_closed {
+            place.step_back();
+        }
+        attempt.place = Some(Arc::clone(&place));
+        Ok(place)
+    }
+
+    /// Its password was looked at, or will not be.
+    pub(super) fn leave_hashing(&mut self, conn: ConnId, number: u64) {
+        if let Some(attempt) = self.waits_for(conn, number) {
+            attempt.place = None;
+        }
+    }
+
+    /// Those who are refused come back over as long a time again as the queue will take by then.
+    fn too_many_hashes(&self, number: u64) -> Refusal {
+        self.counts.limits.of(Limit::Hashes).add(1);
+        let length = self.settings.hashes.length().as_secs_f64().ceil().max(1.0) as u64;
+        // Numbers in a row fall evenly, and far from each other: Fibonacci hashing.
+        let spread = number.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
+        let wait = length.saturating_add(spread.saturating_mul(length.saturating_add(1)) >> 32);
+        Refusal::busy("too many passwords are to be checked, try again later", u32::try_from(wait).unwrap_or(u32::MAX))
+    }
+
+    /// A client has hung up while its input waits.
+    pub(super) fn client_hung_up(&mut self, conn: ConnId, how: HangUp, fx: &mut Effects) {
+        let Some(client) = self.clients.get_mut(conn).filter(|client| !client.closing) else { return };
+        let Some(attempt) = client.attempt.as_deref() else {
+            client.half_closed = true;
+            return; // what it has sent is done all the same
+        };
+        match how {
+            HangUp::HalfClosed => {
+                client.half_closed = true;
+                attempt.place.iter().for_each(|place| place.step_back());
+            }
+            HangUp::Gone => {
+                client.give_up();
+                client.closing = true;
+                fx.push(Effect::Close(conn, CloseReason::SocketError));
+            }
+        }
+    }
+
+    /// An attempt has been on its way for long.
+    pub(super) fn attempt_timer(&mut self, conn: ConnId, number: u64, fx: &mut Effects) {
+        let now = self.now.at;
+        let Some(attempt) = self.waits_for(conn, number) else { return };
+        let due = attempt.begun + DEADLINE;
+        if attempt.place.as_ref().is_some_and(|place| place.give_up()) {
+            let refusal = self.too_many_hashes(number);
+            self.refuse_attempt(conn, &refusal, fx);
+        } else if now < due {
+            fx.push(Effect::Timer(due, Timer::Attempt { conn, number }));
+        } else {
+            self.give_attempt_up(conn, number, fx);
+        }
+    }
+
+    /// The deadline has come. Wherever the attempt is, it leaves nothing behind.
+    fn give_attempt_up(&mut self, conn: ConnId, number: u64, fx: &mut Effects) {
+        let Some(&mut Attempt { user, epoch, ref place, .. }) = self.waits_for(conn, number) else { return };
+        let is_hashing = place.is_some();
+        let busy = Refusal::busy(Errno::Busy.text(), 1);
+        let Some(user) = user else {
+            // A registration's hash is stored by the same job, so it may be done.
+            return self.refuse_attempt(conn, &Errno::StoreUnavailable.into(), fx);
+        };
+        if self.listening.remove(&epoch).is_some() {
+            self.claim_failed(user, epoch, fx);
+            self.release(user, epoch, fx);
+            return self.refuse_attempt(conn, &busy, fx);
+        }
+        let waits_for_an_end = self.waiting.get_mut(&user).is_some_and(|logins| {
+            let before = logins.len();
+            logins.retain(|login| login.attempt != number);
+            logins.len() < before
+        });
+        if waits_for_an_end || is_hashing {
+            return self.refuse_attempt(conn, &busy, fx);
+        }
+        // The session that has begun ends; a claim that is still on its way is given back when it comes.
+        self.log_out(conn, None, self.now, fx);
+        self.refuse_attempt(conn, &Errno::StoreUnavailable.into(), fx);
+    }
+}

@@ -1,0 +1,162 @@
+//! The queue of password hashes: who waits in it, what has become of them, and how long it takes.
+//!
+//! A hash is 20 to 40 ms of a core, so after an outage thousands wait for theirs. Whoever waits has a
+//! [`Place`], shared between the shard, which knows the client, and the job in the pool, which must
+//! not be done for nobody.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::pool::Standing;
+
+/// The last hash counts for an eighth of the mean.
+const WEIGHT: u64 = 8;
+
+/// What is known of a node's queue. All its shards and workers share it.
+#[derive(Debug)]
+pub struct HashQueue {
+    /// How many are hashed at a time.
+    places: u64,
+    /// How many wait.
+    waiting: AtomicUsize,
+    /// The time of a hash, in ns; 0: none has been measured yet. Workers that write it at once lose
+    /// one of their figures, which does no harm to a mean.
+    mean: AtomicU64,
+}
+
+impl HashQueue {
+    /// An empty queue, of which so many (at least one) are hashed at a time.
+    pub fn new(places: usize) -> Arc<HashQueue> {
+        let places = places.max(1) as u64;
+        Arc::new(HashQueue { places, waiting: AtomicUsize::new(0), mean: AtomicU64::new(0) })
+    }
+
+    /// How long it takes until all who wait now have been served, as far as can be told.
+    pub fn length(&self) -> Duration {
+        let waiting = self.waiting.load(Ordering::Relaxed) as u64;
+        Duration::from_nanos(self.mean.load(Ordering::Relaxed).saturating_mul(waiting) / self.places)
+    }
+
+    /// One more waits.
+    pub(super) fn enter(self: &Arc<Self>) -> Arc<Place> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Place { queue: Arc::clone(self), state: AtomicU8::new(WAITS) })
+    }
+
+    /// A hash took so long.
+    pub fn note(&self, took: Duration) {
+        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        let mean = match self.mean.load(Ordering::Relaxed) {
+            0 => took,
+            mean => mean - mean / WEIGHT + took / WEIGHT,
+        };
+        self.mean.store(mean, Ordering::Relaxed);
+    }
+}
+
+/// It waits for its turn.
+const WAITS: u8 = 0;
+/// It waits until no other one does.
+const WAITS_LAST: u8 = 1;
+/// A worker has it.
+const TAKEN: u8 = 2;
+/// Nobody wants it any more.
+const GIVEN_UP: u8 = 3;
+
+/// A place in the queue. Its state only ever grows, and each change is made by one side.
+#[derive(Debug)]
+pub struct Place {
+    queue: Arc<HashQueue>,
+    state: AtomicU8,
+}
+
+impl Place {
+    /// Lets all others go first.
+    pub(super) fn step_back(&self) {
+        // It has left the queue: all the same.
+        let _ = self.state.compare_exchange(WAITS, WAITS_LAST, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Leaves the queue, unless a worker has it already: false.
+    pub(super) fn give_up(&self) -> bool {
+        self.leave(GIVEN_UP)
+    }
+
+    /// A worker's: whether anybody still wants it.
+    fn take(&self) -> bool {
+        self.leave(TAKEN)
+    }
+
+    fn leave(&self, to: u8) -> bool {
+        let waits = |state| (state <= WAITS_LAST).then_some(to);
+        let has_left = self.state.fetch_update(Ordering::Relaxed, Ordering::Relaxed, waits).is_ok();
+        if has_left {
+            self.queue.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
+        has_left
+    }
+
+    /// What the pool is to do with its job.
+    pub(super) fn standing(&self) -> Standing {
+        match self.state.load(Ordering::Relaxed) {
+            WAITS_LAST => Standing::Last,
+            GIVEN_UP => Standing::Abandoned,
+            _ => Standing::Due,
+        }
+    }
+
+    /// Hashes, if anybody still wants it.
+    pub(super) fn hash<R>(&self, hash: impl FnOnce() -> R) -> Option<R> {
+        if !self.take() {
+            return None;
+        }
+        let begun = Instant::now();
+        let hashed = hash();
+        self.queue.note(begun.elapsed());
+        Some(hashed)
+    }
+}
+
+/// Its job was dropped by a pool that ends.
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.give_up();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_queue_is_as_long_as_the_hashes_of_those_who_wait() {
+        let queue = HashQueue::new(2);
+        let places: Vec<_> = (0..10).map(|_| queue.enter()).collect();
+        assert_eq!(queue.length(), Duration::ZERO, "nothing is known of a hash");
+        queue.note(Duration::from_millis(40));
+        assert_eq!(queue.length(), Duration::from_millis(200));
+        assert!(places[0].give_up() && !places[0].give_up() && !places[0].take());
+        assert!(places[1].take() && !places[1].give_up());
+        assert_eq!(queue.length(), Duration::from_millis(160));
+        drop(places);
+        assert_eq!(queue.length(), Duration::ZERO);
+        (0..100).for_each(|_| queue.note(Duration::from_millis(80)));
+        let _place = queue.enter();
+        assert!(queue.length().abs_diff(Duration::from_millis(40)) < Duration::from_millis(1), "{queue:?}");
+    }
+
+    #[test]
+    fn what_is_given_up_is_not_hashed_and_who_steps_back_is() {
+        let queue = HashQueue::new(1);
+        let (given_up, last, taken) = (queue.enter(), queue.enter(), queue.enter());
+        assert!(given_up.give_up());
+        given_up.step_back();
+        last.step_back();
+        assert_eq!((given_up.standing(), last.standing()), (Standing::Abandoned, Standing::Last));
+        assert_eq!(given_up.hash(|| panic!("a hash for nobody")), None::<()>);
+        assert_eq!((last.hash(|| 1), taken.hash(|| 2)), (Some(1), Some(2)));
+        taken.step_back();
+        assert_eq!(taken.standing(), Standing::Due);
+    }
+}
