@@ -19,7 +19,8 @@ use chat_server::store::{
 };
 use mysql::Conn;
 use mysql::prelude::Queryable;
-use support::{COPY, Client, Launch, MariaDb, REFERENCE, Redis, Rng, Server, eventually, listed};
+use serde_json::json;
+use support::{COPY, Client, Launch, MariaDb, REFERENCE, Redis, Rng, Server, eventually, listed, refused_start};
 
 /// The server that tests share while any of them runs; each has a database of its own.
 fn shared() -> Arc<MariaDb> {
@@ -488,21 +489,14 @@ fn a_login_takes_four_round_trips_at_most_however_many_groups_the_user_is_in() {
 fn a_login_over_the_wire_takes_four_round_trips_at_most_too() {
     let server = MariaDb::start();
     let redis = Redis::start();
-    let launch = |flags: &[&str]| Launch {
-        store: server.url(if flags.is_empty() { "alone" } else { "chat" }),
-        reactors: 1,
-        workers: 2,
-        flags: flags.iter().map(|&flag| flag.to_owned()).collect(),
-        setup: String::new(),
-        port: 0,
-    };
     let mut conn = Conn::new(server.url("").as_str()).unwrap();
     for (flags, most) in [
         (vec![], 4),
         (vec!["--redis".to_owned(), redis.url()], 4),
         (vec!["--redis".to_owned(), redis.url(), "--mixed".to_owned()], 5),
     ] {
-        let node = Server::start(&launch(&flags.iter().map(String::as_str).collect::<Vec<_>>()));
+        let store = server.url(if flags.is_empty() { "alone" } else { "chat" });
+        let node = Server::start(&launch(store, &flags.iter().map(String::as_str).collect::<Vec<_>>()));
         let mut client = Client::connect(node.address);
         let account = client.register(&format!("user {most} {}", flags.len()), "secret");
         client.login(&account);
@@ -1267,6 +1261,253 @@ fn an_address_that_accepts_and_says_nothing_is_an_error_in_time() {
     let url = format!("mysql://root:123456@127.0.0.1:{}/chat", silent.local_addr().unwrap().port());
     assert!(matches!(MySqlStore::open(options(url, 1)), Err(OpenError::Unreachable { .. })));
     assert!(begun.elapsed() < Duration::from_secs(15));
+}
+
+// ---- When the database's own settings are against us
+
+/// A user without SUPER, for whom the database runs its `init_connect`.
+fn plain_user(root: &mut Conn, server: &MariaDb) -> String {
+    root.query_drop("CREATE USER IF NOT EXISTS plain@'127.0.0.1' IDENTIFIED BY 'p'").unwrap();
+    root.query_drop("GRANT ALL ON `chat%`.* TO plain@'127.0.0.1'").unwrap();
+    let database = server.new_database();
+    server.url(&database).replace("root:123456", "plain:p")
+}
+
+fn launch(store: String, flags: &[&str]) -> Launch {
+    let flags = flags.iter().map(|&flag| flag.to_owned()).collect();
+    Launch { store, reactors: 1, workers: 2, flags, setup: String::new(), port: 0 }
+}
+
+/// Registers, logs in, chats with somebody who is offline, makes a group and joins it; and all of it once
+/// more when every connection to the database was cut.
+#[track_caller]
+fn go_through_everything(root: &mut Conn, store: String, what: &str) {
+    let node = Server::start(&launch(store, &[]));
+    for round in ["first", "second"] {
+        let mut client = Client::connect(node.address);
+        let name = |who: &str| format!("{who} 😀 {round}");
+        let [ann, bob] = ["ann", "bob"].map(|who| client.register(&name(who), "geheim 密码 🔑"));
+        let twice = client.request(json!({"msgid": 4, "name": name("ANN"), "password": "x"}));
+        assert_eq!(twice["errno"], 1, "{what}: {twice}");
+        client.login(&ann);
+        client.befriend(bob.id);
+        let group = client.create_group(&format!("group 🎉 {round}"));
+        let texts = ["hello", "你好 😀", "👩‍👩‍👧 ünï \u{0}\\ '\""];
+        texts.iter().for_each(|text| assert!(!client.chat(bob.id, text), "{what}"));
+        let mut other = Client::connect(node.address);
+        let reply = other.login(&bob);
+        assert_eq!(other.texts(3), texts, "{what}");
+        assert_eq!(reply["name"], name("bob"), "{what}");
+        other.join(group);
+        other.befriend(ann.id);
+        assert!(client.chat(bob.id, "now you are here"), "{what}");
+        assert_eq!(other.texts(1), ["now you are here"]);
+        other.logout();
+        let acked = client.group_chat(group, "to all 🎈");
+        assert_eq!((&acked["delivered"], &acked["stored"]), (&json!(0), &json!(1)), "{what}");
+        let reply = other.login(&bob);
+        assert_eq!(other.texts(1), ["to all 🎈"], "{what}: {reply}");
+        let (friends, groups) = (listed(&reply["friends"]), listed(&reply["groups"]));
+        assert_eq!((&friends[0]["name"], &friends[0]["state"]), (&json!(name("ann")), &json!("online")), "{what}");
+        assert_eq!(groups[0]["groupname"], format!("group 🎉 {round}"), "{what}");
+        assert_eq!(listed(&groups[0]["users"]).len(), 2, "{what}");
+        drop((client, other));
+        cut_connections(root);
+    }
+}
+
+/// Ends all connections to the database, but for the one that does it.
+fn cut_connections(root: &mut Conn) {
+    let ids: Vec<u64> = root
+        .query(
+            "SELECT ID FROM information_schema.PROCESSLIST WHERE ID <> CONNECTION_ID() AND USER IN ('root', 'plain')",
+        )
+        .unwrap();
+    for id in ids {
+        let _ = root.query_drop(format!("KILL CONNECTION {id}")); // it may be gone already
+    }
+}
+
+/// What a global can be, for harm.
+const HOSTILE: &[(&str, &str)] = &[
+    ("character_set_server", "'latin1'"),
+    ("collation_server", "'latin1_bin'"),
+    ("character_set_client", "'utf8mb3'"),
+    ("character_set_connection", "'utf8mb3'"),
+    ("character_set_results", "'latin1'"),
+    ("init_connect", "'SET NAMES utf8mb3'"),
+    ("init_connect", "'SET autocommit = 0; SET SESSION TRANSACTION READ ONLY'"),
+    ("init_connect", "'USE information_schema'"),
+    (
+        "sql_mode",
+        "'ANSI,NO_BACKSLASH_ESCAPES,NO_ZERO_DATE,IGNORE_SPACE,PAD_CHAR_TO_FULL_LENGTH,SIMULTANEOUS_ASSIGNMENT'",
+    ),
+    ("sql_mode", "''"),
+    ("autocommit", "0"),
+    ("completion_type", "'RELEASE'"),
+    ("completion_type", "'CHAIN'"),
+    ("sql_safe_updates", "1"),
+    ("sql_select_limit", "1"),
+    ("sql_big_selects", "0"),
+    ("max_join_size", "1"),
+    ("sql_auto_is_null", "1"),
+    ("foreign_key_checks", "0"),
+    ("unique_checks", "0"),
+    ("tx_isolation", "'SERIALIZABLE'"),
+    ("tx_isolation", "'READ-UNCOMMITTED'"),
+    ("tx_read_only", "1"),
+    ("max_statement_time", "0.000001"),
+    ("lock_wait_timeout", "0"),
+    ("innodb_lock_wait_timeout", "0"),
+    ("auto_increment_increment", "7"),
+    ("auto_increment_offset", "3"),
+    ("group_concat_max_len", "4"),
+    ("max_sort_length", "8"),
+    ("wait_timeout", "1"),
+    ("interactive_timeout", "1"),
+    ("idle_transaction_timeout", "1"),
+    ("idle_write_transaction_timeout", "1"),
+    ("idle_readonly_transaction_timeout", "1"),
+    ("net_read_timeout", "1"),
+    ("net_write_timeout", "1"),
+    ("max_allowed_packet", "131072"),
+    ("default_storage_engine", "'MyISAM'"),
+    ("tmp_disk_table_size", "1024"),
+    ("tmp_memory_table_size", "1024"),
+    ("max_heap_table_size", "16384"),
+    ("max_session_mem_used", "8192"),
+    ("in_predicate_conversion_threshold", "2"),
+    ("optimizer_switch", "'derived_merge=off,semijoin=off,materialization=off,subquery_cache=off,index_merge=off'"),
+    ("optimizer_search_depth", "1"),
+    ("max_recursive_iterations", "0"),
+    ("old_mode", "'NO_DUP_KEY_WARNINGS_WITH_IGNORE,ZERO_DATE_TIME_CAST'"),
+    ("alter_algorithm", "'INSTANT'"),
+    ("check_constraint_checks", "0"),
+    ("explicit_defaults_for_timestamp", "0"),
+    ("big_tables", "1"),
+    ("sql_buffer_result", "1"),
+    ("sql_notes", "0"),
+    ("sql_warnings", "1"),
+    ("sql_quote_show_create", "0"),
+    ("low_priority_updates", "1"),
+    ("updatable_views_with_limit", "0"),
+    ("time_zone", "'-11:00'"),
+    ("div_precision_increment", "0"),
+    ("lc_messages", "'de_DE'"),
+    ("innodb_strict_mode", "0"),
+    ("innodb_default_row_format", "'REDUNDANT'"),
+    ("innodb_flush_log_at_trx_commit", "0"),
+    ("profiling", "1"),
+    ("binlog_format", "'STATEMENT'"), // without a log it is nobody's business
+];
+
+#[test]
+fn no_global_of_the_database_changes_what_is_stored_or_told() {
+    let server = MariaDb::start();
+    let mut root = Conn::new(server.url("").as_str()).unwrap();
+    for (name, value) in HOSTILE {
+        let before: Option<String> =
+            root.query_first(format!("SELECT CAST(@@GLOBAL.{name} AS CHAR)")).unwrap().unwrap();
+        let store = plain_user(&mut root, &server);
+        root.query_drop(format!("SET GLOBAL {name} = {value}")).unwrap_or_else(|error| panic!("{name}: {error}"));
+        go_through_everything(&mut root, store, &format!("{name} = {value}"));
+        // Numbers are told from text by their look.
+        let before = before.unwrap_or_default();
+        let before = if before.parse::<f64>().is_ok() { before } else { format!("'{before}'") };
+        root.query_drop(format!("SET GLOBAL {name} = {before}")).unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+}
+
+#[test]
+fn all_of_them_together_change_nothing_either() {
+    for further in ["--character-set-server=utf8mb3", "--character-set-server=ucs2"] {
+        let server = MariaDb::with(&[
+            "--skip-character-set-client-handshake",
+            further,
+            "--init-connect=SET NAMES utf8mb3, autocommit = 0, sql_safe_updates = 1; SET SESSION TRANSACTION READ ONLY",
+            "--lower-case-table-names=1",
+            "--sql-mode=ANSI,NO_BACKSLASH_ESCAPES,PAD_CHAR_TO_FULL_LENGTH,SIMULTANEOUS_ASSIGNMENT",
+            "--sql-safe-updates=1",
+            "--max-join-size=1",
+            "--transaction-isolation=SERIALIZABLE",
+            "--lock-wait-timeout=1",
+            "--innodb-lock-wait-timeout=1",
+            "--auto-increment-increment=3",
+            "--auto-increment-offset=2",
+            "--max-sort-length=8",
+            "--wait-timeout=1",
+            "--idle-transaction-timeout=1",
+            "--max-allowed-packet=128K",
+            "--default-storage-engine=MyISAM",
+            "--tmp-disk-table-size=1024",
+            "--in-predicate-conversion-threshold=2",
+            "--alter-algorithm=INSTANT",
+            "--innodb-default-row-format=COMPACT",
+        ]);
+        let mut root = Conn::new(server.url("").as_str()).unwrap();
+        let store = plain_user(&mut root, &server);
+        root.query_drop("SET sql_big_selects = 1, tmp_disk_table_size = 1000000000").unwrap();
+        // What would be against this test as well, if it connected again.
+        for global in ["tx_read_only = 1", "autocommit = 0", "completion_type = 'CHAIN'", "sql_select_limit = 1"] {
+            root.query_drop(format!("SET GLOBAL {global}")).unwrap();
+        }
+        root.query_drop("SET GLOBAL max_statement_time = 0.000001").unwrap();
+        go_through_everything(&mut root, store, further);
+    }
+}
+
+#[test]
+fn what_can_never_work_is_refused_at_the_start_alone_and_with_others() {
+    let redis = Redis::start();
+    let server = MariaDb::with(&["--log-bin", "--binlog-format=MIXED", "--server-id=1"]);
+    let mut root = Conn::new(server.url("").as_str()).unwrap();
+    let refused = |store: &str, flags: &[&str]| {
+        let output = refused_start(&launch(store.to_owned(), flags));
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && !text.contains("123456") && !text.contains(":p@"), "{text}");
+        let errors: Vec<&str> = text.lines().filter(|line| line.contains("ERROR")).collect();
+        assert_eq!(errors.len(), 1, "{text}");
+        errors[0].to_owned()
+    };
+    let redis_url = redis.url();
+    let nodes: [&[&str]; 2] = [&[], &["--redis", &redis_url]];
+    let cases = [
+        ("SET GLOBAL binlog_format = 'STATEMENT'", "SET GLOBAL binlog_format = 'MIXED'", "binlog_format to ROW"),
+        ("SET GLOBAL read_only = 1", "SET GLOBAL read_only = 0", "read_only"),
+        ("SET GLOBAL max_prepared_stmt_count = 0", "SET GLOBAL max_prepared_stmt_count = 16382", "16382"),
+        ("SET GLOBAL max_prepared_stmt_count = 10", "SET GLOBAL max_prepared_stmt_count = 16382", "16382"),
+        ("SET GLOBAL max_allowed_packet = 1024", "SET GLOBAL max_allowed_packet = 16777216", "max_allowed_packet"),
+    ];
+    for made in [true, false] {
+        for (harm, undo, remedy) in cases {
+            let store = plain_user(&mut root, &server);
+            if made {
+                drop(Node::open(options(store.clone(), 1)));
+            }
+            root.query_drop(harm).unwrap();
+            for flags in nodes {
+                let text = refused(&store, flags);
+                assert!(text.contains(remedy), "{harm}, tables made: {made}: {text}");
+                // The cause stands there once.
+                let cause = text.split("(error ").count();
+                assert!(cause <= 2, "{text}");
+            }
+            root.query_drop(undo).unwrap();
+            drop(Server::start(&launch(store, &[])));
+        }
+    }
+    // Who may not do all that is needed.
+    let store = plain_user(&mut root, &server);
+    drop(Node::open(options(store.clone(), 1)));
+    let database = store.rsplit('/').next().unwrap().to_owned();
+    root.query_drop("CREATE USER some@'127.0.0.1' IDENTIFIED BY 'p'").unwrap();
+    root.query_drop(format!("GRANT SELECT, INSERT, UPDATE ON {database}.* TO some@'127.0.0.1'")).unwrap();
+    for flags in nodes {
+        assert!(refused(&store.replace("plain:p", "some:p"), flags).contains("GRANT ALL"));
+    }
+    root.query_drop("SET GLOBAL enforce_storage_engine = 'Aria'").unwrap();
+    let text = refused(&plain_user(&mut root, &server), &[]);
+    assert!(text.contains("enforce_storage_engine"), "{text}");
 }
 
 // ---- The tables of old servers

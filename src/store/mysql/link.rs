@@ -21,8 +21,10 @@ const LOCK_WAIT: u32 = 3;
 const BACK_OFF: Duration = Duration::from_millis(500);
 /// A deadlock or a locked row is tried again until so much time has passed.
 const PATIENCE: Duration = Duration::from_secs(8);
+/// The protocol's own limit, in bytes.
+const MAX_PACKET: usize = 1 << 30;
 /// The pieces of SQL in use, so that none of them is prepared twice.
-const STATEMENTS: usize = 64;
+pub(super) const STATEMENTS: usize = 64;
 
 /// The server's error codes that say something about what to do.
 pub(super) mod code {
@@ -108,6 +110,13 @@ pub(super) fn options(address: Opts) -> OptsBuilder {
         .read_timeout(Some(SILENCE))
         .write_timeout(Some(SILENCE))
         .stmt_cache_size(STATEMENTS)
+        // Or the driver asks for the database's own limit, in a round trip of its own.
+        .max_allowed_packet(Some(MAX_PACKET))
+}
+
+/// A name as part of a statement.
+pub(super) fn quoted(name: &str) -> String {
+    format!("`{}`", name.replace('`', "``"))
 }
 
 /// An open connection, and what of the server's settings matters.
@@ -119,19 +128,48 @@ pub(super) struct Session {
     pub max_packet: usize,
 }
 
+/// All that the database's own settings, or a command that it runs for each connection, could change about
+/// what our statements do, return or refuse; except for the names, which are known to MariaDB and MySQL
+/// alike where they stand in no comment.
+///
+/// - Strict: what does not fit is an error, not cut off. And whatever the handshake said, text is UTF-8.
+/// - A statement waits for a lock for less than [`SILENCE`], and has no other limit: of time, rows or memory.
+/// - MariaDB can take the locks away from a node that is stopped in the middle of a transaction. And it is
+///   not to make a subquery of a long list, which would lock its rows in another order.
+const SETTINGS: &str = "
+    SET NAMES utf8mb4 COLLATE utf8mb4_general_ci, sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION',
+        autocommit = 1, completion_type = 0, foreign_key_checks = 1, unique_checks = 1, sql_auto_is_null = 0,
+        sql_safe_updates = 0, sql_big_selects = 1, sql_select_limit = 18446744073709551615, max_sort_length = 1024,
+        innodb_lock_wait_timeout = LOCK_WAIT, lock_wait_timeout = LOCK_WAIT,
+        wait_timeout = 28800, net_read_timeout = 30, net_write_timeout = 60
+        /*M!100307 , max_statement_time = 0, old_mode = '', check_constraint_checks = 1, alter_algorithm = 'DEFAULT',
+            idle_transaction_timeout = SILENCE, idle_write_transaction_timeout = SILENCE,
+            idle_readonly_transaction_timeout = SILENCE, system_versioning_alter_history = 'KEEP',
+            tmp_disk_table_size = 18446744073709551615, max_session_mem_used = 9223372036854775807 */
+        /*M!100500 , in_predicate_conversion_threshold = 0 */
+        /*!80000 , max_execution_time = 0 */;
+    SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE;
+    SELECT @@auto_increment_increment, @@max_allowed_packet";
+
 impl Session {
+    /// Connects, and sets all that our statements depend on, in one round trip.
     pub fn open(opts: Opts) -> mysql::Result<Session> {
+        let limits = [("LOCK_WAIT", u64::from(LOCK_WAIT)), ("SILENCE", SILENCE.as_secs())];
+        let settings = limits
+            .iter()
+            .fold(SETTINGS.to_owned(), |sql, (name, n)| sql.replace(&format!("= {name}"), &format!("= {n}")));
+        // A command for each connection may have begun something, or gone elsewhere.
+        let place = opts.get_db_name().map_or_else(String::new, |name| format!("USE {};", quoted(name)));
         let mut conn = Conn::new(opts)?;
-        // Strict: what does not fit is an error, not cut off. And MariaDB can take the locks away
-        // from a node that is stopped in the middle of a transaction.
-        conn.query_drop(format!(
-            "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', autocommit = 1,
-             innodb_lock_wait_timeout = {LOCK_WAIT} /*M!100300 , idle_transaction_timeout = {} */",
-            SILENCE.as_secs(),
-        ))?;
-        conn.query_drop("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")?;
-        let settings: Option<Row> = conn.query_first("SELECT @@auto_increment_increment, @@max_allowed_packet")?;
-        let setting = |index| settings.as_ref().and_then(|row| row.get_opt::<u64, _>(index)?.ok());
+        let mut row: Option<Row> = None;
+        let mut results = conn.query_iter(format!("ROLLBACK AND NO CHAIN NO RELEASE; {place} {settings}"))?;
+        while let Some(result) = results.iter() {
+            for found in result {
+                row = Some(found?);
+            }
+        }
+        drop(results);
+        let setting = |index| row.as_ref().and_then(|row| row.get_opt::<u64, _>(index)?.ok());
         let (id_step, max_packet) = (setting(0).unwrap_or(1), setting(1).unwrap_or(1 << 20));
         Ok(Session { conn, id_step, max_packet: usize::try_from(max_packet).unwrap_or(usize::MAX) })
     }

@@ -15,9 +15,9 @@
 //! Chinese character of GBK in a latin1 column) stays lost.
 
 use mysql::prelude::Queryable;
-use mysql::{Conn, Opts, OptsBuilder};
+use mysql::{Opts, OptsBuilder};
 
-use super::link::{self, Failure, Session, column};
+use super::link::{self, Failure, STATEMENTS, Session, column, quoted};
 
 const SCHEMA: &str = include_str!("../../../schema.sql");
 const CHARSET: &str = "utf8mb4";
@@ -36,7 +36,7 @@ pub enum OpenError {
     #[error("cannot reach the database at {address}: {problem}; is it running, and is that its address?")]
     Unreachable { address: String, problem: String },
     #[error(
-        "{address} does not let {user} in: {problem}; is the password right, and may it log in over TCP? \
+        "{address} does not let {user} in: {problem}; is the password right, and may it log in over TCP, without TLS? \
          (GRANT ALL ON `{database}`.* TO '{user}'@'…' IDENTIFIED BY '…')"
     )]
     Denied { address: String, user: String, database: String, problem: String },
@@ -55,8 +55,49 @@ pub enum OpenError {
     Migration { step: String, sql: String, problem: String },
     #[error("another server has been altering the tables for {WAIT} s; try again when it is done")]
     Locked,
+    #[error("the database at {address} cannot be used as it is set up: {problem}; {remedy}")]
+    Unusable { address: String, problem: String, remedy: String },
     #[error("the database: {0}")]
     Database(String),
+}
+
+/// What an administrator can do about a refusal that would come again and again.
+fn remedy(refusal: &mysql::MySqlError) -> Option<&'static str> {
+    Some(match refusal.code {
+        1040 | 1203 | 1226 => "raise max_connections, or the limits of its user",
+        1286 | 1290 if refusal.code == 1286 || refusal.message.contains("ENGINE") => {
+            "let it make InnoDB tables: enable InnoDB, and set enforce_storage_engine to NULL"
+        }
+        1036 | 1290 | 1792 | 1836 | 1874 => {
+            "it takes no writes: set read_only (innodb_read_only, innodb_force_recovery) to 0, or give the address of \
+             the server that takes them"
+        }
+        1461 => "set max_prepared_stmt_count to 16382",
+        1598 | 1665 => {
+            "set binlog_format to ROW or MIXED (SET GLOBAL binlog_format = 'ROW', and in its configuration), since \
+             transactions here are READ COMMITTED"
+        }
+        1142 | 1143 | 1044 => "let its user read and write all tables: GRANT ALL ON DATABASE.* TO USER",
+        3159 => "set require_secure_transport to OFF: it is reached without TLS",
+        _ => return None,
+    })
+}
+
+/// A refusal at the start, by what is to be done about it.
+fn refused(address: &Opts, error: &mysql::Error) -> OpenError {
+    let problem = link::plain(error);
+    match error {
+        mysql::Error::MySqlError(refusal) => match remedy(refusal) {
+            Some(remedy) => OpenError::Unusable { address: place(address), problem, remedy: remedy.to_owned() },
+            None => OpenError::Database(problem),
+        },
+        _ => OpenError::Database(problem),
+    }
+}
+
+/// Where it is, as the user has given it, without what is secret.
+fn place(address: &Opts) -> String {
+    format!("{}:{}", address.get_ip_or_hostname(), address.get_tcp_port())
 }
 
 impl From<mysql::Error> for OpenError {
@@ -86,16 +127,75 @@ pub(super) struct Layout {
 /// Connects to the database, and makes it what it has to be.
 pub(super) fn open(address: &Opts, charset: &str) -> Result<(Session, Layout), OpenError> {
     let mut session = connect(address)?;
+    check_settings(&mut session, address)?;
     check_version(&mut session)?;
     check_charset(&mut session, charset)?;
     let mut plan = Plan::of(&mut session)?;
     if !plan.steps.is_empty() {
         plan = carry_out(address)?;
     }
+    check_writes(&mut session, address, &plan.layout)?;
     for warning in &plan.warnings {
         log::warn!("{warning}");
     }
     Ok((session, plan.layout))
+}
+
+/// The least of the database's `max_allowed_packet` in which every statement fits, but for messages.
+const LEAST_PACKET: usize = 32 << 10;
+
+/// Looks at what only the database's configuration can say.
+fn check_settings(session: &mut Session, address: &Opts) -> Result<(), OpenError> {
+    let unusable = |problem: String, remedy: String| OpenError::Unusable { address: place(address), problem, remedy };
+    if session.max_packet < LEAST_PACKET {
+        let problem = format!("its max_allowed_packet is {} bytes", session.max_packet);
+        return Err(unusable(problem, "set it to 16M".to_owned()));
+    }
+    let (statements, flush): (u64, u64) = session
+        .list_text("SELECT @@max_prepared_stmt_count, @@innodb_flush_log_at_trx_commit", |row| {
+            Ok((column(row, 0)?, column(row, 1)?))
+        })?
+        .first()
+        .copied()
+        .unwrap_or((u64::MAX, 1));
+    if statements < STATEMENTS as u64 {
+        let problem = format!("its max_prepared_stmt_count is {statements}");
+        return Err(unusable(problem, "set it to 16382".to_owned()));
+    }
+    if flush != 1 {
+        log::warn!(
+            "innodb_flush_log_at_trx_commit of the database is {flush}: it says that something is stored before it is \
+             on disk, and what was stored in its last second may be lost with it; 1 is safe"
+        );
+    }
+    Ok(())
+}
+
+/// Does every kind of write to every table, to no row. What is refused now is refused for ever: a binary log
+/// that does not take it, a database that is read-only, a user who may not.
+fn check_writes(session: &mut Session, address: &Opts, layout: &Layout) -> Result<(), OpenError> {
+    let Layout { user, friend, all_group, group_user, offline_message, .. } = layout;
+    let tables = [
+        (user, "name, password, state"),
+        (friend, "userid, friendid"),
+        (all_group, "groupname, groupdesc"),
+        (group_user, "groupid, userid, grouprole"),
+        (offline_message, "userid, message, once"),
+    ];
+    for (table, columns) in tables {
+        let table = quoted(table);
+        let insert = format!("INSERT INTO {table} ({columns}) SELECT {columns} FROM {table} WHERE 1 = 0");
+        session.conn.query_drop(insert).map_err(|error| refused(address, &error))?;
+    }
+    let user = quoted(user);
+    let update =
+        format!("UPDATE {user} SET password = password, state = state, node = node, epoch = epoch WHERE 1 = 0");
+    session.conn.query_drop(update).map_err(|error| refused(address, &error))?;
+    for table in [friend, all_group, group_user, offline_message] {
+        let delete = format!("DELETE FROM {} WHERE 1 = 0", quoted(table));
+        session.conn.query_drop(delete).map_err(|error| refused(address, &error))?;
+    }
+    Ok(())
 }
 
 /// Connects, and makes the database if there is none of that name.
@@ -105,24 +205,22 @@ fn connect(address: &Opts) -> Result<Session, OpenError> {
         return Err(OpenError::Url("the address names no database".to_owned()));
     };
     let user = address.get_user().unwrap_or_default().to_owned();
-    let place = format!("{}:{}", address.get_ip_or_hostname(), address.get_tcp_port());
     let explain = |error: mysql::Error| {
-        let (address, user, database, problem) = (place.clone(), user.clone(), name.clone(), link::plain(&error));
-        match error {
+        let (at, user, database, problem) = (place(address), user.clone(), name.clone(), link::plain(&error));
+        match &error {
             mysql::Error::MySqlError(refusal) => match refusal.code {
-                1044 | 1049 | 1142 | 1227 => OpenError::NoDatabase { address, user, database, problem },
-                1045 | 1130 | 1698 => OpenError::Denied { address, user, database, problem },
-                _ => OpenError::Database(problem),
+                1044 | 1049 | 1142 | 1227 => OpenError::NoDatabase { address: at, user, database, problem },
+                1045 | 1130 | 1698 => OpenError::Denied { address: at, user, database, problem },
+                _ => refused(address, &error),
             },
-            _ => OpenError::Unreachable { address, problem },
+            _ => OpenError::Unreachable { address: at, problem },
         }
     };
     match Session::open(address.clone()) {
         Err(mysql::Error::MySqlError(refusal)) if refusal.code == 1049 => {
             let nowhere = OptsBuilder::from_opts(address.clone()).db_name(None::<String>);
             let create = statement_of("CREATE DATABASE").replacen(" chat ", &format!(" {} ", quoted(&name)), 1);
-            let mut conn = Conn::new(nowhere).map_err(explain)?;
-            conn.query_drop(create).map_err(explain)?;
+            Session::open(nowhere.into()).and_then(|mut session| session.conn.query_drop(create)).map_err(explain)?;
             log::info!("created the database {name}");
             Session::open(address.clone()).map_err(explain)
         }
@@ -153,6 +251,10 @@ fn check_charset(session: &mut Session, charset: &str) -> Result<(), OpenError> 
 fn carry_out(address: &Opts) -> Result<Plan, OpenError> {
     let patient = OptsBuilder::from_opts(address.clone()).read_timeout(Some(PATIENCE));
     let mut session = Session::open(patient.into())?;
+    // An ALTER TABLE may wait for as long as it takes.
+    session.conn.query_drop(format!("SET SESSION lock_wait_timeout = {}", PATIENCE.as_secs()))?;
+    // Only an administrator may; without it the CREATE TABLE is refused, which tells.
+    let _ = session.conn.query_drop("SET SESSION enforce_storage_engine = NULL");
     // The lock goes with the connection.
     let lock = format!("SELECT GET_LOCK(CONCAT('chat-server ', LEFT(MD5(DATABASE()), 32)), {WAIT})");
     if session.conn.query_first::<Option<i64>, _>(lock)?.flatten() != Some(1) {
@@ -167,9 +269,9 @@ fn carry_out(address: &Opts) -> Result<Plan, OpenError> {
         }
         for Step { what, sql } in plan.steps {
             log::info!("the database: {what}");
-            session.conn.query_drop(&sql).map_err(|error| {
-                let problem = link::plain(&error);
-                OpenError::Migration { step: what, sql: sql.clone(), problem }
+            session.conn.query_drop(&sql).map_err(|error| match refused(address, &error) {
+                OpenError::Database(problem) => OpenError::Migration { step: what, sql: sql.clone(), problem },
+                unusable => unusable,
             })?;
         }
     }
@@ -178,10 +280,6 @@ fn carry_out(address: &Opts) -> Result<Plan, OpenError> {
         None => Ok(plan),
         Some(step) => Err(OpenError::Database(format!("altered, and still not as it should be: {}", step.what))),
     }
-}
-
-fn quoted(name: &str) -> String {
-    format!("`{}`", name.replace('`', "``"))
 }
 
 /// The statement of `schema.sql` that begins so.
