@@ -668,9 +668,72 @@ fn a_reader_that_leaves_ends_it_quietly() {
     let mut shell = Command::new("sh");
     shell.args(["-c", &command]).env("XDG_STATE_HOME", directory.path());
     let mut client = ChatClient::spawn_on_terminal(&mut shell, 80);
+    // It hears of it when it says something.
+    client.send("9\r9\r9\r9\r9\r");
     client.wait_for(" echo ");
     let (text, _) = client.finish();
     assert!(text.contains(" icanon ") && !text.contains("panicked"), "{text}");
+}
+
+#[test]
+fn an_output_that_goes_elsewhere_bears_what_is_said_and_nothing_of_what_is_typed() {
+    let (directory, server) = server_with_two();
+    let log = directory.path().join("log");
+    let command = format!("{CHAT_CLIENT} 127.0.0.1 {} > {}; stty -a", server.address.port(), log.display());
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &command]).env("XDG_STATE_HOME", directory.path());
+    let mut client = ChatClient::spawn_on_terminal(&mut shell, 80);
+    client.wait_for("choice:");
+    client.send("1\r2\rsecret\rchat:1:hello\rwhoami\rquit\r");
+    client.wait_for("li si> chat:1:hello");
+    client.wait_for(" echo ");
+    let (text, _) = client.finish();
+    assert!(!text.contains("secret"), "{text}");
+    let log = fs::read_to_string(log).unwrap();
+    assert_in_order(&log, &["1. login\n", "current login user => id:2", "current login user => id:2", "logged out\n"]);
+    assert!(log.contains("stored for 1") && !log.contains(['\x1b', '\r']) && !log.contains("secret"), "{log}");
+}
+
+#[test]
+fn what_is_typed_before_it_has_begun_is_read() {
+    let (directory, server) = server_with_two();
+    let command = format!("read -r line; sleep 1; exec {CHAT_CLIENT} 127.0.0.1 {}", server.address.port());
+    let mut shell = Command::new("bash");
+    shell.args(["-c", &command]).env("XDG_STATE_HOME", directory.path());
+    let mut client = ChatClient::spawn_on_terminal(&mut shell, 80);
+    // The shell has the terminal still, and takes one line.
+    client.send("go\r1\r2\rsecret\rchat:1:early\rquit\r");
+    let (text, status) = client.finish();
+    assert_eq!(status.code(), Some(0), "{text}");
+    assert_eq!(said_to_zhang(server.address.port()), ["early"]);
+}
+
+#[test]
+fn one_in_the_background_ends_when_it_is_told_to() {
+    let (directory, server) = server_with_two();
+    let port = server.address.port();
+    let command = format!(
+        "set -m; {CHAT_CLIENT} 127.0.0.1 {port}; read -r line; bg; read -r line; kill -s $line %1; wait %1; echo status $?"
+    );
+    for (name, status) in [("TERM", 143), ("HUP", 129)] {
+        let mut shell = Command::new("bash");
+        shell.args(["-c", &command]).env("XDG_STATE_HOME", directory.path());
+        let mut li = ChatClient::spawn_on_terminal(&mut shell, 80);
+        li.wait_for("choice:");
+        li.send("1\r2\rsecret\r");
+        li.wait_for("li si> ");
+        li.send("\x1a");
+        eventually("the shell to have the terminal", || li.modes().local_modes.contains(LocalModes::ECHO));
+        li.send("\n");
+        // It goes on showing what is said.
+        script(port, "1\n1\nsecret\nchat:2:in the background\n");
+        li.wait_for("[1]zhang san said: in the background");
+        assert!(li.modes().local_modes.contains(LocalModes::ECHO));
+        li.send(format!("{name}\n"));
+        li.wait_for(&format!("status {status}"));
+        assert!(li.modes().local_modes.contains(LocalModes::ECHO));
+        li.finish();
+    }
 }
 
 #[test]

@@ -307,6 +307,45 @@ mod tests {
     }
 
     #[test]
+    fn a_server_that_is_silent_is_pinged_and_lost_if_it_stays_so() {
+        let (link, events) = link_to(vec![|stream| {
+            pong(&stream);
+            // One ping is answered, the next is not.
+            pong(&stream);
+            assert!(read_line(&stream).contains("202"));
+            assert_eq!(read_line(&stream), "", "it is given up");
+        }]);
+        let link = link.unwrap();
+        let bound = 2 * SILENCE + PONG_TIMEOUT + DEADLINE;
+        assert!(matches!(events.recv_timeout(bound), Ok(LinkEvent::Message(message)) if is_pong(&message)));
+        assert!(matches!(events.recv_timeout(bound), Ok(LinkEvent::Down(Loss::Silent))));
+        drop(link);
+    }
+
+    #[test]
+    fn a_server_that_knows_no_pings_is_sent_none_but_the_first() {
+        let (link, events) = link_to(vec![|mut stream| {
+            assert!(read_line(&stream).contains("202"));
+            stream.set_read_timeout(Some(SILENCE + PONG_TIMEOUT)).unwrap();
+            assert!(io::Read::read(&mut stream, &mut [0]).is_err(), "it would be something");
+            stream.write_all(b"{\"msgid\":6}").unwrap();
+        }]);
+        assert!(link.is_ok());
+        assert!(matches!(events.recv_timeout(3 * SILENCE), Ok(LinkEvent::Message(message)) if message.msgid() == 6));
+    }
+
+    #[test]
+    fn waits_are_shortened_by_chance() {
+        let wait = Duration::from_secs(10);
+        let mut waits: Vec<Duration> = (0..100).map(|_| jitter(wait)).collect();
+        waits.sort();
+        assert!(waits[0] >= wait / 2 && waits[99] <= wait);
+        assert!(waits[99] - waits[0] > wait / 4, "{waits:?}");
+        waits.dedup();
+        assert!(waits.len() > 90);
+    }
+
+    #[test]
     fn what_is_no_chat_server_is_told() {
         let (link, _) = link_to(vec![|mut stream| stream.write_all(b"SSH-2.0-OpenSSH\r\n").unwrap()]);
         assert!(matches!(link, Err(Loss::NotAChatServer)));

@@ -94,6 +94,7 @@ fn main() -> ExitCode {
     let lang = args.lang.unwrap_or_else(locale);
     let server = format!("{}:{}", args.ip, args.port);
     // Before anything that takes its time: what is typed meanwhile is to be neither lost nor echoed.
+    let signals = signals::catch();
     let terminal = Arc::new(Terminal::open());
     let cannot = |why: String| {
         terminal.close();
@@ -103,8 +104,9 @@ fn main() -> ExitCode {
     let (incoming, queue) = bounded(EVENT_QUEUE);
     let (from_link, from_signals) = (incoming.clone(), incoming.clone());
     let leave = Arc::new(Leave::default());
-    let handled = signals::handle(Arc::clone(&terminal), Arc::clone(&leave), move || {
-        drop(from_signals.try_send(Incoming::Leave));
+    let handled = signals.and_then(|signals| {
+        let tell = move || drop(from_signals.try_send(Incoming::Leave));
+        signals::handle(signals, Arc::clone(&terminal), Arc::clone(&leave), tell)
     });
     if let Err(error) = handled {
         return cannot(error.to_string());

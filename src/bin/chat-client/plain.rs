@@ -144,15 +144,20 @@ pub fn rows(line: &str, width: usize, wide: bool) -> Vec<String> {
     }
     let mut rows = vec![String::new()];
     let mut column = 0;
-    for grapheme in line.graphemes(true) {
-        let more = columns(grapheme, wide);
+    let mut rest = line;
+    while let Some(grapheme) = rest.graphemes(true).next() {
+        // A character's number stays in one piece.
+        let number = rest.strip_prefix("\\u{").and_then(|rest| rest.find('}')).filter(|end| *end <= 6);
+        let (piece, behind) = rest.split_at(number.map_or(grapheme.len(), |end| end + "\\u{}".len()));
+        rest = behind;
+        let more = columns(piece, wide);
         if column + more > width {
             rows.push(CONTINUED.into());
             column = CONTINUED.len();
         }
         column += more;
         if let Some(row) = rows.last_mut() {
-            row.push_str(grapheme);
+            row.push_str(piece);
         }
     }
     rows
@@ -303,6 +308,7 @@ mod tests {
             assert!(rows.iter().all(|row| columns(row, wide) <= 33));
             assert!(rows[1..].iter().all(|row| row.starts_with(CONTINUED)));
         }
+        assert_eq!(rows(&plain(&"\u{1b}".repeat(4)), 16, false), [r"\u{1b}\u{1b}", r"  | \u{1b}\u{1b}"]);
         assert_eq!(rows("short", 80, false), ["short"]);
         assert_eq!(rows(&"x".repeat(80), 80, false).len(), 1);
     }

@@ -47,9 +47,20 @@ impl Leave {
     }
 }
 
+/// Keeps signals from doing what they do by default. They wait until they are handled.
+pub fn catch() -> io::Result<Signals> {
+    let caught = ENDS.into_iter().chain(KILLS).chain([SIGTSTP, SIGCONT, SIGWINCH]);
+    Signals::new(caught.filter(|signal| !tty::is_ignored(*signal)))
+}
+
 /// Handles signals in a thread of their own from now on. `leave` is called when the client is to
 /// take leave; it must not block.
-pub fn handle(terminal: Arc<Terminal>, state: Arc<Leave>, leave: impl Fn() + Send + 'static) -> io::Result<()> {
+pub fn handle(
+    mut signals: Signals,
+    terminal: Arc<Terminal>,
+    state: Arc<Leave>,
+    leave: impl Fn() + Send + 'static,
+) -> io::Result<()> {
     // Whichever thread panics, the client cannot go on without it.
     let report = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
@@ -57,8 +68,6 @@ pub fn handle(terminal: Arc<Terminal>, state: Arc<Leave>, leave: impl Fn() + Sen
         report(info);
         process::exit(101);
     }));
-    let heeded = ENDS.into_iter().chain(KILLS).chain([SIGTSTP, SIGCONT, SIGWINCH]);
-    let mut signals = Signals::new(heeded.filter(|signal| !tty::is_ignored(*signal)))?;
     thread::Builder::new().name("signals".into()).spawn(move || {
         for signal in signals.forever() {
             match signal {
@@ -66,14 +75,10 @@ pub fn handle(terminal: Arc<Terminal>, state: Arc<Leave>, leave: impl Fn() + Sen
                     terminal.hide();
                     tty::lend();
                     tty::stop();
-                    tty::set();
-                    terminal.show();
+                    go_on(&terminal);
                 }
-                SIGCONT => {
-                    tty::set();
-                    terminal.show();
-                }
-                SIGWINCH => terminal.show(),
+                SIGCONT => go_on(&terminal),
+                SIGWINCH => terminal.redraw(),
                 signal if ENDS.contains(&signal) && state.possible.swap(false, Ordering::SeqCst) => {
                     state.signal.store(signal, Ordering::SeqCst);
                     terminal.hide();
@@ -93,6 +98,14 @@ pub fn handle(terminal: Arc<Terminal>, state: Arc<Leave>, leave: impl Fn() + Sen
         }
     })?;
     Ok(())
+}
+
+/// Behind a stop, in the foreground.
+fn go_on(terminal: &Terminal) {
+    if tty::set() {
+        terminal.show();
+        tty::continued();
+    }
 }
 
 fn die(signal: i32) {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::stdio::{stdin, stdout};
 use rustix::termios::{Winsize, tcgetwinsize};
@@ -46,11 +46,14 @@ impl Terminal {
         let interactive = tty::take();
         let to_terminal = io::stdout().is_terminal();
         // What is typed is shown where it is typed, also if the output goes elsewhere.
-        let own = OpenOptions::new().write(true).open("/dev/tty");
+        let own = || {
+            let terminal = OpenOptions::new().write(true).open("/dev/tty");
+            terminal.or_else(|_| stdin().try_clone_to_owned().map(File::from))
+        };
         let screen = Screen {
             charset,
             to_terminal,
-            edits_on: if interactive && !to_terminal { own.ok() } else { None },
+            edits_on: if interactive && !to_terminal { own().ok() } else { None },
             dumb: variable("TERM").is_some_and(|term| ["dumb", "cons25", "emacs"].contains(&term.as_str())),
             wide: ["LC_ALL", "LC_CTYPE", "LANG"]
                 .into_iter()
@@ -110,6 +113,13 @@ impl Terminal {
         }
     }
 
+    /// Draws it anew, on a screen of another size.
+    pub fn redraw(&self) {
+        if let Some(mut screen) = self.lock_soon() {
+            let _ = screen.draw();
+        }
+    }
+
     /// Gives the terminal back.
     pub fn close(&self) {
         self.hide();
@@ -164,7 +174,7 @@ impl Terminal {
                     None => {
                         let _ = screen.draw();
                         drop(screen);
-                        match read(&mut chunk) {
+                        match read_typed(&mut chunk) {
                             Ok(read @ 1..) => keys.push(&input.decode(&chunk[..read], false)),
                             _ => {
                                 let _ = self.lock().leave();
@@ -223,13 +233,11 @@ impl Screen {
 
     fn print(&mut self, line: &str) -> io::Result<()> {
         let line = self.charset.legible(line);
-        let mut text = match self.size() {
-            Some(size) if self.to_terminal => on_rows(&line, size.columns, self.wide),
-            _ => line.into_owned(),
-        } + "\n";
+        let mut text =
+            if self.to_terminal { on_rows(&line, self.size().columns, self.wide) } else { line.into_owned() } + "\n";
         let (mut erased, mut drawn) = (String::new(), String::new());
         if self.asking && !self.hidden {
-            let size = self.size_to_edit();
+            let size = self.size();
             (erased, drawn) = (self.editor.erase(size), self.editor.draw(size));
         }
         if self.edits_on.is_some() {
@@ -246,19 +254,19 @@ impl Screen {
         if !self.asking || self.hidden {
             return Ok(());
         }
-        let drawn = self.editor.draw(self.size_to_edit());
+        let drawn = self.editor.draw(self.size());
         self.write_edit(&drawn)
     }
 
     fn finish(&mut self, line: &str) -> io::Result<()> {
-        let drawn = self.editor.finish(line, self.size_to_edit());
+        let drawn = self.editor.finish(line, self.size());
         self.asking = false;
         if self.hidden { Ok(()) } else { self.write_edit(&drawn) }
     }
 
     /// Gives up the line that is being typed.
     fn leave(&mut self) -> io::Result<()> {
-        let erased = self.editor.erase(self.size_to_edit());
+        let erased = self.editor.erase(self.size());
         if std::mem::take(&mut self.asking) && !self.hidden { self.write_edit(&erased) } else { Ok(()) }
     }
 
@@ -267,25 +275,22 @@ impl Screen {
         if std::mem::replace(&mut self.hidden, true) || !self.asking {
             return Ok(());
         }
-        let size = self.size_to_edit();
+        let size = self.size();
         let erased = self.editor.erase(size);
         self.write_edit(&erased)
     }
 
-    /// The size of the terminal that is printed on; `None` where it does not tell.
-    fn size(&self) -> Option<Size> {
+    /// The terminal's size; where it does not tell, that of most which do not.
+    fn size(&self) -> Size {
         let told = match &self.edits_on {
             Some(file) => tcgetwinsize(file),
             None => tcgetwinsize(stdout()),
         };
-        let Winsize { ws_col: columns @ 1.., ws_row: rows, .. } = told.ok()? else { return None };
-        Some(Size { columns: columns.into(), rows: rows.into(), wide: self.wide, dumb: self.dumb })
-    }
-
-    fn size_to_edit(&self) -> Size {
-        let mut size = self.size().unwrap_or(Size { columns: 80, rows: 24, wide: self.wide, dumb: self.dumb });
-        (size.columns, size.rows) = (size.columns.max(8), size.rows.max(2));
-        size
+        let (columns, rows) = match told {
+            Ok(Winsize { ws_col: columns @ 1.., ws_row: rows @ 1.., .. }) => (columns.max(8), rows.max(2)),
+            _ => (80, 24),
+        };
+        Size { columns: columns.into(), rows: rows.into(), wide: self.wide, dumb: self.dumb }
     }
 
     fn write(&self, text: &str) -> io::Result<()> {
@@ -341,6 +346,19 @@ impl Lines {
             line.pop();
         }
         Some(line)
+    }
+}
+
+/// Reads from the terminal when something has come, and while it is ours.
+fn read_typed(chunk: &mut [u8]) -> io::Result<usize> {
+    loop {
+        wait(stdin(), PollFlags::IN)?;
+        tty::wait_for_foreground();
+        // Meanwhile another may have read it.
+        let mut input = [PollFd::from_borrowed_fd(stdin(), PollFlags::IN)];
+        if poll(&mut input, Some(&Timespec::default())).is_ok_and(|ready| ready > 0) {
+            return read(chunk);
+        }
     }
 }
 

@@ -2,8 +2,9 @@
 
 use std::io::{self, IsTerminal};
 use std::mem::MaybeUninit;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use rustix::process::getpgrp;
 use rustix::stdio::stdin;
@@ -17,6 +18,9 @@ static BEFORE: OnceLock<Termios> = OnceLock::new();
 /// The process is about to end: nobody may set the modes again.
 static GIVEN_BACK: AtomicBool = AtomicBool::new(false);
 
+/// Told when the process was continued.
+static CONTINUED: (Mutex<()>, Condvar) = (Mutex::new(()), Condvar::new());
+
 /// Takes the terminal on the standard input: from now on every key is read as it is typed, and
 /// echoed by nobody else. False where there is no terminal.
 pub fn take() -> bool {
@@ -28,11 +32,11 @@ pub fn take() -> bool {
     set()
 }
 
-/// Sets the modes, also after a stop in which the shell had the terminal. In the background that
-/// would stop the process; it is set when it comes to the foreground.
+/// Sets the modes, also after a stop in which the shell had the terminal. False where it has it
+/// still: they are set when the process comes to the foreground.
 pub fn set() -> bool {
     let Some(before) = BEFORE.get() else { return false };
-    if is_given_back() || tcgetpgrp(stdin()).is_ok_and(|foreground| foreground != getpgrp()) {
+    if is_given_back() || is_in_background() {
         return false;
     }
     let mut modes = before.clone();
@@ -55,9 +59,34 @@ pub fn set() -> bool {
     tcsetattr(stdin(), OptionalActions::Now, &modes).is_ok()
 }
 
+/// Returns when the terminal is this process's. Whoever reads from one that is somebody else's takes
+/// what was meant for them, or is stopped, in the midst of whatever the other threads do.
+pub fn wait_for_foreground() {
+    // The shell continues the process when it hands it the terminal. It need not, if that was never
+    // stopped.
+    const LOOK: Duration = Duration::from_secs(1);
+    let mut continued = CONTINUED.0.lock().unwrap_or_else(PoisonError::into_inner);
+    while is_in_background() {
+        continued = CONTINUED.1.wait_timeout(continued, LOOK).unwrap_or_else(PoisonError::into_inner).0;
+    }
+}
+
+/// The process was continued.
+pub fn continued() {
+    let _continued = CONTINUED.0.lock().unwrap_or_else(PoisonError::into_inner);
+    CONTINUED.1.notify_all();
+}
+
+/// The terminal is somebody else's at the moment: setting its modes would stop the process.
+fn is_in_background() -> bool {
+    tcgetpgrp(stdin()).is_ok_and(|foreground| foreground != getpgrp())
+}
+
 /// Gives the modes back for a while.
 pub fn lend() {
-    if let Some(before) = BEFORE.get() {
+    if let Some(before) = BEFORE.get()
+        && !is_in_background()
+    {
         let _ = tcsetattr(stdin(), OptionalActions::Now, before);
     }
 }
