@@ -92,7 +92,7 @@ pub enum StartError {
     Unreachable { address: String, error: RedisError },
     #[error("Redis at {0} takes no subscription")]
     NoSubscription(String),
-    #[error("cannot start the bus: {0}")]
+    #[error("cannot start the bus")]
     System(#[from] io::Error),
 }
 

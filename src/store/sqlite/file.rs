@@ -83,7 +83,8 @@ impl Place {
         if let Some(what) = what_else(given.as_os_str().as_bytes()) {
             return Err(no(what.into()));
         }
-        let absolute = std::path::absolute(given).map_err(|error| no(error.to_string()))?;
+        let absolute =
+            std::path::absolute(given).map_err(|error| no(format!("{error}; write the whole path, from the root")))?;
         let names_a_folder = matches!(given.as_os_str().as_bytes(), [.., b'/'] | [.., b'/', b'.'] | b".");
         let (Some(folder), Some(name), false) = (absolute.parent(), absolute.file_name(), names_a_folder) else {
             return Err(no("this names a folder; name a file in it, such as chat.db".into()));
@@ -174,7 +175,7 @@ fn kind(found: FileType) -> &'static str {
 
 fn advice(error: &io::Error) -> &'static str {
     match error.kind() {
-        ErrorKind::PermissionDenied => "let this user into its folder, or name another path",
+        ErrorKind::PermissionDenied => "let this user write there, or name another path",
         ErrorKind::ReadOnlyFilesystem => "name a path on a disk that can be written",
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "make room on the disk",
         _ => "name another path",
@@ -279,6 +280,7 @@ impl FileId {
 ///
 /// SQLite does not look: it goes on with the files that it has open, and what it writes there is
 /// lost with them.
+#[derive(Clone, Copy)]
 pub(super) struct Watch {
     database: FileId,
     /// SQLite's own, while a connection keeps them there.

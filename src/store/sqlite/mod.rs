@@ -115,6 +115,8 @@ pub struct SqliteStore {
 /// What the writer and all readers know.
 struct Shared {
     place: Place,
+    /// Which file that was at the start.
+    opened: Watch,
     /// The file is not there any more, or is another one: why nothing is read or written until a
     /// restart.
     gone: OnceLock<StoreError>,
@@ -171,12 +173,13 @@ impl SqliteStore {
 
         let shared = Arc::new(Shared {
             place,
+            opened: watch,
             gone: OnceLock::new(),
             closed: AtomicBool::new(false),
             readers: Mutex::default(),
         });
         let (sender, receiver) = unbounded();
-        let writer = Writer::new(Arc::clone(&shared), connection, watch, quotas);
+        let writer = Writer::new(Arc::clone(&shared), connection, quotas);
         let store = SqliteStore {
             shared,
             queue: Queue(sender),

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::Row;
 
-use super::file::{READER_CACHE, open};
+use super::file::{READER_CACHE, Shown, open};
 use super::round::{Queue, Work};
 use super::{Shared, find, group_exists, list};
 use crate::store::{
@@ -56,7 +56,15 @@ impl SqliteConnection {
         self.shared.refusal()?;
         let reader = match reader {
             Some(reader) => reader,
-            None => open(&self.shared.place.path, READER_CACHE)?,
+            None => {
+                let Shared { place, opened, .. } = &*self.shared;
+                let reader = open(&place.path, READER_CACHE)?;
+                // What another file says is nobody's answer. The writer tells of it in a moment.
+                opened
+                    .look(place)
+                    .map_err(|what| StoreError::Unavailable(format!("{}: {what}", Shown(&place.path))))?;
+                reader
+            }
         };
         let result = read(&reader)?;
         *slot = Some(reader);

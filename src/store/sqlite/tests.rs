@@ -770,6 +770,18 @@ fn a_file_that_is_replaced_is_noticed() {
 }
 
 #[test]
+fn a_reader_takes_no_answer_from_another_file() {
+    let mut fixture = Fixture::new();
+    let ann = fixture.user("ann");
+    let mut fresh = fixture.store.connection();
+    let other = tempfile::tempdir().unwrap();
+    drop(SqliteStore::open(&other.path().join("chat.db"), Quotas::default()).unwrap());
+    rename(&other.path().join("chat.db"), &fixture.path());
+    let error = fresh.account(ann).expect_err("nobody is an answer, too");
+    assert!(error.to_string().contains("another file"), "{error}");
+}
+
+#[test]
 fn a_log_or_an_index_that_is_deleted_or_replaced_is_noticed() {
     for suffix in ["-wal", "-shm"] {
         let beside = |fixture: &Fixture| sidecar(&fixture.path(), suffix);

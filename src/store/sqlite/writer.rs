@@ -78,11 +78,11 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub fn new(shared: Arc<Shared>, connection: rusqlite::Connection, watch: Watch, quotas: Quotas) -> Writer {
+    pub fn new(shared: Arc<Shared>, connection: rusqlite::Connection, quotas: Quotas) -> Writer {
         Writer {
+            watch: shared.opened,
             shared,
             connection: Some(connection),
-            watch,
             shrinker: Shrinker::new(),
             checkpoint_at: WAL_LIMIT,
             last_round: Instant::now(),
