@@ -1510,6 +1510,133 @@ fn what_can_never_work_is_refused_at_the_start_alone_and_with_others() {
     assert!(text.contains("enforce_storage_engine"), "{text}");
 }
 
+// ---- Who uses the database
+
+/// The connection that holds a lock of the server on this database.
+fn holder_of(root: &mut Conn, store: &str, what: &str) -> Option<u64> {
+    let database = store.rsplit('/').next().unwrap();
+    let sql = format!("SELECT IS_USED_LOCK(CONCAT('chat-server {what} ', LEFT(MD5('{database}'), 16)))");
+    root.query_first::<Option<u64>, _>(sql).unwrap().flatten()
+}
+
+#[track_caller]
+fn is_in_use(launch: &Launch, by: &str) {
+    let output = refused_start(launch);
+    let text = String::from_utf8(output.stderr).unwrap();
+    let errors: Vec<&str> = text.lines().filter(|line| line.contains("ERROR")).collect();
+    assert!(!output.status.success() && errors.len() == 1, "{text}");
+    assert!(errors[0].contains("in use by") && errors[0].contains(by) && errors[0].contains("--redis"), "{text}");
+}
+
+#[test]
+fn a_server_without_redis_has_its_database_for_itself() {
+    let server = MariaDb::start();
+    let redis = Redis::start();
+    let alone = launch(server.url("chat"), &[]);
+    let member = launch(server.url("chat"), &["--redis", &redis.url()]);
+    let mut node = Server::start(&alone);
+    let mut client = Client::connect(node.address);
+    let account = client.register("ann", "secret");
+    client.login(&account);
+    is_in_use(&alone, "without --redis");
+    is_in_use(&member, "without --redis");
+    // Nobody was set offline by them, and another database is another matter.
+    let mut root = Conn::new(server.url("chat").as_str()).unwrap();
+    let online =
+        |root: &mut Conn| root.query_first::<u32, _>("SELECT COUNT(*) FROM User WHERE state = 'online'").unwrap();
+    assert_eq!(online(&mut root), Some(1));
+    drop(Server::start(&launch(server.url("another"), &[])));
+    // What a crash has left keeps nobody out, neither alone nor with others.
+    node.kill();
+    assert_eq!(online(&mut root), Some(1));
+    let mut node = Server::start(&alone);
+    assert_eq!(online(&mut root), Some(0));
+    Client::connect(node.address).login(&account);
+    node.kill();
+    let mut member_node = Server::start(&member);
+    eventually("the dead one's user is offline", || online(&mut root) == Some(0));
+    // Nor does one that is alone come in beside them, be somebody online there or not.
+    is_in_use(&alone, "with --redis");
+    let other = Server::start(&member);
+    assert!(member_node.stop("TERM").success());
+    is_in_use(&alone, "with --redis");
+    drop(other);
+    assert!(Server::start(&alone).stop("TERM").success());
+}
+
+#[test]
+fn two_clusters_do_not_share_a_database() {
+    let server = MariaDb::start();
+    let [ours, theirs] = [Redis::start(), Redis::start()];
+    let member = launch(server.url("chat"), &["--redis", &ours.url()]);
+    let stranger = launch(server.url("chat"), &["--redis", &theirs.url()]);
+    let mut nodes = [Server::start(&member), Server::start(&member)];
+    let mut client = Client::connect(nodes[0].address);
+    let account = client.register("ann", "secret");
+    client.login(&account);
+    is_in_use(&stranger, "no lease");
+    drop(Server::start(&member));
+    // All of them crash, and even Redis has forgotten them.
+    nodes.iter_mut().for_each(|node| node.kill());
+    redis::cmd("FLUSHALL").exec(&mut ours.connect()).unwrap();
+    let node = Server::start(&stranger);
+    eventually("her account is free", || Client::connect(node.address).try_login(&account)["errno"] == 0);
+}
+
+#[test]
+fn a_lock_that_is_lost_is_taken_again_or_ends_the_server() {
+    let server = MariaDb::start();
+    let redis = Redis::start();
+    let mut root = Conn::new(server.url("").as_str()).unwrap();
+    for (flags, what) in [(vec![], "alone"), (vec!["--redis".to_owned(), redis.url()], "member 0")] {
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        let store = server.url(&server.new_database());
+        let mut node = Server::start(&launch(store.clone(), &flags));
+        let first = holder_of(&mut root, &store, what).expect("it is held");
+        root.query_drop(format!("KILL CONNECTION {first}")).unwrap();
+        let mut second = None;
+        eventually("it is held again", || {
+            second = holder_of(&mut root, &store, what).filter(|holder| *holder != first);
+            second.is_some()
+        });
+        assert!(node.is_alive());
+        is_in_use(&launch(store.clone(), &[]), if flags.is_empty() { "without --redis" } else { "with --redis" });
+        // Somebody else is quicker.
+        let database = store.rsplit('/').next().unwrap();
+        let mut other = Conn::new(server.url("").as_str()).unwrap();
+        let take = format!("SELECT GET_LOCK(CONCAT('chat-server alone ', LEFT(MD5('{database}'), 16)), 20)");
+        let taken: Option<i64> = thread::scope(|scope| {
+            let waiting = scope.spawn(|| other.query_first(take).unwrap());
+            if flags.is_empty() {
+                eventually("the other one waits for it", || {
+                    let sql = "SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE STATE = 'User lock'";
+                    root.query_first::<u32, _>(sql).unwrap() == Some(1)
+                });
+            }
+            root.query_drop(format!("KILL CONNECTION {}", second.unwrap())).unwrap();
+            waiting.join().unwrap()
+        });
+        assert_eq!(taken, Some(1));
+        eventually("the server ends", || !node.is_alive());
+        assert!(!node.wait().success());
+        eventually("it says why", || node.log_tail().contains("lock on the database"));
+        assert!(node.log_tail().contains("in use by"), "{}", node.log_tail());
+    }
+}
+
+#[test]
+fn a_database_that_was_away_is_kept_by_the_lock_again() {
+    let mut server = MariaDb::start();
+    let store = server.url("chat");
+    let mut node = Server::start(&launch(store.clone(), &[]));
+    server.kill();
+    server.restart();
+    let mut root = Conn::new(server.url("").as_str()).unwrap();
+    eventually("it is held again", || holder_of(&mut root, &store, "alone").is_some());
+    is_in_use(&launch(store, &[]), "without --redis");
+    assert!(node.is_alive());
+}
+
 // ---- The tables of old servers
 
 const ROWS: &str = "

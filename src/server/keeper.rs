@@ -9,15 +9,18 @@
 //!   of all nodes have had the time to do the same, its users are set offline.
 
 use std::collections::{BTreeSet, HashMap};
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::bail;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::Mailboxes;
 use crate::bus::redis::{LEASE_TTL, Leases};
 use crate::reactor::Mail;
 use crate::service::Letter;
+use crate::store::mysql::Lock;
 use crate::store::{NodeId, Roll, StoreError};
 
 /// How often the lease is renewed and the others are looked at. Twice a second, so that little of the
@@ -30,6 +33,9 @@ const LAPSE: Duration = Duration::from_secs(LEASE_TTL.as_secs() - 1);
 /// How long claims are checked after a lapse: whoever took this node for dead in the last moment of
 /// it has taken the claims by then.
 const AFTERMATH: Duration = Duration::from_secs(8);
+
+/// How often it is looked whether the lock on the database is held.
+const LOCK_PERIOD: Duration = Duration::from_secs(1);
 
 /// Has the keeper check this node's claims at once.
 #[derive(Clone)]
@@ -91,6 +97,33 @@ impl Keeper {
             doubt_until: now,
             complaints: Complaints::default(),
         })
+    }
+
+    /// Looks whether this node comes to the right database: if nodes that live have claims there, one of
+    /// them at least must have a lease in the same Redis. Those that are dead have left theirs behind, and
+    /// tell nothing.
+    ///
+    /// # Errors
+    /// They are another cluster's, which this one would take for dead; or Redis or the store is away.
+    pub fn check_cluster(&mut self, lock: &mut Lock) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        loop {
+            let nodes = self.roll.nodes()?;
+            let living = lock.living(&nodes)?;
+            if living.is_empty() || self.leases.any(&nodes)? {
+                return Ok(());
+            }
+            // Redis may just have lost all leases: they are renewed in less.
+            if begun.elapsed() > LEASE_TTL {
+                bail!(
+                    "the database is in use by {} nodes that have no lease in this Redis; all nodes that share a \
+                     database need the same --redis",
+                    living.len(),
+                );
+            }
+            std::thread::sleep(PERIOD);
+            self.leases.renew()?;
+        }
     }
 
     /// Keeps until all wakers are gone.
@@ -186,6 +219,17 @@ impl Keeper {
         }
         Ok(())
     }
+}
+
+/// Keeps the lock on the database until the other end of `stop` is gone.
+///
+/// # Errors
+/// It was lost, and somebody else uses the database: their users are not ours to serve any more.
+pub(super) fn keep_lock(mut lock: Lock, stop: &Receiver<()>) -> io::Result<()> {
+    while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(LOCK_PERIOD) {
+        lock.check().map_err(io::Error::other)?;
+    }
+    Ok(())
 }
 
 /// What does not work is told once, and once again when it works.

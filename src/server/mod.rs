@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use mio::Poll;
 
 use crate::bus::redis::Leases;
@@ -21,7 +21,7 @@ use crate::password::Hasher;
 use crate::pool::{self, Pool, Submitter};
 use crate::reactor::{Acceptor, AcceptorHandle, Addresses, Admission, EventLoop, Limits, Mail, Mailbox, listen};
 use crate::service::{self, HashQueue, Job, JobRunner, Letter, Memo, Settings, Shard, Throttle};
-use crate::store::mysql::{self, MySqlStore};
+use crate::store::mysql::{self, Lock, MySqlStore};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{NodeId, Quotas, Store, StoreCounts, Timed};
 use crate::wire::{Errno, Refusal, reply};
@@ -52,6 +52,8 @@ pub struct Server {
     reactor_threads: Vec<JoinHandle<()>>,
     pool: Pool<Job>,
     cluster: Option<Cluster>,
+    /// Keeps the lock on the database.
+    lock: Option<Sender<()>>,
     wound_up: Receiver<usize>,
     monitor: Option<Monitor>,
 }
@@ -72,7 +74,7 @@ impl Server {
         let monitored = config.metrics.map(monitor::bind).transpose()?;
         let descriptors = rlimit::increase_nofile_limit(u64::MAX).context("cannot read the file-descriptor limit")?;
         let node = NodeId(getrandom::u64().context("cannot draw a number")? >> 1 | 1);
-        let store = open_store(config, node)?;
+        let (store, mut lock) = open_store(config, node)?;
         let listener = listen(config.listen).with_context(|| format!("cannot listen on {}", config.listen))?;
         let address = listener.local_addr()?;
 
@@ -83,7 +85,8 @@ impl Server {
         let lanes = config.workers * LANES_PER_WORKER;
         let stores: Vec<Arc<StoreCounts>> = (0..config.workers).map(|_| Arc::default()).collect();
         let pool = start_pool(config, lanes, &store, &stores, &mailboxes)?;
-        let (bus, keeper, cluster) = start_bus(config, node, address, &store, &mailboxes)?;
+        let (bus, keeper, cluster) = start_bus(config, node, address, &store, lock.as_mut(), &mailboxes)?;
+        let lock = lock.map(keep_lock).transpose()?;
         let (report, wound_up) = bounded(config.reactors);
         // Behind a proxy a client's address is known only when the proxy has told it.
         let (at_the_door, behind_a_proxy) = match config.max_connections_per_address.map(Addresses::new) {
@@ -160,6 +163,7 @@ impl Server {
             reactor_threads,
             pool,
             cluster,
+            lock,
             wound_up,
             monitor,
         })
@@ -194,7 +198,7 @@ impl Server {
         self.reactor_threads.into_iter().for_each(join);
         self.monitor.iter().for_each(Monitor::end);
         // The store may hang; the process must not.
-        let (pool, store, cluster) = (self.pool, self.store, self.cluster);
+        let (pool, store, cluster, lock) = (self.pool, self.store, self.cluster, self.lock);
         let (done, released) = bounded(1);
         thread("last-writes".to_owned(), move || {
             pool.finish();
@@ -205,6 +209,7 @@ impl Server {
                 join(keeper);
                 bus.stop();
             }
+            drop(lock);
             Ok(())
         })?;
         // What the clients have left of their time is the store's.
@@ -221,7 +226,8 @@ impl Server {
     }
 }
 
-fn open_store(config: &Config, node: NodeId) -> Result<Arc<dyn Store>> {
+/// The store; and the lock on it, where other servers could reach it.
+fn open_store(config: &Config, node: NodeId) -> Result<(Arc<dyn Store>, Option<Lock>)> {
     let quotas = Quotas {
         offline: config.max_offline,
         friends: config.max_friends,
@@ -229,11 +235,13 @@ fn open_store(config: &Config, node: NodeId) -> Result<Arc<dyn Store>> {
         members: config.max_group_size,
     };
     match &config.store {
-        StoreUrl::Sqlite(path) => Ok(Arc::new(SqliteStore::open(Path::new(path), quotas)?)),
+        StoreUrl::Sqlite(path) => Ok((Arc::new(SqliteStore::open(Path::new(path), quotas)?), None)),
         StoreUrl::MySql(url) => {
             let (url, charset, mixed) = (url.clone(), config.mysql_charset.clone(), config.mixed);
             let alone = config.redis.is_none();
-            Ok(Arc::new(MySqlStore::open(mysql::Options { url, node, charset, mixed, alone, quotas })?))
+            let store = MySqlStore::open(mysql::Options { url, node, charset, mixed, alone, quotas })?;
+            let lock = store.lock()?;
+            Ok((Arc::new(store), Some(lock)))
         }
     }
 }
@@ -246,6 +254,7 @@ fn start_bus(
     node: NodeId,
     address: SocketAddr,
     store: &Arc<dyn Store>,
+    lock: Option<&mut Lock>,
     mailboxes: &Mailboxes,
 ) -> Result<BusParts> {
     let listener: Arc<dyn Listener> = Arc::new(BusListener(Arc::clone(mailboxes)));
@@ -254,8 +263,11 @@ fn start_bus(
     };
     let bus = Arc::new(RedisBus::start(url, node, listener)?);
     let leases = Leases::new(url, node, &address.to_string())?;
-    let keeper = Keeper::new(node, roll, leases, Arc::clone(mailboxes), config.mixed)
+    let mut keeper = Keeper::new(node, roll, leases, Arc::clone(mailboxes), config.mixed)
         .with_context(|| format!("cannot take a lease in Redis at {}", without_secrets(url)))?;
+    if let Some(lock) = lock {
+        keeper.check_cluster(lock)?;
+    }
     let (waker, wakes) = keeper::waker();
     let keeper = thread("keeper".to_owned(), move || {
         keeper.run(wakes);
@@ -314,6 +326,14 @@ fn settings(config: &Config, node: NodeId, lanes: usize, limits: service::Limits
         hashes,
         ..Settings::default()
     }
+}
+
+/// Keeps the lock on the database for as long as what it returns is there. If it is lost, and somebody else
+/// has the database by then, the process ends.
+fn keep_lock(lock: Lock) -> Result<Sender<()>> {
+    let (kept, stop) = bounded(0);
+    thread("store-lock".to_owned(), move || keeper::keep_lock(lock, &stop))?;
+    Ok(kept)
 }
 
 /// Starts a named thread. One that fails ends the process: a server without one of its reactors

@@ -148,6 +148,20 @@ impl Leases {
         }
     }
 
+    /// Whether any of `nodes` has a lease.
+    ///
+    /// # Errors
+    /// Redis is away, or refuses.
+    pub fn any(&mut self, nodes: &[NodeId]) -> Result<bool, RedisError> {
+        let Some(connection) = &mut self.connection else { return Ok(false) };
+        if nodes.is_empty() {
+            return Ok(false);
+        }
+        let keys: Vec<String> = nodes.iter().map(|node| key_of(*node)).collect();
+        let found: u64 = redis::cmd("EXISTS").arg(keys).query(connection).inspect_err(|_| self.give_up())?;
+        Ok(found > 0)
+    }
+
     /// Ends the lease: others need not wait for it to run out.
     ///
     /// # Errors

@@ -231,7 +231,7 @@ pub(super) fn column<T: FromValue>(row: &mut Row, index: usize) -> Result<T, Fai
 /// While it is away one of them at a time tries to connect, and no more often than each
 /// [`BACK_OFF`]; the others are told at once, instead of waiting for a time-out each.
 pub(super) struct Gate {
-    opts: Opts,
+    pub opts: Opts,
     outage: Mutex<Option<Outage>>,
 }
 

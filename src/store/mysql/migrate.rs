@@ -57,6 +57,11 @@ pub enum OpenError {
     Locked,
     #[error("the database at {address} cannot be used as it is set up: {problem}; {remedy}")]
     Unusable { address: String, problem: String, remedy: String },
+    #[error(
+        "the database {database} at {address} is in use by {by}; servers that share a database need the same \
+         --redis, and one that has just crashed lets go of it within 6 s"
+    )]
+    InUse { address: String, database: String, by: String },
     #[error("the database: {0}")]
     Database(String),
 }
@@ -96,8 +101,13 @@ fn refused(address: &Opts, error: &mysql::Error) -> OpenError {
 }
 
 /// Where it is, as the user has given it, without what is secret.
-fn place(address: &Opts) -> String {
+pub(super) fn place(address: &Opts) -> String {
     format!("{}:{}", address.get_ip_or_hostname(), address.get_tcp_port())
+}
+
+/// Its name.
+pub(super) fn database(address: &Opts) -> String {
+    address.get_db_name().unwrap_or_default().to_owned()
 }
 
 impl From<mysql::Error> for OpenError {
@@ -124,21 +134,20 @@ pub(super) struct Layout {
     pub group_names_unique: bool,
 }
 
-/// Connects to the database, and makes it what it has to be.
-pub(super) fn open(address: &Opts, charset: &str) -> Result<(Session, Layout), OpenError> {
-    let mut session = connect(address)?;
-    check_settings(&mut session, address)?;
-    check_version(&mut session)?;
-    check_charset(&mut session, charset)?;
-    let mut plan = Plan::of(&mut session)?;
+/// Makes the database what it has to be.
+pub(super) fn bring_up_to_date(session: &mut Session, address: &Opts, charset: &str) -> Result<Layout, OpenError> {
+    check_settings(session, address)?;
+    check_version(session)?;
+    check_charset(session, charset)?;
+    let mut plan = Plan::of(session)?;
     if !plan.steps.is_empty() {
         plan = carry_out(address)?;
     }
-    check_writes(&mut session, address, &plan.layout)?;
+    check_writes(session, address, &plan.layout)?;
     for warning in &plan.warnings {
         log::warn!("{warning}");
     }
-    Ok((session, plan.layout))
+    Ok(plan.layout)
 }
 
 /// The least of the database's `max_allowed_packet` in which every statement fits, but for messages.
@@ -199,7 +208,7 @@ fn check_writes(session: &mut Session, address: &Opts, layout: &Layout) -> Resul
 }
 
 /// Connects, and makes the database if there is none of that name.
-fn connect(address: &Opts) -> Result<Session, OpenError> {
+pub(super) fn connect(address: &Opts) -> Result<Session, OpenError> {
     let name = address.get_db_name().filter(|name| !name.is_empty());
     let Some(name) = name.map(str::to_owned) else {
         return Err(OpenError::Url("the address names no database".to_owned()));

@@ -5,6 +5,7 @@
 //! | `mod.rs` | the store, reading, and the roll of claims |
 //! | `write.rs` | a batch as one transaction |
 //! | `migrate.rs` | the tables as they are found, and what brings them up to date |
+//! | `lock.rs` | who uses the database: one server alone, or one cluster |
 //! | `link.rs` | connections, and what is tried again |
 //! | `text.rs` | text that C++ servers read and write too |
 //! | `sql.rs` | the statements |
@@ -14,6 +15,7 @@
 //! An answer that a database did not give is never made up: it is [`StoreError::Unavailable`].
 
 mod link;
+mod lock;
 mod migrate;
 mod sql;
 mod text;
@@ -24,7 +26,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mysql::prelude::Queryable;
-use mysql::{Opts, Row};
+use mysql::{Opts, Row, UrlError};
 
 use super::quota::Room;
 use super::{
@@ -36,6 +38,7 @@ use migrate::Layout;
 use sql::{Kind, PAGE_ROWS, Sql};
 use text::Texts;
 
+pub use lock::Lock;
 pub use migrate::OpenError;
 pub use text::ascii_json;
 
@@ -90,18 +93,28 @@ impl Shared {
 }
 
 /// A MySQL or MariaDB database.
-pub struct MySqlStore(Arc<Shared>);
+pub struct MySqlStore {
+    shared: Arc<Shared>,
+    /// Of a node that is alone, from the start.
+    lock: Mutex<Option<Lock>>,
+}
 
 impl MySqlStore {
     /// Connects, makes the tables or brings old ones up to date, and sets everyone offline if this
     /// node is alone.
     ///
     /// # Errors
-    /// The database is away, does not let us in, or has tables that cannot be used.
+    /// The database is away, does not let us in, or has tables or settings that cannot be used; or this node
+    /// is alone, and somebody else uses the database.
     pub fn open(options: Options) -> Result<MySqlStore, OpenError> {
-        let address = Opts::from_url(&options.url).map_err(|error| OpenError::Url(error.to_string()))?;
+        let address = Opts::from_url(&options.url).map_err(|error| match error {
+            UrlError::ParseError(error) => OpenError::Url(error.to_string()),
+            error => OpenError::Url(error.to_string()),
+        })?;
         let address: Opts = link::options(address).into();
-        let (mut session, layout) = migrate::open(&address, &options.charset)?;
+        let mut session = migrate::connect(&address)?;
+        let lock = options.alone.then(|| Lock::take(address.clone(), options.node, true)).transpose()?;
+        let layout = migrate::bring_up_to_date(&mut session, &address, &options.charset)?;
         let texts = Texts::new(&options.charset, options.mixed);
         let sql = Sql::new(&layout, &texts, options.mixed);
         if options.alone {
@@ -109,21 +122,34 @@ impl MySqlStore {
         }
         let next_key = AtomicU64::new(0);
         let (gate, node, room) = (Gate::new(address), options.node, Mutex::new(Room::new(options.quotas.offline)));
-        Ok(MySqlStore(Arc::new(Shared { gate, node, layout, sql, texts, next_key, quotas: options.quotas, room })))
+        let shared = Arc::new(Shared { gate, node, layout, sql, texts, next_key, quotas: options.quotas, room });
+        Ok(MySqlStore { shared, lock: Mutex::new(lock) })
+    }
+
+    /// The lock that keeps others from the database: whoever is alone has it since the start, a node of a
+    /// cluster from now on. It is to be [checked](Lock::check) for as long as the node runs.
+    ///
+    /// # Errors
+    /// Somebody who is alone uses the database, or it is away.
+    pub fn lock(&self) -> Result<Lock, OpenError> {
+        match self.lock.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(lock) => Ok(lock),
+            None => Lock::take(self.shared.gate.opts.clone(), self.shared.node, false),
+        }
     }
 }
 
 impl Store for MySqlStore {
     fn connection(&self) -> Box<dyn Connection> {
-        Box::new(MySqlConnection { shared: Arc::clone(&self.0), link: Link::default() })
+        Box::new(MySqlConnection { shared: Arc::clone(&self.shared), link: Link::default() })
     }
 
     fn release_all(&self) -> Result<(), StoreError> {
-        MySqlRoll { shared: Arc::clone(&self.0), link: Link::default() }.reap(self.0.node).map(drop)
+        MySqlRoll { shared: Arc::clone(&self.shared), link: Link::default() }.reap(self.shared.node).map(drop)
     }
 
     fn roll(&self) -> Option<Box<dyn Roll>> {
-        Some(Box::new(MySqlRoll { shared: Arc::clone(&self.0), link: Link::default() }))
+        Some(Box::new(MySqlRoll { shared: Arc::clone(&self.shared), link: Link::default() }))
     }
 }
 

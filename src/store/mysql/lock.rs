@@ -1,0 +1,203 @@
+//! Who uses the database: one server alone, or the nodes of one cluster.
+//!
+//! A server that is alone sets everybody offline when it starts, and hears of nobody else's users. So it
+//! must not share a database with anybody; and the nodes of a cluster must not with another cluster, which
+//! has its own Redis and so would take them for dead. What tells is not the table: whoever has crashed has
+//! left claims there, and must not keep others out. It is `GET_LOCK`, which ends with its connection:
+//!
+//! | lock | held by |
+//! | --- | --- |
+//! | `chat-server alone` | the one that is alone |
+//! | `chat-server member 0`, `1`, … | the nodes of a cluster, each another one |
+//! | `chat-server node N` | the node of a cluster that has the claims of N |
+//!
+//! Each takes its own first, and then looks for the other's, so that of two that start at once one at
+//! least sees the other. The names bear the database's too, since locks are the server's. The connection
+//! that holds them does nothing else; the database ends it soon after its node falls silent.
+
+use std::time::{Duration, Instant};
+
+use mysql::Opts;
+use mysql::prelude::Queryable;
+
+use super::link::{Failure, Session};
+use super::migrate::{OpenError, database, place};
+use crate::store::{NodeId, StoreError};
+
+/// After so many seconds without a word the database ends the connection, and the lock with it.
+const SILENCE: u64 = 6;
+/// How long to wait at the start for one that has just ended.
+const WAIT: Duration = Duration::from_secs(3);
+/// A lock that is still held by this node's own lost connection must be free after so long.
+const GHOST: Duration = Duration::from_secs(4 * SILENCE);
+/// The most nodes of a cluster that whoever wants to be alone can see.
+const MEMBERS: u32 = 64;
+
+const ALONE: &str = "alone";
+
+/// A lock's name, as an expression: at most 64 characters.
+fn name(what: &str) -> String {
+    format!("CONCAT('chat-server {what} ', LEFT(MD5(DATABASE()), 16))")
+}
+
+fn member(number: u32) -> String {
+    format!("member {number}")
+}
+
+fn of_node(node: NodeId) -> String {
+    format!("node {node}")
+}
+
+/// Takes a lock, if it is free.
+fn take(session: &mut Session, what: &str) -> Result<bool, Failure> {
+    let taken: Option<Option<i64>> = session.conn.query_first(format!("SELECT GET_LOCK({}, 0)", name(what)))?;
+    Ok(taken.flatten() == Some(1))
+}
+
+/// The connection that holds a lock.
+fn holder(session: &mut Session, what: &str) -> Result<Option<u64>, Failure> {
+    let holder: Option<Option<u64>> = session.conn.query_first(format!("SELECT IS_USED_LOCK({})", name(what)))?;
+    Ok(holder.flatten())
+}
+
+/// A node's locks, and the connection that holds them. They end with it.
+pub struct Lock {
+    opts: Opts,
+    node: NodeId,
+    alone: bool,
+    session: Option<Session>,
+    /// The connection that held them last, and when it was lost.
+    lost: Option<(u64, Instant)>,
+}
+
+/// Why they were not taken.
+enum Refusal {
+    /// By whom the database is used.
+    InUse(String),
+    /// Nothing is known.
+    Failed(Failure),
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Self {
+        Refusal::Failed(failure)
+    }
+}
+
+impl From<mysql::Error> for Refusal {
+    fn from(error: mysql::Error) -> Self {
+        Refusal::Failed(error.into())
+    }
+}
+
+impl Lock {
+    /// Takes them for a node that starts.
+    ///
+    /// # Errors
+    /// Somebody else has the database, or it is away.
+    pub(super) fn take(opts: Opts, node: NodeId, alone: bool) -> Result<Lock, OpenError> {
+        let (begun, address, database) = (Instant::now(), place(&opts), database(&opts));
+        let mut lock = Lock { opts, node, alone, session: None, lost: None };
+        loop {
+            match lock.connect() {
+                Ok(()) => return Ok(lock),
+                Err(Refusal::InUse(_)) if begun.elapsed() < WAIT => std::thread::sleep(WAIT / 30),
+                Err(Refusal::InUse(by)) => return Err(OpenError::InUse { address, database, by }),
+                Err(Refusal::Failed(failure)) => return Err(failure.into()),
+            }
+        }
+    }
+
+    fn connect(&mut self) -> Result<(), Refusal> {
+        let mut session = Session::open(self.opts.clone())?;
+        session.conn.query_drop(format!("SET SESSION wait_timeout = {SILENCE}"))?;
+        if self.alone {
+            self.take_alone(&mut session)?
+        } else {
+            self.take_membership(&mut session)?
+        }
+        self.session = Some(session);
+        Ok(())
+    }
+
+    fn take_alone(&self, session: &mut Session) -> Result<(), Refusal> {
+        self.must_take(session, ALONE, "another server that runs without --redis")?;
+        let members: Vec<String> =
+            (0..MEMBERS).map(|number| format!("IS_USED_LOCK({})", name(&member(number)))).collect();
+        let found: Option<Option<u64>> =
+            session.conn.query_first(format!("SELECT COALESCE({})", members.join(", ")))?;
+        self.look_at(found.flatten(), "servers that run with --redis")
+    }
+
+    fn take_membership(&self, session: &mut Session) -> Result<(), Refusal> {
+        self.must_take(session, &of_node(self.node), "another server of the same number")?;
+        for number in 0..MEMBERS {
+            if take(session, &member(number))? {
+                break;
+            }
+        }
+        self.look_at(holder(session, ALONE)?, "a server that runs without --redis")
+    }
+
+    fn must_take(&self, session: &mut Session, what: &str, by: &str) -> Result<(), Refusal> {
+        while !take(session, what)? {
+            self.look_at(holder(session, what)?, by)?; // nobody: it came free a moment ago
+        }
+        Ok(())
+    }
+
+    /// Nobody else may have a lock. `holder`: the connection that has it.
+    fn look_at(&self, holder: Option<u64>, by: &str) -> Result<(), Refusal> {
+        let Some(holder) = holder else { return Ok(()) };
+        match self.lost {
+            Some((ghost, since)) if ghost == holder && since.elapsed() < GHOST => {
+                Err(Failure::Lost("this node's lost connection still holds the lock".to_owned()).into())
+            }
+            _ => Err(Refusal::InUse(format!("{by} (connection {holder} of the database)"))),
+        }
+    }
+}
+
+impl Lock {
+    /// Whether they are held; after the connection was lost they are taken again. To be called each second.
+    /// Blocks for at most a few seconds.
+    ///
+    /// # Errors
+    /// Somebody else has the database by now. Who, and what to do, for the log.
+    pub fn check(&mut self) -> Result<(), String> {
+        if let Some(session) = &mut self.session {
+            let Err(error) = session.conn.ping() else { return Ok(()) };
+            log::warn!("the lock that keeps others from the database is lost: {}", Failure::from(error));
+            self.lost = Some((u64::from(session.conn.connection_id()), Instant::now()));
+            self.session = None;
+        }
+        match self.connect() {
+            Ok(()) => {
+                log::info!("the lock that keeps others from the database is held again");
+                Ok(())
+            }
+            Err(Refusal::Failed(_)) => Ok(()), // whoever works with the database tells of it
+            Err(Refusal::InUse(by)) => Err(format!(
+                "its lock on the database {} at {} was lost, and that is in use by {by} now; servers that share a \
+                 database need the same --redis",
+                database(&self.opts),
+                place(&self.opts),
+            )),
+        }
+    }
+
+    /// Those of `nodes` that hold the database as well, so that they live.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub fn living(&mut self, nodes: &[NodeId]) -> Result<Vec<NodeId>, StoreError> {
+        let Some(session) = &mut self.session else { return Ok(Vec::new()) };
+        let mut living = Vec::new();
+        for node in nodes {
+            if holder(session, &of_node(*node))?.is_some() {
+                living.push(*node);
+            }
+        }
+        Ok(living)
+    }
+}
