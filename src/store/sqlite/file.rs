@@ -276,38 +276,25 @@ impl FileId {
     }
 }
 
-/// Knows the file that was opened, and so whether it was moved, deleted or replaced.
+/// Knows the files that were opened, and so whether one was moved, deleted or replaced.
 ///
 /// SQLite does not look: it goes on with the files that it has open, and what it writes there is
-/// lost with them.
-#[derive(Clone, Copy)]
+/// lost with them. They stay the same for as long as the writer has a connection.
 pub(super) struct Watch {
     database: FileId,
-    /// SQLite's own, while a connection keeps them there.
-    beside: Option<[FileId; 2]>,
+    /// SQLite's own.
+    beside: [FileId; 2],
 }
 
 impl Watch {
-    /// Of a database that has just been opened.
-    pub fn new(place: &Place) -> io::Result<Watch> {
-        Ok(Watch { database: FileId::at(&place.path)?, beside: None })
-    }
-
-    /// Notes which files SQLite has now beside the database: a connection has read or written.
+    /// Of a database that has been opened and written to.
     ///
     /// # Errors
-    /// They are not there, and why.
-    pub fn note_beside(&mut self, place: &Place) -> Result<(), String> {
-        if self.beside.is_none() {
-            let [log, index] = BESIDE.map(|suffix| id_beside(place, suffix));
-            self.beside = Some([log?, index?]);
-        }
-        Ok(())
-    }
-
-    /// SQLite may remove them from now on.
-    pub fn forget_beside(&mut self) {
-        self.beside = None;
+    /// Which of the files is not there.
+    pub fn new(place: &Place) -> Result<Watch, String> {
+        let database = FileId::at(&place.path).map_err(|error| format!("it was moved at once ({error})"))?;
+        let [log, index] = BESIDE.map(|suffix| id_beside(place, suffix));
+        Ok(Watch { database, beside: [log?, index?] })
     }
 
     /// Looks whether all is as it was: one system call for each file, which is nothing beside a
@@ -325,7 +312,7 @@ impl Watch {
                 Err(error) => return Err(format!("it cannot be reached any more ({error})")),
             }
         }
-        for (suffix, known) in BESIDE.iter().zip(self.beside.iter().flatten()) {
+        for (suffix, known) in BESIDE.iter().zip(&self.beside) {
             if id_beside(place, suffix)? != *known {
                 return Err(format!("another file is in the place of {}", Shown(&sidecar(&place.path, suffix))));
             }

@@ -115,8 +115,8 @@ pub struct SqliteStore {
 /// What the writer and all readers know.
 struct Shared {
     place: Place,
-    /// Which file that was at the start.
-    opened: Watch,
+    /// The files that are there since the start.
+    watch: Watch,
     /// The file is not there any more, or is another one: why nothing is read or written until a
     /// restart.
     gone: OnceLock<StoreError>,
@@ -141,6 +141,11 @@ impl Shared {
             log::error!("{text}");
         }
         StoreError::Gone(text.into())
+    }
+
+    /// Whether the files are still those that were opened.
+    fn look(&self) -> Result<(), String> {
+        self.watch.look(&self.place)
     }
 
     /// What there is instead of an answer, if there can be none any more.
@@ -173,7 +178,7 @@ impl SqliteStore {
 
         let shared = Arc::new(Shared {
             place,
-            opened: watch,
+            watch,
             gone: OnceLock::new(),
             closed: AtomicBool::new(false),
             readers: Mutex::default(),
@@ -208,10 +213,6 @@ impl SqliteStore {
 fn first_connection(place: &Place, is_new: bool) -> Result<(rusqlite::Connection, Watch), OpenError> {
     let no = |error: rusqlite::Error| OpenError::database(place, &error);
     let mut connection = file::open_first(&place.path, is_new).map_err(no)?;
-    let watch = Watch::new(place).map_err(|error| OpenError::Path {
-        given: place.given.clone(),
-        what: format!("it was moved at once: {error}"),
-    })?;
     let mode: String = connection.pragma_query_value(None, "journal_mode", |row| row.get(0)).map_err(no)?;
     if mode != "wal" {
         let what = "its file system cannot hold a database with a write-ahead log; name a path on a local disk".into();
@@ -223,6 +224,7 @@ fn first_connection(place: &Place, is_new: bool) -> Result<(rusqlite::Connection
     }
     shrink::make_shrinkable(&connection, &place.path).map_err(no)?;
     release_all(&connection).map_err(no)?;
+    let watch = Watch::new(place).map_err(|what| OpenError::Path { given: place.given.clone(), what })?;
     file::keep_log(&connection, true).map_err(no)?;
     Ok((connection, watch))
 }

@@ -57,12 +57,10 @@ impl SqliteConnection {
         let reader = match reader {
             Some(reader) => reader,
             None => {
-                let Shared { place, opened, .. } = &*self.shared;
-                let reader = open(&place.path, READER_CACHE)?;
+                let path = &self.shared.place.path;
+                let reader = open(path, READER_CACHE)?;
                 // What another file says is nobody's answer. The writer tells of it in a moment.
-                opened
-                    .look(place)
-                    .map_err(|what| StoreError::Unavailable(format!("{}: {what}", Shown(&place.path))))?;
+                self.shared.look().map_err(|what| StoreError::Unavailable(format!("{}: {what}", Shown(path))))?;
                 reader
             }
         };

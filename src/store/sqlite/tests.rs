@@ -759,6 +759,21 @@ fn a_file_that_is_moved_is_noticed_and_not_written_when_it_is_back() {
 }
 
 #[test]
+fn what_was_acked_goes_along_with_a_file_that_is_moved_also_after_a_failure() {
+    let mut fixture = Fixture::new();
+    let ann = fixture.user("ann");
+    fixture.keep(&[ann], "before");
+    fixture.store.fault.set("PRAGMA query_only = ON");
+    fixture.connection.write(&[keep(&[ann], "refused")]).unwrap_err();
+    let moved = tempfile::tempdir().unwrap();
+    rename(&fixture.path(), &moved.path().join("chat.db"));
+    let error = fixture.connection.write(&[keep(&[ann], "refused")]).unwrap_err();
+    assert!(matches!(error, StoreError::Gone(_)), "{error}");
+    // Without the log, which stayed where it was.
+    assert_eq!(Fixture::at(moved).page(ann, 100).0, ["before"]);
+}
+
+#[test]
 fn a_file_that_is_replaced_is_noticed() {
     let away = |fixture: &Fixture| sidecar(&fixture.path(), ".away");
     let replace = |fixture: &Fixture| {

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use rusqlite::{Transaction, TransactionBehavior};
 
-use super::Shared;
-use super::file::{BUSY, EMPTIED, Shown, WRITER_CACHE, Watch, empty_log, open, remove_log, sidecar};
+use super::file::{BUSY, EMPTIED, Shown, WRITER_CACHE, empty_log, open, remove_log, sidecar};
 use super::round::{Job, Work, apart, is_refusal, take_round};
 use super::shrink::{Shrinker, Step};
+use super::{Shared, closed};
 use crate::store::quota::Room;
 use crate::store::{Outcome, Quotas, StoreError};
 
@@ -59,10 +59,11 @@ impl From<rusqlite::Error> for Failure {
 /// The thread `store-writer`.
 pub(super) struct Writer {
     shared: Arc<Shared>,
-    /// `None` after a failure, until the next round opens another: what state SQLite leaves one
-    /// in depends on what failed.
+    /// `None` once the file is left.
     connection: Option<rusqlite::Connection>,
-    watch: Watch,
+    /// A round has failed. What state SQLite leaves a connection in depends on what failed, so the next
+    /// round opens another; until then this one keeps SQLite's files where they are.
+    failed: bool,
     shrinker: Shrinker,
     /// The size of the log at which it is next emptied.
     checkpoint_at: u64,
@@ -80,9 +81,9 @@ pub(super) struct Writer {
 impl Writer {
     pub fn new(shared: Arc<Shared>, connection: rusqlite::Connection, quotas: Quotas) -> Writer {
         Writer {
-            watch: shared.opened,
             shared,
             connection: Some(connection),
+            failed: false,
             shrinker: Shrinker::new(),
             checkpoint_at: WAL_LIMIT,
             last_round: Instant::now(),
@@ -125,11 +126,11 @@ impl Writer {
         if self.shared.gone.get().is_some() {
             return LOOK;
         }
-        if let Err(what) = self.watch.look(&self.shared.place) {
+        if let Err(what) = self.shared.look() {
             self.leave(&what);
             return LOOK;
         }
-        let Some(connection) = &self.connection else { return LOOK };
+        let Some(connection) = self.connection.as_ref().filter(|_| !self.failed) else { return LOOK };
         match self.shrinker.step(connection) {
             Step::More => return BREATH,
             // The file is cut off when the log is in it. Readers are not waited for.
@@ -170,7 +171,7 @@ impl Writer {
                     Failure::Refused(error) => error.into(),
                     Failure::Store(error) => error,
                 };
-                self.connection = None;
+                self.failed = true;
                 for job in round {
                     let _ = job.answer.send(Err(error.clone()));
                 }
@@ -200,25 +201,21 @@ impl Writer {
         &mut self,
         work: impl FnOnce(&Transaction, Quotas, &mut Room) -> rusqlite::Result<T>,
     ) -> Result<T, Failure> {
-        let place = &self.shared.place;
-        let connection = match &mut self.connection {
-            Some(connection) => connection,
-            none => {
-                self.watch.forget_beside();
-                self.watch.look(place).map_err(Failure::Lost)?;
-                none.insert(open(&place.path, WRITER_CACHE)?)
-            }
-        };
+        if self.failed {
+            self.shared.look().map_err(Failure::Lost)?;
+            self.connection = Some(open(&self.shared.place.path, WRITER_CACHE)?);
+            self.failed = false;
+        }
+        let Some(connection) = &mut self.connection else { return Err(Failure::Store(closed())) };
         #[cfg(test)]
         self.fault.strike(connection)?;
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        self.watch.note_beside(place).map_err(Failure::Lost)?;
         let done = work(&transaction, self.quotas, &mut self.room);
         let done = done.map_err(|error| Failure::of(error, &transaction))?;
         // Where SQLite has ended the transaction by itself, nothing was done.
         if !transaction.is_autocommit() {
             // As late as can be: what is acked went into the file that was there.
-            self.watch.look(place).map_err(Failure::Lost)?;
+            self.shared.look().map_err(Failure::Lost)?;
             transaction.commit()?;
             self.commits.fetch_add(1, Ordering::Relaxed);
         }
@@ -281,13 +278,13 @@ impl Writer {
         if let Some(gone) = self.shared.gone.get() {
             return Err(gone.clone());
         }
-        if let Err(what) = self.watch.look(place) {
+        if let Err(what) = self.shared.look() {
             return Err(self.leave(&what));
         }
-        let connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => open(&place.path, WRITER_CACHE)?,
-        };
+        if self.failed {
+            self.connection = Some(open(&place.path, WRITER_CACHE)?);
+        }
+        let Some(connection) = self.connection.take() else { return Err(closed()) };
         connection.busy_timeout(LAST_BUSY)?;
         remove_log(connection, place).map_err(|what| StoreError::Unavailable(format!("{}: {what}", Shown(&place.path))))
     }
