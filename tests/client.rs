@@ -874,6 +874,20 @@ fn a_network_that_went_away_is_noticed_and_the_account_is_waited_for() {
 }
 
 #[test]
+fn a_server_that_stands_still_is_noticed_and_found_again() {
+    let (_directory, server) = server_with_two();
+    let mut li = ChatClient::login(server.address.port(), 2);
+    server.signal("STOP");
+    li.wait_for("connection lost (the server answers nothing), reconnecting\n");
+    // Its kernel takes connections still.
+    li.wait_for("connected again\n");
+    server.signal("CONT");
+    li.wait_for("logged in again as li si\n");
+    assert!(script(server.address.port(), "1\n1\nsecret\nchat:2:back?\n").contains("delivered to 2\n"));
+    li.wait_for("[1]zhang san said: back?\n");
+}
+
+#[test]
 fn a_server_that_greets_and_closes_gets_few_connections() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();

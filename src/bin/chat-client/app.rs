@@ -34,6 +34,8 @@ pub enum Effect {
     /// Read one line of input and return it as [`Event::Input`]. Never asked twice at a time.
     Ask(Ask),
     Send(Vec<u8>),
+    /// End the connection, so that another is made.
+    GiveUp,
     Exit,
 }
 
@@ -56,6 +58,9 @@ pub enum AskKind {
 /// How long a reply is waited for before the user is told that there is none, and before the next
 /// line of a pipe is read without it. Also how long a pipe waits for a lost connection.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the login after a reconnect is waited for before the connection is given up. A server
+/// answers every login within 10 s, whichever it is; one that hangs still takes connections.
+const LOGIN_PATIENCE: Duration = Duration::from_secs(20);
 /// When a login that is refused for a passing reason is tried again, after a reconnect. Twice as long
 /// after each refusal...
 const FIRST_LOGIN_RETRY: Duration = Duration::from_secs(1);
@@ -212,12 +217,14 @@ impl App {
     /// When [`Event::Tick`] is due, if nothing else happens before.
     pub fn deadline(&self) -> Option<Instant> {
         let replies = self.pending.values().filter(|pending| !pending.overdue).map(|pending| pending.sent + PATIENCE);
+        let logins = self.pending.values().filter(|pending| matches!(pending.request, Request::LoginAgain));
+        let logins = logins.map(|pending| pending.sent + LOGIN_PATIENCE);
         let patience = self.down.map(|since| since + PATIENCE).filter(|end| *end > self.now);
         let retry = match self.session {
             Session::Broken { retry_at, .. } => retry_at,
             Session::Active => None,
         };
-        replies.chain(patience).chain(retry).min()
+        replies.chain(logins).chain(patience).chain(retry).min()
     }
 
     // ---- What happens next ----
@@ -294,6 +301,12 @@ impl App {
         }
         for what in late {
             self.say(Text::NoAnswerYet { what: &what });
+        }
+        let hangs = |_: &i64, pending: &mut Pending| {
+            matches!(pending.request, Request::LoginAgain) && self.now >= pending.sent + LOGIN_PATIENCE
+        };
+        if self.pending.extract_if(.., hangs).count() > 0 {
+            self.effects.push(Effect::GiveUp);
         }
         if let Session::Broken { retry_at: Some(at), give_up_at, backoff } = self.session
             && self.now >= at
@@ -707,6 +720,7 @@ mod tests {
         sent: Vec<Value>,
         asked: Option<AskKind>,
         exited: bool,
+        given_up: bool,
     }
 
     impl Play {
@@ -721,7 +735,8 @@ mod tests {
                 jitter: |wait| wait,
             };
             let app = App::new(setup, now);
-            let mut play = Play { app, now, printed: vec![], sent: vec![], asked: None, exited: false };
+            let mut play =
+                Play { app, now, printed: vec![], sent: vec![], asked: None, exited: false, given_up: false };
             play.feed(Event::Tick);
             play
         }
@@ -747,6 +762,7 @@ mod tests {
                     Effect::Ask(ask) => {
                         assert_eq!(self.asked.replace(ask.kind), None, "asked twice");
                     }
+                    Effect::GiveUp => self.given_up = true,
                     Effect::Exit => self.exited = true,
                 }
             }
@@ -935,6 +951,22 @@ mod tests {
         assert!(play.printed.contains(&"you are logged out: in use".to_owned()));
         play.lines(&["1"]);
         assert!(play.app.stage == Stage::LoginId);
+    }
+
+    #[test]
+    fn a_server_that_takes_connections_and_answers_no_login_is_given_up() {
+        let mut play = Play::logged_in(true, true);
+        play.down();
+        play.up();
+        let since = play.now;
+        while !play.given_up {
+            play.pass(play.app.deadline().unwrap() - play.now);
+        }
+        assert_eq!((play.now - since, play.app.deadline()), (LOGIN_PATIENCE, None));
+        play.down();
+        play.up();
+        play.receive(r#"{"msgid":2,"seq":3,"errno":0,"id":1,"name":"zhang"}"#);
+        assert_eq!(play.last(), "logged in again as zhang");
     }
 
     #[test]

@@ -8,6 +8,7 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -90,6 +91,8 @@ pub struct Channel {
     tls: Option<Mutex<ClientConnection>>,
     /// Held by who sends: objects go out whole, one after the other.
     sending: Mutex<()>,
+    /// It was this end that had enough.
+    given_up: AtomicBool,
 }
 
 impl Channel {
@@ -97,13 +100,13 @@ impl Channel {
     pub fn open(target: &Target) -> Result<Channel, Loss> {
         let socket = connect(&target.host, target.port)?;
         let Some(Tls { config, name }) = &target.tls else {
-            return Ok(Channel { socket, tls: None, sending: Mutex::default() });
+            return Ok(Channel { socket, tls: None, sending: Mutex::default(), given_up: AtomicBool::new(false) });
         };
         let mut tls = ClientConnection::new(Arc::clone(config), name.clone())?;
         // Objects are bounded by what a person types.
         tls.set_buffer_limit(None);
         shake_hands(&mut tls, &socket)?;
-        Ok(Channel { socket, tls: Some(Mutex::new(tls)), sending: Mutex::default() })
+        Ok(Channel { socket, tls: Some(Mutex::new(tls)), sending: Mutex::default(), given_up: AtomicBool::new(false) })
     }
 
     /// Writes one object.
@@ -152,6 +155,16 @@ impl Channel {
             }
         }
         Ok(true)
+    }
+
+    /// Ends it, and remembers that nobody else did.
+    pub fn give_up(&self) {
+        self.given_up.store(true, Ordering::SeqCst);
+        self.shut_down();
+    }
+
+    pub fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::SeqCst)
     }
 
     /// Ends it in both directions: whoever waits in [`Channel::receive`] hears of it.

@@ -85,6 +85,11 @@ impl Link {
             self.channel.shut_down();
         }
     }
+
+    /// Ends the connection, because the server does not do what it must; another is made.
+    pub fn give_up(&self) {
+        self.channel.give_up();
+    }
 }
 
 fn keep_connected(mut conversation: Conversation, target: &Target, sink: impl Fn(LinkEvent)) {
@@ -92,6 +97,7 @@ fn keep_connected(mut conversation: Conversation, target: &Target, sink: impl Fn
     loop {
         let since = Instant::now();
         let loss = conversation.listen(&sink);
+        let loss = if conversation.channel.is_given_up() { Loss::Silent } else { loss };
         // The sending half may live on for a while.
         conversation.channel.shut_down();
         sink(LinkEvent::Down(loss));
@@ -113,12 +119,12 @@ fn reconnect(target: &Target, backoff: &mut Duration) -> Conversation {
     }
 }
 
-/// Shortens a wait by chance, to half of it at least: clients that were cut off together do not come
+/// Shortens a wait by chance, to a quarter of it at least: clients that were cut off together do not come
 /// back together.
 pub fn jitter(wait: Duration) -> Duration {
     // Without randomness from the system, which is never so, all wait for as long.
     let chance = getrandom::u32().unwrap_or(u32::MAX);
-    wait.mul_f64(0.5 + f64::from(chance) / f64::from(u32::MAX) / 2.0)
+    wait.mul_f64(0.25 + 0.75 * f64::from(chance) / f64::from(u32::MAX))
 }
 
 /// One connection's incoming stream.
@@ -323,6 +329,20 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_that_is_given_up_is_made_again() {
+        let (link, events) = link_to(vec![
+            |stream| {
+                pong(&stream);
+                assert_eq!(read_line(&stream), "");
+            },
+            |stream| pong(&stream),
+        ]);
+        link.unwrap().0.give_up();
+        assert!(matches!(events.recv_timeout(DEADLINE), Ok(LinkEvent::Down(Loss::Silent))));
+        assert!(matches!(events.recv_timeout(DEADLINE), Ok(LinkEvent::Up(..))));
+    }
+
+    #[test]
     fn a_server_that_knows_no_pings_is_sent_none_but_the_first() {
         let (link, events) = link_to(vec![|mut stream| {
             assert!(read_line(&stream).contains("202"));
@@ -339,8 +359,8 @@ mod tests {
         let wait = Duration::from_secs(10);
         let mut waits: Vec<Duration> = (0..100).map(|_| jitter(wait)).collect();
         waits.sort();
-        assert!(waits[0] >= wait / 2 && waits[99] <= wait);
-        assert!(waits[99] - waits[0] > wait / 4, "{waits:?}");
+        assert!(waits[0] >= wait / 4 && waits[99] <= wait);
+        assert!(waits[99] - waits[0] > wait / 2, "{waits:?}");
         waits.dedup();
         assert!(waits.len() > 90);
     }

@@ -152,6 +152,7 @@ fn run(mut app: App, queue: &Receiver<Incoming>, mut link: Link, terminal: &Term
                 // Who reads lives until the end of the input, behind which nothing is asked.
                 Effect::Ask(ask) => drop(asks.send(ask)),
                 Effect::Send(object) => link.send(&object),
+                Effect::GiveUp => link.give_up(),
                 Effect::Exit => return,
             }
         }

@@ -4,7 +4,7 @@
 //! another's line. A character that could is shown by its number, as `\u{1b}`; what is longer than
 //! it can honestly be is cut.
 
-use chrono::{DateTime, NaiveDateTime, NaiveTime};
+use chrono::{DateTime, NaiveDate, NaiveDateTime, NaiveTime};
 use unicode_segmentation::UnicodeSegmentation;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
@@ -105,7 +105,7 @@ pub fn speaker(speaker: &str) -> String {
 /// A message's time if it is one, in one of the ways that clients write it. Its sender chose it.
 pub fn time(time: &str) -> &str {
     /// As `chrono` writes formats; the first is the C++ client's.
-    const FORMATS: [&str; 7] = [
+    const FORMATS: [&str; 9] = [
         "%Y-%m-%d %H:%M:%S",
         "%Y-%m-%d %H:%M:%S%.f",
         "%Y-%m-%dT%H:%M:%S%.f",
@@ -113,15 +113,19 @@ pub fn time(time: &str) -> &str {
         "%Y/%m/%d %H:%M:%S",
         "%Y/%m/%d %H:%M",
         "%a %b %e %H:%M:%S %Y",
+        "%Y年%m月%d日 %H:%M:%S",
+        "%Y年%m月%d日 %H时%M分%S秒",
     ];
-    let bytes = time.as_bytes();
-    let shaped = bytes.len() <= LONGEST_TIME
-        && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b" -/:.+".contains(byte))
-        && bytes.first().is_some_and(u8::is_ascii_alphanumeric)
-        && bytes.last().is_some_and(u8::is_ascii_alphanumeric)
+    let part = |c: char| c.is_ascii_alphanumeric() || "年月日时分秒".contains(c);
+    // What reads times is generous with blanks.
+    let shaped = time.len() <= LONGEST_TIME
+        && time.chars().all(|c| part(c) || " -/:.+,".contains(c))
+        && time.starts_with(part)
+        && time.ends_with(part)
         && !time.contains("   ");
     let real = || {
         FORMATS.iter().any(|format| NaiveDateTime::parse_from_str(time, format).is_ok())
+            || NaiveDate::parse_from_str(time, "%Y-%m-%d").is_ok()
             || ["%H:%M:%S", "%H:%M"].iter().any(|format| NaiveTime::parse_from_str(time, format).is_ok())
             || DateTime::parse_from_rfc3339(time).is_ok()
             || DateTime::parse_from_rfc2822(time).is_ok()
@@ -261,6 +265,9 @@ mod tests {
             "11:00:00",
             "Sat Nov 28 11:00:00 2026",
             "2026-11-28 11:00:00.123456",
+            "2026年11月28日 11:00:00",
+            "2026-11-28",
+            "Sat, 28 Nov 2026 11:00:00 +0800",
         ] {
             assert_eq!(time(real), real);
         }
