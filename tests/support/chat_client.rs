@@ -48,7 +48,8 @@ impl ChatClient {
         let terminal = OpenOptions::new().read(true).write(true).open(name).unwrap();
         tcsetwinsize(&terminal, Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
         let mut in_session = Command::new("setsid");
-        in_session.arg("--ctty").arg(command.get_program()).args(command.get_args());
+        // Signals that leave a core dump are tested.
+        in_session.args(["--ctty", "prlimit", "--core=0"]).arg(command.get_program()).args(command.get_args());
         in_session.env("TERM", "xterm").env("LC_ALL", "C");
         for (name, value) in command.get_envs() {
             in_session.env(name, value.unwrap());

@@ -5,21 +5,22 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 use std::{io, panic, process, thread};
 
+use libc::{SIGPWR, SIGRTMAX, SIGRTMIN, SIGSTKFLT};
 use signal_hook::consts::{
-    SIGABRT, SIGALRM, SIGBUS, SIGCONT, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGSYS, SIGTERM, SIGTRAP, SIGTSTP,
-    SIGUSR1, SIGUSR2, SIGVTALRM, SIGWINCH, SIGXCPU, SIGXFSZ,
+    SIGALRM, SIGCONT, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGSYS, SIGTERM, SIGTRAP, SIGTSTP, SIGUSR1, SIGUSR2,
+    SIGVTALRM, SIGWINCH, SIGXCPU, SIGXFSZ,
 };
 use signal_hook::iterator::Signals;
-use signal_hook::low_level::emulate_default_handler;
 
 use crate::terminal::Terminal;
 use crate::tty;
 
 /// Those that ask a program to end. The first takes leave of the server.
 const ENDS: [i32; 3] = [SIGHUP, SIGINT, SIGTERM];
-/// The others whose default ends a process, at once here, too.
-const KILLS: [i32; 13] =
-    [SIGQUIT, SIGABRT, SIGALRM, SIGBUS, SIGIO, SIGPROF, SIGSYS, SIGTRAP, SIGUSR1, SIGUSR2, SIGVTALRM, SIGXCPU, SIGXFSZ];
+/// The others whose default ends a process, at once here, too; besides these, the real-time ones.
+const KILLS: [i32; 13] = [
+    SIGQUIT, SIGALRM, SIGIO, SIGPROF, SIGPWR, SIGSTKFLT, SIGSYS, SIGTRAP, SIGUSR1, SIGUSR2, SIGVTALRM, SIGXCPU, SIGXFSZ,
+];
 /// How long the leave may take.
 const LEAVE: Duration = Duration::from_secs(2);
 
@@ -49,7 +50,8 @@ impl Leave {
 
 /// Keeps signals from doing what they do by default. They wait until they are handled.
 pub fn catch() -> io::Result<Signals> {
-    let caught = ENDS.into_iter().chain(KILLS).chain([SIGTSTP, SIGCONT, SIGWINCH]);
+    tty::guard_against_crashes();
+    let caught = ENDS.into_iter().chain(KILLS).chain(SIGRTMIN()..=SIGRTMAX()).chain([SIGTSTP, SIGCONT, SIGWINCH]);
     Signals::new(caught.filter(|signal| !tty::is_ignored(*signal)))
 }
 
@@ -74,7 +76,7 @@ pub fn handle(
                 SIGTSTP => {
                     terminal.hide();
                     tty::lend();
-                    tty::stop();
+                    tty::act_by_default(signal);
                     go_on(&terminal);
                 }
                 SIGCONT => go_on(&terminal),
@@ -110,7 +112,7 @@ fn go_on(terminal: &Terminal) {
 
 fn die(signal: i32) {
     tty::give_back();
-    let _ = emulate_default_handler(signal);
-    // As a shell would report it.
+    tty::act_by_default(signal);
+    // Not so. As a shell would report it:
     process::exit(128 + signal);
 }

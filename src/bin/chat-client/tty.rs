@@ -11,7 +11,6 @@ use rustix::stdio::stdin;
 use rustix::termios::{
     InputModes, LocalModes, OptionalActions, OutputModes, SpecialCodeIndex, Termios, tcgetattr, tcgetpgrp, tcsetattr,
 };
-use signal_hook::consts::SIGTSTP;
 
 /// The modes that the terminal had.
 static BEFORE: OnceLock<Termios> = OnceLock::new();
@@ -113,16 +112,35 @@ pub fn is_ignored(signal: i32) -> bool {
     action.sa_sigaction == libc::SIG_IGN
 }
 
-/// Stops the process as Ctrl-Z does one that does not care, and returns when it goes on. The kernel
-/// does it by itself, since it alone knows if there is a shell that could continue it.
-pub fn stop() {
+/// Has the signal do to the process what it does by default, and returns if the process goes on. The
+/// kernel does it by itself: it alone knows, say, if there is a shell that could continue what is stopped.
+pub fn act_by_default(signal: i32) {
     let mut handled = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: both actions are whole and valid, the default one and that which was there.
     unsafe {
         let mut default = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
         default.sa_sigaction = libc::SIG_DFL;
-        libc::sigaction(SIGTSTP, &default, handled.as_mut_ptr());
-        libc::raise(SIGTSTP);
-        libc::sigaction(SIGTSTP, handled.as_ptr(), std::ptr::null_mut());
+        libc::sigaction(signal, &default, handled.as_mut_ptr());
+        libc::raise(signal);
+        libc::sigaction(signal, handled.as_ptr(), std::ptr::null_mut());
+    }
+}
+
+/// Gives the terminal back if the process crashes, too, or somebody has it look so.
+pub fn guard_against_crashes() {
+    extern "C" fn crashed(signal: i32) {
+        give_back();
+        // SAFETY: it only marks the signal, which by now does what it does by default.
+        unsafe { libc::raise(signal) };
+    }
+    for signal in [libc::SIGABRT, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGSEGV] {
+        // SAFETY: the action is whole and valid, and `crashed` makes system calls alone, as a handler
+        // may. It acts once, on the stack that Rust keeps for those who have used up theirs.
+        unsafe {
+            let mut action = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
+            action.sa_sigaction = crashed as extern "C" fn(i32) as usize;
+            action.sa_flags = libc::SA_RESETHAND | libc::SA_ONSTACK;
+            libc::sigaction(signal, &action, std::ptr::null_mut());
+        }
     }
 }
