@@ -2,23 +2,32 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::error::ErrorKind;
-use clap::{ArgAction, Parser, ValueEnum};
-use ipnet::IpNet;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{ArgAction, CommandFactory, Parser, ValueEnum};
+use ipnet::{IpNet, Ipv4Net};
 
 use crate::password::Cost;
+use crate::secret::{SecretUrl, UrlError, may_hold_secret, redacted, scheme};
 
 /// Where accounts, groups and offline messages are kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoreUrl {
     Sqlite(PathBuf),
-    MySql(String),
+    MySql(SecretUrl),
+}
+
+/// Where clients are waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listen {
+    At(SocketAddr),
+    /// At a port of every address of this machine, of both families where it has both.
+    Everywhere(u16),
 }
 
 /// What a server started under this name takes for its defaults: the C++ server's MySQL and Redis.
@@ -29,10 +38,10 @@ const DROP_IN_REDIS: &str = "redis://127.0.0.1:6379";
 /// Everything the server can be told.
 #[derive(Debug, Clone)]
 pub struct Config {
-    pub listen: SocketAddr,
+    pub listen: Listen,
     pub store: StoreUrl,
     /// `None`: this node is alone.
-    pub redis: Option<String>,
+    pub redis: Option<SecretUrl>,
     /// C++ nodes share the database and Redis.
     pub mixed: bool,
     /// What C++ nodes say in `set names`.
@@ -80,24 +89,26 @@ pub struct Config {
 #[derive(Parser, Debug)]
 #[command(name = "chat-server", version, after_help = "Logging is set with RUST_LOG: error, warn, info, debug.")]
 struct Flags {
-    /// Where to listen: nothing: 127.0.0.1 6000; PORT: on all addresses; IP PORT: there.
-    /// Port 0 takes any free one, and the first line of the log names it
+    /// Where to listen: nothing: 127.0.0.1 6000; PORT: on all addresses, of IPv6 and IPv4; IP PORT:
+    /// there. Port 0 takes any free one, and the first line of the log names it
     #[arg(value_name = "[IP] PORT", num_args = 0..=2)]
     listen: Vec<String>,
 
-    /// sqlite:PATH, or mysql://USER:PASSWORD@HOST:PORT/DATABASE
+    /// sqlite:PATH, or mysql://USER:PASSWORD@HOST:PORT/DATABASE (or mariadb://, which is the same). A
+    /// character of the user or the password that has a meaning in a URL is written as %40 for @
     #[arg(long, env = "CHAT_STORE", hide_env_values = true, value_name = "URL", default_value = "sqlite:chat.db")]
-    store: StoreUrl,
+    store: Unread,
 
     /// Redis, for a cluster, as redis://[USER:PASSWORD@]HOST:PORT, beside a MySQL store that the
     /// nodes share. Without it, this server is alone
     #[arg(long, env = "CHAT_REDIS", hide_env_values = true, value_name = "URL")]
-    redis: Option<String>,
+    redis: Option<Unread>,
 
     /// For a cluster that still has C++ nodes: text reaches the database in their charset and JSON
     /// in ASCII, passwords stay plain text of at most 50 bytes, the members of a group are read for
     /// every message, and users set offline by a C++ node's Ctrl-C are set online again
-    #[arg(long, env = "CHAT_MIXED")]
+    #[arg(long, env = "CHAT_MIXED", value_name = SWITCH, value_parser = switch(false), action = ArgAction::Set,
+        num_args = 0..=1, require_equals = true, default_missing_value = "on", default_value = "off", hide_default_value = true)]
     mixed: bool,
 
     /// What the C++ nodes at the database say in "set names"
@@ -106,16 +117,16 @@ struct Flags {
     mysql_charset: Option<String>,
 
     /// Sub-reactor threads, 1 to 256 [default: one for each core]
-    #[arg(long, env = "CHAT_REACTORS", value_name = "N", allow_negative_numbers = true, value_parser = count(1, 256))]
+    #[arg(long, env = "CHAT_REACTORS", value_name = "N", allow_hyphen_values = true, value_parser = count(1, 256))]
     reactors: Option<u64>,
 
     /// Worker threads for the store and for password hashing, 1 to 256
-    #[arg(long, env = "CHAT_WORKERS", value_name = "N", allow_negative_numbers = true, value_parser = count(1, 256), default_value = "4")]
+    #[arg(long, env = "CHAT_WORKERS", value_name = "N", allow_hyphen_values = true, value_parser = count(1, 256), default_value = "4")]
     workers: u64,
 
     /// Connections at a time; more are refused with error 20
     /// [default: the file-descriptor limit less a reserve]
-    #[arg(long, env = "CHAT_MAX_CONNECTIONS", value_name = "N", allow_negative_numbers = true, value_parser = count(1, 10_000_000))]
+    #[arg(long, env = "CHAT_MAX_CONNECTIONS", value_name = "N", allow_hyphen_values = true, value_parser = count(1, 10_000_000))]
     max_connections: Option<u64>,
 
     /// Which limits are on that are not named: "default" leaves off whatever could throw off people
@@ -126,90 +137,91 @@ struct Flags {
 
     /// Connections of one address at a time, or off; more are refused with error 20. An IPv6 address
     /// is its /64 network [default: off; internet: 50]
-    #[arg(long, env = "CHAT_MAX_CONNECTIONS_PER_ADDRESS", value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, env = "CHAT_MAX_CONNECTIONS_PER_ADDRESS", value_name = "N", allow_hyphen_values = true)]
     max_connections_per_address: Option<Bound>,
 
     /// The largest message of a user who has logged in, in bytes
-    #[arg(long, env = "CHAT_MAX_MESSAGE", value_name = "BYTES", allow_negative_numbers = true, value_parser = count(256, 16 << 20), default_value = "65536")]
+    #[arg(long, env = "CHAT_MAX_MESSAGE", value_name = "BYTES", allow_hyphen_values = true, value_parser = count(256, 16 << 20), default_value = "65536")]
     max_message: u64,
 
     /// The largest message before that, in bytes
-    #[arg(long, env = "CHAT_MAX_MESSAGE_BEFORE_LOGIN", value_name = "BYTES", allow_negative_numbers = true, value_parser = count(256, 16 << 20), default_value = "8192")]
+    #[arg(long, env = "CHAT_MAX_MESSAGE_BEFORE_LOGIN", value_name = "BYTES", allow_hyphen_values = true, value_parser = count(256, 16 << 20), default_value = "8192")]
     max_message_before_login: u64,
 
     /// Offline messages that are kept for one user, or off; senders of more get error 20
     /// [default: 10000; internet: 1000]
-    #[arg(long, env = "CHAT_MAX_OFFLINE", value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, env = "CHAT_MAX_OFFLINE", value_name = "N", allow_hyphen_values = true)]
     max_offline: Option<Bound>,
 
     /// Friends that one user may have, or off; more are refused with error 20 [default: off; internet: 500]
-    #[arg(long, env = "CHAT_MAX_FRIENDS", value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, env = "CHAT_MAX_FRIENDS", value_name = "N", allow_hyphen_values = true)]
     max_friends: Option<Bound>,
 
     /// Groups that one user may be in, or off; more are refused with error 20
     /// [default: off; internet: 100]
-    #[arg(long, env = "CHAT_MAX_GROUPS", value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, env = "CHAT_MAX_GROUPS", value_name = "N", allow_hyphen_values = true)]
     max_groups: Option<Bound>,
 
     /// Members that one group may have, or off; more are refused with error 20
     /// [default: off; internet: 1000]
-    #[arg(long, env = "CHAT_MAX_GROUP_SIZE", value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, env = "CHAT_MAX_GROUP_SIZE", value_name = "N", allow_hyphen_values = true)]
     max_group_size: Option<Bound>,
 
     /// Failed logins of one account from one address in an hour, or off; until it is over, or one more
     /// may be tried, all others from there are refused with error 20 [default: off; internet: 20]
-    #[arg(long, env = "CHAT_MAX_FAILED_LOGINS", value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, env = "CHAT_MAX_FAILED_LOGINS", value_name = "N", allow_hyphen_values = true)]
     max_failed_logins: Option<Bound>,
 
     /// Attempts to register from one address in an hour, or off; more are refused with error 20
     /// [default: off; internet: 20]
-    #[arg(long, env = "CHAT_MAX_REGISTRATIONS", value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, env = "CHAT_MAX_REGISTRATIONS", value_name = "N", allow_hyphen_values = true)]
     max_registrations: Option<Bound>,
 
     /// Messages of one connection a second, or off; ten times as many may come at once. A message past
     /// that is refused with error 20, and nothing more is read for a second [default: off; internet: 20]
-    #[arg(long, env = "CHAT_MAX_MESSAGE_RATE", value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, env = "CHAT_MAX_MESSAGE_RATE", value_name = "N", allow_hyphen_values = true)]
     max_message_rate: Option<Bound>,
 
     /// Bytes of messages of one connection a second, or off, in the same manner
     /// [default: off; internet: 65536]
-    #[arg(long, env = "CHAT_MAX_BYTE_RATE", value_name = "BYTES", allow_negative_numbers = true)]
+    #[arg(long, env = "CHAT_MAX_BYTE_RATE", value_name = "BYTES", allow_hyphen_values = true)]
     max_byte_rate: Option<Bound>,
 
     /// How long a connection may stay without a login, like 90s or 10m; off: for ever
     /// [default: off; internet: 1m]
-    #[arg(long, env = "CHAT_LOGIN_TIMEOUT", value_name = "TIME")]
+    #[arg(long, env = "CHAT_LOGIN_TIMEOUT", value_name = "TIME", allow_hyphen_values = true)]
     login_timeout: Option<Timeout>,
 
     /// How long a connection may stay silent, like 90s or 10m; off: for ever. Half-way through, clients
     /// that use "seq" or PING are sent a PING, whose PONG will do [default: off; internet: 15m]
-    #[arg(long, env = "CHAT_IDLE_TIMEOUT", value_name = "TIME")]
+    #[arg(long, env = "CHAT_IDLE_TIMEOUT", value_name = "TIME", allow_hyphen_values = true)]
     idle_timeout: Option<Timeout>,
 
     /// What may wait to be written to one connection before its messages take the way through the
     /// store, in bytes
-    #[arg(long, env = "CHAT_HIGH_WATER", value_name = "BYTES", allow_negative_numbers = true, value_parser = count(4096, 1 << 30), default_value = "1048576")]
+    #[arg(long, env = "CHAT_HIGH_WATER", value_name = "BYTES", allow_hyphen_values = true, value_parser = count(4096, 1 << 30), default_value = "1048576")]
     high_water: u64,
 
     /// What may wait to be written to all connections together, in bytes. While it is more, each may
     /// hold its share of it and no more
-    #[arg(long, env = "CHAT_MAX_BUFFERED", value_name = "BYTES", allow_negative_numbers = true, value_parser = count(1 << 20, 1 << 40), default_value = "268435456")]
+    #[arg(long, env = "CHAT_MAX_BUFFERED", value_name = "BYTES", allow_hyphen_values = true, value_parser = count(1 << 20, 1 << 40), default_value = "268435456")]
     max_buffered: u64,
 
     /// The cost of hashing a password: memory in KiB and passes. Stored passwords of another cost
     /// are hashed anew at the next login
-    #[arg(long, env = "CHAT_PASSWORD_COST", value_name = "KIB,ITERATIONS", default_value_t = Cost::default())]
+    #[arg(long, env = "CHAT_PASSWORD_COST", value_name = "KIB,ITERATIONS", allow_hyphen_values = true, default_value_t = Cost::default())]
     password_cost: Cost,
 
     /// Whether a password that was found right is remembered, as a code that only this process can
     /// make: who logs in with it again costs no hash. on or off
-    #[arg(long, env = "CHAT_LOGIN_MEMO", value_name = "SWITCH", value_parser = on_or_off, action = ArgAction::Set, default_value = "on")]
+    #[arg(long, env = "CHAT_LOGIN_MEMO", value_name = SWITCH, value_parser = switch(true), action = ArgAction::Set, default_value = "on")]
     login_memo: bool,
 
     /// For the C++ client, which loses or dies of what shares a segment or passes 1023 bytes:
     /// messages to clients that end theirs with NUL and never use "seq" leave 10 ms apart, and
     /// their login replies stay small
-    #[arg(long, env = "CHAT_LEGACY_CLIENT")]
+    #[arg(long, env = "CHAT_LEGACY_CLIENT", value_name = SWITCH, value_parser = switch(false), action = ArgAction::Set,
+        num_args = 0..=1, require_equals = true, default_missing_value = "on", default_value = "off", hide_default_value = true)]
     legacy_client: bool,
 
     /// The networks of the proxies in front, like 127.0.0.1/32,10.0.0.0/8: connections from there
@@ -219,26 +231,105 @@ struct Flags {
 
     /// Serves /metrics (for Prometheus), /healthz, /readyz and, at /, a page that draws them, by HTTP.
     /// Whoever reaches it may read it, so keep it from strangers. Off by default
-    #[arg(long, env = "CHAT_METRICS", value_name = "IP:PORT")]
+    #[arg(long, env = "CHAT_METRICS", value_name = "IP:PORT", allow_hyphen_values = true, value_parser = socket_address)]
     metrics: Option<SocketAddr>,
 }
 
-fn count(min: u64, max: u64) -> clap::builder::RangedU64ValueParser<u64> {
-    clap::value_parser!(u64).range(min..=max)
-}
-
-fn on_or_off(text: &str) -> Result<bool, String> {
-    match text.to_ascii_lowercase().as_str() {
-        "on" | "1" | "true" | "yes" => Ok(true),
-        "off" | "0" | "false" | "no" => Ok(false),
-        _ => Err("must be on or off (or 1, true, yes; 0, false, no)".to_owned()),
+/// A number within bounds.
+fn count(min: u64, max: u64) -> impl Fn(&str) -> Result<u64, String> + Clone + Send + Sync + 'static {
+    move |text| match text.parse() {
+        Ok(number) if (min..=max).contains(&number) => Ok(number),
+        _ => Err(format!("must be a number from {min} to {max}")),
     }
 }
 
-/// A network, or one address.
+/// How the value of a flag that is on or off is named in the help.
+const SWITCH: &str = "on|off";
+
+/// On or off, as people write it in an environment; there, empty is not set.
+fn switch(default: bool) -> impl Fn(&str) -> Result<bool, String> + Clone + Send + Sync + 'static {
+    move |text| match text.to_ascii_lowercase().as_str() {
+        "1" | "true" | "yes" | "on" => Ok(true),
+        "0" | "false" | "no" | "off" => Ok(false),
+        "" => Ok(default),
+        _ => Err("must be 1, true, yes or on, or else 0, false, no or off".to_owned()),
+    }
+}
+
+fn socket_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "must be IP:PORT, like 127.0.0.1:9100 or [::1]:9100".to_owned())
+}
+
+/// A network, or one address. One of IPv4 that is written inside IPv6 is one of IPv4.
 fn network(text: &str) -> Result<IpNet, String> {
     let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-    network.map_err(|_| "must be networks like 10.0.0.0/8 or addresses, with commas between".to_owned())
+    let network = network.map_err(|_| "must be networks like 10.0.0.0/8 or addresses, with commas between")?;
+    let inside = |outer: &IpNet| Some((outer.addr().to_canonical(), outer.prefix_len().checked_sub(96)?));
+    Ok(match inside(&network) {
+        Some((IpAddr::V4(ip), prefix)) if !network.addr().is_ipv4() => {
+            Ipv4Net::new(ip, prefix).map_or(network, IpNet::from)
+        }
+        _ => network,
+    })
+}
+
+/// The text of an address, of which nothing may be printed before it is read.
+#[derive(Clone)]
+struct Unread(String);
+
+impl From<String> for Unread {
+    fn from(text: String) -> Unread {
+        Unread(text)
+    }
+}
+
+impl fmt::Debug for Unread {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("…")
+    }
+}
+
+impl Unread {
+    fn store(&self) -> Result<StoreUrl, String> {
+        const FORM: &str = "must be sqlite:PATH or mysql://USER:PASSWORD@HOST:PORT/DATABASE";
+        self.read("--store <URL>", FORM, |scheme| match scheme {
+            // An address of something else, by mistake, is no path: it may bear a password.
+            "sqlite" => match self.0.trim_start().split_once(':') {
+                Some((_, path)) if path.is_empty() => Err(FORM.to_owned()),
+                Some((_, path)) if path.contains("://") || path.starts_with("//") && path.contains('@') => {
+                    Err("a file has no user and no host: it must be sqlite:PATH".to_owned())
+                }
+                path => Ok(StoreUrl::Sqlite(path.map_or("", |(_, path)| path).into())),
+            },
+            "mysql" | "mariadb" => Ok(StoreUrl::MySql(url(&self.0, "mysql", FORM)?)),
+            _ => Err(FORM.to_owned()),
+        })
+    }
+
+    fn redis(&self) -> Result<SecretUrl, String> {
+        const FORM: &str = "must be redis://[[USER]:PASSWORD@]HOST:PORT[/DATABASE]";
+        self.read("--redis <URL>", FORM, |scheme| match scheme {
+            "redis" | "valkey" => url(&self.0, "redis", FORM),
+            "rediss" | "valkeys" => {
+                Err("TLS to Redis is not spoken: use redis://, over a network that no stranger reads".to_owned())
+            }
+            "unix" | "redis+unix" | "valkey+unix" => Err(format!("only TCP is spoken: {FORM}")),
+            _ => Err(FORM.to_owned()),
+        })
+    }
+
+    fn read<T>(&self, flag: &str, form: &str, read: impl Fn(&str) -> Result<T, String>) -> Result<T, String> {
+        let scheme = scheme(&self.0).map(str::to_ascii_lowercase);
+        let result = scheme.map_or_else(|| Err(form.to_owned()), |scheme| read(&scheme));
+        result.map_err(|why| format!("invalid value '{}' for '{flag}': {why}", redacted(&self.0)))
+    }
+}
+
+fn url(text: &str, scheme: &str, form: &str) -> Result<SecretUrl, String> {
+    SecretUrl::parse(text, scheme).map_err(|error| match error {
+        UrlError::Form => form.to_owned(),
+        error => format!("{error}: it {form}"),
+    })
 }
 
 /// Which limits are on without being named.
@@ -282,6 +373,9 @@ impl FromStr for Bound {
     }
 }
 
+/// The longest time that can be asked for: nobody waits longer, and the clock is never past its end.
+const LONGEST: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
+
 /// A duration, or `off`.
 #[derive(Debug, Clone, Copy)]
 struct Timeout(Option<Duration>);
@@ -294,9 +388,8 @@ impl FromStr for Timeout {
             return Ok(Timeout(None));
         }
         match humantime::parse_duration(text) {
-            Ok(time) if time >= Duration::from_millis(1) => Ok(Timeout(Some(time))),
-            Ok(_) => Err("must be at least 1ms, or off".to_owned()),
-            Err(_) => Err("must be a time like 500ms, 90s or 10m, or off".to_owned()),
+            Ok(time) if (Duration::from_millis(1)..=LONGEST).contains(&time) => Ok(Timeout(Some(time))),
+            _ => Err("must be a time from 1ms to 10years, like 500ms, 90s or 10m, or off".to_owned()),
         }
     }
 }
@@ -306,19 +399,16 @@ impl fmt::Display for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             StoreUrl::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
-            StoreUrl::MySql(url) => write!(f, "mysql://{}", url.rsplit_once('@').map_or("…", |(_, host)| host)),
+            StoreUrl::MySql(url) => write!(f, "{url}"),
         }
     }
 }
 
-impl FromStr for StoreUrl {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once(':') {
-            Some(("sqlite", path)) if !path.is_empty() => Ok(StoreUrl::Sqlite(PathBuf::from(path))),
-            Some(("mysql", _)) => Ok(StoreUrl::MySql(text.to_owned())),
-            _ => Err("must be sqlite:PATH or mysql://USER:PASSWORD@HOST:PORT/DATABASE".to_owned()),
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Listen::At(address) => write!(f, "{address}"),
+            Listen::Everywhere(port) => write!(f, "{}", SocketAddr::from((Ipv6Addr::UNSPECIFIED, *port))),
         }
     }
 }
@@ -348,24 +438,23 @@ impl Config {
             }
             args.insert(1, format!("--store={DROP_IN_STORE}").into());
         }
-        let flags = Flags::try_parse_from(args).map_err(|error| match error.kind() {
+        let is_word = |flag: &str| args.iter().any(|arg| arg.to_string_lossy().split('=').next() == Some(flag));
+        let flags = Flags::try_parse_from(&args).map_err(|error| match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Stop::Help(error.to_string()),
-            _ => {
-                let text = error.to_string();
-                let line = text.lines().next().unwrap_or_default();
-                Stop::Usage(line.strip_prefix("error: ").unwrap_or(line).to_owned())
-            }
+            _ => Stop::Usage(usage(&error, is_word)),
         })?;
         Config::from_flags(flags)
     }
 
     fn from_flags(flags: Flags) -> Result<Config, Stop> {
         let listen = listen_address(&flags.listen).map_err(Stop::Usage)?;
-        let is_mysql = matches!(flags.store, StoreUrl::MySql(_));
+        let store = flags.store.store().map_err(Stop::Usage)?;
+        let redis = flags.redis.as_ref().map(Unread::redis).transpose().map_err(Stop::Usage)?;
+        let is_mysql = matches!(store, StoreUrl::MySql(_));
         if !is_mysql {
             let only =
                 |flag: &str| Stop::Usage(format!("{flag} needs a store that nodes can share: --store mysql://…"));
-            if flags.redis.is_some() {
+            if redis.is_some() {
                 return Err(only("--redis"));
             }
             if flags.mixed {
@@ -378,8 +467,8 @@ impl Config {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Config {
             listen,
-            store: flags.store,
-            redis: flags.redis,
+            store,
+            redis,
             mixed: flags.mixed,
             mysql_charset: flags.mysql_charset.unwrap_or_else(|| default_charset.to_owned()),
             reactors: flags.reactors.map_or(cores.min(256), |n| n as usize),
@@ -409,13 +498,43 @@ impl Config {
     }
 }
 
-fn listen_address(words: &[String]) -> Result<SocketAddr, String> {
-    let ip = |text: &String| text.parse::<IpAddr>().map_err(|_| format!("'{text}' is not an IP address"));
-    let port = |text: &String| text.parse::<u16>().map_err(|_| format!("'{text}' is not a port (0 to 65535)"));
-    match words {
-        [] => Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, 6000))),
-        [one] => Ok(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port(one)?))),
-        [first, second, ..] => Ok(SocketAddr::new(ip(first)?, port(second)?)),
+fn listen_address(words: &[String]) -> Result<Listen, String> {
+    let shown = |text: &String| if may_hold_secret(text) { redacted(text) } else { text.clone() };
+    let ip = |text: &String| text.parse::<IpAddr>().map_err(|_| format!("'{}' is not an IP address", shown(text)));
+    let port = |text: &String| text.parse::<u16>().map_err(|_| format!("'{}' is not a port (0 to 65535)", shown(text)));
+    Ok(match words {
+        [] => Listen::At(SocketAddr::from((Ipv4Addr::LOCALHOST, 6000))),
+        [one] => Listen::Everywhere(port(one)?),
+        [first, second, ..] => Listen::At(SocketAddr::new(ip(first)?, port(second)?)),
+    })
+}
+
+/// What clap has to say, in one line, without what may be a password, and with the variable that a
+/// refused value came from.
+fn usage(error: &clap::Error, is_word: impl Fn(&str) -> bool) -> String {
+    let text = error.to_string();
+    // The second one tells what is allowed, where that is a list.
+    let (line, rest) = text.split_once('\n').unwrap_or((&text, ""));
+    let allowed = rest.lines().next().map(str::trim).filter(|line| line.starts_with("[possible values"));
+    let line = [Some(line), allowed].into_iter().flatten().collect::<Vec<_>>().join(" ");
+    let mut line = line.strip_prefix("error: ").unwrap_or(&line).to_owned();
+    for (_, value) in error.context() {
+        if let ContextValue::String(value) = value
+            && may_hold_secret(value)
+        {
+            line = line.replace(value, &redacted(value));
+        }
+    }
+    let flag = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(flag)) => flag.split(['=', '[', ' ']).next().unwrap_or_default(),
+        _ => "",
+    };
+    let long = flag.strip_prefix("--").filter(|_| !is_word(flag));
+    let command = Flags::command();
+    let arg = command.get_arguments().find(|arg| long.is_some() && arg.get_long() == long);
+    match arg.and_then(|arg| arg.get_env()) {
+        Some(variable) => format!("{line} (set by {} in the environment)", variable.display()),
+        None => line,
     }
 }
 
@@ -438,7 +557,7 @@ mod tests {
     fn none_one_or_two_words_say_where_to_listen() {
         let listen = |line: &str| config(line).unwrap().listen.to_string();
         assert_eq!(listen("chat-server"), "127.0.0.1:6000");
-        assert_eq!(listen("chat-server 7000"), "0.0.0.0:7000");
+        assert_eq!(listen("chat-server 7000"), "[::]:7000");
         assert_eq!(listen("chat-server 127.0.0.2 0"), "127.0.0.2:0");
         assert_eq!(listen("chat-server ::1 6000"), "[::1]:6000");
     }
@@ -473,9 +592,10 @@ mod tests {
     #[test]
     fn under_the_cpp_servers_name_its_database_is_the_default() {
         let of = |line: &str| config(line).map(|config| (config.store, config.redis)).unwrap();
-        let (mysql, redis) = (StoreUrl::MySql(DROP_IN_STORE.to_owned()), Some(DROP_IN_REDIS.to_owned()));
-        assert_eq!(of("/usr/bin/ChatServer 127.0.0.1 6000"), (mysql.clone(), redis));
-        assert_eq!(of("ChatServer --redis redis://h:1"), (mysql, Some("redis://h:1".to_owned())));
+        let redis = |text: &str| Some(SecretUrl::parse(text, "redis").unwrap());
+        let mysql = StoreUrl::MySql(SecretUrl::parse(DROP_IN_STORE, "mysql").unwrap());
+        assert_eq!(of("/usr/bin/ChatServer 127.0.0.1 6000"), (mysql.clone(), redis(DROP_IN_REDIS)));
+        assert_eq!(of("ChatServer --redis redis://h:1"), (mysql, redis("redis://h:1")));
         assert_eq!(of("ChatServer --store sqlite:a.db"), (StoreUrl::Sqlite("a.db".into()), None));
         assert_eq!(of("chat-server"), (StoreUrl::Sqlite("chat.db".into()), None));
     }

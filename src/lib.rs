@@ -5,7 +5,9 @@
 //! | module | what |
 //! | --- | --- |
 //! | [`password`] | Argon2id |
+//! | [`secret`] | addresses that bear a password, and what is shown of them |
 //! | [`config`] | the command line |
+//! | [`logging`] | the log, which never holds up whoever writes to it |
 //! | [`metrics`] | what is counted, and how it is told |
 //! | [`wire`] | bytes to messages and back; pure |
 //! | [`reactor`] | the acceptor, the event loops, their mailboxes; knows bytes and connections, no chat |
@@ -17,10 +19,12 @@
 
 pub mod bus;
 pub mod config;
+pub mod logging;
 pub mod metrics;
 pub mod password;
 pub mod pool;
 pub mod reactor;
+pub mod secret;
 pub mod server;
 pub mod service;
 pub mod store;

@@ -38,6 +38,13 @@ impl Cost {
     const ITERATIONS: std::ops::RangeInclusive<u32> = Params::MIN_T_COST..=16;
 }
 
+impl Cost {
+    /// The memory of one hash, in KiB.
+    pub fn kib(&self) -> u32 {
+        self.kib
+    }
+}
+
 impl Default for Cost {
     /// OWASP's recommendation, and that of the crate.
     fn default() -> Self {

@@ -1,7 +1,7 @@
 //! Accepts, and hands each socket to the next reactor in turn.
 
 use std::io::{self, Write};
-use std::net::{Shutdown, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token, Waker};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
-use super::address::{AddressSlot, Addresses};
+use super::address::{AddressSlot, Addresses, canonical};
 use super::counts::AcceptorCounts;
 use super::mailbox::{Mail, Mailbox, WAKER};
 use super::memory::{self, Crowd};
@@ -32,12 +32,16 @@ const USER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Binds a listening socket. Its options are those of every accepted socket, which inherits them:
 /// no delay, keep-alive after 60 s, 30 s until unacknowledged data ends the connection, a send
-/// buffer of 64 KiB, and urgent bytes in line, as any others.
+/// buffer of 64 KiB, and urgent bytes in line, as any others. `[::]` means all addresses of both
+/// families, whatever the system's default for such a socket is.
 ///
 /// # Errors
 /// What the operating system says, such as an address in use.
 pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.ip() == Ipv6Addr::UNSPECIFIED {
+        socket.set_only_v6(false)?;
+    }
     socket.set_reuse_address(true)?;
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(Duration::from_secs(10)))?;
@@ -48,6 +52,26 @@ pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+/// The same at a port of all addresses of this machine: of both families, or of IPv4 alone where the
+/// system has no IPv6.
+///
+/// # Errors
+/// As those of [`listen`].
+pub fn listen_everywhere(port: u16) -> io::Result<std::net::TcpListener> {
+    match listen(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))) {
+        // No such sockets, none for both families, or no such addresses.
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT | libc::ENOPROTOOPT | libc::EADDRNOTAVAIL)
+            ) =>
+        {
+            listen(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))
+        }
+        result => result,
+    }
 }
 
 /// One connection's place under the limits, free again when dropped: a pointer to what all have in
@@ -216,14 +240,17 @@ impl<L> Acceptor<L> {
     fn accept_some(&mut self) -> State {
         for _ in 0..ACCEPT_BUDGET {
             match self.listener.accept() {
-                Ok((stream, peer)) => match self.admit(peer) {
-                    Ok(slot) => {
-                        self.complained = false;
-                        self.mailboxes[self.next].post(Mail::Connection(stream, peer, slot));
-                        self.next = (self.next + 1) % self.mailboxes.len();
+                Ok((stream, peer)) => {
+                    let peer = canonical(peer);
+                    match self.admit(peer) {
+                        Ok(slot) => {
+                            self.complained = false;
+                            self.mailboxes[self.next].post(Mail::Connection(stream, peer, slot));
+                            self.next = (self.next + 1) % self.mailboxes.len();
+                        }
+                        Err(why) => self.refuse(stream, peer, why),
                     }
-                    Err(why) => self.refuse(stream, peer, why),
-                },
+                }
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => return State::Waiting,
                     io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset => {}

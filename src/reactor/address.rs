@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Whom an address belongs to, as limits see it: an IPv4 address, or the /64 network that a single
@@ -13,9 +13,17 @@ pub enum Origin {
     V6([u8; 8]),
 }
 
+/// A peer's address as it is meant: on a socket for both families, and in what a proxy tells, an IPv4
+/// peer appears inside an IPv6 address.
+pub fn canonical(peer: SocketAddr) -> SocketAddr {
+    match peer.ip().to_canonical() {
+        IpAddr::V4(ip) => SocketAddr::from((ip, peer.port())),
+        IpAddr::V6(_) => peer,
+    }
+}
+
 impl From<IpAddr> for Origin {
     fn from(ip: IpAddr) -> Origin {
-        // On a socket for both families an IPv4 peer appears inside an IPv6 address.
         match ip.to_canonical() {
             IpAddr::V4(ip) => Origin::V4(ip.octets()),
             IpAddr::V6(ip) => {
@@ -105,6 +113,10 @@ mod tests {
         assert_ne!(of("2001:db8:0:1::1"), of("2001:db8:0:2::1"));
         assert_eq!(of("::ffff:192.0.2.7"), of("192.0.2.7"));
         assert_ne!(of("192.0.2.7"), of("192.0.2.8"));
+        let shown = |text: &str| canonical(text.parse().unwrap()).to_string();
+        assert_eq!(shown("[::ffff:192.0.2.7]:6000"), "192.0.2.7:6000");
+        assert_eq!(shown("[2001:db8::1]:6000"), "[2001:db8::1]:6000");
+        assert_eq!(shown("[fe80::1%2]:6000"), "[fe80::1%2]:6000");
     }
 
     #[test]

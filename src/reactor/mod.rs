@@ -31,8 +31,8 @@ mod memory;
 mod outbox;
 mod timers;
 
-pub use acceptor::{Acceptor, AcceptorHandle, Admission, ConnectionSlot, listen};
-pub use address::{AddressSlot, Addresses, Origin};
+pub use acceptor::{Acceptor, AcceptorHandle, Admission, ConnectionSlot, listen, listen_everywhere};
+pub use address::{AddressSlot, Addresses, Origin, canonical};
 pub use connection::{CloseReason, HangUp, Message};
 pub use counts::{AcceptorCounts, ReactorCounts, Slowness};
 pub use event_loop::{EventLoop, Handler, Io, Limits, Taken};

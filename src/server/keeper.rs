@@ -17,7 +17,7 @@ use anyhow::bail;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::Mailboxes;
-use crate::bus::redis::{LEASE_TTL, Leases};
+use crate::bus::redis::{LEASE_TTL, Leases, StartError};
 use crate::reactor::Mail;
 use crate::service::Letter;
 use crate::store::mysql::Lock;
@@ -82,8 +82,8 @@ impl Keeper {
         mut leases: Leases,
         mailboxes: Mailboxes,
         mixed: bool,
-    ) -> anyhow::Result<Keeper> {
-        leases.renew()?;
+    ) -> Result<Keeper, StartError> {
+        leases.take()?;
         let now = Instant::now();
         Ok(Keeper {
             node,

@@ -1,5 +1,6 @@
 //! The wiring: store, workers, reactors and acceptor, and the order in which they end.
 
+mod advice;
 mod bridge;
 mod keeper;
 mod monitor;
@@ -16,18 +17,22 @@ use mio::Poll;
 
 use crate::bus::redis::Leases;
 use crate::bus::{Alone, Bus, Listener, RedisBus};
-use crate::config::{Config, StoreUrl};
+use crate::config::{Config, Listen, StoreUrl};
 use crate::password::Hasher;
 use crate::pool::{self, Pool, Submitter};
-use crate::reactor::{Acceptor, AcceptorHandle, Addresses, Admission, EventLoop, Limits, Mail, Mailbox, listen};
+use crate::reactor::{
+    Acceptor, AcceptorHandle, Addresses, Admission, EventLoop, Limits, Mail, Mailbox, listen, listen_everywhere,
+};
+use crate::secret::SecretUrl;
 use crate::service::{self, HashQueue, Job, JobRunner, Letter, Memo, Settings, Shard, Throttle};
 use crate::store::mysql::{self, Lock, MySqlStore};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{NodeId, Quotas, Store, StoreCounts, Timed};
 use crate::wire::{Errno, Refusal, reply};
+use advice::enough_descriptors;
+pub use advice::{CannotListen, advise, enough_memory};
 use bridge::{Bridge, BusListener, StoreWorker, now_at};
 use keeper::{Keeper, Waker};
-pub use monitor::CannotListen;
 use monitor::{Monitor, Sources};
 
 type Mailboxes = Arc<[Mailbox<Mail<Letter>>]>;
@@ -72,10 +77,14 @@ impl Server {
     /// has no more threads.
     pub fn start(config: &Config) -> Result<Server> {
         let monitored = config.metrics.map(monitor::bind).transpose()?;
-        let descriptors = rlimit::increase_nofile_limit(u64::MAX).context("cannot read the file-descriptor limit")?;
+        let descriptors = enough_descriptors(config)?;
         let node = NodeId(getrandom::u64().context("cannot draw a number")? >> 1 | 1);
         let (store, mut lock) = open_store(config, node)?;
-        let listener = listen(config.listen).with_context(|| format!("cannot listen on {}", config.listen))?;
+        let listener = match config.listen {
+            Listen::At(address) => listen(address),
+            Listen::Everywhere(port) => listen_everywhere(port),
+        };
+        let listener = listener.map_err(|error| CannotListen::new(config.listen.to_string(), error))?;
         let address = listener.local_addr()?;
 
         // First the polls, then their mailboxes, then threads that know all mailboxes.
@@ -119,7 +128,7 @@ impl Server {
             reactor_threads.push(thread(format!("reactor-{index}"), move || event_loop.run())?);
         }
         let watchers = monitored.as_ref().map_or(0, |_| monitor::MAX_CONNECTIONS.min(descriptors / 4));
-        let reserved = RESERVED_DESCRIPTORS + watchers + config.reactors as u64 * 4;
+        let reserved = RESERVED_DESCRIPTORS + watchers + (config.reactors * 4 + config.workers * 2) as u64;
         let room = descriptors.saturating_sub(reserved).max(1);
         let max = config.max_connections.unwrap_or(usize::MAX).min(usize::try_from(room).unwrap_or(usize::MAX));
         let refusal = refusal_of(&Refusal::new(Errno::Busy, "the server is full, try again later"));
@@ -148,7 +157,7 @@ impl Server {
         log::info!(
             "listening on {address}; store {}; bus {}; reactors {}; workers {}; file descriptors {descriptors}{}",
             config.store,
-            config.redis.as_deref().map_or("in-process", without_secrets),
+            config.redis.as_ref().map_or("in-process".to_owned(), SecretUrl::to_string),
             config.reactors,
             config.workers,
             monitor.as_ref().map_or_else(String::new, |monitor| format!("; metrics on http://{}/", monitor.address())),
@@ -237,7 +246,7 @@ fn open_store(config: &Config, node: NodeId) -> Result<(Arc<dyn Store>, Option<L
     match &config.store {
         StoreUrl::Sqlite(path) => Ok((Arc::new(SqliteStore::open(Path::new(path), quotas)?), None)),
         StoreUrl::MySql(url) => {
-            let (url, charset, mixed) = (url.clone(), config.mysql_charset.clone(), config.mixed);
+            let (url, charset, mixed) = (url.reveal().to_owned(), config.mysql_charset.clone(), config.mixed);
             let alone = config.redis.is_none();
             let store = MySqlStore::open(mysql::Options { url, node, charset, mixed, alone, quotas })?;
             let lock = store.lock()?;
@@ -261,10 +270,9 @@ fn start_bus(
     let (Some(url), Some(roll)) = (&config.redis, store.roll()) else {
         return Ok((Arc::new(Alone::new(listener)), None, None));
     };
-    let bus = Arc::new(RedisBus::start(url, node, listener)?);
-    let leases = Leases::new(url, node, &address.to_string())?;
-    let mut keeper = Keeper::new(node, roll, leases, Arc::clone(mailboxes), config.mixed)
-        .with_context(|| format!("cannot take a lease in Redis at {}", without_secrets(url)))?;
+    let bus = Arc::new(RedisBus::start(url.reveal(), node, listener)?);
+    let leases = Leases::new(url.reveal(), node, &address.to_string())?;
+    let mut keeper = Keeper::new(node, roll, leases, Arc::clone(mailboxes), config.mixed)?;
     if let Some(lock) = lock {
         keeper.check_cluster(lock)?;
     }
@@ -274,11 +282,6 @@ fn start_bus(
         Ok(())
     })?;
     Ok((bus.clone(), Some(waker), Some(Cluster { bus, keeper })))
-}
-
-/// An address without the password that it may bear: this goes to the log.
-fn without_secrets(url: &str) -> &str {
-    url.rsplit_once('@').map_or(url, |(_, host)| host)
 }
 
 fn start_pool(
@@ -343,7 +346,7 @@ fn thread(name: String, run: impl FnOnce() -> std::io::Result<()> + Send + 'stat
     let body = move || {
         if let Err(error) = run() {
             log::error!("{label} cannot go on: {error}");
-            std::process::exit(70);
+            crate::logging::exit(70);
         }
     };
     std::thread::Builder::new().name(name.clone()).spawn(body).with_context(|| format!("cannot start {name}"))

@@ -11,7 +11,7 @@ use super::letters::{Fate, Receipt, Removal, Tag, Timer, Waiting};
 use super::limits::Tally;
 use super::{Answer, Effect, Effects, Now, Op, Path, Payload, Shard, Then};
 use crate::bus::Ticket;
-use crate::reactor::{CloseReason, ConnId, Manner, Unwritten};
+use crate::reactor::{CloseReason, ConnId, Manner, Unwritten, canonical};
 use crate::store::{Kept, NodeId, Outcome, Parcel, RowId, StoreError, UserId, Write};
 use crate::wire::proxy::BadHeader;
 use crate::wire::reply::OFFLINE_IN_REPLY;
@@ -60,7 +60,7 @@ pub(super) struct Client {
 impl Client {
     pub fn new(peer: SocketAddr) -> Self {
         Client {
-            peer,
+            peer: canonical(peer),
             header_due: false,
             splitter: Splitter::default(),
             framing: FramingMirror::default(),
@@ -593,8 +593,7 @@ impl Shard {
     pub(super) fn expect_proxy_header(&mut self, conn: ConnId, fx: &mut Effects) -> bool {
         let proxies = &self.settings.proxies;
         let Some(client) = self.clients.get_mut(conn).filter(|_| !proxies.is_empty()) else { return true };
-        // On a socket for both families an IPv4 peer appears inside an IPv6 address.
-        let ip = client.peer.ip().to_canonical();
+        let ip = client.peer.ip();
         client.header_due = proxies.iter().any(|network| network.contains(&ip));
         client.closing = !client.header_due;
         if client.closing {
@@ -613,7 +612,7 @@ impl Shard {
             Ok(header) => {
                 let header = header?;
                 client.header_due = false;
-                if let Some(source) = header.source {
+                if let Some(source) = header.source.map(canonical) {
                     log::debug!("{conn}: {source} has connected, through {}", client.peer);
                     client.peer = source;
                     self.admit_address(conn, fx);

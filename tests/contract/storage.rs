@@ -20,10 +20,10 @@ in_configurations! {
     ],
 }
 
-/// A world whose store may not grow past about a megabyte. The signal that comes with a file that
-/// is too large is ignored, so that writing fails as it does on a full disk.
+/// A world whose store may not grow past about a megabyte. A file that would is refused as by a full
+/// disk, and the signal that comes with it ends nothing.
 fn cramped(config: &Config) -> World {
-    config.prepared("trap '' XFSZ; ulimit -S -f 2000", &[])
+    config.prepared("ulimit -f 2000", &[])
 }
 
 /// Sends chats to `to`, who is offline, until the store takes no more; returns how many it took.

@@ -54,7 +54,7 @@ pub fn eventually_within(time: Duration, what: &str, mut condition: impl FnMut()
 }
 
 /// A port that nobody has at the moment. Whoever starts a server on it must be ready to try another.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     listener.local_addr().expect("an address").port()
 }

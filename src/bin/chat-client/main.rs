@@ -19,6 +19,7 @@ mod terminal;
 mod text;
 mod tty;
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -98,7 +99,8 @@ fn main() -> ExitCode {
     let terminal = Arc::new(Terminal::open());
     let cannot = |why: String| {
         terminal.close();
-        eprintln!("{}", plain(&Text::CannotConnect { server: &server, why: &why }.render(lang)));
+        // Whoever does not read it does not want it.
+        let _ = writeln!(io::stderr(), "{}", plain(&Text::CannotConnect { server: &server, why: &why }.render(lang)));
         ExitCode::from(2)
     };
     let (incoming, queue) = bounded(EVENT_QUEUE);

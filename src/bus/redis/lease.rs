@@ -84,6 +84,15 @@ impl Leases {
         Ok(Leases { client, connection: None, key: key_of(node), label: label.to_owned(), chain: None })
     }
 
+    /// Takes this node's lease, at its start.
+    ///
+    /// # Errors
+    /// Redis is away, or refuses.
+    pub fn take(&mut self) -> Result<(), StartError> {
+        let address = self.client.get_connection_info().addr().to_string();
+        self.renew().map_err(|error| StartError::NoLease { address, error })
+    }
+
     /// Renews this node's lease, to last [`LEASE_TTL`] from now. Connects if it must.
     ///
     /// # Errors

@@ -54,7 +54,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::bounded;
 use mio::Poll;
 use redis::io::tcp::TcpSettings;
-use redis::{Client, Connection, ConnectionAddr, IntoConnectionInfo, ProtocolVersion, RedisError, RedisResult};
+use redis::{
+    Client, Connection, ConnectionAddr, ErrorKind, IntoConnectionInfo, ProtocolVersion, RedisError, RedisResult,
+};
 
 use counts::{PublisherCounts, SubscriberCounts};
 pub use lease::{LEASE_TTL, Leases};
@@ -88,12 +90,45 @@ fn channel_of(node: NodeId) -> String {
 pub enum StartError {
     #[error("{0} is no address of a Redis that can be used: redis://[[USER]:PASSWORD@]HOST:PORT[/DATABASE]")]
     Url(RedisError),
-    #[error("cannot reach Redis at {address}: {error}")]
+    #[error("cannot reach Redis at {address}: {error}{}", advice(.error))]
     Unreachable { address: String, error: RedisError },
-    #[error("Redis at {0} takes no subscription")]
+    #[error("cannot take a lease in Redis at {address}: {error}{}", advice(.error))]
+    NoLease { address: String, error: RedisError },
+    #[error("Redis at {0} takes no subscription; allow its user &* +@pubsub")]
     NoSubscription(String),
     #[error("cannot start the bus")]
     System(#[from] io::Error),
+}
+
+/// What Redis says when it does not serve us, and what an operator can do.
+const ADVICE: [(&str, &str); 13] = [
+    ("NOAUTH", "it wants a password: redis://:PASSWORD@HOST:PORT, in --redis or CHAT_REDIS"),
+    ("WRONGPASS", "the user or the password in --redis or CHAT_REDIS is not the one that it knows"),
+    ("NOPERM", "allow its user ~chat:* &* +@connection +@pubsub +@transaction +set +del +pttl +exists"),
+    ("DENIED", "its protected mode lets in this machine alone: set a password there, or bind it to an address"),
+    ("LOADING", "it still reads its data: start again when it has"),
+    ("READONLY", "it is a replica: name its master in --redis"),
+    ("MASTERDOWN", "it is a replica: name its master in --redis"),
+    ("OUT OF RANGE", "it has fewer databases: /0 is always there"),
+    ("INCOMPATIBLE TYPE", "what answers there is no Redis"),
+    ("MOVED", "it is a node of a Redis Cluster: name one that stands alone"),
+    ("CLUSTERDOWN", "it is a node of a Redis Cluster: name one that stands alone"),
+    ("MISCONF", "it takes no writes while it cannot save its data: its log says why"),
+    ("\"OOM\"", "its memory is full: raise its maxmemory"),
+];
+
+/// How to go on, behind what a start could not do.
+fn advice(error: &RedisError) -> String {
+    // The library tells some by the word that Redis said, and some by a name of its own for it.
+    let text = format!("{error} {}", error.detail().unwrap_or_default()).to_ascii_uppercase();
+    let by_word = ADVICE.iter().find(|(word, _)| text.contains(word)).map(|(_, advice)| *advice);
+    let by_kind = || match error.kind() {
+        _ if error.is_timeout() => Some("it does not answer: is it Redis that listens there, and does it run?"),
+        ErrorKind::Io => Some("is it running, and is that its address?"),
+        ErrorKind::AuthenticationFailed => Some("is the password in --redis or CHAT_REDIS its own, or has it none?"),
+        _ => None,
+    };
+    by_word.or_else(by_kind).map_or(String::new(), |advice| format!("; {advice}"))
 }
 
 /// The bus over Redis: see the [module](self).
@@ -211,7 +246,7 @@ impl Bus for RedisBus {
 fn run_subscriber(subscriber: Subscriber) {
     if let Err(error) = subscriber.run() {
         log::error!("bus-subscriber cannot go on: {error}");
-        std::process::exit(70);
+        crate::logging::exit(70);
     }
 }
 
@@ -219,7 +254,7 @@ fn run_subscriber(subscriber: Subscriber) {
 fn client(url: &str) -> Result<Client, StartError> {
     let info = url.into_connection_info().map_err(StartError::Url)?;
     if !matches!(info.addr(), ConnectionAddr::Tcp(..)) {
-        return Err(StartError::Url((redis::ErrorKind::InvalidClientConfig, "only TCP is supported").into()));
+        return Err(StartError::Url((ErrorKind::InvalidClientConfig, "only TCP is supported").into()));
     }
     let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP2).set_skip_set_lib_name();
     let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true)).set_redis_settings(settings);

@@ -20,7 +20,6 @@ mod sources;
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt::Write;
-use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,6 +31,7 @@ use mio::Poll;
 
 pub use sources::{Sources, registry};
 
+use super::advice::CannotListen;
 use super::{join, thread};
 use crate::bus::Bus;
 use crate::metrics::Registry;
@@ -57,14 +57,6 @@ const STORE_TIME: Duration = Duration::from_secs(1);
 /// Larger than any answer.
 const LIMITS: Limits = Limits { high_water: 64 << 20, hard: 128 << 20, total: usize::MAX };
 
-/// The address of `--metrics` cannot be listened on.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address} for --metrics: {error}")]
-pub struct CannotListen {
-    address: SocketAddr,
-    error: io::Error,
-}
-
 /// What readiness depends on, beside the store.
 pub struct Condition {
     pub bus: Arc<dyn Bus>,
@@ -86,7 +78,7 @@ pub struct Monitor {
 /// # Errors
 /// The system's, such as that the address is in use.
 pub fn bind(address: SocketAddr) -> Result<TcpListener, CannotListen> {
-    listen(address).map_err(|error| CannotListen { address, error })
+    listen(address).map_err(|error| CannotListen::new(format!("{address} for --metrics"), error))
 }
 
 impl Monitor {

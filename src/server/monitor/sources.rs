@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::bus::{Bus, RedisBus};
+use crate::logging;
 use crate::metrics::{Kind, Registry, Watched};
 use crate::pool::{Queue, Submitter, WorkerCounts};
 use crate::reactor::{AcceptorCounts, ReactorCounts};
@@ -63,6 +64,12 @@ pub fn registry(sources: Sources) -> Registry {
             let labels = |pool, queue: Queue| format!("pool=\"{pool}\",queue=\"{}\"", queue.text());
             store.into_iter().chain(bus).map(|(pool, queue, jobs)| (labels(pool, queue), jobs as f64)).collect()
         }),
+    });
+    registry.watch(Watched {
+        name: "chat_log_lines_dropped_total",
+        help: "Lines of the log that were dropped: not read or written as fast as they came.",
+        kind: Kind::Counter,
+        read: Box::new(|| vec![(String::new(), logging::dropped() as f64)]),
     });
     registry.watch(Watched {
         name: "chat_bus_up",

@@ -101,6 +101,17 @@ pub(super) fn is_duplicate(error: &mysql::Error) -> bool {
     matches!(error, mysql::Error::MySqlError(refusal) if refusal.code == code::DUPLICATE)
 }
 
+/// What is wrong with an address. What it gives a parameter is not shown, since it may be a password.
+pub(super) fn url_error(error: &mysql::UrlError) -> String {
+    match error {
+        mysql::UrlError::ParseError(error) => error.to_string(),
+        mysql::UrlError::InvalidValue(parameter, _) => {
+            format!("the parameter '{parameter}' has no value that it can have")
+        }
+        error => error.to_string(),
+    }
+}
+
 /// The address with all that every connection has in common.
 pub(super) fn options(address: Opts) -> OptsBuilder {
     OptsBuilder::from_opts(address)

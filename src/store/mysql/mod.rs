@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mysql::prelude::Queryable;
-use mysql::{Opts, Row, UrlError};
+use mysql::{Opts, Row};
 
 use super::quota::Room;
 use super::{
@@ -107,10 +107,7 @@ impl MySqlStore {
     /// The database is away, does not let us in, or has tables or settings that cannot be used; or this node
     /// is alone, and somebody else uses the database.
     pub fn open(options: Options) -> Result<MySqlStore, OpenError> {
-        let address = Opts::from_url(&options.url).map_err(|error| match error {
-            UrlError::ParseError(error) => OpenError::Url(error.to_string()),
-            error => OpenError::Url(error.to_string()),
-        })?;
+        let address = Opts::from_url(&options.url).map_err(|error| OpenError::Url(link::url_error(&error)))?;
         let address: Opts = link::options(address).into();
         let mut session = migrate::connect(&address)?;
         let lock = options.alone.then(|| Lock::take(address.clone(), options.node, true)).transpose()?;

@@ -1,57 +1,62 @@
 //! The server: flags, log, signals.
 
+mod signals;
+
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::io::{self, Write};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
+use anyhow::Context;
 use chat_server::config::{Config, Stop};
-use chat_server::server::{CannotListen, Server};
+use chat_server::logging;
+use chat_server::server::{CannotListen, Server, advise, enough_memory};
 use sd_notify::NotifyState;
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
-
-/// The exit status when a second signal cuts the end short, as a shell reports Ctrl-C.
-const INTERRUPTED: i32 = 130;
+use signals::Signals;
 
 fn main() -> ExitCode {
     let config = match Config::from_args(std::env::args_os()) {
         Ok(config) => config,
         Err(Stop::Help(text)) => {
-            print!("{text}");
+            // Whoever does not read it does not want it.
+            let _ = io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush());
             return ExitCode::SUCCESS;
         }
         Err(Stop::Usage(line)) => return refuse(&line),
     };
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
     end_with_any_thread();
-    match run(&config) {
+    let status = match run(&config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<CannotListen>() => refuse(&error.to_string()),
         Err(error) => {
-            log::error!("{error:#}");
+            if log::log_enabled!(log::Level::Error) {
+                log::error!("{error:#}");
+            } else {
+                logging::last_words(&format!("chat-server: {error:#}"));
+            }
             ExitCode::FAILURE
         }
-    }
+    };
+    logging::flush();
+    status
 }
 
 /// For what an operator has to change in the command line.
 fn refuse(line: &str) -> ExitCode {
-    eprintln!("chat-server: {line} (--help tells more)");
+    logging::last_words(&format!("chat-server: {line} (--help tells more)"));
     ExitCode::from(2)
 }
 
 fn run(config: &Config) -> anyhow::Result<()> {
-    // Armed by the first signal, so that the second ends the process at once.
-    let stopping = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(signal, INTERRUPTED, Arc::clone(&stopping))?;
-        signal_hook::flag::register(signal, Arc::clone(&stopping))?;
-    }
-    let mut signals = Signals::new([SIGINT, SIGTERM])?;
-    let server = Server::start(config)?;
+    let start = || -> anyhow::Result<(Signals, Server)> {
+        enough_memory(config)?;
+        logging::start().context("cannot start the log")?;
+        let signals = Signals::take().context("cannot take the signals")?;
+        Ok((signals, Server::start(config)?))
+    };
+    let (mut signals, server) = start().map_err(|error| advise(error, config))?;
     tell_supervisor(NotifyState::Ready);
-    signals.forever().next();
-    log::info!("stopping; a second signal ends at once");
+    let signal = signals.wait_for_the_end();
+    log::info!("{signal}: stopping; a second SIGTERM or SIGINT ends at once");
     tell_supervisor(NotifyState::Stopping);
     server.stop()?;
     log::info!("stopped");
@@ -66,11 +71,15 @@ fn tell_supervisor(state: NotifyState<'_>) {
 }
 
 /// A server that has lost one of its threads looks alive and serves only some: better none, and a
-/// supervisor that notices.
+/// supervisor that notices. What it has to say goes the way of the log, since nobody may read stderr.
 fn end_with_any_thread() {
-    let print = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        print(info);
+    std::panic::set_hook(Box::new(|info| {
+        let backtrace = Backtrace::capture();
+        let is_asked_for = backtrace.status() == BacktraceStatus::Captured;
+        let backtrace = if is_asked_for { format!("\n{backtrace}") } else { String::new() };
+        let thread = std::thread::current();
+        logging::last_words(&format!("thread '{}' {info}{backtrace}", thread.name().unwrap_or("without a name")));
+        logging::flush();
         std::process::abort();
     }));
 }

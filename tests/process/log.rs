@@ -1,0 +1,114 @@
+//! A log that nobody reads, or that cannot be written, holds up nobody, and what is missing is counted.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use crate::support::{Client, Process, eventually, free_port};
+use crate::{Running, server_after};
+
+/// What is logged of a client, where everything is, is a few hundred bytes.
+const CLIENTS: usize = 1500;
+
+/// Asks for as many log lines as overflow any pipe.
+#[track_caller]
+fn keep_busy(address: SocketAddr) {
+    for _ in 0..CLIENTS {
+        Client::connect(address).sync();
+    }
+}
+
+/// A number in `/metrics`.
+fn metric(monitor: SocketAddr, name: &str) -> f64 {
+    let mut stream = TcpStream::connect(monitor).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).unwrap();
+    let line = reply.lines().find(|line| line.starts_with(&format!("{name} "))).expect("it is told");
+    line.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+/// A server whose log goes where `redirection` says, on ports that it was given.
+fn started(redirection: &str, stderr: Stdio) -> (Process, SocketAddr, SocketAddr, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let [port, metrics] = [free_port(), free_port()].map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    let setup = format!("export RUST_LOG=trace; exec {redirection}");
+    let words = ["--metrics", &metrics.to_string(), "127.0.0.1", &port.port().to_string()];
+    let mut command = server_after(&setup, &dir, &words);
+    let process = Process(command.stdout(Stdio::null()).stderr(stderr).spawn().unwrap());
+    eventually("the server to listen", || TcpStream::connect(port).is_ok());
+    (process, port, metrics, dir)
+}
+
+#[track_caller]
+fn expect_an_end_in_time(process: &mut Process) {
+    let began = Instant::now();
+    assert_eq!(process.stop("TERM").code(), Some(0));
+    assert!(began.elapsed() < Duration::from_secs(8), "took {:?}", began.elapsed());
+}
+
+#[test]
+fn a_pipe_that_nobody_reads_holds_up_nobody() {
+    let (mut process, address, metrics, _dir) = started("2>&2", Stdio::piped());
+    keep_busy(address);
+    let mut client = Client::connect(address);
+    let account = client.register("someone", "secret");
+    client.login(&account);
+    assert_eq!(metric(metrics, "chat_log_lines_dropped_total"), 0.0, "there is room for all this in memory");
+    expect_an_end_in_time(&mut process);
+    let mut log = String::new();
+    process.0.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    assert!(log.contains("listening on") && log.len() > 60_000, "the pipe was not full: {} bytes", log.len());
+    assert!(!log.contains("stopped"), "somebody has read it");
+}
+
+#[test]
+fn a_log_that_cannot_be_written_holds_up_nobody_and_its_lines_are_counted() {
+    for redirection in ["2>/dev/full", "2>&-", "2> >(exec <&-)"] {
+        let (mut process, address, metrics, _dir) = started(redirection, Stdio::null());
+        Client::connect(address).sync();
+        // What goes nowhere because it was closed is thrown away by the system.
+        if redirection != "2>&-" {
+            eventually("lost lines to be counted", || metric(metrics, "chat_log_lines_dropped_total") > 0.0);
+        }
+        expect_an_end_in_time(&mut process);
+    }
+}
+
+#[test]
+fn what_is_missing_is_told_when_the_log_can_be_written_again() {
+    // Past its limit of size nothing goes into the file, until it is emptied.
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("log");
+    let (mut process, address, metrics, _dir) =
+        started(&format!("2>>{}; ulimit -S -f 100", file.display()), Stdio::null());
+    let dropped = || metric(metrics, "chat_log_lines_dropped_total");
+    eventually("the file to be full", || {
+        keep_busy(address);
+        dropped() > 0.0
+    });
+    std::fs::File::create(&file).unwrap();
+    eventually("it to be told", || {
+        Client::connect(address).sync();
+        std::fs::read_to_string(&file).is_ok_and(|log| log.contains(" lines of the log are missing here"))
+    });
+    expect_an_end_in_time(&mut process);
+}
+
+#[test]
+fn the_last_lines_are_written_and_in_order() {
+    for setup in ["", "export RUST_LOG=debug"] {
+        let (status, log) = Running::start(setup, &[]).end("TERM");
+        assert_eq!(status.code(), Some(0));
+        let last: Vec<&str> = log.lines().rev().take(1).collect();
+        assert!(last[0].ends_with("stopped"), "{log}");
+        assert!(log.find("listening on") < log.find("stopping"), "{log}");
+    }
+}
+
+#[test]
+fn a_filter_that_cannot_be_read_is_told_in_the_log() {
+    let (_, log) = Running::start("export RUST_LOG=info,chat_server=loud", &[]).end("TERM");
+    assert!(log.contains("'chat_server=loud' is no filter"), "{log}");
+}

@@ -1,0 +1,116 @@
+//! What each signal does.
+
+use std::ffi::c_int;
+use std::fs;
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use crate::support::eventually;
+use crate::{Running, online_in};
+
+/// What a signal is to do; all others are ignored by default.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Does {
+    /// Ends in order.
+    End,
+    /// Nothing, and says so in the log.
+    Tell,
+    /// Nothing.
+    Ignore,
+    /// What the system has it do: stop and go on, or crash.
+    Default,
+}
+
+fn does(signal: c_int) -> Does {
+    match signal {
+        libc::SIGTERM | libc::SIGINT | libc::SIGHUP | libc::SIGQUIT | libc::SIGXCPU | libc::SIGPWR => Does::End,
+        libc::SIGUSR1 | libc::SIGUSR2 | libc::SIGALRM | libc::SIGVTALRM | libc::SIGPROF | libc::SIGIO => Does::Tell,
+        libc::SIGSTKFLT | 34.. => Does::Tell,
+        libc::SIGPIPE | libc::SIGXFSZ | libc::SIGCHLD | libc::SIGCONT | libc::SIGURG | libc::SIGWINCH => Does::Ignore,
+        libc::SIGSTOP | libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU | libc::SIGKILL => Does::Default,
+        libc::SIGABRT | libc::SIGBUS | libc::SIGFPE | libc::SIGILL | libc::SIGSEGV | libc::SIGSYS | libc::SIGTRAP => {
+            Does::Default
+        }
+        32 | 33 => Does::Default, // the C library's own
+        _ => panic!("signal {signal} is not thought of"),
+    }
+}
+
+#[test]
+fn no_signal_that_may_come_from_outside_ends_the_process_and_leaves_users_online() {
+    let server = Running::start("", &[]);
+    let mut client = server.online("someone");
+    let mut told = 0;
+    for signal in (1..=libc::SIGRTMAX()).filter(|signal| matches!(does(*signal), Does::Tell | Does::Ignore)) {
+        server.process.signal(&signal.to_string());
+        told += usize::from(does(signal) == Does::Tell);
+        client.sync();
+    }
+    let (status, log) = server.end("TERM");
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert!(told >= 7 + 30);
+    assert_eq!(log.matches(" is ignored").count(), told, "{log}");
+    assert!(log.contains("SIGUSR1 is ignored") && log.contains("SIGUSR2 is ignored"), "{log}");
+
+    for signal in (1..=libc::SIGRTMAX()).filter(|signal| does(*signal) == Does::End) {
+        let mut server = Running::start("", &[]);
+        let clients = [server.online("one"), server.online("two")];
+        assert_eq!(online_in(&server.dir), 2);
+        assert_eq!(server.process.stop(&signal.to_string()).code(), Some(0), "signal {signal}");
+        assert_eq!(online_in(&server.dir), 0, "signal {signal}");
+        drop(clients);
+    }
+}
+
+#[test]
+fn signals_that_stop_a_process_stop_it_and_it_goes_on() {
+    let server = Running::start("", &[]);
+    let mut client = server.online("someone");
+    for signal in ["TSTP", "TTIN", "TTOU"] {
+        // Of a process group that has a parent, so that the system does not drop them.
+        server.process.signal(signal);
+        let stat = format!("/proc/{}/stat", server.process.pid());
+        let is_stopped = || fs::read_to_string(&stat).unwrap().rsplit_once(") ").unwrap().1.starts_with('T');
+        eventually("the process to be stopped", is_stopped);
+        server.process.signal("CONT");
+        client.sync();
+    }
+    assert_eq!(server.end("TERM").0.code(), Some(0));
+}
+
+#[test]
+fn a_hangup_that_was_ignored_at_the_start_still_is() {
+    let server = Running::start("trap '' HUP QUIT INT", &[]);
+    let mut client = server.online("someone");
+    for signal in ["HUP", "QUIT"] {
+        server.process.signal(signal);
+        client.sync();
+    }
+    // A shell ignores INT for what it starts behind its back: the C++ server takes it all the same.
+    let (status, log) = server.end("INT");
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert!(!log.contains("SIGHUP") && !log.contains("SIGQUIT"), "{log}");
+}
+
+#[test]
+fn a_second_signal_ends_at_once_but_a_terminal_that_closes_sends_two_hangups() {
+    for (first, second, hurries) in [("TERM", "INT", true), ("HUP", "TERM", true), ("HUP", "HUP", false)] {
+        let mut server = Running::start("", &[]);
+        let _client = server.online("someone");
+        let mut status = None;
+        let database = rusqlite::Connection::open(server.dir.path().join("chat.db")).unwrap();
+        database.execute_batch("BEGIN IMMEDIATE").unwrap();
+        server.process.signal(first);
+        // It is taken when nobody can connect any more.
+        eventually("the end to begin", || TcpStream::connect(server.address).is_err());
+        server.process.signal(second);
+        if hurries {
+            let began = Instant::now();
+            status = Some(server.process.wait());
+            assert!(began.elapsed() < Duration::from_secs(3), "{first}, {second}: {:?}", began.elapsed());
+        }
+        database.execute_batch("ROLLBACK").unwrap();
+        let status = status.unwrap_or_else(|| server.process.wait());
+        assert_eq!(status.code(), Some(if hurries { 130 } else { 0 }), "{first}, {second}");
+    }
+}
