@@ -23,7 +23,7 @@ in_configurations! {
 /// A world whose store may not grow past about a megabyte. A file that would is refused as by a full
 /// disk, and the signal that comes with it ends nothing.
 fn cramped(config: &Config) -> World {
-    config.prepared("ulimit -f 2000", &[])
+    config.prepared("ulimit -S -f 2000", &[])
 }
 
 /// Sends chats to `to`, who is offline, until the store takes no more; returns how many it took.
