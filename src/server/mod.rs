@@ -73,8 +73,8 @@ impl Server {
     /// Opens the store, starts all threads, and listens.
     ///
     /// # Errors
-    /// The store or the address cannot be had ([`CannotListen`] for that of the metrics), or the system
-    /// has no more threads.
+    /// The store cannot be had, an address cannot be listened on ([`CannotListen`]), or the system has no
+    /// more descriptors or threads; [`advise`] tells what to do then.
     pub fn start(config: &Config) -> Result<Server> {
         let monitored = config.metrics.map(monitor::bind).transpose()?;
         let descriptors = enough_descriptors(config)?;
