@@ -294,13 +294,16 @@ impl Unread {
         const FORM: &str = "must be sqlite:PATH or mysql://USER:PASSWORD@HOST:PORT/DATABASE";
         self.read("--store <URL>", FORM, |scheme| match scheme {
             // An address of something else, by mistake, is no path: it may bear a password.
-            "sqlite" => match self.0.trim_start().split_once(':') {
-                Some((_, path)) if path.is_empty() => Err(FORM.to_owned()),
-                Some((_, path)) if path.contains("://") || path.starts_with("//") && path.contains('@') => {
+            "sqlite" => {
+                let path = self.0.trim_start().split_once(':').map_or("", |(_, path)| path);
+                if path.is_empty() {
+                    Err(FORM.to_owned())
+                } else if path.contains("://") || path.starts_with("//") && path.contains('@') {
                     Err("a file has no user and no host: it must be sqlite:PATH".to_owned())
+                } else {
+                    Ok(StoreUrl::Sqlite(path.into()))
                 }
-                path => Ok(StoreUrl::Sqlite(path.map_or("", |(_, path)| path).into())),
-            },
+            }
             "mysql" | "mariadb" => Ok(StoreUrl::MySql(url(&self.0, "mysql", FORM)?)),
             _ => Err(FORM.to_owned()),
         })

@@ -174,7 +174,7 @@ fn what_is_past_the_bounds_is_refused_in_a_line_that_names_the_flag_and_says_wha
 #[track_caller]
 fn expect_to_serve(flags: &[&str]) {
     let server = Running::start("", flags);
-    if flags.iter().any(|flag| *flag == "1ms") {
+    if flags.contains(&"1ms") {
         let mut client = server.client();
         assert_eq!(client.recv()["errno"], 20);
         client.expect_end();
