@@ -55,7 +55,7 @@ fn threads_that_the_system_does_not_give_are_told_with_the_limits_that_keep_them
         let flags = ["--reactors", reactors, "--workers", workers];
         let words = [&flags[..], &["127.0.0.1", "0"]].concat();
         for (limit, setting) in [("ulimit -v", "LimitAS"), ("ulimit -d", "LimitDATA")] {
-            let text = refused(&format!("{limit} 20000"), &words, &[limit, setting, "20000 KiB", "--reactors"]);
+            let text = refused(&format!("{limit} 40000"), &words, &[limit, setting, "40000 KiB", "--reactors"]);
             let needed: u64 = text.split(" need ").nth(1).unwrap().split(',').next().unwrap().parse().unwrap();
             let server = Running::start(&format!("{limit} {needed}"), &flags);
             server.online("someone").sync();
