@@ -628,7 +628,7 @@ fn passwords_of_clients_that_are_gone_are_not_hashed() {
     node.wait_no_more();
     assert_eq!((node.passwords(PasswordWork::Spared), node.passwords(PasswordWork::Hashed)), (10, before + 1));
     assert!(node.reply().contains("\"errno\":1,"));
-    assert_eq!(node.hashes.length(), Duration::ZERO);
+    assert_eq!(node.hashes.length(false), Duration::ZERO);
     // Nor is anybody hashed for who went while the account was read.
     node.waits = |op| matches!(op, Op::Account { .. });
     node.ask(conns[9], LOGIN);
@@ -720,19 +720,25 @@ fn those_who_would_wait_too_long_are_refused_at_once_and_told_different_times() 
     node.sent.clear();
     let first: Vec<ConnId> = (0..7).map(|_| login(&mut node)).collect();
     assert!(node.sent.is_empty(), "{:?}", node.sent);
-    assert_eq!(node.hashes.length().as_secs_f64().round(), 7.0);
+    assert_eq!(node.hashes.length(false).as_secs_f64().round(), 7.0);
     (0..200).for_each(|_| _ = login(&mut node));
     // The first hash was measured as well.
     let waiting = node.waiting.len();
     assert!((7..=8).contains(&waiting), "{waiting}");
-    let length = node.hashes.length().as_secs_f64().ceil() as u64;
+    let length = node.hashes.length(false).as_secs_f64().ceil() as u64;
     let times: Vec<u64> = node.sent.iter().map(|reply| retry_after(reply)).collect();
     assert!(times.len() == 207 - waiting && times.iter().all(|time| (length..=2 * length).contains(time)), "{times:?}");
     for second in length..=2 * length {
         let share = times.iter().filter(|time| **time == second).count();
         assert!(share * (length as usize + 1) > 100, "{second} s: {share} of 200");
     }
-    // Who gives up makes room.
+    // Who has half closed makes room for others, and so does who gives up.
+    node.sent.clear();
+    for conn in &first[3..] {
+        node.call(|shard, _, fx| shard.hung_up(*conn, HangUp::HalfClosed, fx));
+    }
+    login(&mut node);
+    assert!(node.sent.is_empty(), "{:?}", node.sent);
     for conn in &first[..3] {
         node.call(|shard, _, fx| shard.closed(*conn, CloseReason::SocketError, Vec::new(), fx));
     }

@@ -100,8 +100,8 @@ impl Shard {
         let half_closed = client.half_closed;
         let attempt = client.attempt.as_deref_mut().ok_or(Errno::NotLoggedIn)?;
         let (number, by) = (attempt.number, attempt.begun + HASH_BY);
-        if self.now.at + self.settings.hashes.length() >= by {
-            return Err(self.too_many_hashes(number));
+        if self.now.at + self.settings.hashes.length(half_closed) >= by {
+            return Err(self.too_many_hashes(number, half_closed));
         }
         let place = self.settings.hashes.enter();
         if half_closed {
@@ -119,9 +119,9 @@ impl Shard {
     }
 
     /// Those who are refused come back over as long a time again as the queue will take by then.
-    fn too_many_hashes(&self, number: u64) -> Refusal {
+    fn too_many_hashes(&self, number: u64, is_last: bool) -> Refusal {
         self.counts.limits.of(Limit::Hashes).add(1);
-        let length = self.settings.hashes.length().as_secs_f64().ceil().max(1.0) as u64;
+        let length = self.settings.hashes.length(is_last).as_secs_f64().ceil().max(1.0) as u64;
         // Numbers in a row fall evenly, and far from each other: Fibonacci hashing.
         let spread = number.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
         let wait = length.saturating_add(spread.saturating_mul(length.saturating_add(1)) >> 32);
@@ -151,10 +151,11 @@ impl Shard {
     /// An attempt has been on its way for long.
     pub(super) fn attempt_timer(&mut self, conn: ConnId, number: u64, fx: &mut Effects) {
         let now = self.now.at;
+        let is_last = self.clients.get(conn).is_some_and(|client| client.half_closed);
         let Some(attempt) = self.waits_for(conn, number) else { return };
         let due = attempt.begun + DEADLINE;
         if attempt.place.as_ref().is_some_and(|place| place.give_up()) {
-            let refusal = self.too_many_hashes(number);
+            let refusal = self.too_many_hashes(number, is_last);
             self.refuse_attempt(conn, &refusal, fx);
         } else if now < due {
             fx.push(Effect::Timer(due, Timer::Attempt { conn, number }));

@@ -18,8 +18,10 @@ const WEIGHT: u64 = 8;
 pub struct HashQueue {
     /// How many are hashed at a time.
     places: u64,
-    /// How many wait.
+    /// How many wait, but for those in `last`.
     waiting: AtomicUsize,
+    /// How many wait until no other one does.
+    last: AtomicUsize,
     /// The time of a hash, in ns; 0: none has been measured yet. Workers that write it at once lose
     /// one of their figures, which does no harm to a mean.
     mean: AtomicU64,
@@ -29,13 +31,21 @@ impl HashQueue {
     /// An empty queue, of which so many (at least one) are hashed at a time.
     pub fn new(places: usize) -> Arc<HashQueue> {
         let places = places.max(1) as u64;
-        Arc::new(HashQueue { places, waiting: AtomicUsize::new(0), mean: AtomicU64::new(0) })
+        let [waiting, last] = [0, 0].map(AtomicUsize::new);
+        Arc::new(HashQueue { places, waiting, last, mean: AtomicU64::new(0) })
     }
 
-    /// How long it takes until all who wait now have been served, as far as can be told.
-    pub fn length(&self) -> Duration {
-        let waiting = self.waiting.load(Ordering::Relaxed) as u64;
+    /// How long it takes until those have been served who wait now and go before one more, as far as
+    /// can be told; `is_last`: before one that lets others go first.
+    pub fn length(&self, is_last: bool) -> Duration {
+        let last = if is_last { self.last.load(Ordering::Relaxed) } else { 0 };
+        let waiting = (self.waiting.load(Ordering::Relaxed) + last) as u64;
         Duration::from_nanos(self.mean.load(Ordering::Relaxed).saturating_mul(waiting) / self.places)
+    }
+
+    /// Whom a place in this state counts among.
+    fn waiting_in(&self, state: u8) -> &AtomicUsize {
+        if state == WAITS_LAST { &self.last } else { &self.waiting }
     }
 
     /// One more waits.
@@ -74,8 +84,13 @@ pub struct Place {
 impl Place {
     /// Lets all others go first.
     pub(super) fn step_back(&self) {
-        // It has left the queue: all the same.
-        let _ = self.state.compare_exchange(WAITS, WAITS_LAST, Ordering::Relaxed, Ordering::Relaxed);
+        // Counted first, so that a worker that takes it at once never finds less than there is.
+        self.queue.last.fetch_add(1, Ordering::Relaxed);
+        match self.state.compare_exchange(WAITS, WAITS_LAST, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => self.queue.waiting.fetch_sub(1, Ordering::Relaxed),
+            // It has left the queue, or stepped back before.
+            Err(_) => self.queue.last.fetch_sub(1, Ordering::Relaxed),
+        };
     }
 
     /// Leaves the queue, unless a worker has it already: false.
@@ -90,11 +105,11 @@ impl Place {
 
     fn leave(&self, to: u8) -> bool {
         let waits = |state| (state <= WAITS_LAST).then_some(to);
-        let has_left = self.state.fetch_update(Ordering::Relaxed, Ordering::Relaxed, waits).is_ok();
-        if has_left {
-            self.queue.waiting.fetch_sub(1, Ordering::Relaxed);
-        }
-        has_left
+        let left = self.state.fetch_update(Ordering::Relaxed, Ordering::Relaxed, waits);
+        left.is_ok_and(|from| {
+            self.queue.waiting_in(from).fetch_sub(1, Ordering::Relaxed);
+            true
+        })
     }
 
     /// What the pool is to do with its job.
@@ -133,17 +148,23 @@ mod tests {
     fn the_queue_is_as_long_as_the_hashes_of_those_who_wait() {
         let queue = HashQueue::new(2);
         let places: Vec<_> = (0..10).map(|_| queue.enter()).collect();
-        assert_eq!(queue.length(), Duration::ZERO, "nothing is known of a hash");
+        assert_eq!(queue.length(false), Duration::ZERO, "nothing is known of a hash");
         queue.note(Duration::from_millis(40));
-        assert_eq!(queue.length(), Duration::from_millis(200));
+        assert_eq!(queue.length(false), Duration::from_millis(200));
         assert!(places[0].give_up() && !places[0].give_up() && !places[0].take());
         assert!(places[1].take() && !places[1].give_up());
-        assert_eq!(queue.length(), Duration::from_millis(160));
+        assert_eq!(queue.length(false), Duration::from_millis(160));
+        // Whoever lets others go first keeps none of them waiting.
+        (2..7).for_each(|n| places[n].step_back());
+        places[2].step_back();
+        assert_eq!([false, true].map(|is_last| queue.length(is_last)), [60, 160].map(Duration::from_millis));
+        assert!(places[2].give_up() && places[3].take());
+        assert_eq!([false, true].map(|is_last| queue.length(is_last)), [60, 120].map(Duration::from_millis));
         drop(places);
-        assert_eq!(queue.length(), Duration::ZERO);
+        assert_eq!(queue.length(true), Duration::ZERO);
         (0..100).for_each(|_| queue.note(Duration::from_millis(80)));
         let _place = queue.enter();
-        assert!(queue.length().abs_diff(Duration::from_millis(40)) < Duration::from_millis(1), "{queue:?}");
+        assert!(queue.length(false).abs_diff(Duration::from_millis(40)) < Duration::from_millis(1), "{queue:?}");
     }
 
     #[test]
