@@ -283,7 +283,7 @@ impl FileId {
 pub(super) struct Watch {
     database: FileId,
     /// SQLite's own.
-    beside: [FileId; 2],
+    beside: [(PathBuf, FileId); 2],
 }
 
 impl Watch {
@@ -293,7 +293,10 @@ impl Watch {
     /// Which of the files is not there.
     pub fn new(place: &Place) -> Result<Watch, String> {
         let database = FileId::at(&place.path).map_err(|error| format!("it was moved at once ({error})"))?;
-        let [log, index] = BESIDE.map(|suffix| id_beside(place, suffix));
+        let [log, index] = BESIDE.map(|suffix| {
+            let path = sidecar(&place.path, suffix);
+            id_beside(&path).map(|id| (path, id))
+        });
         Ok(Watch { database, beside: [log?, index?] })
     }
 
@@ -312,9 +315,9 @@ impl Watch {
                 Err(error) => return Err(format!("it cannot be reached any more ({error})")),
             }
         }
-        for (suffix, known) in BESIDE.iter().zip(&self.beside) {
-            if id_beside(place, suffix)? != *known {
-                return Err(format!("another file is in the place of {}", Shown(&sidecar(&place.path, suffix))));
+        for (path, known) in &self.beside {
+            if id_beside(path)? != *known {
+                return Err(format!("another file is in the place of {}", Shown(path)));
             }
         }
         Ok(())
@@ -324,11 +327,10 @@ impl Watch {
 /// What [`Watch::look`] says of a file without anything in it.
 pub(super) const EMPTIED: &str = "it was emptied";
 
-fn id_beside(place: &Place, suffix: &str) -> Result<FileId, String> {
-    let path = sidecar(&place.path, suffix);
-    FileId::at(&path).map_err(|error| match error.kind() {
-        ErrorKind::NotFound => format!("{} was moved or deleted", Shown(&path)),
-        _ => format!("{} cannot be reached any more ({error})", Shown(&path)),
+fn id_beside(path: &Path) -> Result<FileId, String> {
+    FileId::at(path).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => format!("{} was moved or deleted", Shown(path)),
+        _ => format!("{} cannot be reached any more ({error})", Shown(path)),
     })
 }
 

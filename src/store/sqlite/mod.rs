@@ -132,15 +132,17 @@ impl Shared {
 
     /// Notes, and says once, what became of the file.
     fn lose(&self, what: &str) -> StoreError {
-        let path = Shown(&self.place.path);
-        let text = format!(
-            "{path}: {what} while this server runs; nothing is read or written until a restart, when the right file is in \
-             its place"
-        );
-        if self.gone.set(StoreError::Gone(text.as_str().into())).is_ok() {
-            log::error!("{text}");
+        let error = self.gone_since(what);
+        if self.gone.set(error.clone()).is_ok() {
+            log::error!("{error}");
         }
-        StoreError::Gone(text.into())
+        error
+    }
+
+    fn gone_since(&self, what: &str) -> StoreError {
+        let path = Shown(&self.place.path);
+        let advice = "nothing is read or written until a restart, when the right file is in its place";
+        StoreError::Gone(format!("{path}: {what} while this server runs; {advice}").into())
     }
 
     /// Whether the files are still those that were opened.

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::Row;
 
-use super::file::{READER_CACHE, Shown, open};
+use super::file::{READER_CACHE, open};
 use super::round::{Queue, Work};
 use super::{Shared, find, group_exists, list};
 use crate::store::{
@@ -57,10 +57,12 @@ impl SqliteConnection {
         let reader = match reader {
             Some(reader) => reader,
             None => {
-                let path = &self.shared.place.path;
-                let reader = open(path, READER_CACHE)?;
-                // What another file says is nobody's answer. The writer tells of it in a moment.
-                self.shared.look().map_err(|what| StoreError::Unavailable(format!("{}: {what}", Shown(path))))?;
+                // Another file is not to be opened, and what it says is nobody's answer. The writer tells
+                // of it in a moment.
+                let look = || self.shared.look().map_err(|what| self.shared.gone_since(&what));
+                look()?;
+                let reader = open(&self.shared.place.path, READER_CACHE)?;
+                look()?;
                 reader
             }
         };
