@@ -86,6 +86,23 @@ fn a_proxy_that_speaks_for_itself_keeps_its_own_address() {
 }
 
 #[test]
+fn a_byte_order_mark_may_follow_a_header_and_may_not_come_before_it() {
+    let world = behind("127.0.0.1", &[]);
+    for header in [V1, &v2_of_source()] {
+        let stream = [header, "\u{feff}".as_bytes(), PING].concat();
+        for cut in [header.len(), header.len() + 1, header.len() + 3, stream.len()] {
+            let mut client = world.client();
+            client.send_raw(&stream[..cut]);
+            client.send_raw(&stream[cut..]);
+            client.expect_bytes(PONG);
+        }
+    }
+    let mut client = world.client();
+    client.send_raw(["\u{feff}".as_bytes(), V1, PING].concat());
+    expect_refused(&mut client, "must come first");
+}
+
+#[test]
 fn a_header_may_be_cut_anywhere_and_disturbs_no_message() {
     let world = behind("127.0.0.1", &[]);
     for header in [V1, &v2_of_source()] {

@@ -9,7 +9,7 @@ use chat_server::wire::{
 };
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 const LIMIT: usize = 64 * 1024;
 
@@ -188,8 +188,9 @@ proptest! {
         objects in vec((encoded(), separators()), 1..12),
         lengths in vec(1..40usize, 1..20),
         lead in separators(),
+        mark in prop_oneof![Just(""), Just("\u{feff}"), Just("\u{feff}\r\n")],
     ) {
-        let mut stream = lead;
+        let mut stream = [&lead[..], mark.as_bytes()].concat();
         for (object, behind) in &objects {
             stream.extend_from_slice(object);
             stream.extend_from_slice(behind);
@@ -204,7 +205,7 @@ proptest! {
 
     #[test]
     fn any_cut_of_any_bytes_is_heard_the_same(
-        bytes in vec(prop_oneof![any::<u8>(), prop::sample::select(b"{}[]\"\\ \0\r\n".to_vec())], 0..200),
+        bytes in vec(prop_oneof![any::<u8>(), prop::sample::select(b"{}[]\"\\ \0\r\n\xef\xbb\xbf".to_vec())], 0..200),
         lengths in vec(1..20usize, 1..10),
     ) {
         let whole = hear([&bytes[..]]);
@@ -278,10 +279,34 @@ proptest! {
     }
 
     #[test]
-    fn integers_are_read_as_they_are(number in any::<i64>()) {
-        for object in [json!({"id": number}), json!({"id": number.to_string()})] {
-            let text = object.to_string();
-            prop_assert_eq!(Request::parse(text.as_bytes()).unwrap().id(), Ok(number));
+    fn integers_are_read_as_they_are_however_they_are_written(
+        number in prop_oneof![any::<i64>(), -1000..1000_i64],
+        zeros in 0..30usize,
+        point in 0..20usize,
+        e in prop::sample::select(vec!["e", "E", "e+", "E+"]),
+        quoted in any::<bool>(),
+    ) {
+        let quote = if quoted { "\"" } else { "" };
+        let (sign, digits) = if number < 0 { ("-", number.unsigned_abs()) } else { ("", number as u64) };
+        // As many digits as it takes to have a point so far to the left.
+        let padded = format!("{digits:0>width$}", width = point + 1);
+        let (whole, fraction) = padded.split_at(padded.len() - point);
+        let (whole, zeros) = (whole.trim_start_matches('0'), "0".repeat(zeros));
+        let whole = if whole.is_empty() { "0" } else { whole };
+        for written in [
+            number.to_string(),
+            format!("{number}.0{zeros}"),
+            format!("{sign}{whole}.{fraction}0{zeros}{e}{point}"),
+            if number == 0 { "-0".to_owned() } else { format!("{number}{zeros}e-{}", zeros.len()) },
+        ] {
+            let text = format!("{{\"id\":{quote}{written}{quote}}}");
+            prop_assert_eq!(Request::parse(text.as_bytes()).unwrap().id(), Ok(number), "{}", text);
+            // With a digit more behind the point it is none.
+            let (mantissa, exponent) = written.split_once(['e', 'E']).map_or((&*written, ""), |(m, _)| (m, &written[m.len()..]));
+            if mantissa.contains('.') {
+                let text = format!("{{\"id\":{quote}{mantissa}{}1{exponent}{quote}}}", "0".repeat(point));
+                prop_assert!(Request::parse(text.as_bytes()).unwrap().id().is_err(), "{}", text);
+            }
         }
     }
 

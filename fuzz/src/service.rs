@@ -26,6 +26,8 @@ const USERS: u32 = 4;
 /// Longer inputs only repeat what shorter ones do.
 const MAX_STEPS: usize = 200;
 const MAX_NESTING: u32 = 32;
+/// A byte order mark, in UTF-8.
+const MARK: &[u8] = &[0xef, 0xbb, 0xbf];
 
 const IN_USE: i64 = 2;
 const REJECTED: i64 = 1;
@@ -123,6 +125,8 @@ struct Line {
     reads_as: Option<UserId>,
     /// An object that is not whole yet.
     partial: Vec<u8>,
+    /// An object, or the mark before the first, has come.
+    begun: bool,
     owed: Vec<Expected>,
     stalled: bool,
     /// It was sent what it cannot follow, or has finished: the node closes it.
@@ -166,8 +170,8 @@ impl Fields<'_> {
     fn int(&self, key: &str) -> Result<Option<i64>, ()> {
         match self.get(key)? {
             None => Ok(None),
-            Some(Json::Text(text)) => text.parse().map(Some).map_err(|_| ()),
-            Some(Json::Number(number)) if number != "-0" => number.parse().map(Some).map_err(|_| ()),
+            Some(Json::Text(text)) => text.parse().ok().or_else(|| integral(text)).map(Some).ok_or(()),
+            Some(Json::Number(number)) => integral(number).map(Some).ok_or(()),
             Some(_) => Err(()),
         }
     }
@@ -194,6 +198,34 @@ impl Fields<'_> {
     }
 }
 
+/// The integer that is written here, with its point moved to where the exponent says: nothing but zeros may
+/// be left behind it.
+fn integral(text: &str) -> Option<i64> {
+    let (sign, number) = if let Some(rest) = text.strip_prefix('-') { ("-", rest) } else { ("", text) };
+    let number = number.to_ascii_lowercase();
+    let (mantissa, exponent) = number.split_once('e').unwrap_or((&number, "0"));
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, "0"));
+    let digits = exponent.strip_prefix(['+', '-']).unwrap_or(exponent);
+    if [whole, fraction, digits].iter().any(|part| part.is_empty() || !part.chars().all(|c| c.is_ascii_digit())) {
+        return None;
+    }
+    let is_zero = |digits: &str| digits.chars().all(|c| c == '0');
+    if is_zero(whole) && is_zero(fraction) {
+        return Some(0);
+    }
+    // No message is so long that its digits could make up for more.
+    let moves: i32 = exponent.parse().ok().filter(|moves| (-10_000..10_000).contains(moves))?;
+    let (mut whole, mut fraction) = (whole.to_owned(), fraction.to_owned());
+    for _ in 0..moves.abs() {
+        if moves > 0 {
+            whole.push(if fraction.is_empty() { '0' } else { fraction.remove(0) });
+        } else {
+            fraction.insert(0, whole.pop().unwrap_or('0'));
+        }
+    }
+    if is_zero(&fraction) { format!("{sign}{whole}").parse().ok() } else { None }
+}
+
 /// What stands at the front of a stream.
 enum Front {
     Nothing,
@@ -201,14 +233,25 @@ enum Front {
     Broken(i64),
 }
 
-/// Takes an object from the front of `stream`: the splitter's job, done byte by byte.
-fn take_object(stream: &mut Vec<u8>, limit: usize) -> Front {
+fn drop_blanks(stream: &mut Vec<u8>) {
     let blank = stream.iter().take_while(|byte| b"\0 \t\r\n".contains(byte)).count();
     stream.drain(..blank);
-    match stream.first() {
-        None => return Front::Nothing,
-        Some(b'{') => {}
-        Some(_) => return Front::Broken(UNFOLLOWABLE),
+}
+
+/// Takes an object from the front of `stream`: the splitter's job, done byte by byte. `begun`: it is not the
+/// first, or a byte order mark has stood before it.
+fn take_object(stream: &mut Vec<u8>, begun: &mut bool, limit: usize) -> Front {
+    drop_blanks(stream);
+    if !*begun && stream.starts_with(MARK) {
+        *begun = true;
+        stream.drain(..MARK.len());
+        drop_blanks(stream);
+    }
+    match &stream[..] {
+        [] => return Front::Nothing,
+        [b'{', ..] => *begun = true,
+        [0xef] | [0xef, 0xbb] if !*begun => return Front::Nothing,
+        _ => return Front::Broken(UNFOLLOWABLE),
     }
     let (mut depth, mut in_string, mut escaped) = (0_u32, false, false);
     for (at, byte) in stream.iter().enumerate().take(limit + 1) {
@@ -267,6 +310,7 @@ impl<'a> World<'a> {
             user: None,
             reads_as: None,
             partial: Vec::new(),
+            begun: false,
             owed: Vec::new(),
             stalled: false,
             ends: false,
@@ -294,7 +338,10 @@ impl<'a> World<'a> {
                 self.set_stalled(client, stalls);
             }
             _ => {
-                let text = self.request(client);
+                let mut text = self.request(client);
+                if client % 2 == 1 && self.lines[client].as_ref().is_some_and(|line| !line.begun) {
+                    text.splice(0..0, MARK.iter().copied());
+                }
                 self.send(client, &text);
             }
         }
@@ -361,7 +408,9 @@ impl<'a> World<'a> {
     fn arrived(&mut self, client: usize, bytes: &[u8]) {
         let value: Value = serde_json::from_slice(bytes).expect("JSON");
         let line = self.lines[client].as_mut().expect("a connection");
-        if matches!(value["msgid"].as_i64(), Some(6 | 10)) && value.get("errno").is_none() {
+        // As its sender wrote it.
+        let is_chat = matches!(value["msgid"].as_f64(), Some(6.0 | 10.0));
+        if is_chat && value.get("errno").is_none() {
             let user = line.reads_as.expect("a message for nobody");
             return self.got_mail(user, bytes);
         }
@@ -431,14 +480,16 @@ impl<'a> World<'a> {
         self.next_text += 1;
         let number = self.next_text;
         let to = 1 + self.bytes.below(USERS as usize + 1);
-        let mut text = format!("{{\"msgid\":{msgid},\"id\":{id}");
+        // Some languages know no numbers but doubles.
+        let point = ["", "", ".0", "e0", "0e-1"][number as usize % 5];
+        let mut text = format!("{{\"msgid\":{msgid}{point},\"id\":{id}{point}");
         match msgid {
             1 => text += if style & 0x0f == 2 { ",\"passwd\":\"wrong\"" } else { ",\"password\":\"p\"" },
             4 => text += &format!(",\"name\":\"{}\",\"pwd\":\"p\"", self.bytes.pick(&["U1", "ann", "Ann", "bob", ""])),
             6 | 10 => {
                 let pad = "x".repeat(4 * usize::from(self.bytes.next()) % 300);
                 let key = if msgid == 10 { "groupid" } else { self.bytes.pick(&["toid", "to"]) };
-                text += &format!(",\"{key}\":{to},\"msg\":\"{number} {pad}\"");
+                text += &format!(",\"{key}\":{to}{point},\"msg\":\"{number} {pad}\"");
                 match style & 0x30 {
                     0x10 => text += &format!(",\"name\":\"u{id}\""),
                     0x20 => text += &format!(",\"name\":\"u{id}\",\"time\":\"now\""),
@@ -446,16 +497,16 @@ impl<'a> World<'a> {
                     _ => {}
                 }
             }
-            7 => text += &format!(",\"friendid\":\"{to}\""),
+            7 => text += &format!(",\"friendid\":\"{to}{point}\""),
             8 => {
                 text += &format!(",\"groupname\":\"{}\",\"groupdesc\":\"\"", self.bytes.pick(&["g", "G", "h", "i", ""]))
             }
-            9 => text += &format!(",\"groupid\":{to}"),
+            9 => text += &format!(",\"groupid\":{to}{point}"),
             _ => {}
         }
         if style & 0x40 != 0 {
             self.next_seq += 1;
-            text += &format!(",\"seq\":{}", self.next_seq);
+            text += &format!(",\"seq\":{}{point}", self.next_seq);
         }
         text.push('}');
         let mut text = text.into_bytes();
@@ -496,7 +547,7 @@ impl<'a> World<'a> {
         }
         while let Some(line) = self.lines[client].as_mut().filter(|line| !line.ends) {
             let limit = if line.user.is_some() { AFTER_LOGIN } else { BEFORE_LOGIN };
-            match take_object(&mut line.partial, limit) {
+            match take_object(&mut line.partial, &mut line.begun, limit) {
                 Front::Nothing => return,
                 Front::Broken(errno) => self.broken(client, errno),
                 Front::Object(object) => match strict::read(&object) {

@@ -6,6 +6,7 @@
 //! [`ProxyHeader`] stands before all of it. Nothing here knows a socket, a session or a clock.
 
 mod framing;
+mod integer;
 pub mod name;
 pub mod proxy;
 pub mod reply;
@@ -13,6 +14,7 @@ mod request;
 mod splitter;
 
 pub use framing::{Framing, FramingMirror};
+pub use integer::integer;
 pub use proxy::ProxyHeader;
 pub use reply::{Errno, Refusal};
 pub use request::{Request, rewrite_chat};

@@ -6,8 +6,8 @@ use std::fmt;
 use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::name;
 use super::reply::{Errno, Refusal};
+use super::{integer, name};
 
 /// Declares the fields the server reads, each with its place in [`Request`].
 macro_rules! keys {
@@ -39,8 +39,10 @@ enum Field<'a> {
     #[default]
     Absent,
     Int(i64),
+    /// A number with a fraction or an exponent, or past 64 bits. Whether it is integral stands in its text.
+    Float,
     Text(Cow<'a, str>),
-    /// Valid JSON of another type, or a number that is no 64-bit integer.
+    /// Valid JSON of another type.
     Other,
     /// It stands there more than once, so nobody can say which one is meant.
     Twice,
@@ -54,8 +56,12 @@ enum Field<'a> {
 /// checked when it is asked for, since that depends on the message.
 #[derive(Debug)]
 pub struct Request<'a> {
-    fields: [Field<'a>; KEYS],
+    object: &'a [u8],
+    fields: Fields<'a>,
 }
+
+#[derive(Debug)]
+struct Fields<'a>([Field<'a>; KEYS]);
 
 impl<'a> Request<'a> {
     /// Parses one object. The error is the reply's text, for errno 10.
@@ -63,25 +69,27 @@ impl<'a> Request<'a> {
         // `from_slice` would let invalid UTF-8 through in fields that nobody reads.
         let text =
             std::str::from_utf8(object).map_err(|_| Refusal::new(Errno::Unfollowable, "a message must be UTF-8"))?;
-        serde_json::from_str(text).map_err(|error| Refusal::new(Errno::Unfollowable, format!("not JSON: {error}")))
+        let fields = serde_json::from_str(text)
+            .map_err(|error| Refusal::new(Errno::Unfollowable, format!("not JSON: {error}")))?;
+        Ok(Request { object, fields })
     }
 
     fn field(&self, key: Key) -> &Field<'a> {
-        &self.fields[key as usize]
+        &self.fields.0[key as usize]
     }
 
     fn int(&self, key: Key) -> Result<Option<i64>, Refusal> {
-        match self.field(key) {
-            Field::Absent => Ok(None),
-            Field::Int(value) => Ok(Some(*value)),
+        let value = match self.field(key) {
+            Field::Absent => return Ok(None),
+            Field::Int(value) => Some(*value),
+            // The double that serde_json has made of it may be rounded.
+            Field::Float => value_of(self.object, key).and_then(integer),
             // Some clients send numbers as strings.
-            Field::Text(text) => match text.parse() {
-                Ok(value) => Ok(Some(value)),
-                Err(_) => Err(Refusal::field(key.text(), "must be a 64-bit integer")),
-            },
-            Field::Other => Err(Refusal::field(key.text(), "must be a 64-bit integer")),
-            Field::Twice => Err(Refusal::field(key.text(), "stands there twice")),
-        }
+            Field::Text(text) => text.parse().ok().or_else(|| integer(text)),
+            Field::Other => None,
+            Field::Twice => return Err(Refusal::field(key.text(), "stands there twice")),
+        };
+        value.map(Some).ok_or_else(|| Refusal::field(key.text(), "must be a 64-bit integer"))
     }
 
     fn required_int(&self, key: Key) -> Result<i64, Refusal> {
@@ -92,7 +100,7 @@ impl<'a> Request<'a> {
         match self.field(key) {
             Field::Absent => Ok(None),
             Field::Text(text) => Ok(Some(text)),
-            Field::Int(_) | Field::Other => Err(Refusal::field(key.text(), "must be a string")),
+            Field::Int(_) | Field::Float | Field::Other => Err(Refusal::field(key.text(), "must be a string")),
             Field::Twice => Err(Refusal::field(key.text(), "stands there twice")),
         }
     }
@@ -203,11 +211,13 @@ pub fn rewrite_chat(object: &[u8], chat: Chat<'_>, account: &str, time: &str, ou
     let mut body = &object[..object.len() - 1]; // less the last brace
     if let Some(name) = chat.name
         && name != account
-        && let Some((from, to)) = value_span(object, Key::name)
+        && let Some(value) = value_of(object, Key::name)
     {
+        // It is a part of the object that it was read from.
+        let from = value.as_ptr() as usize - object.as_ptr() as usize;
         out.extend_from_slice(&object[..from]);
         out.extend_from_slice(quoted(account).as_bytes());
-        body = &object[to..object.len() - 1];
+        body = &object[from + value.len()..object.len() - 1];
     }
     out.extend_from_slice(body);
     // A chat has fields before these, so a comma is always right.
@@ -220,8 +230,8 @@ pub fn rewrite_chat(object: &[u8], chat: Chat<'_>, account: &str, time: &str, ou
     out.push(b'}');
 }
 
-/// Where the value of a top-level field stands in `object`.
-fn value_span(object: &[u8], key: Key) -> Option<(usize, usize)> {
+/// The value of a top-level field, as it stands in `object`.
+fn value_of(object: &[u8], key: Key) -> Option<&str> {
     struct Find(Key);
     impl<'de> Visitor<'de> for Find {
         type Value = Option<&'de RawValue>;
@@ -241,10 +251,7 @@ fn value_span(object: &[u8], key: Key) -> Option<(usize, usize)> {
         }
     }
     let text = std::str::from_utf8(object).ok()?;
-    let raw = serde_json::Deserializer::from_str(text).deserialize_map(Find(key)).ok()??.get();
-    // A borrowed RawValue is a part of the text it was read from.
-    let from = raw.as_ptr() as usize - text.as_ptr() as usize;
-    Some((from, from + raw.len()))
+    Some(serde_json::Deserializer::from_str(text).deserialize_map(Find(key)).ok()??.get())
 }
 
 struct MaybeKey(Option<Key>);
@@ -265,11 +272,11 @@ impl<'de> Deserialize<'de> for MaybeKey {
     }
 }
 
-impl<'de> Deserialize<'de> for Request<'de> {
+impl<'de> Deserialize<'de> for Fields<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Object;
         impl<'de> Visitor<'de> for Object {
-            type Value = Request<'de>;
+            type Value = Fields<'de>;
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
                 f.write_str("an object")
             }
@@ -282,7 +289,7 @@ impl<'de> Deserialize<'de> for Request<'de> {
                         *field = if matches!(field, Field::Absent) { value } else { Field::Twice };
                     }
                 }
-                Ok(Request { fields })
+                Ok(Fields(fields))
             }
         }
         deserializer.deserialize_map(Object)
@@ -306,7 +313,7 @@ impl<'de> Deserialize<'de> for Field<'de> {
                 Ok(i64::try_from(value).map_or(Field::Other, Field::Int))
             }
             fn visit_f64<E: de::Error>(self, _: f64) -> Result<Self::Value, E> {
-                Ok(Field::Other)
+                Ok(Field::Float)
             }
             fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
                 Ok(Field::Text(Cow::Borrowed(text)))
@@ -377,11 +384,46 @@ mod tests {
     #[test]
     fn numbers_may_be_strings_and_must_fit_64_bits() {
         assert_eq!(parse(r#"{"id":"7"}"#).id(), Ok(7));
-        for bad in ["99999999999999999999", "1.5", "true", "null", "[]", "\"x\"", "\"\""] {
+        for bad in ["99999999999999999999", "9223372036854775808", "true", "null", "[]", "\"x\"", "\"\""] {
             let text = format!("{{\"id\":{bad}}}");
             assert_eq!(parse(&text).id().unwrap_err().text, "id must be a 64-bit integer", "{bad}");
         }
         assert_eq!(parse("{}").id().unwrap_err().text, "id is missing");
+    }
+
+    #[test]
+    fn an_integral_number_is_an_integer_wherever_one_is_asked_for() {
+        let ask: [(&str, fn(&Request) -> Result<i64, Refusal>); 7] = [
+            ("msgid", |request| request.msgid()),
+            ("id", |request| request.id()),
+            ("toid", |request| request.toid()),
+            ("to", |request| request.toid()),
+            ("friendid", |request| request.friendid()),
+            ("groupid", |request| request.groupid()),
+            ("seq", |request| request.seq().map(Option::unwrap)),
+        ];
+        for (field, ask) in ask {
+            for (number, value) in [
+                ("1.0", 1),
+                ("-0", 0),
+                ("1e2", 100),
+                ("100e-2", 1),
+                ("\"1.0\"", 1),
+                ("\"1e2\"", 100),
+                ("9007199254740993.0", 9_007_199_254_740_993),
+            ] {
+                let text = format!("{{\"x\":{{\"{field}\":2.0}}, \"{field}\" : {number} ,\"y\":3.0}}");
+                assert_eq!(ask(&parse(&text)), Ok(value), "{text}");
+            }
+            for bad in ["1.5", "1e-400", "1e300", "\"1.5\"", "\"1e400\"", "9007199254740992.5"] {
+                let text = format!("{{\"{field}\":{bad}}}");
+                assert_eq!(ask(&parse(&text)).unwrap_err().errno, Errno::BadField, "{text}");
+            }
+        }
+        // Where a text is asked for it is no more one than before.
+        assert_eq!(parse(r#"{"name":1.0}"#).name().unwrap_err().text, "name must be a string");
+        assert_eq!(parse(r#"{"id":1.0,"id":1}"#).id().unwrap_err().text, "id stands there twice");
+        assert_eq!(parse(r#"{"\u0069d":1.0}"#).id(), Ok(1));
     }
 
     #[test]

@@ -36,11 +36,16 @@ pub struct Splitter {
     /// How far into the unfinished object the search has come.
     scanned: u32,
     /// Open braces and brackets; 0 means between objects.
-    depth: u16,
+    depth: u8,
     in_string: bool,
     /// The last byte looked at was a backslash inside a string.
     escaped: bool,
+    /// The first object has begun, or the mark before it was skipped: no [`BYTE_ORDER_MARK`] may come.
+    begun: bool,
 }
+
+/// U+FEFF, which some put before the first byte of every text.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// What may stand between objects, in any number: the C++ client sends NUL, telnet CR LF.
 pub(super) fn is_separator(byte: u8) -> bool {
@@ -57,15 +62,21 @@ impl Splitter {
     /// most. After an error the splitter must not be used again.
     pub fn next(&mut self, input: &[u8], max_object: usize) -> Result<Split, Broken> {
         let mut start = 0;
-        if self.depth == 0 {
-            start = input.iter().position(|&b| !is_separator(b)).unwrap_or(input.len());
-            match input.get(start) {
-                None => return Ok(Split::Partial { skip: start }),
-                Some(b'{') => {
+        while self.depth == 0 {
+            start += input[start..].iter().position(|&b| !is_separator(b)).unwrap_or(input.len() - start);
+            match &input[start..] {
+                [] => return Ok(Split::Partial { skip: start }),
+                [b'{', ..] => {
                     self.depth = 1;
                     self.scanned = 1;
+                    self.begun = true;
                 }
-                Some(_) => return Err(Broken::NotAnObject),
+                rest if !self.begun && rest.starts_with(BYTE_ORDER_MARK) => {
+                    self.begun = true;
+                    start += BYTE_ORDER_MARK.len();
+                }
+                rest if !self.begun && BYTE_ORDER_MARK.starts_with(rest) => return Ok(Split::Partial { skip: start }),
+                _ => return Err(Broken::NotAnObject),
             }
         }
         let object = &input[start..];
@@ -115,7 +126,7 @@ impl Splitter {
                     b'}' | b']' => {
                         self.depth -= 1;
                         if self.depth == 0 {
-                            *self = Splitter::default();
+                            *self = Splitter { begun: true, ..Splitter::default() };
                             return Ok(Some(at + 1));
                         }
                     }
@@ -158,6 +169,37 @@ mod tests {
         for input in [&b"hello"[..], b"[1,2]", b" 1", b"\"{}\"", b"\xff{}"] {
             assert_eq!(split_all(input), Err(Broken::NotAnObject));
         }
+    }
+
+    #[test]
+    fn one_byte_order_mark_is_skipped_before_the_first_object_and_nowhere_else() {
+        let mark = "\u{feff}";
+        for (input, objects) in [
+            (format!("{mark}{{}}{{}}"), 2),
+            (format!("{mark}\r\n \0{{}}"), 1),
+            (format!("\r\n{mark}{{}}"), 1),
+            (format!("{mark}"), 0),
+            (format!("{mark} "), 0),
+        ] {
+            assert_eq!(split_all(input.as_bytes()).unwrap().len(), objects, "{input:?}");
+        }
+        for input in [
+            format!("{mark}{mark}{{}}"),
+            format!("{mark}\n{mark}{{}}"),
+            format!("{{}}{mark}{{}}"),
+            format!("{{}}\0{mark}"),
+            format!("{mark}[]"),
+            format!("\u{fefe}{{}}"),
+            format!("\u{f000}{{}}"),
+        ] {
+            assert_eq!(split_all(input.as_bytes()), Err(Broken::NotAnObject), "{input:?}");
+        }
+        // What may become one waits for the rest of it, and counts towards no limit.
+        assert_eq!(split_all(b"\xef\xbb").unwrap().len(), 0);
+        assert_eq!(split_all(b"\xef{").unwrap_err(), Broken::NotAnObject);
+        assert_eq!(split_all(b"\xef\xbb{").unwrap_err(), Broken::NotAnObject);
+        let object = [BYTE_ORDER_MARK, b"{}"].concat();
+        assert_eq!(Splitter::default().next(&object, 2), Ok(Split::Object { start: 3, end: 5 }));
     }
 
     #[test]

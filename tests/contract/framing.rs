@@ -9,6 +9,8 @@ in_every_configuration! {
     an_object_may_be_cut_at_any_byte,
     objects_of_one_segment_are_all_answered_in_order,
     any_run_of_separators_is_skipped,
+    a_byte_order_mark_before_the_first_object_is_skipped,
+    a_byte_order_mark_anywhere_else_is_error_10,
     five_hundred_objects_with_mixed_separators_cut_anywhere_arrive_in_order,
     replies_end_as_the_clients_objects_do,
     replies_follow_a_client_that_changes_its_terminator,
@@ -68,6 +70,54 @@ fn any_run_of_separators_is_skipped(config: &'static Config) {
         client.send_raw(format!("{run}{PING}{run}{PING}"));
         assert_eq!(client.recv(), json!({"msgid": 203}), "behind {run:?}");
         assert_eq!(client.recv(), json!({"msgid": 203}), "behind {run:?}");
+    }
+}
+
+fn a_byte_order_mark_before_the_first_object_is_skipped(config: &'static Config) {
+    let world = config.shared();
+    let mut witness = world.client();
+    for between in ["", "\r\n", " \0\t"] {
+        let stream = format!("\u{feff}{between}{PING}\r\n");
+        for cut in 0..=4 + between.len() {
+            let mut client = world.client();
+            client.send_raw(&stream.as_bytes()[..cut]);
+            // A round trip in between: the first part has most likely been read by then.
+            witness.sync();
+            client.send_raw(&stream.as_bytes()[cut..]);
+            client.expect_bytes(format!("{PONG}\r\n"));
+            client.send_raw(format!("{PING}\r\n"));
+            client.expect_bytes(format!("{PONG}\r\n"));
+        }
+    }
+    // Alone it is nothing yet.
+    let mut client = world.client();
+    client.send_raw("\u{feff}");
+    client.finish();
+    client.expect_end();
+}
+
+fn a_byte_order_mark_anywhere_else_is_error_10(config: &'static Config) {
+    let world = config.shared();
+    for (stream, pongs) in [
+        (format!("{PING}\u{feff}{PING}"), 1),
+        (format!("\u{feff}{PING}\n\u{feff}{PING}"), 1),
+        (format!("\u{feff}\u{feff}{PING}"), 0),
+    ] {
+        let mut client = world.client();
+        client.send_raw(&stream);
+        for _ in 0..pongs {
+            assert_eq!(client.recv(), json!({"msgid": 203}), "{stream}");
+        }
+        assert_eq!(client.recv()["errno"], 10, "{stream}");
+        client.expect_end();
+    }
+    // Cut off, or another character that begins alike.
+    for bytes in [&b"\xef"[..], b"\xef\xbb", b"\xef\xbb{", b"\xef\xbb\xbe{}", b"\xfe\xff\0{\0}"] {
+        let mut client = world.client();
+        client.send_raw(bytes);
+        client.finish();
+        assert_eq!(client.recv()["errno"], 10, "{bytes:?}");
+        client.expect_end();
     }
 }
 

@@ -2,12 +2,13 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Config, login};
+use crate::support::{Config, login, text_of};
 
 in_every_configuration! {
     every_request_with_seq_has_exactly_one_reply_with_the_same_seq,
     login_register_and_ping_echo_seq_in_their_own_replies,
     a_seq_may_be_any_64_bit_integer,
+    a_number_that_is_integral_is_an_integer_in_every_request,
     a_chats_seq_is_forwarded_and_no_reply_to_the_recipient,
     many_requests_in_flight_are_each_answered_once,
 }
@@ -74,6 +75,46 @@ fn a_seq_may_be_any_64_bit_integer(config: &'static Config) {
     }
     client.send(r#"{"msgid":206,"seq":9223372036854775808}"#);
     assert_eq!(client.recv()["errno"], 12);
+}
+
+fn a_number_that_is_integral_is_an_integer_in_every_request(config: &'static Config) {
+    let world = config.shared();
+    let (account, mut friend) = (world.account("someone"), world.online_on(1, "friend"));
+    let group = friend.create_group(&world.name("group"));
+    let (id, to, name) = (account.id, friend.id(), &account.name);
+    let mut client = world.client();
+    let chat = format!(r#"{{"msgid":6.0,"id":{id}e0,"name":"{name}","toid":{to}.0,"msg":"m","time":"t","seq":4e1}}"#);
+    let group_chat = format!(
+        r#"{{"msgid":1e1,"id":"{id}.0","name":"{name}","groupid":{group}0e-1,"msg":"g","time":"t","seq":6e1}}"#
+    );
+    for (request, seq) in [
+        (format!(r#"{{"msgid":1.0,"id":{id}.0,"password":"secret","seq":10.0}}"#), 10_i64),
+        (format!(r#"{{"msgid":7.00,"id":{id}0e-1,"friendid":{to}E+0,"seq":2e1}}"#), 20),
+        (format!(r#"{{"msgid":"9.0","id":{id},"groupid":"{group}e0","seq":"3e1"}}"#), 30),
+        (chat.clone(), 40),
+        (format!(r#"{{"msgid":6,"id":{id},"to":{to}.0,"msg":"to","seq":9007199254740993.0}}"#), 9_007_199_254_740_993),
+        (group_chat.clone(), 60),
+        (r#"{"msgid":206.0,"seq":-0}"#.to_owned(), 0_i64),
+        (r#"{"msgid":2020e-1,"seq":-7.0}"#.to_owned(), -7),
+        (format!(r#"{{"msgid":3.0,"id":{id}.000,"seq":1e18}}"#), 1_000_000_000_000_000_000),
+    ] {
+        client.send(&request);
+        let reply = client.recv();
+        assert_eq!(reply["seq"], json!(seq), "{request} got {reply}");
+        assert!(reply["msgid"] == 203 || reply["errno"] == 0, "{request} got {reply}");
+    }
+    // What is forwarded are the bytes that came.
+    assert_eq!(friend.push_text(), chat);
+    assert_eq!(text_of(&friend.push()), "to");
+    assert_eq!(friend.push_text(), group_chat);
+    // What is not integral is none, however near it is.
+    for (number, errno) in
+        [("1.5", 12), ("1e-400", 12), ("1e300", 12), ("1.00000000000000000000001", 12), ("1e400", 10)]
+    {
+        let mut client = world.client();
+        client.send(format!(r#"{{"msgid":1,"id":{number},"password":"x"}}"#));
+        assert_eq!(client.recv()["errno"], errno, "{number}");
+    }
 }
 
 fn a_chats_seq_is_forwarded_and_no_reply_to_the_recipient(config: &'static Config) {

@@ -4,7 +4,7 @@
 //! server vouches for. So nothing here fails because of a field: one of the wrong type counts as
 //! absent.
 
-use chat_server::wire::msgid;
+use chat_server::wire::{integer, msgid};
 use serde_json::{Map, Value};
 
 use crate::plain;
@@ -30,8 +30,8 @@ impl Message {
     /// A number, which may come as a numeric string.
     pub fn int(&self, key: &str) -> Option<i64> {
         match self.0.get(key)? {
-            Value::Number(number) => number.as_i64(),
-            Value::String(text) => text.parse().ok(),
+            Value::Number(number) => number.as_i64().or_else(|| integer(&number.to_string())),
+            Value::String(text) => text.parse().ok().or_else(|| integer(text)),
             _ => None,
         }
     }
@@ -116,6 +116,8 @@ mod tests {
         assert_eq!(message(chat).said().unwrap(), "2026-01-02 03:04:05 [2]li si said: hi");
         let group = r#"{"msgid":10,"id":"2","name":"li","groupid":"7","msg":"hi","time":"11:00:00"}"#;
         assert_eq!(message(group).said().unwrap(), "群消息[7]:11:00:00 [2]li said: hi");
+        let floats = r#"{"msgid":10.0,"id":2.0,"name":"li","groupid":"7e0","msg":"hi","time":"11:00:00"}"#;
+        assert_eq!(message(floats).said().unwrap(), "群消息[7]:11:00:00 [2]li said: hi");
         assert_eq!(message(r#"{"msgid":200,"msg":"hi"}"#).said(), None);
     }
 
