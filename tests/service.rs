@@ -101,6 +101,13 @@ impl Node {
         std::mem::take(&mut self.jobs)
     }
 
+    /// How much of its input a client is rid of.
+    fn offer(&mut self, conn: ConnId, input: &str) -> usize {
+        let mut taken = 0;
+        self.call(|shard, now, fx| taken = shard.input(conn, input.as_bytes(), now, fx).bytes);
+        taken
+    }
+
     fn call(&mut self, input: impl FnOnce(&mut Shard, Now, &mut Effects)) {
         let mut fx = Effects::default();
         input(&mut self.shard, self.now, &mut fx);
@@ -276,6 +283,83 @@ fn passwords_are_hashed_in_no_lane_and_the_claim_is_made_in_the_accounts() {
     assert!(matches!(jobs[1], (Lane::None, Op::Verify { .. })), "{jobs:?}");
     assert!(matches!(&jobs[2], (at, Op::Write(Write::Claim { .. })) if *at == lane), "{jobs:?}");
     assert!(jobs[2..].iter().all(|(at, _)| *at == lane), "{jobs:?}");
+}
+
+/// Whether it writes what lists are read from.
+fn changes_lists(op: &Op) -> bool {
+    matches!(op, Op::Write(Write::AddFriend { .. } | Write::CreateGroup { .. } | Write::JoinGroup { .. }))
+}
+
+#[test]
+fn a_list_waits_for_what_its_own_connection_changes_and_holds_up_nobody_else() {
+    let mut node = Node::new();
+    let conns = node.log_in(2);
+    node.waits = changes_lists;
+    let list = r#"{"msgid":206,"seq":9}"#;
+    for change in [
+        r#"{"msgid":7,"id":1,"friendid":2}"#,
+        r#"{"msgid":8,"id":1,"groupname":"g","groupdesc":""}"#,
+        r#"{"msgid":9,"id":1,"groupid":1}"#,
+    ] {
+        (node.waits, node.sent) = (changes_lists, Vec::new());
+        node.ask(conns[0], change);
+        // Chats go on, and so does everybody else.
+        node.ask(conns[0], r#"{"msgid":6,"id":1,"toid":2,"msg":"m","seq":5}"#);
+        assert!(node.sent.iter().any(|text| text.contains(r#""seq":5,"errno":0"#)), "{:?}", node.sent);
+        node.ask(conns[1], list);
+        assert!(node.sent.iter().any(|text| text.contains(r#""seq":9,"errno":0"#)), "{:?}", node.sent);
+        node.sent.clear();
+        let asked = node.offer(conns[0], &format!("\n {list}"));
+        assert_eq!(asked, "\n ".len(), "it stays in the input behind {change}");
+        assert!(node.sent.is_empty(), "{:?}", node.sent);
+        node.wait_no_more();
+        node.ask(conns[0], list);
+        assert!(node.sent.iter().any(|text| text.contains(r#""seq":9,"errno":0"#)), "{:?}", node.sent);
+    }
+}
+
+#[test]
+fn a_group_chat_waits_for_a_join_unless_its_sender_is_known_as_a_member() {
+    let mut node = Node::new();
+    let conns = node.log_in(2);
+    node.ask(conns[0], r#"{"msgid":8,"id":1,"groupname":"one","groupdesc":""}"#);
+    node.ask(conns[1], r#"{"msgid":8,"id":2,"groupname":"other","groupdesc":""}"#);
+    for (conn, id, group) in [(conns[0], 1, 1), (conns[1], 2, 2)] {
+        node.ask(conn, &format!(r#"{{"msgid":10,"id":{id},"groupid":{group},"msg":"known from now on"}}"#));
+    }
+    node.waits = changes_lists;
+    node.ask(conns[0], r#"{"msgid":9,"id":1,"groupid":2}"#);
+    node.sent.clear();
+    node.ask(conns[0], r#"{"msgid":10,"id":1,"groupid":1,"msg":"m","seq":5}"#);
+    assert!(node.sent[0].contains(r#""seq":5,"errno":0"#), "{:?}", node.sent);
+    let chat = r#"{"msgid":10,"id":1,"groupid":2,"msg":"m","seq":6}"#;
+    assert_eq!(node.offer(conns[0], chat), 0);
+    // Paused, it is not even looked at.
+    assert_eq!(node.offer(conns[0], r#"{"msgid":202}"#), 0);
+    node.wait_no_more();
+    node.sent.clear();
+    node.ask(conns[0], chat);
+    assert!(node.sent.iter().any(|text| text.contains(r#""seq":6,"errno":0"#)), "{:?}", node.sent);
+}
+
+#[test]
+fn the_reply_of_a_login_is_read_when_what_its_connection_has_changed_is_settled() {
+    let mut node = Node::new();
+    let conns = node.log_in(2);
+    node.ask(conns[1], r#"{"msgid":3,"id":2}"#);
+    node.waits = |op| changes_lists(op) || matches!(op, Op::Write(Write::Release { .. }));
+    node.ask(conns[0], r#"{"msgid":8,"id":1,"groupname":"g","groupdesc":"","seq":1}"#);
+    node.sent.clear();
+    let jobs = node.ask(conns[0], r#"{"msgid":1,"id":2,"password":"p","seq":2}"#);
+    let claimed = matches!(jobs[..], [.., (_, Op::Write(Write::Claim { user: 2, .. }))]);
+    assert!(claimed, "nothing waits but the reading: {jobs:?}");
+    assert!(node.sent.iter().all(String::is_empty), "{:?}", node.sent);
+    node.wait_no_more();
+    let replies: Vec<&String> = node.sent.iter().filter(|text| !text.is_empty()).collect();
+    assert!(
+        replies.len() == 2 && replies[0].contains(r#""seq":1"#) && replies[1].contains(r#""seq":2"#),
+        "{replies:?}"
+    );
 }
 
 #[test]

@@ -269,13 +269,17 @@ impl Shard {
         self.join(login, fx);
     }
 
-    /// All others know where the user lives: read what was stored until now, and the lists.
-    pub(super) fn load(&mut self, conn: ConnId, user: UserId, fx: &mut Effects) {
-        let Some(client) = self.clients.get(conn) else { return };
-        let Some(session) = client.session.as_deref() else { return };
-        let Mode::Joining(joining) = &session.mode else { return };
+    /// Reads what was stored until now, and the lists, once all others know where the user lives, and
+    /// what the connection's earlier requests change is settled.
+    pub(super) fn load_if_due(&mut self, conn: ConnId, fx: &mut Effects) {
         let limit = self.is_legacy(conn).then_some(LEGACY_REPLY);
-        let epoch = session.epoch;
+        let Some(client) = self.clients.get_mut(conn).filter(|client| client.changes == 0) else { return };
+        let Some(session) = client.session.as_deref_mut() else { return };
+        let Mode::Joining(joining) = &mut session.mode else { return };
+        if joining.unseen > 0 || std::mem::replace(&mut joining.loading, true) {
+            return;
+        }
+        let (user, epoch) = (session.user, session.epoch);
         let op = Op::Load { user, name: session.name.clone(), seq: joining.seq, limit };
         self.submit(self.user_lane(user), Then::Loaded { conn, user, epoch }, op, fx);
     }

@@ -10,12 +10,13 @@ impl Shard {
         let user = self.me(call)?.user;
         let friend = user_id(call.request.friendid()?).ok_or(Errno::NoSuchUser)?;
         self.owe(call.conn, fx);
+        self.begin_change(call.conn);
         let then = Then::Ack { conn: call.conn, request: call.msgid, seq: call.seq };
         self.submit(self.user_lane(user), then, Op::Write(Write::AddFriend { user, friend }), fx);
         Ok(())
     }
 
-    /// A write is done, or refused: the client is told.
+    /// A change is done, or refused: the client is told.
     pub(super) fn acked(
         &mut self,
         conn: ConnId,
@@ -47,6 +48,7 @@ impl Shard {
             (None, Some(seq)) => self.reply(conn, fx, |out| reply::ack(out, seq)),
             (None, None) => {}
         }
+        self.end_change(conn, fx);
         self.paid(conn, fx);
     }
 

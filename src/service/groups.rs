@@ -118,6 +118,11 @@ impl GroupCache {
         self.groups.insert(group, Group::Members(members));
     }
 
+    /// Whether this user is known to be a member.
+    pub fn has_member(&self, group: GroupId, user: UserId) -> bool {
+        matches!(self.groups.get(&group), Some(Group::Members(members)) if members.binary_search(&user).is_ok())
+    }
+
     /// What was read may not be true any more.
     pub fn forget(&mut self) {
         self.groups.retain(|_, group| matches!(group, Group::Loading { .. }));
@@ -149,6 +154,7 @@ impl Shard {
         let creator = self.me(call)?.user;
         let (name, description) = (call.request.groupname()?.to_owned(), call.request.groupdesc()?.to_owned());
         self.owe(call.conn, fx);
+        self.begin_change(call.conn);
         let then = Then::GroupCreated { conn: call.conn, seq: call.seq };
         let write = Write::CreateGroup { creator, name, description };
         self.submit(self.user_lane(creator), then, Op::Write(write), fx);
@@ -165,6 +171,7 @@ impl Shard {
         if let (Ok(Answer::Wrote(Outcome::Id(group))), Some(seq)) = (&answer, seq) {
             let group = *group;
             self.reply(conn, fx, |out| reply::ack_group_created(out, seq, group));
+            self.end_change(conn, fx);
             return self.paid(conn, fx);
         }
         self.acked(conn, msgid::CREATE_GROUP, seq, answer, fx);
@@ -174,8 +181,10 @@ impl Shard {
         let user = self.me(call)?.user;
         let group = group_id(call.request.groupid()?).ok_or(Errno::NoSuchGroup)?;
         self.owe(call.conn, fx);
+        self.begin_change(call.conn);
         let then = Then::GroupJoined { conn: call.conn, seq: call.seq, user, group };
-        self.submit(self.group_lane(group), then, Op::Write(Write::JoinGroup { user, group }), fx);
+        // The user's, as all that changes what the user's lists and quotas say.
+        self.submit(self.user_lane(user), then, Op::Write(Write::JoinGroup { user, group }), fx);
         Ok(())
     }
 

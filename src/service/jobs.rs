@@ -182,8 +182,10 @@ pub enum Then {
     Released {
         user: UserId,
         epoch: u64,
-        /// The logout to be acked.
-        ack: Option<(ConnId, i64)>,
+        /// Where its session was.
+        conn: Option<ConnId>,
+        /// The `seq` of the logout to be acked there.
+        ack: Option<i64>,
     },
 }
 

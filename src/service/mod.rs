@@ -334,6 +334,11 @@ impl Shard {
                 Ok(Split::Partial { skip }) => return Taken { bytes: taken + skip, more: false },
                 Ok(Split::Object { start, end }) => {
                     let object = &input[taken + start..taken + end];
+                    if client.changes > 0 && client.reads_changes(object, &self.groups) {
+                        client.behind_changes = true;
+                        fx.push(Effect::Pause(conn));
+                        return Taken { bytes: taken + start, more: false };
+                    }
                     taken += end;
                     client.framing.object_ended(&input[taken..]);
                     self.object(conn, object, now, fx);
@@ -578,6 +583,27 @@ impl Shard {
         }
     }
 
+    /// Notes that what a request of this connection changes will be settled later.
+    fn begin_change(&mut self, conn: ConnId) {
+        if let Some(client) = self.clients.get_mut(conn) {
+            client.changes += 1;
+        }
+    }
+
+    /// A change is settled. What is to see it goes on when it was the last: a list, a group chat, or the
+    /// reply of a login.
+    fn end_change(&mut self, conn: ConnId, fx: &mut Effects) {
+        let Some(client) = self.clients.get_mut(conn) else { return };
+        client.changes -= 1;
+        if client.changes > 0 {
+            return;
+        }
+        if std::mem::take(&mut client.behind_changes) && !client.is_paused() {
+            fx.push(Effect::Resume(conn));
+        }
+        self.load_if_due(conn, fx);
+    }
+
     /// Whether the pool or other nodes are behind.
     fn is_crowded(&self) -> bool {
         self.jobs + self.asked.len() >= MAX_JOBS
@@ -647,7 +673,7 @@ impl Shard {
             Then::KeptBegun { conn, user, receipt } => self.begun_kept(conn, user, receipt, answer, fx),
             Then::Page { conn, user } => self.page_read(conn, user, answer, now, fx),
             Then::Removed { conn, user, rows } => self.removed(conn, user, rows, answer, now, fx),
-            Then::Released { user, epoch, ack } => self.released(user, epoch, ack, answer, now, fx),
+            Then::Released { user, epoch, conn, ack } => self.released(user, epoch, conn, ack, answer, now, fx),
         }
     }
 

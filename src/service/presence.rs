@@ -109,9 +109,7 @@ impl Shard {
         let Some(session) = session else { return };
         let Mode::Joining(joining) = &mut session.mode else { return };
         joining.unseen -= 1;
-        if joining.unseen == 0 {
-            self.load(conn, user, fx);
-        }
+        self.load_if_due(conn, fx);
     }
 
     /// Ends a session. `barrier`: the connection lives on, and what is queued on it goes out first;
@@ -217,9 +215,10 @@ impl Shard {
             self.forget_place(user, conn, fx);
         }
         if let Some(Leaving { sends: 0, debts: 0, epoch, ack, .. }) = self.leaving.get(&user) {
-            let (epoch, ack) = (*epoch, ack.map(|seq| (conn, seq)));
+            let (epoch, ack) = (*epoch, *ack);
             self.leaving.remove(&user);
-            self.release_and_ack(user, epoch, ack, fx);
+            self.begin_change(conn);
+            self.release_at(user, epoch, Some(conn), ack, fx);
             self.broadcast(|| Letter::Free { user }, fx);
             self.resume_waiting(user, fx);
         }
@@ -266,28 +265,34 @@ impl Shard {
 
     /// Gives an account back to the store.
     pub(super) fn release(&mut self, user: UserId, epoch: u64, fx: &mut Effects) {
-        self.release_and_ack(user, epoch, None, fx);
+        self.release_at(user, epoch, None, None, fx);
     }
 
-    /// The same, for a logout that is to be acked.
-    fn release_and_ack(&mut self, user: UserId, epoch: u64, ack: Option<(ConnId, i64)>, fx: &mut Effects) {
-        let lane = self.user_lane(user);
-        self.submit(lane, Then::Released { user, epoch, ack }, Op::Write(Write::Release { user, epoch }), fx);
+    /// The same, where a session has ended on this connection; `ack`: by a logout with this `seq`.
+    fn release_at(&mut self, user: UserId, epoch: u64, conn: Option<ConnId>, ack: Option<i64>, fx: &mut Effects) {
+        let then = Then::Released { user, epoch, conn, ack };
+        self.submit(self.user_lane(user), then, Op::Write(Write::Release { user, epoch }), fx);
     }
 
     pub(super) fn released(
         &mut self,
         user: UserId,
         epoch: u64,
-        ack: Option<(ConnId, i64)>,
+        conn: Option<ConnId>,
+        ack: Option<i64>,
         answer: Result<Answer, StoreError>,
         now: Now,
         fx: &mut Effects,
     ) {
-        if let Some((conn, seq)) = ack {
+        if let Some(conn) = conn {
             // Nobody can help it that the store is away: the session is over.
-            self.reply(conn, fx, |out| reply::ack(out, seq));
-            self.paid(conn, fx);
+            if let Some(seq) = ack {
+                self.reply(conn, fx, |out| reply::ack(out, seq));
+            }
+            self.end_change(conn, fx);
+            if ack.is_some() {
+                self.paid(conn, fx);
+            }
         }
         if answer.is_ok() {
             self.unreleased.remove(&user);

@@ -9,13 +9,13 @@ use super::attempts::Attempt;
 use super::chat::Text;
 use super::letters::{Fate, Receipt, Removal, Tag, Timer, Waiting};
 use super::limits::Tally;
-use super::{Answer, Effect, Effects, Now, Op, Path, Payload, Shard, Then};
+use super::{Answer, Effect, Effects, GroupCache, Now, Op, Path, Payload, Shard, Then, group_id};
 use crate::bus::Ticket;
 use crate::reactor::{CloseReason, ConnId, Manner, Unwritten, canonical};
 use crate::store::{Kept, NodeId, Outcome, Parcel, RowId, StoreError, UserId, Write};
 use crate::wire::proxy::BadHeader;
 use crate::wire::reply::OFFLINE_IN_REPLY;
-use crate::wire::{Errno, FramingMirror, ProxyHeader, Refusal, Splitter, reply};
+use crate::wire::{Errno, FramingMirror, ProxyHeader, Refusal, Request, Splitter, msgid, reply};
 
 /// How soon a drain that the store refused is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -31,6 +31,11 @@ pub(super) struct Client {
     pub session: Option<Box<Session>>,
     /// Requests that are not settled: replies owed, and chats whose fate is open.
     pub pending: u32,
+    /// Changes that its requests have made to what later ones read, and that are not settled: to
+    /// friends, to groups, and to who is online.
+    pub changes: u32,
+    /// The next request reads what those change; input waits for them.
+    pub behind_changes: bool,
     /// A login, a registration or a list is on its way; input waits behind it.
     pub waiting: bool,
     /// The login or the registration; a pointer, since it is short.
@@ -66,6 +71,8 @@ impl Client {
             framing: FramingMirror::default(),
             session: None,
             pending: 0,
+            changes: 0,
+            behind_changes: false,
             waiting: false,
             attempt: None,
             half_closed: false,
@@ -81,8 +88,21 @@ impl Client {
         }
     }
 
+    /// Whether a request must wait for the changes that earlier ones have made, since it would not see them.
+    pub fn reads_changes(&self, object: &[u8], groups: &GroupCache) -> bool {
+        let Ok(request) = Request::parse(object) else { return false };
+        match (request.msgid(), &self.session) {
+            (Ok(msgid::LIST), _) => true,
+            (Ok(msgid::GROUP_CHAT), Some(session)) => {
+                let group = request.groupid().ok().and_then(group_id);
+                group.is_some_and(|group| !groups.has_member(group, session.user))
+            }
+            _ => false,
+        }
+    }
+
     pub fn is_paused(&self) -> bool {
-        self.waiting || self.throttled || self.doubted || self.too_fast
+        self.waiting || self.behind_changes || self.throttled || self.doubted || self.too_fast
     }
 }
 
@@ -143,6 +163,8 @@ pub(super) struct Joining {
     pub seq: Option<i64>,
     /// Shards that still send to the store.
     pub unseen: usize,
+    /// The store is being read for the reply.
+    pub loading: bool,
     pub queue: VecDeque<Waiting>,
     /// Bytes in `queue`.
     pub bytes: usize,

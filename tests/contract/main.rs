@@ -42,6 +42,7 @@ macro_rules! in_configurations {
 mod accounts;
 mod capacity;
 mod chats;
+mod earlier;
 mod errors;
 mod framing;
 mod groups;
