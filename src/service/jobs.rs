@@ -182,10 +182,8 @@ pub enum Then {
     Released {
         user: UserId,
         epoch: u64,
-        /// Where its session was.
-        conn: Option<ConnId>,
-        /// The `seq` of the logout to be acked there.
-        ack: Option<i64>,
+        /// Where a session has ended, and the `seq` of the logout to be acked there.
+        ended: Option<(ConnId, Option<i64>)>,
     },
 }
 

@@ -673,7 +673,7 @@ impl Shard {
             Then::KeptBegun { conn, user, receipt } => self.begun_kept(conn, user, receipt, answer, fx),
             Then::Page { conn, user } => self.page_read(conn, user, answer, now, fx),
             Then::Removed { conn, user, rows } => self.removed(conn, user, rows, answer, now, fx),
-            Then::Released { user, epoch, conn, ack } => self.released(user, epoch, conn, ack, answer, now, fx),
+            Then::Released { user, epoch, ended } => self.released(user, epoch, ended, answer, now, fx),
         }
     }
 

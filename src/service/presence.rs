@@ -218,7 +218,7 @@ impl Shard {
             let (epoch, ack) = (*epoch, *ack);
             self.leaving.remove(&user);
             self.begin_change(conn);
-            self.release_at(user, epoch, Some(conn), ack, fx);
+            self.release_after(user, epoch, Some((conn, ack)), fx);
             self.broadcast(|| Letter::Free { user }, fx);
             self.resume_waiting(user, fx);
         }
@@ -265,12 +265,12 @@ impl Shard {
 
     /// Gives an account back to the store.
     pub(super) fn release(&mut self, user: UserId, epoch: u64, fx: &mut Effects) {
-        self.release_at(user, epoch, None, None, fx);
+        self.release_after(user, epoch, None, fx);
     }
 
-    /// The same, where a session has ended on this connection; `ack`: by a logout with this `seq`.
-    fn release_at(&mut self, user: UserId, epoch: u64, conn: Option<ConnId>, ack: Option<i64>, fx: &mut Effects) {
-        let then = Then::Released { user, epoch, conn, ack };
+    /// The same, where a session has ended.
+    fn release_after(&mut self, user: UserId, epoch: u64, ended: Option<(ConnId, Option<i64>)>, fx: &mut Effects) {
+        let then = Then::Released { user, epoch, ended };
         self.submit(self.user_lane(user), then, Op::Write(Write::Release { user, epoch }), fx);
     }
 
@@ -278,13 +278,12 @@ impl Shard {
         &mut self,
         user: UserId,
         epoch: u64,
-        conn: Option<ConnId>,
-        ack: Option<i64>,
+        ended: Option<(ConnId, Option<i64>)>,
         answer: Result<Answer, StoreError>,
         now: Now,
         fx: &mut Effects,
     ) {
-        if let Some(conn) = conn {
+        if let Some((conn, ack)) = ended {
             // Nobody can help it that the store is away: the session is over.
             if let Some(seq) = ack {
                 self.reply(conn, fx, |out| reply::ack(out, seq));

@@ -393,7 +393,8 @@ mod tests {
 
     #[test]
     fn an_integral_number_is_an_integer_wherever_one_is_asked_for() {
-        let ask: [(&str, fn(&Request) -> Result<i64, Refusal>); 7] = [
+        type Ask = fn(&Request) -> Result<i64, Refusal>;
+        let ask: [(&str, Ask); 7] = [
             ("msgid", |request| request.msgid()),
             ("id", |request| request.id()),
             ("toid", |request| request.toid()),

@@ -178,7 +178,7 @@ mod tests {
             (format!("{mark}{{}}{{}}"), 2),
             (format!("{mark}\r\n \0{{}}"), 1),
             (format!("\r\n{mark}{{}}"), 1),
-            (format!("{mark}"), 0),
+            (mark.to_string(), 0),
             (format!("{mark} "), 0),
         ] {
             assert_eq!(split_all(input.as_bytes()).unwrap().len(), objects, "{input:?}");
@@ -189,8 +189,8 @@ mod tests {
             format!("{{}}{mark}{{}}"),
             format!("{{}}\0{mark}"),
             format!("{mark}[]"),
-            format!("\u{fefe}{{}}"),
-            format!("\u{f000}{{}}"),
+            "\u{fefe}{}".to_string(),
+            "\u{f000}{}".to_string(),
         ] {
             assert_eq!(split_all(input.as_bytes()), Err(Broken::NotAnObject), "{input:?}");
         }
