@@ -349,14 +349,30 @@ impl Lines {
     }
 }
 
-/// Reads from the terminal when something has come, and while it is ours.
+/// Reads from the terminal when something has come, and while it is ours. That nobody reads the
+/// output any more is the end of the input, too.
 fn read_typed(chunk: &mut [u8]) -> io::Result<usize> {
+    /// What has come: input, and what became of the output.
+    fn events(timeout: Option<&Timespec>) -> io::Result<[PollFlags; 2]> {
+        let input = PollFd::from_borrowed_fd(stdin(), PollFlags::IN);
+        let mut both = [input, PollFd::from_borrowed_fd(stdout(), PollFlags::empty())];
+        match poll(&mut both, timeout) {
+            Ok(_) | Err(Errno::INTR) => Ok(both.map(|end| end.revents())),
+            Err(error) => Err(error.into()),
+        }
+    }
     loop {
-        wait(stdin(), PollFlags::IN)?;
+        let [typed, output] = events(None)?;
+        if output.intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL) {
+            return Ok(0);
+        }
+        if typed.is_empty() {
+            continue;
+        }
         tty::wait_for_foreground();
         // Meanwhile another may have read it.
-        let mut input = [PollFd::from_borrowed_fd(stdin(), PollFlags::IN)];
-        if poll(&mut input, Some(&Timespec::default())).is_ok_and(|ready| ready > 0) {
+        let [typed, _] = events(Some(&Timespec::default()))?;
+        if !typed.is_empty() {
             return read(chunk);
         }
     }
