@@ -695,6 +695,8 @@ struct Cut {
     lost_claims: AtomicUsize,
     /// How many connections were made.
     connections: AtomicUsize,
+    /// How often something came that its sender waits for an answer to.
+    requests: AtomicUsize,
     /// New connections have to wait.
     closed: AtomicBool,
 }
@@ -745,6 +747,7 @@ fn relay(mut client: TcpStream, mut database: TcpStream, cut: &Cut) {
     });
     let mut buffer = [0; 1 << 16];
     while let Ok(count @ 1..) = from_client.read(&mut buffer) {
+        cut.requests.fetch_add(1, Ordering::SeqCst);
         if buffer[4..count.max(4)].starts_with(b"\x03UPDATE ") {
             if Cut::take(&cut.lost_claims) {
                 break;
@@ -844,6 +847,24 @@ fn a_batch_whose_commit_got_no_answer_is_done_once_and_known_to_be() {
     assert_eq!(proxy.cut.answers.load(Ordering::SeqCst), 0, "nothing was cut");
     assert_eq!(proxy.cut.connections.load(Ordering::SeqCst), connections + 1);
     assert_done_once(&mut fixture, &outcomes, &users);
+}
+
+#[test]
+fn a_connection_begins_with_one_round_trip_behind_the_handshake() {
+    let (fixture, proxy, node, _, users) = behind_a_proxy();
+    let mut connection = node.store.connection();
+    let mut root = fixture.foreign();
+    let made = |count: &AtomicUsize| count.swap(0, Ordering::SeqCst);
+    let Cut { connections, requests, .. } = &*proxy.cut;
+    for round in ["first", "again, after the database has ended it"] {
+        let _ = (made(connections), made(requests));
+        assert!(connection.account(users[0]).unwrap().is_some());
+        // The handshake, the settings, the account; and perhaps one that found that there is no connection.
+        let found_it_lost = made(requests).checked_sub(3);
+        assert!(found_it_lost.is_some_and(|times| times <= usize::from(round != "first")), "{round}");
+        assert_eq!(made(connections), 1, "{round}");
+        cut_connections(&mut root, &format!("DB = '{}'", fixture.database));
+    }
 }
 
 #[test]
@@ -1312,16 +1333,14 @@ fn go_through_everything(root: &mut Conn, store: String, what: &str) {
         assert_eq!(groups[0]["groupname"], format!("group 🎉 {round}"), "{what}");
         assert_eq!(listed(&groups[0]["users"]).len(), 2, "{what}");
         drop((client, other));
-        cut_connections(root);
+        cut_connections(root, "USER IN ('root', 'plain')");
     }
 }
 
-/// Ends all connections to the database, but for the one that does it.
-fn cut_connections(root: &mut Conn) {
+/// Ends connections to the database, but for the one that does it.
+fn cut_connections(root: &mut Conn, which: &str) {
     let ids: Vec<u64> = root
-        .query(
-            "SELECT ID FROM information_schema.PROCESSLIST WHERE ID <> CONNECTION_ID() AND USER IN ('root', 'plain')",
-        )
+        .query(format!("SELECT ID FROM information_schema.PROCESSLIST WHERE ID <> CONNECTION_ID() AND {which}"))
         .unwrap();
     for id in ids {
         let _ = root.query_drop(format!("KILL CONNECTION {id}")); // it may be gone already

@@ -575,6 +575,37 @@ fn what_may_be_stored_while_a_login_reads_the_store_is_drained_behind_the_reply(
 }
 
 #[test]
+fn one_message_that_the_database_refuses_fails_alone_among_those_on_a_way() {
+    let mut node = Node::new();
+    let conn = node.log_in(1)[0];
+    node.waits = |op| matches!(op, Op::Write(Write::Keep(_)));
+    // Behind the first, which is being stored, the others wait for each other.
+    for (seq, text) in (1..).zip(["a", "b", "c", "d", "e"]) {
+        node.ask(conn, &format!(r#"{{"msgid":6,"id":1,"toid":2,"msg":"{text}","seq":{seq}}}"#));
+    }
+    node.sent.clear();
+    node.answer_kept(Kept::Stored(1));
+    assert!(node.reply().contains("\"seq\":1,\"errno\":0"));
+    let waiting = |node: &Node| match &node.waiting[..] {
+        [Job { op: Op::Write(Write::Keep(parcels)), .. }] => parcels[0].messages.len(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(waiting(&node), 4);
+    node.answer_kept(Kept::Refused(1));
+    let replies = std::mem::take(&mut node.sent);
+    assert!(replies[0].contains("\"seq\":2,\"errno\":0"), "{replies:?}");
+    assert!(replies[1].contains("\"seq\":3,\"errno\":21"), "{replies:?}");
+    assert_eq!((replies.len(), waiting(&node)), (2, 2), "{replies:?}");
+    node.answer_kept(Kept::Stored(3));
+    let replies = std::mem::take(&mut node.sent);
+    assert!(
+        replies.iter().zip(4..).all(|(reply, seq)| reply.contains(&format!("\"seq\":{seq},\"errno\":0"))),
+        "{replies:?}"
+    );
+    assert!(node.waiting.is_empty());
+}
+
+#[test]
 fn what_may_still_arrive_elsewhere_and_was_refused_by_the_store_is_waited_for() {
     let mut node = Node::new();
     let conn = node.log_in(1)[0];
