@@ -4,9 +4,13 @@
 --
 -- Tables that exist are left as they are. C++ servers that share the database insert by position
 -- and `select *`, so the columns and their order are theirs, and what is added is invisible
--- (MySQL 8.0.23, MariaDB 10.3). Names are unique without regard to case: the collation sees to it.
--- It is the one that both databases have and that tells one emoji from another. A name that differs
--- only in accents, or in spaces at its end, is the same name to it.
+-- (MySQL 8.0.23, MariaDB 10.3).
+--
+-- Names are unique twice. By their bytes, so that C++ servers cannot add an exact double; and by namekey,
+-- the SHA-256 of what makes two names the same: NFKC(casefold(NFKC(name))), less the blanks at its ends, and
+-- with one for each run of them between. Our servers fill it in, also for the rows of C++ servers, where it
+-- is NULL at first. Where a name was there already, it stays NULL, and namesake is the id of the row that
+-- has it. Whoever renames a row by hand sets both to NULL.
 
 CREATE DATABASE IF NOT EXISTS chat CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_520_ci;
 USE chat;
@@ -14,12 +18,15 @@ USE chat;
 -- node and epoch are the claim by which one of our nodes has the user; both are NULL where none has.
 CREATE TABLE IF NOT EXISTS User (
     id       INT NOT NULL AUTO_INCREMENT PRIMARY KEY,
-    name     VARCHAR(50) NOT NULL UNIQUE,
+    name     VARCHAR(50) COLLATE utf8mb4_bin NOT NULL UNIQUE,
     password VARCHAR(255) NOT NULL,
     state    ENUM('online', 'offline') DEFAULT 'offline',
     node     BIGINT UNSIGNED NULL INVISIBLE,
     epoch    BIGINT UNSIGNED NULL INVISIBLE,
-    KEY (node)
+    namekey  BINARY(32) NULL INVISIBLE UNIQUE,
+    namesake BIGINT UNSIGNED NULL INVISIBLE,
+    KEY (node),
+    KEY (namekey, namesake)
 ) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_unicode_520_ci;
 
 CREATE TABLE IF NOT EXISTS Friend (
@@ -30,8 +37,11 @@ CREATE TABLE IF NOT EXISTS Friend (
 
 CREATE TABLE IF NOT EXISTS AllGroup (
     id        INT NOT NULL AUTO_INCREMENT PRIMARY KEY,
-    groupname VARCHAR(50) NOT NULL UNIQUE,
-    groupdesc VARCHAR(200) DEFAULT ''
+    groupname VARCHAR(50) COLLATE utf8mb4_bin NOT NULL UNIQUE,
+    groupdesc VARCHAR(200) DEFAULT '',
+    namekey   BINARY(32) NULL INVISIBLE UNIQUE,
+    namesake  BIGINT UNSIGNED NULL INVISIBLE,
+    KEY (namekey, namesake)
 ) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_unicode_520_ci;
 
 CREATE TABLE IF NOT EXISTS GroupUser (

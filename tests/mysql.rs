@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use chat_server::store::mysql::{MySqlStore, OpenError, Options};
 use chat_server::store::{
-    Account, Claim, Connection, Friend, Group, GroupId, Holder, Kept, Member, NodeId, Outcome, Parcel, Quotas, RowId,
-    Store, UserId, Write,
+    Account, Claim, Connection, Friend, Group, GroupId, Holder, Kept, Member, NodeId, Outcome, Parcel, Quota, Quotas,
+    RowId, Store, UserId, Write,
 };
 use mysql::Conn;
 use mysql::prelude::Queryable;
@@ -190,9 +190,9 @@ fn names_are_unique_without_regard_to_case_and_kept_as_they_were_given() {
     let node = &mut fixture.node;
     let ann = node.user("Ünïcødé Жора ΣΑΣ");
     assert_eq!(node.one(register("üNÏCØDÉ жОРА σας")), Outcome::Already);
-    // Spaces at the end make no other name; emoji do, each its own.
+    // Spaces at the end make no other name; emoji and accents do, each its own.
     assert_eq!(node.one(register("ünïcødé жора σας ")), Outcome::Already);
-    node.users(["😀", "😁", "张三", "张三丰", "李"]);
+    node.users(["😀", "😁", "张三", "张三丰", "李", "unïcødé Жора ΣΑΣ"]);
     node.group(ann, "Élan");
     assert_eq!(node.one(create_group(ann, "éLAN")), Outcome::Already);
     assert_eq!(node.connection.account(ann).unwrap().unwrap().name, "Ünïcødé Жора ΣΑΣ");
@@ -1844,11 +1844,11 @@ fn a_table_that_is_missing_is_made_in_the_others_case() {
 
 #[test]
 fn group_names_that_are_there_twice_stay_and_new_ones_are_checked() {
-    let mut old = Old::new("latin1", false, &[COPY, ROWS, "INSERT INTO AllGroup (groupname) VALUES ('Readers')"]);
+    let mut old = Old::new("latin1", false, &[COPY, ROWS, "INSERT INTO AllGroup (groupname) VALUES ('readers')"]);
     let rows = old.rows();
     old.check(&rows);
     let schema = old.schema();
-    assert!(!schema[2].contains("UNIQUE"), "{}", schema[2]);
+    assert!(!schema[2].contains("UNIQUE KEY `groupname`"), "{}", schema[2]);
     // Many who want the same name at once: one has it.
     let nodes = [old.open(), old.open()];
     let start = Barrier::new(6);
@@ -1865,18 +1865,384 @@ fn group_names_that_are_there_twice_stay_and_new_ones_are_checked() {
     });
     assert_eq!(created, 1);
     // Once an administrator has renamed one, names are unique for good.
-    old.run("UPDATE AllGroup SET groupname = 'writers' WHERE id = 3");
+    old.run("UPDATE AllGroup SET groupname = 'writers', namekey = NULL WHERE id = 3");
     old.open();
-    assert!(old.schema()[2].contains("UNIQUE"));
+    assert!(old.schema()[2].contains("UNIQUE KEY `groupname"));
+    assert_eq!(old.open().one(create_group(1, "Writers")), Outcome::Already);
+}
+
+// ---- Which names are the same
+
+/// What was logged, by whichever test.
+fn logged() -> &'static Mutex<Vec<String>> {
+    static LOGGED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    struct Logger;
+    impl log::Log for Logger {
+        fn enabled(&self, metadata: &log::Metadata) -> bool {
+            metadata.level() <= log::Level::Warn
+        }
+        fn log(&self, record: &log::Record) {
+            if self.enabled(record.metadata()) {
+                LOGGED.lock().unwrap_or_else(PoisonError::into_inner).push(record.args().to_string());
+            }
+        }
+        fn flush(&self) {}
+    }
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        log::set_logger(&Logger).expect("the first");
+        log::set_max_level(log::LevelFilter::Warn);
+    });
+    &LOGGED
+}
+
+impl Old {
+    /// Of each user: its id, whether its name has a key, and whose name is the same.
+    fn keys(&mut self) -> Vec<(u32, bool, Option<u32>)> {
+        let sql = self.named("SELECT id, namekey IS NOT NULL, namesake FROM User ORDER BY id");
+        self.conn.query(sql).unwrap()
+    }
 }
 
 #[test]
-fn user_names_that_only_an_old_collation_told_apart_stay() {
-    let mut old = Old::new("latin1 COLLATE latin1_bin", false, &[REFERENCE, ROWS]);
-    old.run("INSERT INTO User (name, password) VALUES ('jOSÉ', 'p')");
-    let rows = old.rows();
-    old.check(&rows);
-    assert!(!old.schema()[0].contains("UNIQUE"));
+fn accounts_that_are_there_and_collide_keep_their_names_and_the_later_has_no_key() {
+    for lower in [false, true] {
+        let logged = logged();
+        let mut old = Old::new("latin1 COLLATE latin1_bin", lower, &[REFERENCE, ROWS]);
+        old.run(
+            "INSERT INTO User (name, password) VALUES ('jOSÉ', 'p'), ('LI  si ', 'p'), ('Jose', 'p'), ('li sI', 'p')",
+        );
+        let rows = old.rows();
+        old.check(&rows);
+        // The last one is check's.
+        let mut expected = vec![
+            (1, true, None),
+            (2, true, None),
+            (3, true, None),
+            (4, false, Some(2)),
+            (5, false, Some(3)),
+            (6, true, None),
+        ];
+        expected.extend([(7, false, Some(3)), (8, true, None)]);
+        assert_eq!(old.keys(), expected);
+        assert!(old.schema()[0].contains("UNIQUE KEY `name`"));
+        assert!(old.schema()[0].contains("`name` varchar(50) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL"));
+        {
+            let logged = logged.lock().unwrap_or_else(PoisonError::into_inner);
+            let says = |name: &str, owner: &str| {
+                logged.iter().any(|line| line.contains(&format!("{name:?}")) && line.contains(owner))
+            };
+            assert!(says("jOSÉ", "2") && says("LI  si ", "3") && says("li sI", "3"), "{logged:?}");
+        }
+        // Found once, they are not looked at before each insert.
+        let mut node = old.open();
+        assert_eq!(node.connection.account(5).unwrap().unwrap().name, "LI  si ");
+        let user = old.tables[0].clone();
+        let unseen = format!("SELECT COUNT(*) FROM {user} WHERE namekey IS NULL AND namesake IS NULL");
+        assert_eq!(old.conn.query_first::<u32, _>(unseen).unwrap(), Some(0));
+        for taken in ["josé", "li si", "LI SI", "jose"] {
+            assert_eq!(node.one(register(taken)), Outcome::Already, "{taken}");
+        }
+        // One is renamed by hand, and the first of two others goes: the next start gives both their keys.
+        old.run("UPDATE User SET name = 'Pepe' WHERE id = 4");
+        old.run("DELETE FROM User WHERE id = 3");
+        let mut node = old.open();
+        assert_eq!(
+            old.keys(),
+            [
+                (1, true, None),
+                (2, true, None),
+                (4, true, None),
+                (5, true, None),
+                (6, true, None),
+                (7, false, Some(5)),
+                (8, true, None)
+            ]
+        );
+        assert_eq!(node.write(&[register("pepe"), register("li si")]), [Outcome::Already, Outcome::Already]);
+    }
+}
+
+#[test]
+fn names_that_cpp_servers_add_are_seen_before_the_next_of_ours_and_cost_no_id() {
+    let mut fixture = Fixture::new();
+    let mut foreign = fixture.foreign();
+    let node = &mut fixture.node;
+    let ann = node.user("ann");
+    // An exact double is refused to C++ servers by the index over the bytes; any other name is not.
+    let add = |foreign: &mut Conn, name: &str| {
+        foreign.query_drop(format!("insert into User(name,password,state) values('{name}', 'p', 'offline')"))
+    };
+    assert!(add(&mut foreign, "ann").is_err());
+    add(&mut foreign, "Bob").unwrap();
+    add(&mut foreign, "ANN").unwrap();
+    foreign.query_drop("insert into AllGroup(groupname,groupdesc) values('Readers', '')").unwrap();
+    let next_user = node.user("x") + 1;
+    let next_group = node.group(ann, "x") + 1;
+    for _ in 0..50 {
+        let refused = [register("BOB"), register("Ann"), register("ANN"), create_group(ann, "ｒeaders")];
+        assert_eq!(node.write(&refused), [Outcome::Already, Outcome::Already, Outcome::Already, Outcome::Already]);
+    }
+    assert_eq!((node.user("y"), node.group(ann, "y")), (next_user, next_group));
+    let state: Vec<(String, bool, Option<u32>)> =
+        foreign.query("SELECT name, namekey IS NOT NULL, namesake FROM User ORDER BY id").unwrap();
+    let of = |name: &str| state.iter().find(|(own, ..)| own == name).unwrap().clone();
+    assert_eq!(of("Bob"), ("Bob".into(), true, None));
+    assert_eq!(of("ANN"), ("ANN".into(), false, Some(ann)));
+    // A name that was changed by hand, with its old key: what stands there counts, too.
+    foreign.query_drop("UPDATE User SET name = 'renamed' WHERE name = 'Bob'").unwrap();
+    assert_eq!(node.write(&[register("renamed"), register("bob")]), [Outcome::Already, Outcome::Already]);
+    assert_eq!(node.user("z"), next_user + 1);
+    // What C++ servers see has not changed.
+    let user: mysql::Row = foreign.query_first("select * from User where id = 1").unwrap().unwrap();
+    assert_eq!(user.len(), 4);
+    foreign.query_drop("insert into User values(900, 'by position', 'p', 'offline')").unwrap();
+    foreign.query_drop("insert into AllGroup values(900, 'by position', '')").unwrap();
+    assert_eq!(node.one(register("By Position")), Outcome::Already);
+}
+
+#[test]
+fn a_group_that_a_quota_refuses_costs_no_id() {
+    let fixture = Fixture::new();
+    let quotas = Quotas { groups: Some(2), ..Quotas::default() };
+    let mut node = Node::open(Options { quotas, ..options(fixture.server.url(&fixture.database), 2) });
+    let [ann, bob] = node.users(["ann", "bob"]);
+    node.group(ann, "one");
+    let last = node.group(ann, "two");
+    for n in 0..50 {
+        assert_eq!(node.one(create_group(ann, &n.to_string())), Outcome::Full(Quota::Groups));
+    }
+    assert_eq!(node.group(bob, "three"), last + 1);
+}
+
+/// Every name has a key, and each key stands once; who has none names who has it.
+fn assert_keyed(conn: &mut Conn, table: &str, column: &str) {
+    type Row = (u32, String, Option<Vec<u8>>, Option<u32>);
+    let rows: Vec<Row> =
+        conn.query(format!("SELECT id, {column}, namekey, namesake FROM {table} ORDER BY id")).unwrap();
+    let mut owners = HashMap::new();
+    for (id, name, key, namesake) in &rows {
+        assert_ne!(key.is_some(), namesake.is_some(), "{id} {name}");
+        if key.is_some() {
+            let same = chat_server::wire::name::key(name);
+            assert_eq!(owners.insert(same, *id), None, "two have the key of {name}");
+        }
+    }
+    for (id, name, _, namesake) in rows.iter().filter(|(.., namesake)| namesake.is_some()) {
+        assert_eq!(owners.get(&chat_server::wire::name::key(name)), namesake.as_ref(), "{id} {name}");
+    }
+}
+
+#[test]
+fn many_names_get_their_keys_in_batches_by_several_nodes_at_once_and_after_a_crash() {
+    let mut old = Old::new("utf8mb4 COLLATE utf8mb4_bin", false, &[REFERENCE]);
+    let names = |from: usize, upto: usize| {
+        let name = |n: usize| match n % 4 {
+            0 => format!("('USER {}', 'p')", n - 1),
+            _ => format!("('user {n}', 'p')"),
+        };
+        let rows: Vec<_> = (from..upto).map(name).collect();
+        format!("INSERT INTO User (name, password) VALUES {}", rows.join(", "))
+    };
+    old.run(&names(1, 2600));
+    let open_four = |old: &Old| {
+        let start = Barrier::new(4);
+        thread::scope(|scope| {
+            for node in 0..4 {
+                let (url, start) = (old.server.url(&old.database), &start);
+                scope.spawn(move || {
+                    start.wait();
+                    Node::open(options(url, node + 1));
+                });
+            }
+        });
+    };
+    open_four(&old);
+    assert_keyed(&mut old.conn, "User", "name");
+    // Of two that are the same the first has the key.
+    let later: u32 = old.conn.query_first("SELECT COUNT(*) FROM User WHERE namesake = id - 1").unwrap().unwrap();
+    assert_eq!(later, 2599 / 4);
+    // As after a crash between two batches, and with more from C++ servers.
+    old.run("UPDATE User SET namekey = NULL, namesake = NULL WHERE id > 700 AND id % 3 > 0");
+    old.run(&names(3001, 3200));
+    open_four(&old);
+    assert_keyed(&mut old.conn, "User", "name");
+    old.open().user("user 2600");
+}
+
+#[test]
+fn nodes_and_cpp_servers_that_add_the_same_names_at_once_leave_each_key_once() {
+    let fixture = Fixture::new();
+    let nodes: Vec<Node> = (2..4).map(|id| fixture.node(id)).collect();
+    let (rounds, start) = (60, Barrier::new(6));
+    let registered: Vec<Vec<bool>> = thread::scope(|scope| {
+        let start = &start;
+        for column in [("User", "name,password"), ("AllGroup", "groupname,groupdesc")] {
+            let mut foreign = fixture.foreign();
+            scope.spawn(move || {
+                start.wait();
+                for n in 0..rounds {
+                    // One that is there exactly so is refused to it.
+                    let _ =
+                        foreign.query_drop(format!("insert into {}({}) values('NAME {n}', 'p')", column.0, column.1));
+                }
+            });
+        }
+        let threads = ["Name", "name", "nAME", "NAME"].into_iter().enumerate().map(|(thread, name)| {
+            let mut connection = nodes[thread % 2].store.connection();
+            scope.spawn(move || {
+                start.wait();
+                let mut one = |write: Write| match &connection.write(&[write]).unwrap()[..] {
+                    [Outcome::Id(_)] => true,
+                    [Outcome::Already] => false,
+                    other => panic!("{other:?}"),
+                };
+                let round = |n| one(register(&format!("{name} {n}"))) | one(create_group(1, &format!("{name} {n}")));
+                (0..rounds).map(round).collect()
+            })
+        });
+        threads.collect::<Vec<_>>().into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    for n in 0..rounds {
+        assert!(registered.iter().filter(|thread| thread[n]).count() <= 2, "a user and a group of the same name");
+    }
+    let (mut node, mut foreign) = (fixture.node(4), fixture.foreign());
+    assert_keyed(&mut foreign, "User", "name");
+    assert_keyed(&mut foreign, "AllGroup", "groupname");
+    for n in 0..rounds {
+        let again = [register(&format!("namE {n}")), create_group(1, &format!("namE {n}"))];
+        assert_eq!(node.write(&again), [Outcome::Already, Outcome::Already]);
+    }
+}
+
+#[test]
+fn the_key_of_a_name_is_made_of_what_its_clients_see() {
+    let (_fixture, mut node, mut foreign) = mixed();
+    // UTF-8 that a server which says gbk has passed on, as the characters that its bytes are in GBK.
+    foreign.query_drop("insert into User(name,password,state) values('ΒΣ', 'p', 'offline')").unwrap();
+    foreign.query_drop("insert into AllGroup(groupname,groupdesc) values('ÀÉ', '')").unwrap();
+    let user = node.user("plain");
+    for (taken, group) in [("ΒΣ", "ÀÉ"), ("βσ", "àé"), ("βς", "àE\u{301}"), ("Βς ", "a\u{300}É")] {
+        assert_eq!(node.write(&[register(taken), create_group(user, group)]), [Outcome::Already, Outcome::Already]);
+    }
+    node.user("ΒΤ");
+    assert_eq!(node.one(register("βτ")), Outcome::Already);
+}
+
+// ---- Tables as some copies have them
+
+/// Opens a copy's tables after these statements, and does with each table what clients bring about.
+#[track_caller]
+fn works_with(statements: &[&str]) -> Old {
+    logged();
+    let mut old = Old::new("utf8mb4", false, &[COPY]);
+    statements.iter().for_each(|statement| old.run(statement));
+    for round in 0..2 {
+        let mut node = Node::open(options(old.server.url(&old.database), 1 + round as u64));
+        let [ann, bob] = node.users([["ann", "bob"], ["cem", "dan"]][round]);
+        let (befriend, group) = (Write::AddFriend { user: ann, friend: bob }, node.group(ann, &round.to_string()));
+        let join = Write::JoinGroup { user: bob, group };
+        assert_eq!(node.write(&[befriend.clone(), join.clone()]), [Outcome::Done, Outcome::Done], "{statements:?}");
+        assert_eq!(node.write(&[befriend, join]), [Outcome::Already, Outcome::Already], "{statements:?}");
+        let names =
+            |friends: Vec<Friend>| friends.into_iter().map(|friend| (friend.id, friend.name)).collect::<Vec<_>>();
+        let bob_name = ["bob", "dan"][round].to_owned();
+        assert_eq!(names(node.connection.friends(ann).unwrap()), [(bob, bob_name)], "{statements:?}");
+        let groups = node.connection.groups(bob).unwrap();
+        assert_eq!((groups[0].id, groups[0].users.len()), (group, 2), "{statements:?}");
+        for message in ["1", "1", "2"] {
+            let kept = node.keep(&[bob], message);
+            assert!(matches!(kept[..], [Kept::Stored(_)]), "{statements:?}: {kept:?} {:?}", logged());
+        }
+        assert_eq!(node.texts(bob), ["1", "1", "2"], "{statements:?}");
+        assert_eq!(node.one(claim(bob, 1)), Outcome::Done);
+        let page = node.connection.page(bob, usize::MAX).unwrap();
+        let rows = vec![page.messages[0].0, page.messages[2].0];
+        assert_eq!(node.one(Write::Remove { user: bob, epoch: 1, rows }), Outcome::Done);
+        assert_eq!(node.texts(bob), ["1"], "{statements:?}");
+        assert_eq!(node.one(Write::Release { user: bob, epoch: 1 }), Outcome::Done);
+    }
+    old
+}
+
+#[test]
+fn tables_with_columns_of_their_own_are_used_as_they_are_found() {
+    let own_id = "ADD COLUMN id INT NOT NULL AUTO_INCREMENT PRIMARY KEY FIRST";
+    for definition in [
+        own_id.to_owned(),
+        own_id.replace("INT", "BIGINT UNSIGNED").replace(" id ", " relation ").replace(" FIRST", ""),
+        own_id.replace("PRIMARY KEY FIRST", "UNIQUE, ADD COLUMN name VARCHAR(20) NOT NULL DEFAULT 'x'"),
+        "ADD COLUMN state INT NULL, ADD COLUMN last TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP,
+         ADD COLUMN node ENUM('a','b') NOT NULL, ADD COLUMN bytes INT AS (1) VIRTUAL"
+            .to_owned(),
+    ] {
+        let alter = ["Friend", "GroupUser", "OfflineMessage"].map(|table| format!("ALTER TABLE {table} {definition}"));
+        let mut old = works_with(&alter.each_ref().map(String::as_str));
+        if definition == own_id {
+            // It is still what numbers the rows, and C++ servers see it where it was.
+            for (index, table) in [1, 3, 4].into_iter().zip(["Friend", "GroupUser", "OfflineMessage"]) {
+                assert!(old.schema()[index].contains("PRIMARY KEY (`id`)"), "{}", old.schema()[index]);
+                let first = format!("SELECT * FROM {table} LIMIT 1");
+                let columns = old.conn.query_first::<mysql::Row, _>(first).unwrap().unwrap();
+                assert_eq!(columns.columns_ref()[0].name_str(), "id");
+            }
+        }
+    }
+}
+
+#[test]
+fn tables_with_keys_numbers_and_engines_of_their_own_are_used_as_they_are_found() {
+    for statements in [
+        &[
+            "ALTER TABLE User MODIFY id BIGINT NOT NULL AUTO_INCREMENT",
+            "ALTER TABLE Friend MODIFY userid BIGINT, MODIFY friendid BIGINT UNSIGNED",
+            "ALTER TABLE AllGroup MODIFY id SMALLINT UNSIGNED NOT NULL AUTO_INCREMENT",
+            "ALTER TABLE OfflineMessage ADD PRIMARY KEY (userid, message(20))",
+        ][..],
+        &[
+            "ALTER TABLE User MODIFY id INT UNSIGNED NOT NULL AUTO_INCREMENT, DROP PRIMARY KEY, ADD UNIQUE (id),
+             MODIFY name VARCHAR(50) NOT NULL, ADD PRIMARY KEY (name)",
+            "ALTER TABLE AllGroup DROP PRIMARY KEY, ADD UNIQUE number (id)",
+            "ALTER TABLE Friend ADD UNIQUE one (userid)",
+            "ALTER TABLE OfflineMessage ADD UNIQUE one (userid), ADD UNIQUE text_too (userid, message(9))",
+        ],
+        &[
+            "ALTER TABLE User ADD COLUMN email VARCHAR(50), ADD COLUMN created DATETIME NOT NULL DEFAULT CURRENT_TIMESTAMP",
+            "ALTER TABLE AllGroup ADD COLUMN owner INT NOT NULL DEFAULT 0, ENGINE = MyISAM",
+            "ALTER TABLE OfflineMessage ADD COLUMN n INT NOT NULL AUTO_INCREMENT, ADD PRIMARY KEY (userid, n),
+             ENGINE = MyISAM",
+            "ALTER TABLE Friend ENGINE = Aria",
+        ],
+    ] {
+        works_with(statements);
+    }
+}
+
+#[test]
+fn a_column_that_we_cannot_fill_is_told_at_the_start() {
+    let mut old = Old::new("utf8mb4", false, &[COPY]);
+    for (table, alter, says) in [
+        ("User", "ADD COLUMN email VARCHAR(50) NOT NULL", "email"),
+        ("Friend", "ADD COLUMN since DATETIME NOT NULL", "since"),
+        ("AllGroup", "ADD COLUMN owner INT NOT NULL FIRST", "owner"),
+        ("GroupUser", "ADD COLUMN nick TEXT NOT NULL", "nick"),
+        ("OfflineMessage", "ADD COLUMN sender INT NOT NULL", "sender"),
+        ("User", "MODIFY id INT NOT NULL", "id is not AUTO_INCREMENT"),
+        ("AllGroup", "MODIFY id INT NOT NULL", "id is not AUTO_INCREMENT"),
+        ("OfflineMessage", "ADD COLUMN id INT NOT NULL", "id is not AUTO_INCREMENT"),
+    ] {
+        old.run(&format!("CREATE TABLE aside LIKE {table}"));
+        old.run(&format!("ALTER TABLE {table} {alter}"));
+        let error = match MySqlStore::open(options(old.server.url(&old.database), 1)) {
+            Err(error) => error.to_string(),
+            Ok(_) => panic!("{table} {alter}: it opens"),
+        };
+        assert!(error.contains(table) && error.contains(says), "{error}");
+        let create = old.conn.query_first::<(String, String), _>(format!("SHOW CREATE TABLE {table}"));
+        assert!(!create.unwrap().unwrap().1.contains("INVISIBLE"), "nothing is altered");
+        old.run(&format!("DROP TABLE {table}"));
+        old.run(&format!("RENAME TABLE aside TO {table}"));
+    }
 }
 
 #[test]

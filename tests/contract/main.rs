@@ -49,6 +49,7 @@ mod groups;
 mod legacy;
 mod limits;
 mod malformed;
+mod names;
 mod nodes;
 mod offline;
 mod order;

@@ -296,6 +296,12 @@ impl Gate {
 #[derive(Default)]
 pub(super) struct Link(Option<Session>);
 
+impl From<Session> for Link {
+    fn from(session: Session) -> Self {
+        Link(Some(session))
+    }
+}
+
 impl Link {
     /// Does `work`, and does it again where that can help: after a deadlock or a long wait for a
     /// lock, and once after the connection was lost. Its second argument tells that an earlier try

@@ -21,8 +21,10 @@ use super::link::{self, Failure, STATEMENTS, Session, column, quoted};
 
 const SCHEMA: &str = include_str!("../../../schema.sql");
 const CHARSET: &str = "utf8mb4";
-/// Of `schema.sql`; the one that decides which names are the same.
+/// Of `schema.sql`.
 const COLLATION: &str = "utf8mb4_unicode_520_ci";
+/// That of names, which tells all of them apart but exact doubles: which are the same is for `namekey` to say.
+const NAME_COLLATION: &str = "utf8mb4_bin";
 /// How long an ALTER TABLE may take: that of a large table takes its time.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(3600);
 /// How long to wait for another node that is at it, in seconds.
@@ -122,7 +124,7 @@ impl From<Failure> for OpenError {
     }
 }
 
-/// What the tables are called, and whether their names are unique by an index.
+/// What the tables are called, and the column that numbers the messages.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Layout {
     pub user: String,
@@ -130,8 +132,7 @@ pub(super) struct Layout {
     pub all_group: String,
     pub group_user: String,
     pub offline_message: String,
-    pub user_names_unique: bool,
-    pub group_names_unique: bool,
+    pub message_row: String,
 }
 
 /// Makes the database what it has to be.
@@ -341,49 +342,55 @@ impl Plan {
         let (all_group, all_group_table) = find("AllGroup")?;
         let (group_user, group_user_table) = find("GroupUser")?;
         let (offline_message, offline_message_table) = find("OfflineMessage")?;
-        plan.layout = Layout { user, friend, all_group, group_user, offline_message, ..Layout::default() };
+        plan.layout = Layout { user, friend, all_group, group_user, offline_message, message_row: "id".to_owned() };
 
-        plan.layout.user_names_unique = match user_table {
-            Some(mut table) => {
-                table.needs(&["id", "name", "password", "state"])?;
-                let recollated = table.text("name", 50, true)?;
-                table.text("password", 255, false)?;
-                table.add_column("node", "BIGINT UNSIGNED NULL INVISIBLE", "whose node");
-                table.add_column("epoch", "BIGINT UNSIGNED NULL INVISIBLE", "by which claim");
-                table.index(&["node"]);
-                table.unique(session, "name", recollated, &mut plan)?;
-                table.finish(&mut plan.steps)
-            }
-            None => true,
-        };
+        if let Some(mut table) = user_table {
+            table.needs(&["id", "name", "password", "state"])?;
+            table.ids()?;
+            let recollated = table.text("name", 50, NAME_COLLATION)?;
+            table.text("password", 255, COLLATION)?;
+            table.add_column("node", "BIGINT UNSIGNED NULL INVISIBLE", "whose node");
+            table.add_column("epoch", "BIGINT UNSIGNED NULL INVISIBLE", "by which claim");
+            table.index(&["node"]);
+            table.unique(session, "name", recollated, &mut plan)?;
+            table.name_keys();
+            table.fills(&["name", "password", "state"])?;
+            table.finish(&mut plan.steps);
+        }
         if let Some(mut table) = friend_table {
             table.needs(&["userid", "friendid"])?;
             table.pairs(session, ["userid", "friendid"], "friendid", &mut plan)?;
+            table.index(&["userid"]);
+            table.fills(&["userid", "friendid"])?;
             table.finish(&mut plan.steps);
         }
-        plan.layout.group_names_unique = match all_group_table {
-            Some(mut table) => {
-                table.needs(&["id", "groupname", "groupdesc"])?;
-                let recollated = table.text("groupname", 50, true)?;
-                table.text("groupdesc", 200, false)?;
-                table.unique(session, "groupname", recollated, &mut plan)?;
-                table.finish(&mut plan.steps)
-            }
-            None => true,
-        };
+        if let Some(mut table) = all_group_table {
+            table.needs(&["id", "groupname", "groupdesc"])?;
+            table.ids()?;
+            let recollated = table.text("groupname", 50, NAME_COLLATION)?;
+            table.text("groupdesc", 200, COLLATION)?;
+            table.unique(session, "groupname", recollated, &mut plan)?;
+            table.name_keys();
+            table.fills(&["groupname", "groupdesc"])?;
+            table.finish(&mut plan.steps);
+        }
         if let Some(mut table) = group_user_table {
             table.needs(&["groupid", "userid", "grouprole"])?;
             table.pairs(session, ["groupid", "userid"], "grouprole = 'creator'", &mut plan)?;
+            table.index(&["groupid"]);
             table.index(&["userid"]);
+            table.fills(&["groupid", "userid", "grouprole"])?;
             table.finish(&mut plan.steps);
         }
         if let Some(mut table) = offline_message_table {
             table.needs(&["userid", "message"])?;
             table.message("message");
-            table.row_ids()?;
+            let row = table.row_ids()?;
             table.add_column("once", "BINARY(16) NULL INVISIBLE UNIQUE", "a key of its own for each message");
-            table.index(&["userid", "id"]);
+            table.index(&["userid", &row]);
+            table.fills(&["userid", "message"])?;
             table.finish(&mut plan.steps);
+            plan.layout.message_row = row;
         }
         Ok(plan)
     }
@@ -399,6 +406,8 @@ struct Column {
     collation: Option<String>,
     nullable: bool,
     auto_increment: bool,
+    /// Whether a row can be inserted that says nothing of it.
+    optional: bool,
 }
 
 struct Index {
@@ -427,7 +436,6 @@ struct Altered {
     clauses: Vec<String>,
     /// What they do.
     what: Vec<String>,
-    names_unique: bool,
 }
 
 impl Altered {
@@ -437,20 +445,27 @@ impl Altered {
         let columns = session.list(
             &format!(
                 "SELECT COLUMN_NAME, DATA_TYPE, COLUMN_TYPE, CHARACTER_MAXIMUM_LENGTH, CHARACTER_SET_NAME,
-                        COLLATION_NAME, IS_NULLABLE, EXTRA
+                        COLLATION_NAME, IS_NULLABLE, EXTRA, COLUMN_DEFAULT IS NOT NULL
                  FROM information_schema.COLUMNS WHERE {here} ORDER BY ORDINAL_POSITION"
             ),
             (name,),
             |row| {
+                let data_type = column::<String>(row, 1)?.to_ascii_lowercase();
+                let (nullable, extra) =
+                    (column::<String>(row, 6)? == "YES", column::<String>(row, 7)?.to_ascii_lowercase());
+                let auto_increment = extra.contains("auto_increment");
+                // One of several words has its first as a default.
+                let has_default = column(row, 8)? || data_type == "enum" || extra.contains("generated");
                 Ok(Column {
                     name: column(row, 0)?,
-                    data_type: column::<String>(row, 1)?.to_ascii_lowercase(),
+                    data_type,
                     column_type: column(row, 2)?,
                     length: column::<Option<u64>>(row, 3)?.unwrap_or_default(),
                     charset: column(row, 4)?,
                     collation: column(row, 5)?,
-                    nullable: column::<String>(row, 6)? == "YES",
-                    auto_increment: column::<String>(row, 7)?.to_ascii_lowercase().contains("auto_increment"),
+                    nullable,
+                    auto_increment,
+                    optional: nullable || auto_increment || has_default,
                 })
             },
         )?;
@@ -487,7 +502,7 @@ impl Altered {
             )?
             .unwrap_or_default();
         let name = name.to_owned();
-        let mut table = Altered { name, columns, indexes, clauses: vec![], what: vec![], names_unique: true };
+        let mut table = Altered { name, columns, indexes, clauses: vec![], what: vec![] };
         let engine = engine.unwrap_or_default();
         if !engine.eq_ignore_ascii_case("InnoDB") {
             table.add("ENGINE = InnoDB".to_owned(), format!("{engine} becomes InnoDB"));
@@ -519,16 +534,51 @@ impl Altered {
         }
     }
 
+    /// Every column but these, which is all that we give a row, takes a row without it.
+    fn fills(&self, given: &[&str]) -> Result<(), OpenError> {
+        let is_given = |column: &Column| given.iter().any(|name| column.name.eq_ignore_ascii_case(name));
+        match self.columns.iter().find(|column| !column.optional && !is_given(column)) {
+            Some(Column { name, column_type, .. }) => Err(self.foreign(format!(
+                "its column {name} ({column_type}) has no default, and this server has nothing to put into it; give it \
+                 one (ALTER TABLE {} ALTER COLUMN {} SET DEFAULT ...) or make it NULL",
+                quoted(&self.name),
+                quoted(name),
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// Rows are numbered by the database, and found by their numbers.
+    fn ids(&mut self) -> Result<(), OpenError> {
+        if !self.column("id").is_some_and(|id| id.auto_increment) {
+            return Err(self.foreign("its column id is not AUTO_INCREMENT".to_owned()));
+        }
+        if let Some(primary) = self.indexes.iter().position(|index| index.name == "PRIMARY") {
+            if self.indexes[primary].begins_with(&["id"]) {
+                return Ok(());
+            }
+            self.drop_index("PRIMARY", "its primary key goes");
+        }
+        self.add_index("PRIMARY KEY", &["id"], "id becomes its primary key");
+        Ok(())
+    }
+
+    /// By which key a name is known, or by whose; both are NULL in the rows of C++ servers until we see them.
+    fn name_keys(&mut self) {
+        self.add_column("namekey", "BINARY(32) NULL INVISIBLE UNIQUE", "a hash of what makes a name the same");
+        self.add_column("namesake", "BIGINT UNSIGNED NULL INVISIBLE", "whose name is the same");
+        self.index(&["namekey", "namesake"]);
+    }
+
     /// A column for so many characters, at least, of any script; whether it is going to be altered.
-    /// `is_name`: which of them are the same is for our collation to say.
-    fn text(&mut self, name: &str, length: u64, is_name: bool) -> Result<bool, OpenError> {
+    fn text(&mut self, name: &str, length: u64, collation: &str) -> Result<bool, OpenError> {
         let Some(column) = self.column(name) else { return Ok(false) };
         let Some(charset) = &column.charset else {
             return Err(self.foreign(format!("its column {name} is a {}, and no text", column.column_type)));
         };
         let is_string = matches!(&*column.data_type, "varchar" | "char");
         let too_short = is_string && column.length < length;
-        let other_collation = is_name && column.collation.as_deref() != Some(COLLATION);
+        let other_collation = collation == NAME_COLLATION && column.collation.as_deref() != Some(collation);
         if charset == CHARSET && !too_short && !other_collation {
             return Ok(false);
         }
@@ -539,7 +589,7 @@ impl Altered {
         let default = if name == "groupdesc" && is_string { " DEFAULT ''" } else { "" };
         let own = quoted(&column.name);
         let what = format!("{} becomes {data_type} in {CHARSET}", column.name);
-        let clause = format!("MODIFY {own} {data_type} CHARACTER SET {CHARSET} COLLATE {COLLATION} {null}{default}");
+        let clause = format!("MODIFY {own} {data_type} CHARACTER SET {CHARSET} COLLATE {collation} {null}{default}");
         self.add(clause, what);
         Ok(true)
     }
@@ -565,9 +615,18 @@ impl Altered {
 
     fn index(&mut self, columns: &[&str]) {
         if !self.indexes.iter().any(|index| index.begins_with(columns)) {
-            let columns = columns.join(", ");
-            self.add(format!("ADD KEY ({columns})"), format!("a new index over ({columns})"));
+            self.add_index("KEY", columns, &format!("a new index over ({})", columns.join(", ")));
         }
+    }
+
+    fn add_index(&mut self, kind: &str, columns: &[&str], what: &str) {
+        let names: Vec<_> = columns.iter().map(|column| quoted(column)).collect();
+        self.add(format!("ADD {kind} ({})", names.join(", ")), what.to_owned());
+        self.indexes.push(Index {
+            name: if kind == "PRIMARY KEY" { "PRIMARY" } else { "" }.to_owned(),
+            unique: kind != "KEY",
+            columns: columns.iter().map(|column| (*column).to_owned()).collect(),
+        });
     }
 
     fn drop_index(&mut self, name: &str, what: &str) {
@@ -576,30 +635,39 @@ impl Altered {
             name => format!("DROP INDEX {}", quoted(name)),
         };
         self.add(clause, what.to_owned());
+        self.indexes.retain(|index| index.name != name);
     }
 
-    /// Messages have rows of their own, as many for each user as there are.
-    fn row_ids(&mut self) -> Result<(), OpenError> {
-        let one_each = self.indexes.iter().filter(|index| index.unique && index.is_over(&["userid"]));
-        for name in one_each.map(|index| index.name.clone()).collect::<Vec<_>>() {
+    /// Messages have rows of their own, as many for each user as there are, and as often as they are sent.
+    /// The column that numbers them: the table's own, if it has one.
+    fn row_ids(&mut self) -> Result<String, OpenError> {
+        let own = self.columns.iter().find(|column| column.auto_increment).map(|column| column.name.clone());
+        if own.as_deref().is_some_and(|own| own.eq_ignore_ascii_case("userid")) {
+            return Err(self.foreign("its column userid is AUTO_INCREMENT, and not whose a message is".to_owned()));
+        }
+        if own.is_none() && self.column("id").is_some() {
+            return Err(self.foreign("its column id is not AUTO_INCREMENT".to_owned()));
+        }
+        let row = own.as_deref().unwrap_or("id");
+        let bears = |index: &Index, name: &str| index.columns.iter().any(|column| column.eq_ignore_ascii_case(name));
+        let in_the_way = |index: &&Index| index.unique && !bears(index, row) && !bears(index, "once");
+        for name in self.indexes.iter().filter(in_the_way).map(|index| index.name.clone()).collect::<Vec<_>>() {
             self.drop_index(&name, "more than one message for each user");
         }
-        match self.column("id") {
-            Some(id) if id.auto_increment => Ok(()),
-            Some(_) => Err(self.foreign("its column id is not AUTO_INCREMENT".to_owned())),
-            None if self.indexes.iter().any(|index| index.name == "PRIMARY" && !index.is_over(&["userid"])) => {
-                Err(self.foreign("it has a primary key that is not userid".to_owned()))
-            }
-            None => {
-                let definition = "BIGINT UNSIGNED NOT NULL AUTO_INCREMENT INVISIBLE PRIMARY KEY";
-                self.add_column("id", definition, "which numbers the messages");
-                Ok(())
-            }
+        if own.is_none() {
+            let definition = "BIGINT UNSIGNED NOT NULL AUTO_INCREMENT INVISIBLE PRIMARY KEY";
+            self.add_column("id", definition, "which numbers the messages");
         }
+        Ok(row.to_owned())
     }
 
-    /// Each pair is there once. Of those that are there several times, `worth` says which stays.
+    /// Each pair is there once. Of those that are there several times, `worth` says which stays. A table that
+    /// has a primary key of its own keeps it.
     fn pairs(&mut self, session: &mut Session, pair: [&str; 2], worth: &str, plan: &mut Plan) -> Result<(), OpenError> {
+        let narrower = |index: &&Index| index.unique && pair.iter().any(|column| index.is_over(&[column]));
+        for name in self.indexes.iter().filter(narrower).map(|index| index.name.clone()).collect::<Vec<_>>() {
+            self.drop_index(&name, "more than one row for each user");
+        }
         if self.indexes.iter().any(|index| index.unique && index.is_over(&pair)) {
             return Ok(());
         }
@@ -619,14 +687,16 @@ impl Altered {
                 ),
             });
         }
-        if self.indexes.iter().any(|index| index.name == "PRIMARY") {
-            self.drop_index("PRIMARY", "its primary key goes");
+        let has_primary = self.indexes.iter().any(|index| index.name == "PRIMARY");
+        let has_null = pair.iter().any(|name| self.column(name).is_some_and(|column| column.nullable));
+        match has_primary || has_null {
+            true => self.add_index("UNIQUE KEY", &pair, &format!("({one}, {other}) becomes unique")),
+            false => self.add_index("PRIMARY KEY", &pair, &format!("({one}, {other}) becomes its primary key")),
         }
-        self.add(format!("ADD PRIMARY KEY ({one}, {other})"), format!("({one}, {other}) becomes its primary key"));
         Ok(())
     }
 
-    /// Names are unique without regard to case, by an index if those that are there allow it.
+    /// C++ servers cannot add an exact double of a name, if those that are there allow an index.
     fn unique(
         &mut self,
         session: &mut Session,
@@ -643,7 +713,7 @@ impl Altered {
         let doubles = session.list_text(
             &format!(
                 "SELECT MIN({name}), COUNT(*) FROM {table}
-                 GROUP BY CONVERT({name} USING {CHARSET}) COLLATE {COLLATION} HAVING COUNT(*) > 1
+                 GROUP BY CONVERT({name} USING {CHARSET}) COLLATE {NAME_COLLATION} HAVING COUNT(*) > 1
                  ORDER BY 1 LIMIT 5"
             ),
             |row| {
@@ -653,14 +723,13 @@ impl Altered {
         )?;
         if doubles.is_empty() {
             if index.is_none() {
-                self.add(format!("ADD UNIQUE KEY ({name})"), format!("{name} becomes unique without regard to case"));
+                self.add_index("UNIQUE KEY", &[name], &format!("{name} becomes unique"));
             }
             return Ok(());
         }
-        self.names_unique = false;
         plan.warnings.push(format!(
-            "{}.{name} has names that are the same but for their case: {}. New names are checked one by one, as long \
-             as it has; rename all but one of each, and the next start makes them unique by an index",
+            "{}.{name} has names that are there more than once: {}. As long as it has, C++ servers can add more of \
+             them; rename all but one of each, and the next start makes them unique by an index",
             self.name,
             doubles.join(", "),
         ));
@@ -668,21 +737,24 @@ impl Altered {
             // It was unique by another collation: by ours it would not be.
             Some(index) => {
                 self.drop_index(&index, "its unique index goes");
-                self.add(format!("ADD KEY ({name})"), format!("a new index over ({name})"));
+                self.index(&[name]);
             }
             None => self.index(&[name]),
         }
         Ok(())
     }
 
-    /// Puts the ALTER TABLE among the steps, if it takes one; whether names are unique.
-    fn finish(self, steps: &mut Vec<Step>) -> bool {
+    /// Puts the ALTER TABLE among the steps, if it takes one.
+    fn finish(mut self, steps: &mut Vec<Step>) {
+        // InnoDB asks for it, MyISAM does not.
+        if let Some(counter) = self.columns.iter().find(|column| column.auto_increment).map(|own| own.name.clone()) {
+            self.index(&[&counter]);
+        }
         if !self.clauses.is_empty() {
             steps.push(Step {
                 what: format!("the table {}: {}", self.name, self.what.join("; ")),
                 sql: format!("ALTER TABLE {} {}", quoted(&self.name), self.clauses.join(", ")),
             });
         }
-        self.names_unique
     }
 }

@@ -6,6 +6,7 @@
 //! | `write.rs` | a batch as one transaction |
 //! | `migrate.rs` | the tables as they are found, and what brings them up to date |
 //! | `lock.rs` | who uses the database: one server alone, or one cluster |
+//! | `names.rs` | which names are the same |
 //! | `link.rs` | connections, and what is tried again |
 //! | `text.rs` | text that C++ servers read and write too |
 //! | `sql.rs` | the statements |
@@ -17,6 +18,7 @@
 mod link;
 mod lock;
 mod migrate;
+mod names;
 mod sql;
 mod text;
 mod write;
@@ -34,7 +36,6 @@ use super::{
     RowId, Store, StoreError, UserId, Write,
 };
 use link::{Failure, Gate, Link, Session, column};
-use migrate::Layout;
 use sql::{Kind, PAGE_ROWS, Sql};
 use text::Texts;
 
@@ -71,7 +72,6 @@ impl fmt::Debug for Options {
 struct Shared {
     gate: Gate,
     node: NodeId,
-    layout: Layout,
     sql: Sql,
     texts: Texts,
     /// The next message's key.
@@ -100,8 +100,8 @@ pub struct MySqlStore {
 }
 
 impl MySqlStore {
-    /// Connects, makes the tables or brings old ones up to date, and sets everyone offline if this
-    /// node is alone.
+    /// Connects, makes the tables or brings old ones up to date, gives names their keys, and sets everyone
+    /// offline if this node is alone.
     ///
     /// # Errors
     /// The database is away, does not let us in, or has tables or settings that cannot be used; or this node
@@ -117,9 +117,10 @@ impl MySqlStore {
         if options.alone {
             session.execute(&sql.free_all, ())?;
         }
-        let next_key = AtomicU64::new(0);
-        let (gate, node, room) = (Gate::new(address), options.node, Mutex::new(Room::new(options.quotas.offline)));
-        let shared = Arc::new(Shared { gate, node, layout, sql, texts, next_key, quotas: options.quotas, room });
+        let (gate, next_key) = (Gate::new(address), AtomicU64::new(0));
+        names::fill_all(&mut Link::from(session), &gate, &sql)?;
+        let (node, room) = (options.node, Mutex::new(Room::new(options.quotas.offline)));
+        let shared = Arc::new(Shared { gate, node, sql, texts, next_key, quotas: options.quotas, room });
         Ok(MySqlStore { shared, lock: Mutex::new(lock) })
     }
 

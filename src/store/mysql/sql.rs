@@ -2,26 +2,89 @@
 
 use super::migrate::Layout;
 use super::text::Texts;
+use crate::store::names::NameKey;
 use crate::store::{Claim, Holder, NodeId, UserId};
 use crate::wire::reply::LISTED_MEMBERS;
 
 /// A user is online if one of our nodes has it, even where a C++ server's end has set everybody
 /// offline, or if a C++ server says so.
 const ONLINE: &str = "(node IS NOT NULL OR COALESCE(state = 'online', FALSE))";
+/// The same of `u`, beside another table: that may have columns of its own by any name.
+const U_ONLINE: &str = "(u.node IS NOT NULL OR COALESCE(u.state = 'online', FALSE))";
 
-/// How to add names to a table in which some stand twice, so that no index keeps them apart.
+/// The names of a table: how they get their keys, and whether one is taken.
 pub(super) struct Named {
-    pub lock: String,
-    pub find: String,
+    /// What the table is called in the log.
+    pub table: String,
+    quoted: String,
+    name: String,
+    /// Rows that nobody has looked at yet: those of C++ servers.
+    pub unseen: String,
+    /// Rows without a key, from an id on.
+    pub keyless: String,
+    /// By its key, or as it stands there: an administrator may have renamed somebody.
+    pub taken: String,
 }
 
 impl Named {
-    fn new(table: &str, column: &str) -> Named {
+    fn new(table: &str, column: &str, texts: &Texts) -> Named {
+        let quoted = quoted(table);
         Named {
-            lock: format!("SELECT id FROM {table} ORDER BY id LIMIT 1 FOR UPDATE"),
-            find: format!("SELECT id FROM {table} WHERE {column} = ? LIMIT 1"),
+            table: table.to_owned(),
+            name: texts.columns(column),
+            unseen: format!(
+                "SELECT id FROM {quoted} WHERE namekey IS NULL AND namesake IS NULL ORDER BY id LIMIT {NAMES}"
+            ),
+            keyless: format!("SELECT id FROM {quoted} WHERE namekey IS NULL AND id > ? ORDER BY id LIMIT {NAMES}"),
+            taken: format!(
+                "SELECT id FROM {quoted} WHERE namekey = ? UNION ALL SELECT id FROM {quoted} WHERE {column} = ? LIMIT 1"
+            ),
+            quoted,
         }
     }
+
+    /// Locks those of the rows that still have no key, in the order in which everybody locks rows, and
+    /// reads their names.
+    pub fn lock(&self, ids: &[u64]) -> String {
+        let (Named { quoted, name, .. }, ids) = (self, list(ids));
+        format!(
+            "SELECT id, {name} FROM {quoted} FORCE INDEX (PRIMARY)
+             WHERE id IN ({ids}) AND namekey IS NULL ORDER BY id FOR UPDATE"
+        )
+    }
+
+    /// Which of the keys are there, and whose they are.
+    pub fn owners(&self, keys: &[NameKey]) -> String {
+        let keys: Vec<_> = keys.iter().map(literal).collect();
+        format!("SELECT id, namekey FROM {} WHERE namekey IN ({})", self.quoted, keys.join(", "))
+    }
+
+    /// Gives each row its key, or the id of the row that has it.
+    pub fn fill(&self, keys: &[(u64, NameKey)], namesakes: &[(u64, u64)]) -> String {
+        let case = |arms: Vec<String>| match arms.is_empty() {
+            true => "NULL".to_owned(),
+            false => format!("CASE id {} END", arms.join(" ")),
+        };
+        let key = case(keys.iter().map(|(id, key)| format!("WHEN {id} THEN {}", literal(key))).collect());
+        let namesake = case(namesakes.iter().map(|(id, owner)| format!("WHEN {id} THEN {owner}")).collect());
+        let ids: Vec<_> = keys.iter().map(|(id, _)| *id).chain(namesakes.iter().map(|(id, _)| *id)).collect();
+        format!(
+            "UPDATE {} FORCE INDEX (PRIMARY) SET namekey = {key}, namesake = {namesake} WHERE id IN ({})",
+            self.quoted,
+            list(&ids),
+        )
+    }
+}
+
+/// How many names get their keys at a time.
+pub(super) const NAMES: usize = 500;
+
+fn literal(key: &NameKey) -> String {
+    key.iter().fold("x'".to_owned(), |text, byte| text + &format!("{byte:02x}")) + "'"
+}
+
+fn quoted(name: &str) -> String {
+    format!("`{}`", name.replace('`', "``"))
 }
 
 /// Statements that do not change, and the names for those that do.
@@ -30,6 +93,7 @@ pub(super) struct Sql {
     claimed: &'static str,
     user: String,
     offline_message: String,
+    message_row: String,
 
     pub users: Named,
     pub groups_by_name: Named,
@@ -58,7 +122,6 @@ pub(super) struct Sql {
     pub join_group: String,
     // What a quota undoes.
     pub remove_friend: String,
-    pub remove_group: String,
     pub remove_member: String,
     /// Which messages of a range of keys stand there.
     pub stored: String,
@@ -73,21 +136,20 @@ pub(super) struct Sql {
 impl Sql {
     /// `mixed`: a claim is not shown at once.
     pub fn new(layout: &Layout, texts: &Texts, mixed: bool) -> Sql {
-        let quoted = |name: &str| format!("`{}`", name.replace('`', "``"));
         let user = quoted(&layout.user);
         let friend = quoted(&layout.friend);
         let all_group = quoted(&layout.all_group);
         let group_user = quoted(&layout.group_user);
-        let message = quoted(&layout.offline_message);
+        let (message, row) = (quoted(&layout.offline_message), quoted(&layout.message_row));
         let name = texts.columns("name");
         let claimed = if mixed { "offline" } else { "online" };
         Sql {
             claimed,
-            users: Named::new(&user, "name"),
-            groups_by_name: Named::new(&all_group, "groupname"),
+            users: Named::new(&layout.user, "name", texts),
+            groups_by_name: Named::new(&layout.all_group, "groupname", texts),
 
             account: format!("SELECT {name}, {} FROM {user} WHERE id = ", texts.columns("password")),
-            lists: Lists::new([&user, &friend, &all_group, &group_user, &message], texts),
+            lists: Lists::new([&user, &friend, &all_group, &group_user, &message], &row, texts),
             members: format!("SELECT userid FROM {group_user} WHERE groupid = ? ORDER BY userid"),
             group_exists: format!("SELECT 1 FROM {all_group} WHERE id = ?"),
             messages_of: count_some(&message, "userid"),
@@ -95,14 +157,14 @@ impl Sql {
             groups_of: count_some(&group_user, "userid"),
             members_of: count_some(&group_user, "groupid"),
 
-            register: format!("INSERT INTO {user} (name, password, state) VALUES (?, ?, 'offline')"),
+            register: format!("INSERT INTO {user} (name, password, state, namekey) VALUES (?, ?, 'offline', ?)"),
             registered: format!("SELECT id FROM {user} WHERE name = ? AND BINARY password = BINARY ?"),
             set_password: format!("UPDATE {user} SET password = ? WHERE id = ?"),
             claim: format!("UPDATE {user} SET state = '{claimed}', node = ?, epoch = ? WHERE id = ?"),
             show: format!("UPDATE {user} SET state = 'online' WHERE id = ?"),
             release: format!("UPDATE {user} SET state = 'offline', node = NULL, epoch = NULL WHERE id = ?"),
             add_friend: format!("INSERT INTO {friend} (userid, friendid) SELECT ?, id FROM {user} WHERE id = ?"),
-            create_group: format!("INSERT INTO {all_group} (groupname, groupdesc) VALUES (?, ?)"),
+            create_group: format!("INSERT INTO {all_group} (groupname, groupdesc, namekey) VALUES (?, ?, ?)"),
             created_group: format!(
                 "SELECT g.id FROM {all_group} AS g JOIN {group_user} AS m ON m.groupid = g.id
                  WHERE g.groupname = ? AND m.userid = ? AND m.grouprole = 'creator'"
@@ -113,9 +175,8 @@ impl Sql {
                  SELECT id, ?, 'normal' FROM {all_group} WHERE id = ?"
             ),
             remove_friend: format!("DELETE FROM {friend} WHERE userid = ? AND friendid = ?"),
-            remove_group: format!("DELETE FROM {all_group} WHERE id = ?"),
             remove_member: format!("DELETE FROM {group_user} WHERE userid = ? AND groupid = ?"),
-            stored: format!("SELECT id, once FROM {message} WHERE once BETWEEN ? AND ?"),
+            stored: format!("SELECT {row}, once FROM {message} WHERE once BETWEEN ? AND ?"),
 
             claims: format!("SELECT id, epoch FROM {user} WHERE node = ?"),
             nodes: format!("SELECT DISTINCT node FROM {user} WHERE node IS NOT NULL"),
@@ -128,6 +189,7 @@ impl Sql {
 
             user,
             offline_message: message,
+            message_row: row,
         }
     }
 
@@ -205,7 +267,8 @@ impl Sql {
     }
 
     pub fn remove(&self, user: UserId, rows: &[u64]) -> String {
-        format!("DELETE FROM {} WHERE userid = {user} AND id IN ({})", self.offline_message, list(rows))
+        let Sql { offline_message, message_row, .. } = self;
+        format!("DELETE FROM {offline_message} WHERE userid = {user} AND {message_row} IN ({})", list(rows))
     }
 
     pub fn insert_messages(&self, count: usize) -> String {
@@ -245,8 +308,8 @@ struct Lists {
 }
 
 impl Lists {
-    fn new([user, friend, all_group, group_user, message]: [&str; 5], texts: &Texts) -> Lists {
-        let name = texts.columns("name");
+    fn new([user, friend, all_group, group_user, message]: [&str; 5], row: &str, texts: &Texts) -> Lists {
+        let name = texts.columns("u.name");
         // A group's last member to be listed; NULL if all are.
         let groups = format!(
             "(SELECT m.groupid AS listed_group,
@@ -258,52 +321,53 @@ impl Lists {
         let some = |lengths: &str, from: u64, upto: u64| {
             let what = format!("{lengths} FROM {message} WHERE userid = :user");
             match from {
-                0 => format!("(SELECT {what} ORDER BY id LIMIT {upto})"),
+                0 => format!("(SELECT {what} ORDER BY {row} LIMIT {upto})"),
                 _ => format!(
                     "(SELECT {what} AND (SELECT SUM(bytes) FROM
-                        (SELECT COALESCE(LENGTH(message), 0) AS bytes FROM {message} WHERE userid = :user ORDER BY id LIMIT {from})
+                        (SELECT COALESCE(LENGTH(message), 0) AS bytes FROM {message} WHERE userid = :user ORDER BY {row} LIMIT {from})
                         AS first_of_all) <= :bytes
-                      ORDER BY id LIMIT {} OFFSET {from})",
+                      ORDER BY {row} LIMIT {} OFFSET {from})",
                     upto - from,
                 ),
             }
         };
         let steps = PAGE_STEPS.iter().zip(&PAGE_STEPS[1..]);
-        let lengths: Vec<String> =
-            steps.map(|(from, upto)| some("id, COALESCE(LENGTH(message), 0) AS bytes", *from, *upto)).collect();
+        let lengths: Vec<String> = steps
+            .map(|(from, upto)| some(&format!("{row} AS id, COALESCE(LENGTH(message), 0) AS bytes"), *from, *upto))
+            .collect();
         Lists {
             friends: format!(
-                "SELECT {}, CAST(u.id AS UNSIGNED), 0, {ONLINE}, {name}, NULL, NULL
+                "SELECT {}, CAST(u.id AS UNSIGNED), 0, {U_ONLINE}, {name}, NULL, NULL
                  FROM {friend} AS f JOIN {user} AS u ON u.id = f.friendid WHERE f.userid = :user",
                 Kind::Friend as u8,
             ),
             groups: format!(
                 "SELECT {}, CAST(g.id AS UNSIGNED),
-                        IF(last IS NULL, 0, (SELECT COUNT(*) FROM {group_user} AS c WHERE c.groupid = g.id)),
+                        IF(mine.last IS NULL, 0, (SELECT COUNT(*) FROM {group_user} AS c WHERE c.groupid = g.id)),
                         FALSE, {}, {}
-                 FROM {groups} JOIN {all_group} AS g ON g.id = listed_group",
+                 FROM {groups} JOIN {all_group} AS g ON g.id = mine.listed_group",
                 Kind::Group as u8,
-                texts.columns("groupname"),
-                texts.columns("groupdesc"),
+                texts.columns("g.groupname"),
+                texts.columns("g.groupdesc"),
             ),
             members: format!(
-                "SELECT {}, CAST(listed_group AS UNSIGNED), u.id, {ONLINE}, {name},
+                "SELECT {}, CAST(mine.listed_group AS UNSIGNED), u.id, {U_ONLINE}, {name},
                         IF(n.grouprole = 'creator', CAST('1' AS BINARY), NULL), NULL
-                 FROM {groups} JOIN {group_user} AS n ON n.groupid = listed_group
-                               AND n.userid <= COALESCE(last, {})
+                 FROM {groups} JOIN {group_user} AS n ON n.groupid = mine.listed_group
+                               AND n.userid <= COALESCE(mine.last, {})
                       JOIN {user} AS u ON u.id = n.userid",
                 Kind::Member as u8,
                 UserId::MAX,
             ),
             // The one that passes the limit comes along: the reader sees by it that there are more.
             page: format!(
-                "SELECT {}, CAST(m.id AS UNSIGNED), there, FALSE, {}, NULL, NULL
+                "SELECT {}, CAST(m.{row} AS UNSIGNED), page.there, FALSE, {}, NULL, NULL
                  FROM (SELECT id, SUM(bytes) OVER (ORDER BY id) - bytes AS ahead, COUNT(*) OVER () AS there
                        FROM ({}) AS lengths) AS page
-                      STRAIGHT_JOIN {message} AS m ON m.id = page.id
-                 WHERE ahead <= :bytes",
+                      STRAIGHT_JOIN {message} AS m ON m.{row} = page.id
+                 WHERE page.ahead <= :bytes",
                 Kind::Message as u8,
-                texts.columns_if("once IS NULL", "message"),
+                texts.columns_if("m.once IS NULL", "m.message"),
                 lengths.join(" UNION ALL "),
             ),
         }

@@ -11,12 +11,14 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
+use mysql::Value;
 use mysql::prelude::Queryable;
-use mysql::{Params, Value};
 
 use super::Shared;
 use super::link::{Failure, Session, column, is_duplicate};
+use super::names::{Namesake, fill_unseen};
 use super::sql::Named;
+use crate::store::names::{NameKey, hash};
 use crate::store::{Claim, Holder, Kept, NodeId, Outcome, Parcel, Quota, RowId, UserId, Write};
 
 /// The most rows that one INSERT takes. They come in powers of two, so that few statements are
@@ -62,6 +64,7 @@ pub(super) fn write(
         next_key: first_key,
         rows: Vec::new(),
         places: Vec::new(),
+        namesakes: Vec::new(),
         in_doubt,
     };
     transaction.lock(batch)?;
@@ -81,6 +84,7 @@ pub(super) fn write(
             }
         }
     }
+    let namesakes = transaction.namesakes;
     session.conn.query_drop("COMMIT").map_err(|error| match Failure::from(error) {
         // The database's word that nothing is done.
         conflict @ Failure::Conflict(_) => conflict,
@@ -88,6 +92,7 @@ pub(super) fn write(
             Failure::InDoubt(text)
         }
     })?;
+    namesakes.iter().for_each(Namesake::warn);
     Ok(outcomes)
 }
 
@@ -149,6 +154,13 @@ impl Place {
     }
 }
 
+/// A name that somebody wants.
+struct NewName {
+    /// As it stands in the table.
+    stored: String,
+    key: NameKey,
+}
+
 struct Transaction<'a> {
     session: &'a mut Session,
     shared: &'a Shared,
@@ -160,6 +172,8 @@ struct Transaction<'a> {
     next_key: u64,
     rows: Vec<Row<'a>>,
     places: Vec<Place>,
+    /// Found while names were given their keys.
+    namesakes: Vec<Namesake>,
     in_doubt: bool,
 }
 
@@ -278,6 +292,13 @@ impl<'a> Transaction<'a> {
         Ok(there.unwrap_or_default() > quota)
     }
 
+    /// Whether there are as many as the quota allows, before one is added.
+    fn is_full(&mut self, quota: Option<u32>, count: &str, of: u32) -> Result<bool, Failure> {
+        let Some(quota) = quota else { return Ok(false) };
+        let there = self.session.find(count, (of, quota), |row| column::<u32>(row, 0))?;
+        Ok(there.unwrap_or_default() >= quota)
+    }
+
     fn password(&mut self, password: &str) -> Result<String, Failure> {
         // What cannot be written for C++ servers can still be read by us.
         let encoded = self.shared.texts.encode(self.session, password, usize::MAX)?;
@@ -288,13 +309,15 @@ impl<'a> Transaction<'a> {
         let shared = self.shared;
         let Some(name) = self.name(name)? else { return Ok(Outcome::Already) };
         let password = self.password(password)?;
-        let insert = (&*shared.sql.register, (&name, &password).into());
-        if let Some(user) = self.insert_named(shared.layout.user_names_unique, &shared.sql.users, &name, insert)? {
+        if !self.is_taken(&shared.sql.users, &name)?
+            && let Some(user) =
+                self.insert_named(&shared.sql.users, &name, &shared.sql.register, [&name.stored, &password])?
+        {
             return Ok(Outcome::Id(user));
         }
         // A hash has a salt of its own: by it we know our row from all others.
         let ours = match self.in_doubt {
-            true => self.session.find(&shared.sql.registered, (&name, &password), |row| column(row, 0))?,
+            true => self.session.find(&shared.sql.registered, (&name.stored, &password), |row| column(row, 0))?,
             false => None,
         };
         Ok(ours.map_or(Outcome::Already, Outcome::Id))
@@ -307,55 +330,57 @@ impl<'a> Transaction<'a> {
             Some(description) => description.into_owned(),
             None => description.replace(|character: char| !character.is_ascii(), "?"),
         };
-        let insert = (&*shared.sql.create_group, (&name, &description).into());
-        if let Some(group) =
-            self.insert_named(shared.layout.group_names_unique, &shared.sql.groups_by_name, &name, insert)?
-        {
-            self.session.execute(&shared.sql.add_creator, (group, creator))?;
-            if self.is_over(shared.quotas.groups, &shared.sql.groups_of, creator)? {
-                self.session.execute(&shared.sql.remove_member, (creator, group))?;
-                self.session.execute(&shared.sql.remove_group, (group,))?;
+        let named = &shared.sql.groups_by_name;
+        if !self.is_taken(named, &name)? {
+            if self.is_full(shared.quotas.groups, &shared.sql.groups_of, creator)? {
                 return Ok(Outcome::Full(Quota::Groups));
             }
-            return Ok(Outcome::Id(group));
+            let texts = [&name.stored, &description];
+            if let Some(group) = self.insert_named(named, &name, &shared.sql.create_group, texts)? {
+                self.session.execute(&shared.sql.add_creator, (group, creator))?;
+                return Ok(Outcome::Id(group));
+            }
         }
         let ours = match self.in_doubt {
-            true => self.session.find(&shared.sql.created_group, (&name, creator), |row| column(row, 0))?,
+            true => self.session.find(&shared.sql.created_group, (&name.stored, creator), |row| column(row, 0))?,
             false => None,
         };
         Ok(ours.map_or(Outcome::Already, Outcome::Id))
     }
 
     /// A name as it is stored; `None`, which is to say taken, if it cannot be.
-    fn name(&mut self, name: &str) -> Result<Option<String>, Failure> {
-        let encoded = self.shared.texts.encode(self.session, name, NAME_CHARS)?.map(Cow::into_owned);
-        if encoded.is_none() {
+    fn name(&mut self, name: &str) -> Result<Option<NewName>, Failure> {
+        let Some(stored) = self.shared.texts.encode(self.session, name, NAME_CHARS)? else {
             log::warn!("C++ servers could not read the name {name:?}: it is refused, as they do");
-        }
-        Ok(encoded)
+            return Ok(None);
+        };
+        Ok(Some(NewName { stored: stored.into_owned(), key: hash(name) }))
     }
 
-    /// Inserts a row with a name of its own. Its id; `None` if the name is taken.
+    /// Whether somebody has the name. Looked at before it is inserted, for an INSERT that is refused uses up
+    /// an id.
+    fn is_taken(&mut self, named: &Named, name: &NewName) -> Result<bool, Failure> {
+        self.namesakes.extend(fill_unseen(self.session, named)?);
+        let params = (&name.key[..], &name.stored);
+        Ok(self.session.find(&named.taken, params, |_| Ok(()))?.is_some())
+    }
+
+    /// Inserts a row with a name of its own, two texts and the name's key. Its id; `None` if somebody was
+    /// quicker with the name.
     fn insert_named(
         &mut self,
-        unique: bool,
-        table: &Named,
-        name: &str,
-        (insert, params): (&str, Params),
+        named: &Named,
+        name: &NewName,
+        insert: &str,
+        [first, second]: [&String; 2],
     ) -> Result<Option<u32>, Failure> {
-        if !unique {
-            // The table has names twice, so it has a first row: whoever adds a name waits there.
-            self.session.conn.query_drop(&table.lock)?;
-            if self.session.find(&table.find, (name,), |_| Ok(()))?.is_some() {
-                return Ok(None);
-            }
-        }
-        match self.session.execute(insert, params) {
+        match self.session.execute(insert, (first, second, &name.key[..])) {
             Ok(_) => {
                 let id = self.session.conn.last_insert_id();
                 u32::try_from(id).map(Some).map_err(|_| Failure::Refused(format!("an id of {id} is too large")))
             }
-            Err(error) if is_duplicate(&error) => Ok(None),
+            // It may also be the id that is there already, where there are no further ones.
+            Err(error) if is_duplicate(&error) && self.is_taken(named, name)? => Ok(None),
             Err(error) => Err(error.into()),
         }
     }

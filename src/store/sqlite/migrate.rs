@@ -45,9 +45,9 @@ fn fill_keys(transaction: &Transaction, table: &str, column: &str) -> rusqlite::
         for (id, name) in &rows {
             let hash = names::hash(name);
             if execute(transaction, &fill, params![id, hash])? == 0
-                && let Some(owner) = find(transaction, &owner, [hash], |row| row.get(0))?
+                && let Some(owner) = find(transaction, &owner, [hash], |row| row.get::<_, i64>(0))?
             {
-                names::warn_of_same(table, *id, name, owner);
+                names::warn_of_same(table, id, name, owner);
             }
         }
         match rows.last() {
