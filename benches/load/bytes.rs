@@ -1,7 +1,7 @@
 //! Fields found by a byte search. That is enough for objects whose form is known, and costs the
 //! generator and the floor next to nothing.
 
-use memchr::{memchr, memmem};
+use memchr::memmem;
 
 /// The unsigned number at the front of `bytes`, and what follows it.
 pub fn number(bytes: &[u8]) -> Option<(u64, &[u8])> {
@@ -11,7 +11,7 @@ pub fn number(bytes: &[u8]) -> Option<(u64, &[u8])> {
     (!digits.is_empty()).then(|| (digits.iter().fold(0, number), rest))
 }
 
-/// The unsigned number that follows the first `key`.
+/// The number that follows the first `key`; one below 0 is `None`.
 pub fn number_after(object: &[u8], key: &[u8]) -> Option<u64> {
     let (number, _) = number(&object[memmem::find(object, key)? + key.len()..])?;
     Some(number)
@@ -25,25 +25,12 @@ pub fn msgid(object: &[u8]) -> Option<u64> {
     }
 }
 
-/// What the generator writes into every text: `#number @at`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mark {
-    /// Of the message, among those from its sender to its recipient or group.
-    pub number: u64,
-    /// When it was sent, or due, in nanoseconds of the generator's clock.
-    pub at: u64,
-}
-
-/// The first mark, and what follows it.
-pub fn mark(bytes: &[u8]) -> Option<(Mark, &[u8])> {
-    let mut rest = bytes;
-    loop {
-        rest = &rest[memchr(b'#', rest)? + 1..];
-        if let Some((number, behind)) = number(rest)
-            && let Some(behind) = behind.strip_prefix(b" @")
-            && let Some((at, behind)) = self::number(behind)
-        {
-            return Some((Mark { number, at }, behind));
-        }
-    }
+/// What a reply reports: 0 is success, also where it says nothing. Some servers write `error` for `errno`.
+pub fn errno(reply: &[u8]) -> i64 {
+    let after = |key: &[u8]| {
+        let rest = &reply[memmem::find(reply, key)? + key.len()..];
+        let (sign, rest) = rest.strip_prefix(b"-").map_or((1, rest), |rest| (-1, rest));
+        number(rest).map(|(number, _)| sign * number as i64)
+    };
+    after(b"\"errno\":").or_else(|| after(b"\"error\":")).unwrap_or(0)
 }

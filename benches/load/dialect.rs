@@ -1,20 +1,113 @@
-//! The languages that targets speak. In all of them the generator sends the same objects.
+//! The languages that targets speak, and where their streams are to be cut.
 
+use std::fmt;
 use std::io::Write;
 
 use chat_server::wire::{Broken, Split, Splitter};
 use memchr::memchr;
 
-use crate::users::MAX_OBJECT;
+/// Larger than any reply.
+const MAX_OBJECT: usize = 16 << 20;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dialect {
     /// The chat's own: JSON objects.
-    Chat,
+    Chat(Capabilities),
     /// An object is the text of a PRIVMSG.
     Irc,
     /// An object is the payload of a PUB.
     Nats,
+}
+
+/// What one server of the family does, and does not. Each is found out by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capabilities {
+    /// A request with `seq` is acked.
+    pub acks: bool,
+    /// Replies say `errno`; else `error`.
+    pub errno: bool,
+    /// A login's reply bears a msgid, and its errno.
+    pub login_msgid: bool,
+    pub login_errno: bool,
+    /// The recipient is `toid`; else `to`.
+    pub toid: bool,
+    /// A login's reply lists `friends`; else `friend`.
+    pub friends: bool,
+    /// It handles LOGINOUT.
+    pub logout: bool,
+    pub group_ids: GroupIds,
+    /// Messages arrive with their keys in the alphabet's order.
+    pub sorted: bool,
+    pub ending: Ending,
+    /// It may be asked several things at a time. The C++ server dies of two objects in one read, and of logins or
+    /// disconnects side by side.
+    pub sturdy: bool,
+}
+
+/// How the id of a new group becomes known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GroupIds {
+    /// By the ack of its creation.
+    Ack,
+    /// By its creator's next login.
+    Login,
+    Never,
+}
+
+/// What stands behind an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    Nothing,
+    Nul,
+    Lf,
+}
+
+impl Capabilities {
+    /// Ours, and what is measured beside it as if it were.
+    pub const OURS: Capabilities = Capabilities {
+        acks: true,
+        errno: true,
+        login_msgid: true,
+        login_errno: true,
+        toid: true,
+        friends: true,
+        logout: true,
+        group_ids: GroupIds::Ack,
+        sorted: false,
+        ending: Ending::Lf,
+        sturdy: true,
+    };
+    /// A relay that knows pairs only.
+    pub const FLOOR: Capabilities =
+        Capabilities { acks: false, logout: false, group_ids: GroupIds::Never, ..Capabilities::OURS };
+}
+
+impl fmt::Display for Capabilities {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let or = |is_so: bool, yes: &'static str, no: &'static str| if is_so { yes } else { no };
+        let words = [
+            or(self.acks, "acks", "no acks"),
+            or(self.errno, "errno", "error for errno"),
+            or(self.login_msgid, "msgid in login replies", "no msgid in login replies"),
+            or(self.login_errno, "errno in login replies", "no errno in login replies"),
+            or(self.toid, "toid", "to for toid"),
+            or(self.friends, "friends", "friend for friends"),
+            or(self.logout, "logout", "no logout"),
+            match self.group_ids {
+                GroupIds::Ack => "group ids in acks",
+                GroupIds::Login => "group ids at login",
+                GroupIds::Never => "no group ids",
+            },
+            or(self.sorted, "keys sorted", "objects as they came"),
+            match self.ending {
+                Ending::Nothing => "nothing behind objects",
+                Ending::Nul => "NUL behind objects",
+                Ending::Lf => "LF behind objects",
+            },
+            or(self.sturdy, "several requests at a time", "one request at a time"),
+        ];
+        f.write_str(&words.join(", "))
+    }
 }
 
 /// What is in an input buffer.
@@ -35,6 +128,10 @@ pub enum Cutter {
 }
 
 impl Cutter {
+    pub fn objects() -> Cutter {
+        Cutter::Objects(Splitter::default())
+    }
+
     pub fn next(&mut self, input: &[u8]) -> Result<Piece, Broken> {
         match self {
             Cutter::Lines => Ok(match memchr(b'\n', input) {
@@ -50,21 +147,37 @@ impl Cutter {
 }
 
 impl Dialect {
-    /// Appends `object`, to the user of this name.
-    pub fn write(self, out: &mut Vec<u8>, to: &str, object: &[u8]) {
+    /// Of a server of the family.
+    pub fn capabilities(self) -> Option<Capabilities> {
+        match self {
+            Dialect::Chat(capabilities) => Some(capabilities),
+            Dialect::Irc | Dialect::Nats => None,
+        }
+    }
+
+    /// It may be asked several things at a time, by many.
+    pub fn is_sturdy(self) -> bool {
+        self.capabilities().is_none_or(|capabilities| capabilities.sturdy)
+    }
+
+    /// Puts this in front of an object of `length` bytes to the user of this name.
+    pub fn begin(self, out: &mut Vec<u8>, to: &str, length: usize) {
         // Writing to a vector cannot fail.
         let _ = match self {
-            Dialect::Chat => Ok(()),
+            Dialect::Chat(_) => Ok(()),
             Dialect::Irc => write!(out, "PRIVMSG {to} :"),
-            Dialect::Nats => write!(out, "PUB {to} {}\r\n", object.len()),
+            Dialect::Nats => write!(out, "PUB {to} {length}\r\n"),
         };
-        out.extend_from_slice(object);
-        out.extend_from_slice(if self == Dialect::Chat { b"\n" } else { b"\r\n" });
+    }
+
+    /// And this behind it.
+    pub fn end(self, out: &mut Vec<u8>) {
+        out.extend_from_slice(if matches!(self, Dialect::Chat(_)) { b"\n" } else { b"\r\n" });
     }
 
     /// What a server's own question wants to hear, if `line` is one.
     pub fn answer(self, line: &[u8]) -> Option<Vec<u8>> {
-        let rest = line.strip_prefix(b"PING").filter(|_| self != Dialect::Chat)?;
+        let rest = line.strip_prefix(b"PING").filter(|_| !matches!(self, Dialect::Chat(_)))?;
         Some([b"PONG", rest].concat())
     }
 }

@@ -1,43 +1,82 @@
 //! What rounds have shown.
 
+use crate::machine::Cpu;
 use crate::measures::{Measure, Measures};
+use crate::stats::median;
+use crate::tally::Counts;
 
-/// One round, or the medians of several.
+/// Of all cores, or of one generator thread's time: more, and there was nothing left to wait with.
+const FULL: f64 = 0.85;
+/// Of an open loop's acts: more that were late or not done at all, and it was not open.
+const TOO_LATE: f64 = 0.01;
+
+/// One round, or several taken together.
 #[derive(Debug, Clone)]
 pub struct Figures {
-    pub name: &'static str,
+    pub name: String,
     /// Messages a second.
     pub rate: f64,
-    /// Of the target, in microseconds for each message; 0 without its pid.
-    pub user: f64,
-    pub system: f64,
+    /// The target's CPU by its parts: the server, and a database or a Redis beside it; empty without a pid.
+    pub parts: Vec<Part>,
     /// How many times as much CPU a message takes as with the floor; of several rounds, the median of
     /// what each round's two have shown, since they stood next to each other in a noisy time.
     pub to_floor: Option<f64>,
     pub resident_kib: u64,
-    pub lost: u64,
-    pub disordered: u64,
-    pub errors: u64,
-    /// The part of its time in which the busiest generator thread did not wait: at 1, it is what
-    /// limits.
-    pub busy: f64,
-    /// The part of an open loop's messages that left late.
-    pub late: f64,
+    pub counts: Counts,
+    pub load: Load,
     /// Of all rounds together.
     pub measures: Measures,
-    pub latencies: Vec<Latency>,
     /// Of the last round.
     pub samples: Vec<Sample>,
+    /// It ended before its time, and why.
+    pub cut_short: Option<String>,
 }
 
-/// How long one measure took, in microseconds.
-#[derive(Debug, Clone, Copy)]
-pub struct Latency {
-    pub measure: Measure,
-    pub p50: f64,
-    pub p99: f64,
-    pub p999: f64,
-    pub max: f64,
+/// Processes of one name.
+#[derive(Debug, Clone)]
+pub struct Part {
+    pub name: String,
+    /// Microseconds for each message.
+    pub cpu: Cpu,
+    pub cores: f64,
+}
+
+/// What the generator and the machine had to do.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Load {
+    /// Cores that this process used, …
+    pub generator: f64,
+    /// … that everybody used, and how many there are.
+    pub all: f64,
+    pub cores: f64,
+    /// The part of its time in which the busiest generator thread used a core.
+    pub busiest: f64,
+    /// The part of an open loop's acts that were done late, or not at all.
+    pub late: f64,
+}
+
+/// What kept the target from doing more, other than itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    Generator,
+    Machine,
+}
+
+impl Limit {
+    pub fn name(self) -> &'static str {
+        match self {
+            Limit::Generator => "generator",
+            Limit::Machine => "machine",
+        }
+    }
+
+    /// Stands beside every figure that it has touched.
+    pub fn mark(self) -> &'static str {
+        match self {
+            Limit::Generator => "‡",
+            Limit::Machine => "†",
+        }
+    }
 }
 
 /// A moment of a round.
@@ -53,66 +92,95 @@ pub struct Sample {
 }
 
 impl Figures {
-    /// Microseconds of the target for each message.
+    /// Microseconds of the whole target for each message; 0 without a pid.
     pub fn cpu(&self) -> f64 {
-        self.user + self.system
+        self.user() + self.system()
     }
 
-    pub fn wrong(&self) -> u64 {
-        self.lost + self.disordered + self.errors
+    /// The same of one part.
+    pub fn cpu_of(&self, name: &str) -> f64 {
+        self.parts.iter().filter(|part| part.name == name).map(|part| part.cpu.total()).sum()
     }
 
-    pub fn latency(&self, measure: Measure) -> Option<&Latency> {
-        self.latencies.iter().find(|latency| latency.measure == measure)
+    pub fn user(&self) -> f64 {
+        self.parts.iter().map(|part| part.cpu.user).sum()
     }
 
-    pub fn is_the_generators_limit(&self) -> bool {
-        self.busy > 0.9 || self.late > 0.01
+    pub fn system(&self) -> f64 {
+        self.parts.iter().map(|part| part.cpu.system).sum()
+    }
+
+    pub fn limit(&self) -> Option<Limit> {
+        let Load { all, cores, busiest, late, .. } = self.load;
+        match () {
+            () if busiest > FULL => Some(Limit::Generator),
+            () if cores > 0.0 && all / cores > FULL => Some(Limit::Machine),
+            () if late > TOO_LATE => Some(Limit::Generator),
+            () => None,
+        }
+    }
+
+    pub fn mark(&self) -> &'static str {
+        self.limit().map_or("", Limit::mark)
+    }
+
+    /// Who used the machine: "server 0.95 + generator 0.82 + others 0.03 of 2 cores".
+    pub fn shares(&self) -> String {
+        let Load { generator, all, cores, .. } = self.load;
+        let known = generator + self.parts.iter().map(|part| part.cores).sum::<f64>();
+        let parts = self.parts.iter().map(|part| format!("{} {:.2} + ", part.name, part.cores)).collect::<String>();
+        format!("{parts}generator {generator:.2} + others {:.2} of {cores:.0} cores", (all - known).max(0.0))
+    }
+
+    /// Names and values of what two runs can be compared by, and whether more of it is better.
+    pub fn rows(&self) -> Vec<(String, f64, bool)> {
+        let mut rows = vec![("msg/s".to_owned(), self.rate, true)];
+        if !self.parts.is_empty() {
+            rows.push(("CPU us".to_owned(), self.cpu(), false));
+            rows.push(("RSS KiB".to_owned(), self.resident_kib as f64, false));
+        }
+        for measure in self.measures.seen().filter(|&measure| measure != Measure::Lag) {
+            for (name, part) in [("p50", 0.5), ("p99", 0.99), ("p999", 0.999)] {
+                rows.push((format!("{}.{name} us", measure.key()), self.measures.quantile(measure, part), false));
+            }
+        }
+        rows
     }
 }
 
-impl Measures {
-    pub fn latencies(&self) -> Vec<Latency> {
-        let latencies = self.seen().map(|(measure, histogram)| {
-            let [p50, p99, p999, max] = [0.5, 0.99, 0.999, 1.0].map(|q| histogram.value_at_quantile(q) as f64 / 1000.0);
-            Latency { measure, p50, p99, p999, max }
-        });
-        latencies.collect()
-    }
-}
-
-pub fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-/// Each figure's own median; what must not happen is added up.
-pub fn medians(rounds: &[Figures]) -> anyhow::Result<Figures> {
+/// Throughput, CPU and memory: each figure's own median. Latencies: of all rounds together, so that the maximum is
+/// one, and a bad moment is not outvoted. What must not happen is added up.
+pub fn together(rounds: &[Figures]) -> anyhow::Result<Figures> {
     let of = |figure: &dyn Fn(&Figures) -> f64| median(rounds.iter().map(figure).collect());
     let ratios: Vec<f64> = rounds.iter().filter_map(|round| round.to_floor).collect();
-    let mut measures = Measures::new()?;
-    rounds.iter().try_for_each(|round| measures.add(&round.measures))?;
-    let latencies = measures.seen().map(|(measure, _)| {
-        let of = |part: &dyn Fn(&Latency) -> f64| {
-            median(rounds.iter().filter_map(|f| f.latency(measure)).map(part).collect())
-        };
-        Latency { measure, p50: of(&|l| l.p50), p99: of(&|l| l.p99), p999: of(&|l| l.p999), max: of(&|l| l.max) }
+    let (mut measures, mut counts) = (Measures::new()?, Counts::default());
+    for round in rounds {
+        measures.add(&round.measures)?;
+        counts.add(&round.counts);
+    }
+    let last = &rounds[rounds.len() - 1];
+    let parts = last.parts.iter().enumerate().map(|(n, part)| {
+        let of =
+            |value: &dyn Fn(&Part) -> f64| median(rounds.iter().filter_map(|f| f.parts.get(n)).map(value).collect());
+        let cpu = Cpu { user: of(&|part| part.cpu.user), system: of(&|part| part.cpu.system) };
+        Part { name: part.name.clone(), cpu, cores: of(&|part| part.cores) }
     });
-    let latencies = latencies.collect();
     Ok(Figures {
-        name: rounds[0].name,
+        name: last.name.clone(),
         rate: of(&|f| f.rate),
-        user: of(&|f| f.user),
-        system: of(&|f| f.system),
+        parts: parts.collect(),
         to_floor: (!ratios.is_empty()).then(|| median(ratios)),
         resident_kib: of(&|f| f.resident_kib as f64) as u64,
-        lost: rounds.iter().map(|f| f.lost).sum(),
-        disordered: rounds.iter().map(|f| f.disordered).sum(),
-        errors: rounds.iter().map(|f| f.errors).sum(),
-        busy: of(&|f| f.busy),
-        late: of(&|f| f.late),
+        counts,
+        load: Load {
+            generator: of(&|f| f.load.generator),
+            all: of(&|f| f.load.all),
+            cores: last.load.cores,
+            busiest: of(&|f| f.load.busiest),
+            late: of(&|f| f.load.late),
+        },
         measures,
-        latencies,
-        samples: rounds[rounds.len() - 1].samples.clone(),
+        samples: last.samples.clone(),
+        cut_short: rounds.iter().find_map(|round| round.cut_short.clone()),
     })
 }

@@ -1,41 +1,25 @@
 //! The command line.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::ensure;
-use clap::{Parser, ValueEnum};
+use anyhow::{Context, bail, ensure};
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches, Parser};
 
-use crate::rivals::Rival;
+use crate::condition::Condition;
+use crate::measures::Measure;
+use crate::workload::Workload;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Workload {
-    /// Users talk in pairs; each message is answered by one. With several nodes, each pair is split
-    Pairs,
-    /// One user of a group talks to all others; a delivery counts as a message
-    Group,
-    /// One large group that is never silent, and beside it a pair that chats, 1000 times a second
-    Crowd,
-    /// Sessions that do nothing: resident memory between a third of the users and all
-    Idle,
-    /// Messages to users who are not there, with acks
-    Store,
-    /// The same, but each recipient comes back for them, again and again
-    Drain,
-    /// All users log out and in again, over and over
-    Login,
-    /// New accounts, over and over
-    Register,
-    /// Like people: most are idle, few talk, some in groups, some come and go
-    Mix,
-}
-
-impl Workload {
-    pub fn name(self) -> String {
-        self.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned())
-    }
-}
+/// Smaller objects have no room for the fields, larger ones none in any server.
+const SIZES: std::ops::RangeInclusive<i64> = 150..=1 << 20;
+const USUAL_SIZE: usize = 150;
+/// What a fresh server takes.
+const LARGEST_FOR_OURS: u32 = 65_536;
+/// Fewer say too little about noise.
+pub const ROUNDS_TO_COMPARE: u16 = 7;
 
 /// Messages a second, or a part of what the server can carry.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -57,28 +41,101 @@ impl FromStr for Rate {
     }
 }
 
+/// Another server that is measured in turn with ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rival {
+    /// An IRC server, from Debian's package.
+    Inspircd,
+    /// A message broker, from Debian's package.
+    Nats,
+    /// A command that starts a server of the family on `{port}` of 127.0.0.1.
+    Command(String),
+}
+
+/// What one `--rival` names: a command, or packages with commas between them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rivals(pub Vec<Rival>);
+
+impl FromStr for Rivals {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Rivals, String> {
+        if text.contains("{port}") {
+            return Ok(Rivals(vec![Rival::Command(text.to_owned())]));
+        }
+        let rivals = text.split(',').map(|name| match name {
+            "inspircd" => Ok(Rival::Inspircd),
+            "nats" => Ok(Rival::Nats),
+            _ => Err("inspircd, nats, or a command with {port} in it that starts a server there".to_owned()),
+        });
+        rivals.collect::<Result<_, _>>().map(Rivals)
+    }
+}
+
+/// A process of the target, and what it is called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedPid {
+    pub name: String,
+    pub pid: u32,
+}
+
+impl FromStr for NamedPid {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<NamedPid, String> {
+        let (name, pid) = text.split_once('=').unwrap_or(("server", text));
+        let pid = pid.parse().ok().filter(|&pid| pid > 0);
+        let pid = pid.ok_or_else(|| format!("'{text}' is no process id, nor NAME=ID as in redis=123"))?;
+        Ok(NamedPid { name: name.to_owned(), pid })
+    }
+}
+
+const EXIT_STATUS: &str = "\
+Exit status:
+  0    everything arrived, once and in order
+  1    it could not be measured, or the command line is wrong
+  2    something was lost, repeated, out of order, changed or refused, a connection or the server ended, an
+       interval of compare is worse, or a --fail-if was met
+  130  (143) ended by Ctrl-C (SIGTERM), and nothing was wrong until then
+
+compare OLD NEW runs two server binaries in turn, at least 7 rounds each, and tells which rows differ; or it compares
+two files that --out has written.";
+
 /// Puts a chat server under load.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "load")]
+#[command(name = "load", after_help = EXIT_STATUS)]
 pub struct Flags {
     #[arg(long, value_enum, default_value = "pairs")]
     pub workload: Workload,
-    /// Servers that run already, taken in turn; without it, fresh ones are started
-    #[arg(long, value_name = "IP:PORT", value_delimiter = ',')]
-    pub addr: Vec<SocketAddr>,
-    /// Their processes, for CPU and memory
-    #[arg(long, requires = "addr", value_delimiter = ',')]
-    pub pid: Vec<u32>,
-    /// Fresh servers to start; several make a cluster with a MariaDB and a Redis of its own
-    #[arg(long, default_value_t = 1, conflicts_with = "addr", value_parser = clap::value_parser!(u16).range(1..=16))]
-    pub nodes: u16,
-    /// [default: 200; idle: 7500; crowd: 10002; mix: 2000]
+    /// Servers that run already, taken in turn, each with what it is found to speak; without it, fresh ones of ours
+    /// are started
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
+    pub addr: Vec<String>,
+    /// The target's processes, for CPU and memory, with names if there are several kinds: cpp=1,mariadb=2,redis=3
+    #[arg(long, value_name = "[NAME=]PID", value_delimiter = ',')]
+    pub pid: Vec<NamedPid>,
+    /// Keeps the accounts of a run in this file, and takes them from there in the next one. With --addr
+    #[arg(long, value_name = "FILE")]
+    pub accounts: Option<PathBuf>,
+    /// At the end, logs in whoever has messages stored, and reads them, so that none are left there. With --addr
+    #[arg(long)]
+    pub clean: bool,
+    /// Fresh servers to start; several make a cluster with a MariaDB and a Redis of its own [default: 1]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=16))]
+    pub nodes: Option<u16>,
+    /// [default: 200; idle: 7500; crowd: 10002; mix: 2000; paused, slow: 22]
     #[arg(long)]
     pub users: Option<usize>,
-    /// Messages in flight for each pair, group or sender; drain: messages for each return [default: 1;
+    /// Users of each group: --members 3, --members 10 [default: all]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(2..))]
+    pub members: Option<u32>,
+    /// Messages in flight for each pair, group or sender; drain, mix: messages for each return [default: 1;
     /// sweep: 1,16]
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..))]
     pub window: Vec<u16>,
+    /// Of each message, as the whole object that is sent, in bytes [default: 150]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(SIZES))]
+    pub size: Option<u32>,
     /// Ask for an ack for each message
     #[arg(long)]
     pub seq: bool,
@@ -86,9 +143,15 @@ pub struct Flags {
     #[arg(long)]
     pub batch: bool,
     /// Messages a second, sent when due whatever the server does; latency counts from then (pairs,
-    /// group, store, mix). As 50%: of what a closed loop of window 16 is measured to carry (pairs)
+    /// group, store, mix, paused, slow). As 50%: of what a closed loop of window 16 is measured to carry (pairs)
     #[arg(long, value_name = "N|N%")]
     pub rate: Option<Rate>,
+    /// paused: how long a recipient does not read, and then reads, in seconds [default: 1]
+    #[arg(long, value_name = "SECONDS")]
+    pub pause: Option<f64>,
+    /// slow: what each recipient reads, in bytes a second [default: 16384]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1024..))]
+    pub read_rate: Option<u32>,
     /// Both users of a pair on one reactor, where connections go to reactors in turn
     #[arg(long)]
     pub together: bool,
@@ -98,33 +161,43 @@ pub struct Flags {
     /// How long each round is measured
     #[arg(long, default_value_t = 3.0)]
     pub seconds: f64,
-    /// The medians of so many rounds are shown
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
-    pub rounds: u16,
-    /// Measure the least that a relay can do as well, in turn with the server (pairs, group); a group's
-    /// delivery is compared with a message between its pairs
+    /// So many rounds: medians of throughput and CPU, latencies of all together [default: 1; compare: 7]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    pub rounds: Option<u16>,
+    /// Measure the least that a relay can do as well, in turn with the server (pairs, group); it gives no acks, and
+    /// a group's delivery is compared with a message between its pairs
     #[arg(long)]
     pub floor: bool,
-    /// Measure these as well, in turn with the server (pairs)
-    #[arg(long, value_enum, value_delimiter = ',')]
-    pub rival: Vec<Rival>,
+    /// Measure these as well, in turn with the server: inspircd, nats (pairs), or 'COMMAND {port}', which starts any
+    /// server of the family on 127.0.0.1
+    #[arg(long, value_name = "NAMES|COMMAND")]
+    pub rival: Vec<Rivals>,
+    /// Exit status 2 if the server's figures are so: 'chat.p99>5ms', 'rate<100k', 'cpu>8us', 'lost>0'; repeatable
+    #[arg(long, value_name = "CONDITION")]
+    pub fail_if: Vec<Condition>,
+    /// Refusals with this errno are what is expected: they are counted, and are no failure; repeatable
+    #[arg(long, value_name = "ERRNO", value_delimiter = ',')]
+    pub expect_errno: Vec<i64>,
     /// One JSON object instead of the table
     #[arg(long)]
     pub json: bool,
     /// Write a report with plots, in one file
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
+    /// Write every round, as JSON, for `compare`
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
     /// Try the workload with each of several --reactors, --workers and --window, and recommend some
-    #[arg(long, conflicts_with_all = ["addr", "floor", "rival", "json", "html"])]
+    #[arg(long)]
     pub sweep: bool,
     /// Write the sweep's plot
-    #[arg(long, value_name = "FILE", requires = "sweep")]
+    #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
     /// Measure all that the README states, as a Markdown table
     #[arg(long)]
     pub goals: bool,
     /// Write that table, and what this machine is, into these files, between their marks
-    #[arg(long, value_name = "FILE", requires = "goals", value_delimiter = ',')]
+    #[arg(long, value_name = "FILE", value_delimiter = ',')]
     pub readme: Vec<PathBuf>,
     /// Of the fresh server [default: 2; sweep: 1,2,4 and so on, to twice the cores]
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=256))]
@@ -132,31 +205,84 @@ pub struct Flags {
     /// Of the fresh server [default: 4; sweep: 1,4]
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: Vec<u16>,
-    /// Of the fresh server; cheap, unless passwords are what is to be measured
-    #[arg(long, default_value = "8,1")]
-    pub password_cost: String,
+    /// Of the fresh server; cheap, unless passwords are what is to be measured [default: 8,1]
+    #[arg(long, value_name = "KIB,PASSES")]
+    pub password_cost: Option<String>,
+    /// Of the order in which users send in an open loop, and of the bootstrap [default: by the clock]
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// compare OLD NEW: two server binaries, or two files of --out
+    #[arg(value_name = "compare OLD NEW")]
+    pub words: Vec<String>,
     /// Cargo passes it; without it this is a test
     #[arg(long, hide = true)]
     pub bench: bool,
     /// A moment of each workload
     #[arg(long, hide = true)]
     pub test: bool,
-    /// Which benches or tests cargo was asked for
-    #[arg(hide = true)]
-    pub filter: Option<String>,
     /// Be the floor
     #[arg(long, hide = true)]
     pub relay: bool,
+    /// Which flags the command line has.
+    #[arg(skip)]
+    pub given: Vec<String>,
+}
+
+/// What the command line asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Measure,
+    Sweep,
+    Goals,
+    Compare,
+    /// Cargo was asked for another bench or test.
+    NotAsked,
+    Test,
 }
 
 impl Flags {
+    /// # Errors
+    /// As clap has it: also for `--help`.
+    pub fn read<I: Iterator<Item = String>>(words: I) -> Result<Flags, clap::Error> {
+        let matches = Flags::command().try_get_matches_from(words)?;
+        let mut flags = Flags::from_arg_matches(&matches)?;
+        let is_given = |id: &&str| matches.value_source(id) == Some(ValueSource::CommandLine);
+        flags.given = matches.ids().map(clap::Id::as_str).filter(is_given).map(str::to_owned).collect();
+        let by_the_clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |time| time.as_micros() as u64);
+        flags.seed.get_or_insert_with(by_the_clock);
+        Ok(flags)
+    }
+
+    pub fn mode(&self) -> Mode {
+        match self.words.first().map(String::as_str) {
+            Some("compare") => Mode::Compare,
+            Some(filter) if !"load".contains(filter) => Mode::NotAsked,
+            _ if self.test || !self.bench => Mode::Test,
+            _ if self.goals => Mode::Goals,
+            _ if self.sweep => Mode::Sweep,
+            _ => Mode::Measure,
+        }
+    }
+
+    pub fn rivals(&self) -> impl Iterator<Item = &Rival> {
+        self.rival.iter().flat_map(|rivals| &rivals.0)
+    }
+
     pub fn users(&self) -> usize {
-        self.users.unwrap_or(match self.workload {
-            Workload::Idle => 7500,
-            Workload::Crowd => 10_002,
-            Workload::Mix => 2000,
-            _ => 200,
-        })
+        self.users.unwrap_or(self.workload.usual_users())
+    }
+
+    /// Of each group, if they are not all in one.
+    pub fn members(&self) -> Option<usize> {
+        self.members.map(|members| members as usize)
+    }
+
+    pub fn nodes(&self) -> usize {
+        if self.addr.is_empty() { self.nodes.unwrap_or(1).into() } else { self.addr.len() }
+    }
+
+    pub fn rounds(&self) -> u16 {
+        self.rounds.unwrap_or(if self.mode() == Mode::Compare { ROUNDS_TO_COMPARE } else { 1 })
     }
 
     pub fn reactors(&self) -> usize {
@@ -171,34 +297,187 @@ impl Flags {
         self.window.first().map_or(1, |&n| n.into())
     }
 
+    pub fn size(&self) -> usize {
+        self.size.map_or(USUAL_SIZE, |size| size as usize)
+    }
+
+    pub fn password_cost(&self) -> &str {
+        self.password_cost.as_deref().unwrap_or("8,1")
+    }
+
+    pub fn seed(&self) -> u64 {
+        self.seed.unwrap_or(1)
+    }
+
+    pub fn pause(&self) -> f64 {
+        self.pause.unwrap_or(1.0)
+    }
+
+    pub fn read_rate(&self) -> u32 {
+        self.read_rate.unwrap_or(16_384)
+    }
+
+    /// Every message of somebody is to be acked.
+    pub fn wants_acks(&self) -> bool {
+        self.seq || self.workload.always_acks() || self.workload == Workload::Mix
+    }
+
     /// For all threads together, if this is an open loop.
     pub fn rate(&self) -> Option<f64> {
+        let users = self.users() as f64;
         match self.rate {
             Some(Rate::PerSecond(rate)) => Some(rate),
             Some(Rate::Percent(_)) => None,
             // People do not wait for each other: one action for every four users and second.
-            None => (self.workload == Workload::Mix).then(|| self.users() as f64 / 4.0),
+            None if self.workload == Workload::Mix => Some(users / 4.0),
+            // 500 a second to each recipient.
+            None if self.workload.is_always_open() => Some((users - 2.0) / 2.0 * 500.0),
+            None => None,
         }
     }
 
+    /// The servers that run already.
+    ///
+    /// # Errors
+    /// A name is not known, or there is no port.
+    pub fn addresses(&self) -> anyhow::Result<Vec<SocketAddr>> {
+        let resolved = self.addr.iter().map(|text| {
+            let found = text.to_socket_addrs().with_context(|| format!("--addr {text}: HOST:PORT is asked for"))?;
+            let mut found: Vec<SocketAddr> = found.collect();
+            // Servers of the family listen on IPv4, and many names have both.
+            found.sort_by_key(SocketAddr::is_ipv6);
+            found.into_iter().next().with_context(|| format!("--addr {text}: the name has no address"))
+        });
+        resolved.collect()
+    }
+
+    /// # Errors
+    /// What does not go together, and what would not be used: nothing is ignored.
     pub fn check(&self) -> anyhow::Result<()> {
-        use Workload::{Crowd, Group, Mix, Pairs, Store};
-        let (users, threads) = (self.users(), usize::from(self.threads));
-        ensure!(users >= 2 * threads && users % (2 * threads) == 0, "--users must be a multiple of twice --threads");
-        ensure!(self.workload != Crowd || threads == 1, "crowd has a thread for the group and one for the pair");
-        ensure!(self.workload != Crowd || users >= 4, "crowd needs a pair and two members");
-        ensure!(self.workload != Mix || users >= 20 * threads, "mix needs 20 users for each thread");
-        ensure!(self.seconds > 0.0, "--seconds must be more than 0");
-        let is_open = matches!(self.workload, Pairs | Group | Store | Mix);
-        ensure!(self.rate.is_none() || is_open, "--rate goes with pairs, group, store and mix");
-        let is_part = matches!(self.rate, Some(Rate::Percent(_)));
-        ensure!(!is_part || self.workload == Pairs, "a percentage as --rate goes with pairs");
-        ensure!(!self.floor || matches!(self.workload, Pairs | Group), "--floor goes with pairs and group");
-        ensure!(self.rival.is_empty() || self.workload == Pairs, "--rival goes with pairs");
-        self.rival.iter().try_for_each(|rival| rival.need())?;
-        ensure!(!self.sweep || self.workload != Workload::Idle, "--sweep goes with what sends messages");
+        for id in &self.given {
+            if let Err(why) = self.use_of(id) {
+                bail!("--{} would not be used: {why}", id.replace('_', "-"));
+            }
+        }
+        let (users, threads, workload) = (self.users(), usize::from(self.threads), self.workload);
+        ensure!(
+            threads > 0 && users >= 2 * threads && users.is_multiple_of(2 * threads),
+            "--users must be a multiple of twice --threads"
+        );
+        ensure!(workload != Workload::Idle || users >= 3, "--users must be 3 or more for idle");
+        ensure!(
+            !workload.has_a_pair_beside() || threads == 1,
+            "{} has a thread of its own for the pair",
+            workload.name()
+        );
+        ensure!(!workload.has_a_pair_beside() || users >= 4, "{} needs a pair and two more users", workload.name());
+        ensure!(workload != Workload::Mix || users >= 20 * threads, "mix needs 20 users for each thread");
+        if let Some(members) = self.members() {
+            let each = users / threads;
+            ensure!(each.is_multiple_of(members), "{each} users of a thread do not make groups of {members}: --users");
+        }
+        ensure!(self.seconds > 0.0 && self.seconds <= 86_400.0, "--seconds must be more than 0, and a day at most");
+        ensure!(self.pause() > 0.0 && self.pause() <= 3600.0, "--pause must be more than 0, and an hour at most");
+        if self.together {
+            let turn = self.reactors() * self.nodes();
+            ensure!((users / 2).is_multiple_of(turn), "--together needs a multiple of {} --users here", 2 * turn);
+        }
+        let too_large = self.addr.is_empty() && self.size.is_some_and(|size| size > LARGEST_FOR_OURS);
+        ensure!(!too_large, "--size: a server takes {LARGEST_FOR_OURS} bytes, unless it is told otherwise: --addr");
         let lists = [self.reactors.len(), self.workers.len(), self.window.len()];
         ensure!(self.sweep || lists.iter().all(|&n| n <= 1), "several --reactors, --workers or --window: --sweep");
+        self.check_conditions()
+    }
+
+    fn check_conditions(&self) -> anyhow::Result<()> {
+        let measures = workload_measures(self);
+        for condition in &self.fail_if {
+            let name = self.workload.name();
+            ensure!(
+                condition.measure().is_none_or(|measure| measures.contains(&measure)),
+                "--fail-if {condition}: {name} does not time that; it times {}",
+                measures.iter().map(|measure| measure.key()).collect::<Vec<_>>().join(", ")
+            );
+            ensure!(!condition.needs_floor() || self.floor, "--fail-if {condition} needs --floor");
+            ensure!(
+                !condition.needs_pid() || self.addr.is_empty() || !self.pid.is_empty(),
+                "--fail-if {condition} needs --pid"
+            );
+        }
         Ok(())
     }
+
+    /// Why a flag means nothing beside the others.
+    fn use_of(&self, id: &str) -> Result<(), String> {
+        use Workload::{Group, Idle, Mix, Pairs, Paused, Register, Slow};
+        let (mode, workload, name) = (self.mode(), self.workload, self.workload.name());
+        let is_foreign = !self.addr.is_empty();
+        let only = |is_used: bool, why: &str| if is_used { Ok(()) } else { Err(why.to_owned()) };
+        let not_here = |is_used: bool| if is_used { Ok(()) } else { Err(format!("{name} has no use for it")) };
+        match mode {
+            Mode::Goals => {
+                return only(["goals", "readme", "bench"].contains(&id), "--goals measures what the README states");
+            }
+            Mode::Sweep
+                if [
+                    "addr", "pid", "accounts", "clean", "nodes", "floor", "rival", "json", "html", "out", "fail_if",
+                    "together",
+                ]
+                .contains(&id) =>
+            {
+                return Err("--sweep starts servers of its own, and shows a table of them".to_owned());
+            }
+            Mode::Compare
+                if [
+                    "addr", "pid", "accounts", "clean", "floor", "rival", "html", "out", "fail_if", "sweep", "svg",
+                    "goals", "readme",
+                ]
+                .contains(&id) =>
+            {
+                return Err("compare starts two servers, and shows how they differ".to_owned());
+            }
+            _ => {}
+        }
+        match id {
+            "pid" | "accounts" | "clean" => only(is_foreign, "it goes with --addr"),
+            "nodes" | "reactors" | "workers" | "password_cost" => {
+                only(!is_foreign, "it is of a fresh server, and --addr names one that runs")
+            }
+            "members" => not_here(workload == Group),
+            "window" if workload.may_be_open() && workload != Mix && self.rate.is_some() => {
+                Err("at a --rate, messages do not wait for each other".to_owned())
+            }
+            "window" => not_here(workload.has_window() || workload == Mix),
+            "size" => not_here(workload.sends_messages()),
+            "seq" if workload.always_acks() => Err(format!("{name} asks for acks anyway")),
+            "seq" => not_here(workload.sends_messages()),
+            "batch" => not_here(!matches!(workload, Idle | Register)),
+            "rate" if matches!(self.rate, Some(Rate::Percent(_))) => {
+                only(workload == Pairs, "a percentage goes with pairs, whose capacity can be measured")
+            }
+            "rate" => not_here(workload.may_be_open()),
+            "pause" => not_here(workload == Paused),
+            "read_rate" => not_here(workload == Slow),
+            "together" => {
+                not_here(workload == Pairs)?;
+                only(!is_foreign, "nobody knows how many reactors a server of --addr has")
+            }
+            "threads" | "seconds" | "rounds" | "html" | "out" | "sweep" => not_here(workload != Idle),
+            "fail_if" | "expect_errno" => not_here(workload != Idle),
+            "floor" => not_here(matches!(workload, Pairs | Group)),
+            "rival" => {
+                not_here(workload != Idle)?;
+                let are_plain = self.rivals().all(|rival| matches!(rival, Rival::Command(_)));
+                only(workload == Pairs || are_plain, "inspircd and nats go with pairs")
+            }
+            "svg" => only(self.sweep, "it goes with --sweep"),
+            "readme" => only(self.goals, "it goes with --goals"),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What this run times.
+pub fn workload_measures(flags: &Flags) -> Vec<Measure> {
+    flags.workload.measures(flags.seq, flags.rate.is_some() || flags.workload.is_always_open())
 }

@@ -24,7 +24,7 @@ struct Connection {
 struct Relay {
     /// By token. A connection that has ended leaves a gap.
     connections: Vec<Option<Connection>>,
-    /// By user id: the token of the connection that logged in last.
+    /// By user id less 1: the token of the connection that logged in last.
     homes: Vec<usize>,
     /// Who is to be written to at the end of the turn.
     dirty: Vec<usize>,
@@ -121,7 +121,7 @@ impl Relay {
                 continue;
             };
             if let Some((id, _)) = number(&line[toid + self.toid.needle().len()..])
-                && let Some(&home) = self.homes.get(id as usize)
+                && let Some(&home) = self.homes.get((id as usize).wrapping_sub(1))
             {
                 self.send(home, line);
             }
@@ -132,8 +132,8 @@ impl Relay {
     /// Registers or logs in whoever asks.
     fn admit(&mut self, token: usize, line: &[u8]) {
         if msgid(line) == Some(4) {
-            let id = self.homes.len();
             self.homes.push(token);
+            let id = self.homes.len();
             self.send(token, format!("{{\"msgid\":5,\"errno\":0,\"id\":{id}}}\n").as_bytes());
         } else if let Some(id) = number_after(line, b"\"id\":") {
             self.send(token, format!("{{\"msgid\":2,\"errno\":0,\"id\":{id}}}\n").as_bytes());

@@ -1,346 +1,496 @@
 //! One generator thread: many connections on one poll.
 //!
-//! Every message bears its number and the time when it was sent (or due) in its text, and a message
-//! that is to be acked bears that time as its `seq`. So the receiving end knows latency, loss and
-//! order without asking the sender.
-//!
-//! It competes with the server for the machine, so it does little: one read for what has come, one
-//! clock reading for each read, and a byte search in each object.
+//! It competes with the server for the machine, so it does little: one read for what has come, one clock reading for
+//! each read, and a comparison of bytes for each object. What is sent and what has come is the business of
+//! [`Traffic`].
 
 use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::bail;
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 
-use crate::dialect::{Cutter, Dialect, Piece};
-use crate::measures::Measures;
+use crate::clock::{self, Alarm, CpuClock};
+use crate::dialect::{Cutter, Piece};
+use crate::measures::{Measure, Measures};
+use crate::pace;
 use crate::roles::{Role, Troupe};
-use crate::users::Account;
+use crate::stats::mix;
+use crate::tally::Counts;
+use crate::traffic::{Plan, Traffic};
 
-/// How long a thread waits, after its last message, for what is still on its way.
-const DRAIN: Duration = Duration::from_secs(5);
-/// epoll cannot wait for less.
-const TICK: Duration = Duration::from_millis(1);
-/// A message that leaves so long after it was due is the generator's fault.
+/// How long a thread waits, after the last thing it heard, for what is still on its way; …
+const QUIET: u64 = 5_000_000_000;
+/// … how long if somebody waits for its end; …
+const QUIET_IN_A_HURRY: u64 = 1_000_000_000;
+/// … and how long while things do come.
+const DRAIN: u64 = 30_000_000_000;
+/// How often it looks whether it is to stop.
+const GLANCE: Duration = Duration::from_millis(20);
+/// How often readers who do not always read look whether they may.
+const READING: Duration = Duration::from_millis(5);
+/// How often lost messages are looked for.
+const SWEEP: u64 = 250_000_000;
+/// An act so long after it was due is the generator's fault.
 const LATE: u64 = 10_000_000;
-
-#[derive(Debug, Clone, Copy)]
-pub struct Plan {
-    pub window: usize,
-    /// Ask for acks.
-    pub seq: bool,
-    /// What a client sends in one turn leaves in one write; else each message in its own.
-    pub batch: bool,
-}
+/// Acts before the next look at what has come.
+const ACTS: usize = 64;
+/// What waits for the kernel to take it, of one client, before it does not act any more.
+const FULL: usize = 256 * 1024;
+const ALARM: Token = Token(usize::MAX);
+const NOT_YET: u64 = u64::MAX;
 
 /// What all threads share with whoever measures.
 #[derive(Debug)]
 pub struct Shared {
-    pub epoch: Instant,
-    /// Latencies count.
-    pub measuring: AtomicBool,
+    /// What is begun in this time is timed.
+    pub from: AtomicU64,
+    pub to: AtomicU64,
     /// Nothing more is begun.
     pub stopping: AtomicBool,
+    /// Somebody waits for the end.
+    pub hurry: AtomicBool,
     /// Messages that have arrived, or requests that were answered.
     pub done: AtomicU64,
 }
 
 impl Shared {
     pub fn new() -> Shared {
-        let (measuring, stopping) = (AtomicBool::new(false), AtomicBool::new(false));
-        Shared { epoch: Instant::now(), measuring, stopping, done: AtomicU64::new(0) }
-    }
-
-    fn now(&self) -> u64 {
-        self.epoch.elapsed().as_nanos() as u64
+        Shared {
+            from: AtomicU64::new(NOT_YET),
+            to: AtomicU64::new(NOT_YET),
+            stopping: AtomicBool::new(false),
+            hurry: AtomicBool::new(false),
+            done: AtomicU64::new(0),
+        }
     }
 }
 
 #[derive(Debug)]
 pub struct Outcome {
     pub measures: Measures,
-    pub lost: u64,
-    pub disordered: u64,
-    pub errors: u64,
-    /// The part of its time in which this thread did not wait for the server.
-    pub busy: f64,
-    /// The part of an open loop's messages that left late.
-    pub late: f64,
-}
-
-/// Messages from one sender, as they arrive: a gap is a loss until the missing one comes after all,
-/// which is disorder then.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Order {
-    pub awaited: u64,
-    pub missing: u64,
-}
-
-pub(super) struct Client {
-    pub account: Account,
-    pub role: Role,
-    pub dialect: Dialect,
-    /// Whom it writes to: the name of its neighbour.
-    pub to: String,
-    /// What all its messages begin with.
-    pub head: Vec<u8>,
-    pub sent: u64,
-    /// Of chats, and of group messages.
-    pub order: [Order; 2],
-    /// When its login or registration was asked for.
-    pub asked: u64,
-    /// Of a speaker: deliveries to its group's members.
-    pub heard: u64,
-    /// Of a feeder: acks that are due. Of a sleeper: messages that it must still get.
+    pub counts: Counts,
+    /// The part of the measured time in which this thread used a core.
+    pub busiest: f64,
+    /// Acts of an open loop that came due, and how many of them were done late or not at all.
     pub due: u64,
-    /// Of a feeder and its sleeper: one has left, and has not had everything yet.
-    pub is_away: bool,
-    pub output: Vec<u8>,
+    pub late: u64,
+    /// Accounts that it has opened.
+    pub opened: u64,
+    /// All its connections were closed by the server.
+    pub is_alone: bool,
+    /// It went away while things still came.
+    pub was_cut_off: bool,
+}
+
+/// A client's connection.
+struct Line {
     stream: TcpStream,
     cutter: Cutter,
     /// The beginning of an object whose end has not come yet.
     rest: Vec<u8>,
+    output: Vec<u8>,
+    is_sturdy: bool,
+    is_gone: bool,
+    /// There is something to read, maybe. Of readers who do not always read.
+    is_ready: bool,
+    /// What it may read, in bytes, as of this time.
+    allowance: f64,
+    allowed_at: u64,
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        pace::keep(self.is_sturdy, || self.stream.shutdown(Shutdown::Both).ok());
+    }
 }
 
 pub struct Generator<'a> {
-    pub(super) plan: Plan,
-    /// Messages a second, if this is an open loop.
-    pub(super) rate: Option<f64>,
-    pub(super) clients: Vec<Client>,
-    /// Deliveries, acks and replies that are owed, and that have come.
-    pub(super) owed: u64,
-    pub(super) received: u64,
-    pub(super) outcome: Outcome,
-    /// As the threads' shared flags were at the beginning of this turn.
-    pub(super) measuring: bool,
-    pub(super) stopping: bool,
-    /// What this turn has done.
-    pub(super) done: u64,
-    pub(super) scratch: Vec<u8>,
+    plan: Plan,
+    /// Acts a second, if this is an open loop.
+    rate: Option<f64>,
+    traffic: Traffic,
+    lines: Vec<Line>,
     shared: &'a Shared,
     poll: Poll,
-    /// Clients with output.
+    alarm: Alarm,
+    /// Clients with output that leaves at the end of the turn.
     dirty: Vec<usize>,
+    /// Clients who do not always read.
+    readers: Vec<usize>,
     /// Who sends in an open loop, and how often that has been.
     senders: Vec<usize>,
     scheduled: u64,
+    late: u64,
 }
 
 impl<'a> Generator<'a> {
     pub fn new(plan: Plan, troupe: Troupe, shared: &'a Shared) -> anyhow::Result<Generator<'a>> {
         let Troupe { users, roles, rate } = troupe;
         let poll = Poll::new()?;
-        let accounts: Vec<Account> = users.iter().map(|user| user.account.clone()).collect();
-        let mut clients = Vec::with_capacity(users.len());
-        for (n, (user, role)) in users.into_iter().zip(roles).enumerate() {
+        let (mut lines, mut accounts) = (Vec::with_capacity(users.len()), Vec::with_capacity(users.len()));
+        for (n, user) in users.into_iter().enumerate() {
             let (cutter, dialect) = (user.cutter(), user.dialect);
-            user.stream.set_nonblocking(true)?;
-            let mut stream = TcpStream::from_std(user.stream);
+            let (account, stream, rest) = user.into_parts()?;
+            stream.set_nonblocking(true)?;
+            let mut stream = TcpStream::from_std(stream);
             poll.registry().register(&mut stream, Token(n), Interest::READABLE | Interest::WRITABLE)?;
-            let neighbour = accounts.get(n ^ 1).unwrap_or(&accounts[n]);
-            clients.push(Client {
-                head: head(&accounts[n], role, neighbour.id),
-                to: neighbour.name.clone(),
-                account: user.account,
-                role,
-                dialect,
-                cutter,
-                sent: 0,
-                order: Default::default(),
-                asked: 0,
-                heard: 0,
-                due: 0,
-                is_away: false,
-                output: Vec::new(),
+            lines.push(Line {
                 stream,
-                rest: Vec::new(),
+                cutter,
+                rest,
+                output: Vec::new(),
+                is_sturdy: dialect.is_sturdy(),
+                is_gone: false,
+                is_ready: true,
+                allowance: 0.0,
+                allowed_at: clock::now(),
             });
+            accounts.push((account, dialect));
         }
-        let measures = Measures::new()?;
-        let senders = scattered((0..clients.len()).filter(|&n| clients[n].role.acts()).collect());
+        let senders = scattered((0..roles.len()).filter(|&n| roles[n].acts()).collect(), plan.seed);
+        let readers = (0..roles.len()).filter(|&n| roles[n] == Role::Reader).collect();
+        let traffic = Traffic::new(plan, rate.is_some(), accounts, &roles)?;
+        let alarm = Alarm::new(poll.registry(), ALARM)?;
         Ok(Generator {
             plan,
             rate,
-            clients,
-            owed: 0,
-            received: 0,
-            outcome: Outcome { measures, lost: 0, disordered: 0, errors: 0, busy: 0.0, late: 0.0 },
-            measuring: false,
-            stopping: false,
-            done: 0,
-            scratch: Vec::new(),
+            traffic,
+            lines,
             shared,
             poll,
+            alarm,
             dirty: Vec::new(),
+            readers,
             senders,
             scheduled: 0,
+            late: 0,
         })
     }
 
     pub fn run(mut self) -> anyhow::Result<Outcome> {
         let mut events = Events::with_capacity(1024);
         let mut buffer = vec![0; 64 * 1024];
-        let started = self.shared.now();
+        let started = clock::now();
         if self.rate.is_none() {
-            self.open_windows()?;
+            self.traffic.open_windows(started);
+            self.leave();
         }
-        self.flush_all()?;
-        let tick = if self.rate.is_some() { TICK } else { 20 * TICK };
-        let (mut quiet_since, mut waited, mut late) = (Instant::now(), 0, 0);
+        self.flush_all();
+        let mut cpu = Cpu::default();
+        let (mut swept, mut heard, mut stopped, mut was_cut_off) = (started, started, NOT_YET, false);
         loop {
-            let before = self.shared.now();
-            match self.poll.poll(&mut events, Some(tick)) {
+            let timeout = self.until_next(started)?;
+            match self.poll.poll(&mut events, Some(timeout)) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 done => done?,
             }
-            if !self.stopping {
-                let now = self.shared.now();
-                waited += now - before;
-                self.outcome.busy = 1.0 - waited as f64 / (now - started).max(1) as f64;
-            }
-            self.measuring = self.shared.measuring.load(Relaxed);
-            self.stopping = self.shared.stopping.load(Relaxed);
+            (self.traffic.from, self.traffic.to) = (self.shared.from.load(Relaxed), self.shared.to.load(Relaxed));
+            cpu.look(self.traffic.from, self.traffic.to)?;
             for event in &events {
+                if event.token() == ALARM {
+                    self.alarm.rang();
+                    continue;
+                }
                 let n = event.token().0;
                 if event.is_writable() {
-                    self.flush(n)?;
+                    self.flush(n);
                 }
                 if event.is_readable() {
-                    self.read(n, &mut buffer)?;
-                    quiet_since = Instant::now();
+                    self.lines[n].is_ready = true;
+                    self.read(n, &mut buffer, started)?;
+                    heard = clock::now();
                 }
             }
-            if self.stopping && (self.received >= self.owed || quiet_since.elapsed() > DRAIN) {
+            for which in 0..self.readers.len() {
+                let n = self.readers[which];
+                if self.lines[n].is_ready && self.read(n, &mut buffer, started)? {
+                    heard = clock::now();
+                }
+            }
+            let now = clock::now();
+            if self.shared.stopping.load(Relaxed) && !self.traffic.stopping {
+                self.traffic.stopping = true;
+                (stopped, heard) = (now, now);
+                self.miss_what_was_due(started, now);
+            }
+            let is_alone = self.lines.iter().all(|line| line.is_gone);
+            if self.traffic.stopping {
+                let quiet = if self.shared.hurry.load(Relaxed) { QUIET_IN_A_HURRY } else { QUIET };
+                was_cut_off = self.traffic.is_owed_anything() && now - stopped > DRAIN.min(6 * quiet);
+                if !self.traffic.is_owed_anything() || now - heard > quiet || was_cut_off {
+                    break;
+                }
+            }
+            if is_alone {
                 break;
             }
-            if let (Some(rate), false) = (self.rate, self.stopping) {
-                late += self.send_what_is_due(rate, started)?;
+            if let (Some(rate), false) = (self.rate, self.traffic.stopping) {
+                self.send_what_is_due(rate, started);
             }
-            self.flush_all()?;
-            self.shared.done.fetch_add(std::mem::take(&mut self.done), Relaxed);
+            if now - swept > SWEEP {
+                swept = now;
+                self.traffic.refill(now);
+                self.leave();
+            }
+            self.flush_all();
+            self.shared.done.fetch_add(std::mem::take(&mut self.traffic.done), Relaxed);
         }
-        self.outcome.late = late as f64 / self.scheduled.max(1) as f64;
-        self.outcome.lost += self.owed.saturating_sub(self.received);
-        Ok(self.outcome)
+        self.shared.done.fetch_add(std::mem::take(&mut self.traffic.done), Relaxed);
+        self.traffic.finish();
+        let is_alone = self.lines.iter().all(|line| line.is_gone);
+        let (late, due) = (self.late + self.traffic.counts.missed, self.scheduled.max(1));
+        Ok(Outcome {
+            opened: self.traffic.opened(),
+            measures: self.traffic.measures,
+            counts: self.traffic.counts,
+            busiest: cpu.busy(),
+            due,
+            late,
+            is_alone,
+            was_cut_off,
+        })
     }
 
-    fn open_windows(&mut self) -> anyhow::Result<()> {
-        for n in 0..self.clients.len() {
-            // Of a pair the first begins; nobody registers or logs in twice at a time.
-            let window = match self.clients[n].role {
-                Role::Partner if n % 2 == 1 => 0,
-                Role::Feeder | Role::Visitor | Role::Registrar => 1,
-                _ => self.plan.window,
-            };
-            for _ in 0..window {
-                self.act(n, self.shared.now())?;
-            }
+    /// How long to wait for the sockets. The alarm rings when the next act is due.
+    fn until_next(&mut self, started: u64) -> anyhow::Result<Duration> {
+        let glance = if self.readers.is_empty() { GLANCE } else { READING };
+        let Some(rate) = self.rate.filter(|_| !self.traffic.stopping && !self.senders.is_empty()) else {
+            return Ok(glance);
+        };
+        let due = due_at(started, self.scheduled, rate);
+        if due <= clock::now() {
+            return Ok(Duration::ZERO);
         }
-        Ok(())
+        self.alarm.set(due)?;
+        Ok(glance)
     }
 
-    /// Messages come due at whole milliseconds, from all senders in turn. Returns how many were late.
-    fn send_what_is_due(&mut self, rate: f64, started: u64) -> anyhow::Result<u64> {
-        let now = self.shared.now();
-        let due = (((now - started) / 1_000_000) as f64 * rate / 1000.0) as u64;
-        let mut late = 0;
-        while self.scheduled < due && !self.senders.is_empty() {
-            let sender = self.senders[self.scheduled as usize % self.senders.len()];
+    /// From all senders in turn, each at its own time; what has come meanwhile is heard soon, however much is due.
+    fn send_what_is_due(&mut self, rate: f64, started: u64) {
+        if self.senders.is_empty() {
+            return;
+        }
+        for _ in 0..ACTS {
+            let (now, at) = (clock::now(), due_at(started, self.scheduled, rate));
+            if at > now {
+                break;
+            }
+            let sender = self.senders[(self.scheduled % self.senders.len() as u64) as usize];
             self.scheduled += 1;
-            let at = started + (self.scheduled as f64 * 1000.0 / rate).ceil() as u64 * 1_000_000;
-            late += u64::from(now.saturating_sub(at) > LATE);
-            self.act(sender, at)?;
+            self.late += u64::from(now - at > LATE);
+            self.traffic.act(sender, at);
+            self.leave();
+            self.traffic.time(Measure::Lag, at, clock::now());
         }
-        Ok(late)
     }
 
-    fn read(&mut self, n: usize, buffer: &mut [u8]) -> anyhow::Result<()> {
-        loop {
-            let client = &mut self.clients[n];
-            let length = match client.stream.read(buffer) {
-                Ok(0) => bail!("the server has closed the connection of {}", client.account.name),
+    /// What came due, and was not even begun.
+    fn miss_what_was_due(&mut self, started: u64, now: u64) {
+        if let Some(rate) = self.rate.filter(|_| !self.senders.is_empty()) {
+            let due = ((now - started) as f64 * rate / 1e9) as u64;
+            let missed = due.saturating_sub(self.scheduled);
+            self.traffic.counts.missed += missed;
+            self.scheduled += missed;
+        }
+    }
+
+    /// May this one read now, and how much?
+    fn allowance(&mut self, n: usize, started: u64) -> usize {
+        if self.readers.is_empty() || self.traffic.stopping || self.traffic.clients[n].role != Role::Reader {
+            return usize::MAX;
+        }
+        let Plan { pause, read_rate, .. } = self.plan;
+        let now = clock::now();
+        // They do not all stop at the same time.
+        let phase = now - started + n as u64 * pause / 7;
+        if pause > 0 && (phase / pause).is_multiple_of(2) {
+            return 0;
+        }
+        if read_rate == 0 {
+            return usize::MAX;
+        }
+        let line = &mut self.lines[n];
+        line.allowance += (now - line.allowed_at) as f64 / 1e9 * f64::from(read_rate);
+        // What it did not use is not saved for more than a moment.
+        line.allowance = line.allowance.min(f64::from(read_rate) / 10.0);
+        line.allowed_at = now;
+        line.allowance as usize
+    }
+
+    /// Reads what has come, or as much as may be. Was there anything?
+    fn read(&mut self, n: usize, buffer: &mut [u8], started: u64) -> anyhow::Result<bool> {
+        let mut any = false;
+        while !self.lines[n].is_gone {
+            let most = self.allowance(n, started).min(buffer.len());
+            if most == 0 {
+                return Ok(any);
+            }
+            let line = &mut self.lines[n];
+            let length = match line.stream.read(&mut buffer[..most]) {
+                Ok(0) => 0,
                 Ok(length) => length,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error.into()),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    line.is_ready = false;
+                    return Ok(any);
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(_) => 0,
             };
-            let now = self.shared.now();
-            if client.rest.is_empty() {
-                let used = self.take(n, &buffer[..length], now)?;
-                self.clients[n].rest.extend_from_slice(&buffer[used..length]);
+            if length == 0 {
+                self.hang_up(n);
+                return Ok(any);
+            }
+            any = true;
+            line.allowance -= length as f64;
+            let now = clock::now();
+            if line.rest.is_empty() {
+                let used = self.take(n, &buffer[..length], now);
+                self.lines[n].rest.extend_from_slice(&buffer[used..length]);
             } else {
-                let mut input = std::mem::take(&mut client.rest);
+                let mut input = std::mem::take(&mut line.rest);
                 input.extend_from_slice(&buffer[..length]);
-                let used = self.take(n, &input, now)?;
+                let used = self.take(n, &input, now);
                 input.drain(..used);
-                self.clients[n].rest = input;
+                self.lines[n].rest = input;
             }
             // A short read has emptied the socket: what comes later is a new edge.
-            if length < buffer.len() {
-                return Ok(());
+            if length < most {
+                self.lines[n].is_ready = false;
+                return Ok(any);
             }
         }
+        Ok(any)
     }
 
     /// Handles what is whole in `input`; returns how many bytes are done with.
-    fn take(&mut self, n: usize, input: &[u8], now: u64) -> anyhow::Result<usize> {
+    fn take(&mut self, n: usize, input: &[u8], now: u64) -> usize {
         let mut at = 0;
         loop {
-            match self.clients[n].cutter.next(&input[at..])? {
-                Piece::Whole { start, end } => {
-                    self.receive(n, &input[at + start..at + end], now)?;
+            match self.lines[n].cutter.next(&input[at..]) {
+                Ok(Piece::Whole { start, end }) => {
+                    self.traffic.receive(n, &input[at + start..at + end], now);
+                    self.leave();
                     at += end;
                 }
-                Piece::Partial { skip } => return Ok(at + skip),
+                Ok(Piece::Partial { skip }) => return at + skip,
+                Err(_) => {
+                    // No server of this language goes on so. Where the next object begins, nobody knows.
+                    self.traffic.counts.change(&input[at..]);
+                    self.hang_up(n);
+                    return input.len();
+                }
             }
         }
     }
 
-    /// To be called when a client has new output.
-    pub(super) fn leave(&mut self, n: usize) -> anyhow::Result<()> {
-        if self.plan.batch {
-            self.dirty.push(n);
-            return Ok(());
+    /// Sends what the traffic has to send: each message in a write of its own, or later, all of a turn in one.
+    fn leave(&mut self) {
+        let mut start = 0;
+        for which in 0..self.traffic.sends.len() {
+            let (n, end) = self.traffic.sends[which];
+            let bytes = &self.traffic.out[start..end];
+            start = end;
+            let line = &mut self.lines[n];
+            if line.is_gone {
+                continue;
+            }
+            if self.plan.batch {
+                if line.output.is_empty() {
+                    self.dirty.push(n);
+                }
+                line.output.extend_from_slice(bytes);
+                continue;
+            }
+            let mut written = 0;
+            if line.output.is_empty() {
+                match line.stream.write(bytes) {
+                    Ok(length) => written = length,
+                    Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+                    Err(_) => {
+                        self.hang_up(n);
+                        continue;
+                    }
+                }
+            }
+            if written < bytes.len() {
+                line.output.extend_from_slice(&bytes[written..]);
+                if line.output.len() > FULL {
+                    self.traffic.clients[n].is_full = true;
+                }
+            }
         }
-        self.flush(n)
+        self.traffic.sends.clear();
+        self.traffic.out.clear();
     }
 
-    fn flush_all(&mut self) -> anyhow::Result<()> {
-        for n in 0..self.dirty.len() {
-            self.flush(self.dirty[n])?;
+    fn flush_all(&mut self) {
+        for which in 0..self.dirty.len() {
+            self.flush(self.dirty[which]);
         }
         self.dirty.clear();
-        Ok(())
     }
 
     /// Writes what the kernel takes; the rest waits for the socket to be writable.
-    fn flush(&mut self, n: usize) -> anyhow::Result<()> {
-        let client = &mut self.clients[n];
-        while !client.output.is_empty() {
-            match client.stream.write(&client.output) {
-                Ok(length) if length == client.output.len() => client.output.clear(),
-                Ok(length) => drop(client.output.drain(..length)),
+    fn flush(&mut self, n: usize) {
+        let line = &mut self.lines[n];
+        while !line.output.is_empty() && !line.is_gone {
+            match line.stream.write(&line.output) {
+                Ok(length) if length == line.output.len() => line.output.clear(),
+                Ok(length) => drop(line.output.drain(..length)),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(error) => return Err(error.into()),
+                Err(_) => return self.hang_up(n),
             }
         }
-        Ok(())
+        self.traffic.clients[n].is_full = line.output.len() > FULL;
+    }
+
+    /// The server has closed the connection, or it cannot be followed any more.
+    fn hang_up(&mut self, n: usize) {
+        if !self.lines[n].is_gone {
+            self.lines[n].is_gone = true;
+            self.lines[n].output.clear();
+            self.traffic.closed(n);
+        }
     }
 }
 
-fn head(from: &Account, role: Role, neighbour: u64) -> Vec<u8> {
-    let (msgid, to) = match role {
-        Role::Speaker { group, .. } => (10, format!("\"groupid\":{group}")),
-        Role::Depositor { to } => (6, format!("\"toid\":{to}")),
-        _ => (6, format!("\"toid\":{neighbour}")),
-    };
-    format!("{{\"msgid\":{msgid},\"id\":{},\"name\":\"{}\",{to},\"msg\":\"#", from.id, from.name).into_bytes()
+/// When act `number` of an open loop is due.
+fn due_at(started: u64, number: u64, rate: f64) -> u64 {
+    started + ((number + 1) as f64 * 1e9 / rate) as u64
+}
+
+/// CPU time of this thread while it is measured.
+#[derive(Debug, Default)]
+struct Cpu {
+    first: Option<(f64, u64)>,
+    last: Option<(f64, u64)>,
+}
+
+impl Cpu {
+    fn look(&mut self, from: u64, to: u64) -> anyhow::Result<()> {
+        if from != NOT_YET && self.first.is_none() {
+            self.first = Some((CpuClock::THREAD.seconds()?, clock::now()));
+        }
+        if to != NOT_YET && self.last.is_none() {
+            self.last = Some((CpuClock::THREAD.seconds()?, clock::now()));
+        }
+        Ok(())
+    }
+
+    fn busy(&self) -> f64 {
+        match (self.first, self.last) {
+            (Some((first, from)), Some((last, to))) if to > from => (last - first) * 1e9 / (to - from) as f64,
+            _ => 0.0,
+        }
+    }
 }
 
 /// In an order in which neighbours stand far apart, so that an open loop's roles mix.
-fn scattered(mut senders: Vec<usize>) -> Vec<usize> {
-    senders.sort_by_key(|&n| (n as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+fn scattered(mut senders: Vec<usize>, seed: u64) -> Vec<usize> {
+    senders.sort_by_key(|&n| mix(n as u64 ^ seed));
     senders
 }

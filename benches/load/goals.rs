@@ -1,16 +1,17 @@
-//! What the README states, measured with the very commands that stand beside it:
+//! What the README states, measured with the very commands that stand beside it, in a quarter of an hour:
 //! `cargo bench --bench load -- --goals --readme README.md,README.zh-CN.md`.
 
 use std::fmt::Write;
 use std::path::Path;
 
-use anyhow::{Context, ensure};
-use clap::Parser;
+use anyhow::Context;
 
-use crate::figures::Figures;
-use crate::flags::{Flags, Workload};
+use crate::ending;
+use crate::figures::{Figures, Limit};
+use crate::flags::Flags;
 use crate::measures::Measure;
-use crate::{idle, proc, round};
+use crate::workload::Workload;
+use crate::{idle, machine, round};
 
 /// What stands between these in a file is written anew.
 const BEGIN: &str = "<!-- measured -->\n";
@@ -33,7 +34,14 @@ struct Goal {
 /// What came out, and whether the goal is reached.
 type Told = (String, bool);
 
-const GOALS: [Goal; 9] = [
+/// A row's result: with what limited it, and what was wrong.
+struct Row {
+    told: Told,
+    limit: Option<Limit>,
+    problems: Vec<String>,
+}
+
+const GOALS: [Goal; 11] = [
     Goal {
         what: ["pairs, window 1, each over both reactors", "两两对话，窗口 1，分处两个 reactor"],
         goal: ["at most 1.3x the floor", "不超过下限的 1.3 倍"],
@@ -59,11 +67,23 @@ const GOALS: [Goal; 9] = [
         told: |shown| cost(shown, 0.9),
     },
     Goal {
+        what: ["groups of 3, per delivery", "3 人群，每次投递"],
+        goal: ["", ""],
+        command: "--workload group --members 3 --users 198 --rounds 3",
+        told: |shown| (format!("{:.1} us, {:.0}/s", shown[0].cpu(), shown[0].rate), true),
+    },
+    Goal {
+        what: ["groups of 10, per delivery", "10 人群，每次投递"],
+        goal: ["", ""],
+        command: "--workload group --members 10 --rounds 3",
+        told: |shown| (format!("{:.1} us, {:.0}/s", shown[0].cpu(), shown[0].rate), true),
+    },
+    Goal {
         what: ["100 pairs between two nodes, over Redis", "两节点间 100 对，经 Redis"],
         goal: ["at most 25 us over both nodes, p99 under 10 ms", "两节点合计不超过 25 us，p99 低于 10 ms"],
         command: "--nodes 2 --rounds 3",
         told: |shown| {
-            let (cpu, p99) = (shown[0].cpu(), p99(&shown[0], Measure::Chat));
+            let (cpu, p99) = (shown[0].cpu_of("server"), p99(&shown[0], Measure::Chat));
             (format!("{cpu:.1} us, p99 {p99:.1} ms"), cpu <= 25.0 && p99 < 10.0)
         },
     },
@@ -84,7 +104,7 @@ const GOALS: [Goal; 9] = [
         ],
         command: "--workload crowd --rounds 3",
         told: |shown| {
-            let whole = shown[0].latency(Measure::LastMember).map_or(f64::INFINITY, |l| l.p50 / 1000.0);
+            let whole = shown[0].measures.quantile(Measure::LastMember, 0.5) / 1000.0;
             let (worst, pair) = (p99(&shown[0], Measure::LastMember), p99(&shown[0], Measure::Chat));
             (format!("p50 {whole:.0} ms, p99 {worst:.0} ms; pair p99 {pair:.1} ms"), worst <= 200.0 && pair < 10.0)
         },
@@ -106,22 +126,34 @@ const GOALS: [Goal; 9] = [
     },
 ];
 
-/// Measures every row, shows the table, and writes it into the files that the flags name.
-pub fn run(flags: &Flags) -> anyhow::Result<()> {
+/// Measures every row, shows the table, and writes it into the files that the flags name. Returns what was wrong.
+pub fn run(flags: &Flags) -> anyhow::Result<Vec<String>> {
+    flags.check()?;
     let texts = flags.readme.iter().map(|file| read(file)).collect::<anyhow::Result<Vec<_>>>()?;
-    let mut results = Vec::new();
+    let mut rows = Vec::new();
     for (n, goal) in GOALS.iter().enumerate() {
         eprintln!("{} of {}: {}", n + 1, GOALS.len(), goal.command);
-        results.push(measure(goal)?);
+        match measure(goal) {
+            Ok(row) => rows.push(row),
+            Err(_) if ending::signal().is_some() => break,
+            Err(error) => {
+                let problems = vec![format!("{}: {error:#}", goal.command)];
+                rows.push(Row { told: ("not measured".to_owned(), false), limit: None, problems });
+            }
+        }
+        if ending::signal().is_some() {
+            break;
+        }
     }
-    print!("{}", table(&results, Language::English)?);
-    for (file, (before, behind)) in flags.readme.iter().zip(&texts) {
+    print!("{}", table(&rows, Language::English)?);
+    let is_whole = rows.len() == GOALS.len() && ending::signal().is_none();
+    for (file, (before, behind)) in flags.readme.iter().zip(&texts).filter(|_| is_whole) {
         let is_chinese = file.to_string_lossy().contains("zh");
-        let table = table(&results, if is_chinese { Language::Chinese } else { Language::English })?;
-        std::fs::write(file, format!("{before}{BEGIN}{table}{END}{behind}"))
-            .with_context(|| format!("cannot write {}", file.display()))?;
+        let language = if is_chinese { Language::Chinese } else { Language::English };
+        let text = format!("{before}{BEGIN}{}{END}{behind}", table(&rows, language)?);
+        std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
     }
-    Ok(())
+    Ok(rows.into_iter().flat_map(|row| row.problems).collect())
 }
 
 /// What stands before and behind the marks of a file.
@@ -132,25 +164,31 @@ fn read(file: &Path) -> anyhow::Result<(String, String)> {
     Ok((before.to_owned(), behind.to_owned()))
 }
 
-fn measure(goal: &Goal) -> anyhow::Result<Told> {
-    let mut flags = Flags::try_parse_from(["load"].into_iter().chain(goal.command.split_whitespace()))?;
-    flags.rival.retain(|rival| rival.is_installed());
+fn measure(goal: &Goal) -> anyhow::Result<Row> {
+    let words = ["load", "--bench"].into_iter().chain(goal.command.split_whitespace());
+    let mut flags = Flags::read(words.map(str::to_owned))?;
+    for rivals in &mut flags.rival {
+        rivals.0.retain(|rival| rival.is_installed());
+    }
     if flags.workload == Workload::Idle {
         let slope = idle::measure(&flags)?.slope();
-        return Ok((format!("{slope:.0}"), slope <= 600.0));
+        return Ok(Row { told: (format!("{slope:.0}"), slope <= 600.0), limit: None, problems: Vec::new() });
     }
-    let shown = round::measure(&flags)?;
-    for figures in &shown {
-        let (name, wrong) = (figures.name, figures.wrong());
-        let is_ours = name == "server";
-        ensure!(!is_ours || wrong == 0, "{}: {wrong} messages lost, disordered or refused", goal.command);
+    let run = round::measure(&flags)?;
+    let problems: Vec<String> = run.problems().into_iter().map(|why| format!("{}: {why}", goal.command)).collect();
+    let mut told = (goal.told)(&run.shown);
+    if run.shown[0].counts.wrong(&[]) > 0 || run.shown[0].cut_short.is_some() {
+        told = (format!("{}; messages were lost or wrong", told.0), false);
     }
-    Ok((goal.told)(&shown))
+    // Of the one that limited the most: the floor and the rivals beside it count, too.
+    let limits = || run.shown.iter().filter_map(Figures::limit);
+    let limit = limits().find(|&limit| limit == Limit::Generator).or_else(|| limits().next());
+    Ok(Row { told, limit, problems })
 }
 
-fn table(results: &[Told], language: Language) -> Result<String, std::fmt::Error> {
+fn table(rows: &[Row], language: Language) -> Result<String, std::fmt::Error> {
     let mut out = String::new();
-    let (machine, date) = (proc::machine(), chrono::Local::now().format("%F"));
+    let (machine, date) = (machine::describe(), chrono::Local::now().format("%F"));
     match language {
         Language::English => {
             writeln!(out, "{date}, {machine}; us: of the whole server's CPU, user and system, for a message.\n")?;
@@ -162,28 +200,51 @@ fn table(results: &[Told], language: Language) -> Result<String, std::fmt::Error
         }
     }
     writeln!(out, "| --- | --- | --- | --- | --- |")?;
-    for (goal, (told, reached)) in GOALS.iter().zip(results) {
+    for (goal, Row { told: (told, reached), limit, .. }) in GOALS.iter().zip(rows) {
         let (what, aim) = (goal.what[language as usize], goal.goal[language as usize]);
         let sign = match (aim.is_empty(), reached) {
             (true, _) => "",
             (false, true) => "✓",
             (false, false) => "✗",
         };
-        writeln!(out, "| {what} | {aim} | {sign} | {told} | `{}` |", goal.command)?;
+        let mark = limit.map_or("", Limit::mark);
+        writeln!(out, "| {what} | {aim} | {sign} | {told} {mark} | `{}` |", goal.command)?;
+    }
+    for limit in [Limit::Machine, Limit::Generator] {
+        if rows.iter().any(|row| row.limit == Some(limit)) {
+            let mark = limit.mark();
+            let note = match (language, limit) {
+                (Language::English, Limit::Machine) => {
+                    "all cores were busy, the generator's share among them: rates and latencies are the machine's \
+                     limit, not the server's"
+                }
+                (Language::English, Limit::Generator) => {
+                    "the load generator was the limit: rates and latencies are its own"
+                }
+                (Language::Chinese, Limit::Machine) => {
+                    "所有核心（连同负载发生器所占）都已占满：速率与延迟是机器的极限，而非服务器的"
+                }
+                (Language::Chinese, Limit::Generator) => "负载发生器已到极限：速率与延迟是它自己的",
+            };
+            writeln!(out, "\n{mark} {note}{}", if matches!(language, Language::English) { "." } else { "。" })?;
+        }
     }
     Ok(out)
 }
 
 /// Milliseconds.
 fn p99(figures: &Figures, measure: Measure) -> f64 {
-    figures.latency(measure).map_or(f64::INFINITY, |latency| latency.p99 / 1000.0)
+    if figures.measures.count(measure) == 0 {
+        return f64::INFINITY;
+    }
+    figures.measures.quantile(measure, 0.99) / 1000.0
 }
 
 /// CPU for each message, beside the floor's and the rivals'.
 fn cost(shown: &[Figures], goal: f64) -> Told {
     let parts = shown.iter().map(|figures| {
-        let (name, cpu) = (figures.name, figures.cpu());
-        match (name, figures.to_floor) {
+        let (name, cpu) = (&figures.name, figures.cpu());
+        match (name.as_str(), figures.to_floor) {
             ("server", Some(ratio)) => format!("**{ratio:.2}x** ({cpu:.1} us)"),
             ("floor", _) | (_, None) => format!("{name} {cpu:.1} us"),
             (_, Some(ratio)) => format!("{name} {ratio:.2}x"),

@@ -3,13 +3,17 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, ensure};
+use anyhow::ensure;
 use serde_json::json;
 
+use crate::book::Book;
+use crate::detect;
 use crate::flags::Flags;
-use crate::proc;
+use crate::machine;
+use crate::preflight;
+use crate::table;
 use crate::target::Target;
-use crate::users;
+use crate::users::{self, Arrival, User};
 
 /// Memory that has not changed for so long has settled…
 const STILL: Duration = Duration::from_millis(300);
@@ -37,40 +41,57 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     if flags.json {
         let all = json!({
-            "workload": "idle", "sessions": sessions, "resident_kib": resident_kib, "bytes_per_session": slope,
+            "title": table::title(flags), "settings": table::settings(flags), "sessions": sessions,
+            "resident_kib": resident_kib, "bytes_per_session": slope,
         });
         writeln!(out, "{all}")?;
     } else {
         let ([few, all], [before, after]) = (sessions, resident_kib);
+        writeln!(out, "{}\n{}", table::title(flags), table::setting(flags))?;
         writeln!(out, "idle: {before} KiB with {few} sessions, {after} KiB with {all}: {slope:.0} bytes a session")?;
     }
     Ok(())
 }
 
 pub fn measure(flags: &Flags) -> anyhow::Result<Idle> {
-    ensure!(flags.users() >= 3, "--users must be 3 or more");
-    let target = &Target::server(flags)?;
-    if target.pids.is_empty() {
-        bail!("idle measures memory: --pid");
+    flags.check()?;
+    let mut target = Target::server(flags)?;
+    ensure!(target.pids().next().is_some(), "idle measures memory: --pid");
+    let mut book = Book::open(flags.accounts.as_deref())?;
+    preflight::check(flags, &target)?;
+    if target.is_unknown {
+        detect::find_out(&mut target, &mut book)?;
     }
     // All accounts are there from the begin: sessions are measured, not the pages of the store that a
     // server keeps in its memory. The first third is the warm-up, too: what it allocates once, it has then.
     let (all, few) = (flags.users(), flags.users() / 3);
-    let accounts = users::enroll(target, all)?;
-    let _few = users::log_in(target, &accounts[..few])?;
+    users::enroll(&target, &mut book, all)?;
+    book.give_back();
+    let target = &target;
+    let mut sessions = |count: usize| -> anyhow::Result<Vec<User>> {
+        users::arrive(target, &mut book, &Arrival { count, logs_in: true, receive_buffer: &|_| None })
+    };
+    let _few = sessions(few)?;
     let before = settled(target)?;
-    let _more = users::log_in(target, &accounts[few..])?;
+    let _more = sessions(all - few)?;
     let after = settled(target)?;
+    if let Some(file) = &flags.accounts {
+        book.save(file)?;
+    }
+    if target.is_foreign {
+        eprintln!("load: left at {}: {}", flags.addr.join(", "), book.left());
+    }
     Ok(Idle { sessions: [few, all], resident_kib: [before, after] })
 }
 
 /// Resident memory in KiB, once it has not changed for a while.
 fn settled(target: &Target) -> anyhow::Result<u64> {
-    let (mut resident, mut since) = (proc::resident(&target.pids)?, Instant::now());
+    let pids: Vec<u32> = target.pids().collect();
+    let (mut resident, mut since) = (machine::resident(&pids)?, Instant::now());
     let deadline = since + PATIENCE;
     while since.elapsed() < STILL && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(20));
-        let now = proc::resident(&target.pids)?;
+        let now = machine::resident(&pids)?;
         if now != resident {
             (resident, since) = (now, Instant::now());
         }

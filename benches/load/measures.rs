@@ -17,16 +17,20 @@ pub enum Measure {
     Ack,
     /// From a chat's sending to the ack that it is stored.
     Stored,
-    /// From a login to its reply.
+    /// From a login's sending (or due time) to its reply.
     Login,
-    /// From a login to the last of the messages that were stored for it.
+    /// From the same to the last of the messages that were stored for it.
     Return,
     /// From a registration to its reply.
     Register,
+    /// From a chat's due time to its arrival at who does not always read.
+    CatchUp,
+    /// From an open loop's due time to the moment when the generator had done it: its own delay.
+    Lag,
 }
 
 impl Measure {
-    pub const ALL: [Measure; 8] = [
+    pub const ALL: [Measure; 10] = [
         Measure::Chat,
         Measure::Member,
         Measure::LastMember,
@@ -35,8 +39,11 @@ impl Measure {
         Measure::Login,
         Measure::Return,
         Measure::Register,
+        Measure::CatchUp,
+        Measure::Lag,
     ];
 
+    /// As it stands in tables.
     pub fn name(self) -> &'static str {
         match self {
             Measure::Chat => "chat",
@@ -47,33 +54,62 @@ impl Measure {
             Measure::Login => "login",
             Measure::Return => "return",
             Measure::Register => "register",
+            Measure::CatchUp => "catch up",
+            Measure::Lag => "lag",
         }
+    }
+
+    /// As it stands in JSON and conditions.
+    pub fn key(self) -> String {
+        self.name().replace(' ', "_")
     }
 }
 
-/// A histogram for each measure, in nanoseconds.
 #[derive(Debug, Clone)]
-pub struct Measures(Vec<Histogram<u64>>);
+struct Times {
+    histogram: Histogram<u64>,
+    max: u64,
+}
+
+/// The times of each measure, in nanoseconds.
+#[derive(Debug, Clone)]
+pub struct Measures(Vec<Times>);
 
 impl Measures {
     pub fn new() -> anyhow::Result<Measures> {
-        let one = || Histogram::new_with_bounds(1, LONGEST, 3);
-        Ok(Measures(Measure::ALL.iter().map(|_| one()).collect::<Result<_, _>>()?))
+        let one = || Ok(Times { histogram: Histogram::new_with_bounds(1, LONGEST, 3)?, max: 0 });
+        Ok(Measures(Measure::ALL.iter().map(|_| one()).collect::<anyhow::Result<_>>()?))
     }
 
     pub fn record(&mut self, measure: Measure, nanoseconds: u64) {
-        self.0[measure as usize].saturating_record(nanoseconds.max(1));
+        let times = &mut self.0[measure as usize];
+        times.histogram.saturating_record(nanoseconds.max(1));
+        times.max = times.max.max(nanoseconds);
     }
 
     pub fn add(&mut self, others: &Measures) -> anyhow::Result<()> {
         for (mine, other) in self.0.iter_mut().zip(&others.0) {
-            mine.add(other)?;
+            mine.histogram.add(&other.histogram)?;
+            mine.max = mine.max.max(other.max);
         }
         Ok(())
     }
 
+    /// How many times there are.
+    pub fn count(&self, measure: Measure) -> u64 {
+        self.0[measure as usize].histogram.len()
+    }
+
     /// Those that have anything.
-    pub fn seen(&self) -> impl Iterator<Item = (Measure, &Histogram<u64>)> {
-        Measure::ALL.into_iter().zip(&self.0).filter(|(_, histogram)| !histogram.is_empty())
+    pub fn seen(&self) -> impl Iterator<Item = Measure> {
+        Measure::ALL.into_iter().filter(|&measure| self.count(measure) > 0)
+    }
+
+    /// In microseconds: what this part of all times does not exceed. At 1 that is the maximum, exactly.
+    pub fn quantile(&self, measure: Measure, part: f64) -> f64 {
+        let times = &self.0[measure as usize];
+        // The histogram tells the upper end of a step of 0.1 %.
+        let nanoseconds = if part >= 1.0 { times.max } else { times.histogram.value_at_quantile(part).min(times.max) };
+        nanoseconds as f64 / 1000.0
     }
 }

@@ -5,36 +5,45 @@ use std::fmt::Write;
 use anyhow::Context;
 
 use crate::figures::{Figures, Sample};
-use crate::flags::Flags;
 use crate::measures::Measure;
 use crate::plot::{Line, Plot};
-use crate::{proc, table};
+use crate::round::Run;
+use crate::table;
 
 const STYLE: &str = "body{font:16px/1.5 sans-serif;max-width:1320px;margin:2em auto;padding:0 1em;color:#222}\
     pre{background:#f5f5f5;padding:1em;overflow-x:auto;line-height:1.3}svg{max-width:100%;height:auto}\
-    h1{font-size:1.4em}h2{font-size:1.1em}";
+    h1{font-size:1.4em}h2{font-size:1.1em}.wrong{color:#b00;white-space:pre-wrap}";
 
 /// Writes it into the file that `--html` names, if it does.
-pub fn write(flags: &Flags, shown: &[Figures]) -> anyhow::Result<()> {
-    let Some(file) = &flags.html else { return Ok(()) };
-    let page = page(flags, shown)?;
+pub fn write(run: &Run) -> anyhow::Result<()> {
+    let Some(file) = &run.flags.html else { return Ok(()) };
+    let page = page(run)?;
     std::fs::write(file, page).with_context(|| format!("cannot write {}", file.display()))
 }
 
-fn page(flags: &Flags, shown: &[Figures]) -> anyhow::Result<String> {
+fn page(run: &Run) -> anyhow::Result<String> {
     let mut page = String::new();
-    let title = escaped(&table::title(flags));
+    let title = escaped(&table::title(&run.flags));
     let command: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     writeln!(page, "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>{title}</title>")?;
     writeln!(page, "<style>{STYLE}</style><h1>{title}</h1>")?;
     writeln!(page, "<p><code>cargo bench --bench load -- {}</code>", escaped(&command.join(" ")))?;
-    writeln!(page, "<br>{}, {}</p>", escaped(&proc::machine()), chrono::Local::now().format("%F %T"))?;
-    writeln!(page, "<pre>{}</pre>", escaped(&table::text(flags, shown)?))?;
-    for (title, plot) in plots(shown) {
+    writeln!(page, "<br>{}", escaped(&table::setting(&run.flags)))?;
+    writeln!(page, "<br>{}</p>", chrono::Local::now().format("%F %T"))?;
+    writeln!(page, "<pre>{}</pre>", escaped(&table::text(run)?))?;
+    for problem in run.problems() {
+        writeln!(page, "<p class=\"wrong\">{}</p>", escaped(&problem))?;
+    }
+    for (title, plot) in plots(&run.shown) {
         writeln!(page, "<h2>{title}</h2>{}", plot.svg()?)?;
     }
     writeln!(page, "</html>")?;
     Ok(page)
+}
+
+/// A target's name, with the mark of what limited it.
+fn marked(figures: &Figures) -> String {
+    format!("{} {}", figures.name, figures.mark()).trim_end().to_owned()
 }
 
 fn plots(shown: &[Figures]) -> Vec<(String, Plot<'static>)> {
@@ -56,7 +65,7 @@ fn plots(shown: &[Figures]) -> Vec<(String, Plot<'static>)> {
     }
     let over_time = |title, y_label, value: fn(&Sample) -> f64| {
         let line = |figures: &Figures| Line {
-            name: figures.name.to_owned(),
+            name: marked(figures),
             points: figures.samples.iter().map(|sample| (sample.at, value(sample))).collect(),
         };
         let lines = shown.iter().map(line).collect();
@@ -70,16 +79,17 @@ fn plots(shown: &[Figures]) -> Vec<(String, Plot<'static>)> {
     plots
 }
 
-/// Latency against the number of nines: each step to the right is ten times rarer.
+/// Latency against the number of nines: each step to the right is ten times rarer. The last point is the maximum.
 fn distribution(figures: &Figures, measure: Measure) -> Option<Line> {
-    let (_, histogram) = figures.measures.seen().find(|(seen, _)| *seen == measure)?;
-    let rarest = (histogram.len() as f64).log10();
-    let nines = (0..).map(|n| f64::from(n) * 0.05).take_while(|&nines| nines <= rarest);
-    let points = nines.map(|nines| {
-        let latency = histogram.value_at_quantile(1.0 - 10f64.powf(-nines)) as f64 / 1000.0;
-        (nines, latency)
-    });
-    Some(Line { name: figures.name.to_owned(), points: points.collect() })
+    let count = figures.measures.count(measure);
+    if count == 0 {
+        return None;
+    }
+    let rarest = (count as f64).log10();
+    let nines = (0..).map(|n| f64::from(n) * 0.05).take_while(|&nines| nines < rarest);
+    let at = |nines: f64| (nines, figures.measures.quantile(measure, 1.0 - 10f64.powf(-nines)));
+    let points = nines.map(at).chain([(rarest, figures.measures.quantile(measure, 1.0))]);
+    Some(Line { name: marked(figures), points: points.collect() })
 }
 
 fn percent(nines: f64) -> String {

@@ -1,96 +1,71 @@
-//! Other servers that pass messages on, from Debian's packages, with everything that would slow
-//! them down turned off.
+//! Other servers that pass messages on: any of the family by its command, and two from Debian's packages, with
+//! everything that would slow them down turned off.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::net::SocketAddr;
 
-use anyhow::bail;
-use clap::ValueEnum;
-
-use crate::dialect::Dialect;
-use crate::support::Process;
-use crate::target::{Target, is_installed, log_of, need, open_log};
-
-const PATIENCE: Duration = Duration::from_secs(10);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Rival {
-    /// An IRC server: PRIVMSG
-    Inspircd,
-    /// A message broker: PUB and SUB
-    Nats,
-}
+use crate::dialect::{Capabilities, Dialect};
+use crate::ending::{apart, is_installed};
+use crate::flags::Rival;
+use crate::target::{Target, need, start_program};
 
 impl Rival {
-    fn name(self) -> &'static str {
-        match self {
-            Rival::Inspircd => "inspircd",
-            Rival::Nats => "nats",
-        }
-    }
-
     /// Its program, which its package is named after.
-    fn program(self) -> &'static str {
+    fn program(&self) -> &'static str {
         match self {
             Rival::Inspircd => "inspircd",
             Rival::Nats => "nats-server",
+            Rival::Command(_) => "sh",
         }
     }
 
-    pub fn is_installed(self) -> bool {
+    pub fn is_installed(&self) -> bool {
         is_installed(self.program())
+    }
+
+    /// It is of the family, and may be able to do more than pass messages between pairs.
+    pub fn is_family(&self) -> bool {
+        matches!(self, Rival::Command(_))
     }
 
     /// # Errors
     /// It is not installed; the message names its package.
-    pub fn need(self) -> anyhow::Result<()> {
+    pub fn need(&self) -> anyhow::Result<()> {
         need(self.program(), self.program())
     }
 
-    pub fn start(self) -> anyhow::Result<Target> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match self.try_start()? {
-                Ok(target) => return Ok(target),
-                // Somebody may have been faster with the port.
-                Err(log) if Instant::now() > deadline => bail!("{} does not start:\n{log}", self.name()),
-                Err(_) => {}
-            }
-        }
-    }
-
-    /// Starts it on a port that is free now; else what it has logged.
-    fn try_start(self) -> anyhow::Result<Result<Target, String>> {
-        let folder = tempfile::tempdir()?;
-        let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
-        let path = std::env::var("PATH").unwrap_or_default();
-        let mut command = Command::new(self.program());
-        command.env("PATH", format!("{path}:/usr/sbin")).current_dir(folder.path());
-        let (dialect, config) = match self {
+    pub fn start(&self) -> anyhow::Result<Target> {
+        match self {
             Rival::Inspircd => {
-                command.args(["--nofork", "--nopid", "--runasroot", "--config"]);
-                (Dialect::Irc, inspircd_config(address))
+                let program = start_program("inspircd", |folder, address| {
+                    let file = folder.join("config");
+                    std::fs::write(&file, inspircd_config(address))?;
+                    let mut command = apart("inspircd", true);
+                    command.current_dir(folder).args(["--nofork", "--nopid", "--runasroot", "--config"]).arg(file);
+                    Ok(command)
+                })?;
+                Ok(Target::program("inspircd", Dialect::Irc, program))
             }
             Rival::Nats => {
-                command.arg("--config");
-                (Dialect::Nats, nats_config(address))
+                let program = start_program("nats", |folder, address| {
+                    let file = folder.join("config");
+                    std::fs::write(&file, nats_config(address))?;
+                    let mut command = apart("nats-server", true);
+                    command.current_dir(folder).arg("--config").arg(file);
+                    Ok(command)
+                })?;
+                Ok(Target::program("nats", Dialect::Nats, program))
             }
-        };
-        let file = folder.path().join("config");
-        std::fs::write(&file, config)?;
-        let (stdout, stderr) = open_log(folder.path())?;
-        let child = command.arg(file).stdin(Stdio::null()).stdout(stdout).stderr(stderr).spawn()?;
-        let mut process = Process(child);
-        let deadline = Instant::now() + PATIENCE;
-        while process.is_alive() && Instant::now() < deadline {
-            if TcpStream::connect(address).is_ok() {
-                return Ok(Ok(Target::program(self.name(), dialect, address, process, Some(folder))));
+            Rival::Command(text) => {
+                let program = start_program("the rival", |_, address| {
+                    let mut command = apart("sh", true);
+                    command.arg("-c").arg(text.replace("{port}", &address.port().to_string()));
+                    Ok(command)
+                })?;
+                let mut target = Target::program("rival", Dialect::Chat(Capabilities::OURS), program);
+                target.is_unknown = true;
+                Ok(target)
             }
-            std::thread::sleep(Duration::from_millis(10));
         }
-        process.kill();
-        Ok(Err(log_of(folder.path())))
     }
 }
 

@@ -1,22 +1,29 @@
 //! Who does what: every workload is a cast of a few roles.
 
-use crate::flags::{Flags, Workload};
+use std::ops::Range;
+
+use crate::book::Book;
+use crate::flags::Flags;
 use crate::target::Target;
-use crate::users::{self, User};
+use crate::users::{self, Arrival, User};
+use crate::workload::Workload;
 
 /// Members of a group in the mix.
 const GROUP: usize = 20;
 /// What the pair beside a crowd sends, in messages a second.
 const PAIR_RATE: f64 = 1000.0;
+/// What the kernel takes for somebody who does not read, in bytes, more or less: the rest is the server's business.
+const SMALL_BUFFER: usize = 8192;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// Chats with its neighbour: 2n with 2n + 1.
     Partner,
-    /// Talks to its group, which has so many other members.
+    /// Talks to its group: those of these indexes.
     Speaker {
         group: u64,
-        others: usize,
+        first: usize,
+        end: usize,
     },
     /// Hears what the speaker of this index says.
     Listener {
@@ -34,12 +41,16 @@ pub enum Role {
     Visitor,
     /// Opens accounts.
     Registrar,
+    /// Writes to its neighbour, whatever that one reads.
+    Writer,
+    /// Reads now and then, or slowly.
+    Reader,
     Idle,
 }
 
 impl Role {
     pub fn acts(self) -> bool {
-        !matches!(self, Role::Listener { .. } | Role::Sleeper | Role::Idle)
+        !matches!(self, Role::Listener { .. } | Role::Sleeper | Role::Reader | Role::Idle)
     }
 }
 
@@ -52,64 +63,87 @@ pub struct Troupe {
 }
 
 /// Brings the users of all threads in, and gives them their roles.
-pub fn cast(flags: &Flags, target: &Target) -> anyhow::Result<Vec<Troupe>> {
+pub fn cast(flags: &Flags, target: &Target, book: &mut Book) -> anyhow::Result<Vec<Troupe>> {
     let (count, threads) = (flags.users(), usize::from(flags.threads));
-    let mut users = users::arrive(target, count, true)?;
+    let is_reader = |n: usize| n >= 2 && n % 2 == 1 && matches!(flags.workload, Workload::Paused | Workload::Slow);
+    let receive_buffer = |n: usize| is_reader(n).then_some(SMALL_BUFFER);
+    let arrival = Arrival { count, logs_in: true, receive_buffer: &receive_buffer };
+    let mut users = users::arrive(target, book, &arrival)?;
     if flags.together {
-        // Those who came half the users apart are on the same reactor, if there are 2 and half is even.
+        // Those who came half the users apart are on the same reactor: half is a multiple of how many there are.
         let second = users.split_off(count / 2);
         users = users.into_iter().zip(second).flat_map(|(a, b)| [a, b]).collect();
     }
-    if flags.workload == Workload::Crowd {
-        let mut members = users.split_off(2);
-        let crowd = Troupe { roles: group(&mut members, 0)?, users: members, rate: None };
-        // A thread of its own, which does not have to hear the crowd first, and a rate, so that a moment in
+    if flags.workload.has_a_pair_beside() {
+        let mut others = users.split_off(2);
+        // A thread of its own, which does not have to hear the others first, and a rate, so that a moment in
         // which the server does not answer counts for as long as it is.
         let pair = Troupe { users, roles: vec![Role::Partner; 2], rate: Some(PAIR_RATE) };
-        return Ok(vec![pair, crowd]);
+        let beside = if flags.workload == Workload::Crowd {
+            let end = others.len();
+            Troupe { roles: group(&mut others, 0..end, book)?, users: others, rate: None }
+        } else {
+            let roles = [Role::Writer, Role::Reader].repeat(others.len() / 2);
+            Troupe { roles, users: others, rate: flags.rate() }
+        };
+        return Ok(vec![pair, beside]);
     }
     let mut troupes = Vec::with_capacity(threads);
     for _ in 0..threads {
         let mut mine: Vec<User> = users.drain(..count / threads).collect();
+        let all = mine.len();
         let roles = match flags.workload {
-            Workload::Group => group(&mut mine, 0)?,
-            Workload::Store => depositors(target, mine.len())?,
-            Workload::Drain => [Role::Feeder, Role::Sleeper].repeat(mine.len() / 2),
-            Workload::Login => vec![Role::Visitor; mine.len()],
-            Workload::Register => vec![Role::Registrar; mine.len()],
-            Workload::Mix => people(&mut mine)?,
-            Workload::Pairs | Workload::Crowd | Workload::Idle => vec![Role::Partner; mine.len()],
+            Workload::Group => groups(&mut mine, 0..all, flags.members().unwrap_or(all), book)?,
+            Workload::Store => depositors(target, all, book)?,
+            Workload::Drain => [Role::Feeder, Role::Sleeper].repeat(all / 2),
+            Workload::Login => vec![Role::Visitor; all],
+            Workload::Register => vec![Role::Registrar; all],
+            Workload::Mix => people(&mut mine, book)?,
+            Workload::Pairs | Workload::Crowd | Workload::Idle | Workload::Paused | Workload::Slow => {
+                vec![Role::Partner; all]
+            }
         };
         troupes.push(Troupe { users: mine, roles, rate: flags.rate().map(|rate| rate / threads as f64) });
     }
     Ok(troupes)
 }
 
-/// The first of these talks to the others; it will stand at index `first`.
-fn group(members: &mut [User], first: usize) -> anyhow::Result<Vec<Role>> {
-    let group = users::make_group(members)?;
-    let mut roles = vec![Role::Listener { speaker: first }; members.len()];
-    roles[0] = Role::Speaker { group, others: members.len() - 1 };
+/// Those of these indexes become one group: the first one talks to the others.
+fn group(users: &mut [User], those: Range<usize>, book: &mut Book) -> anyhow::Result<Vec<Role>> {
+    let Range { start, end } = those.clone();
+    let group = users::make_group(&mut users[those], book)?;
+    let mut roles = vec![Role::Listener { speaker: start }; end - start];
+    roles[0] = Role::Speaker { group, first: start + 1, end };
     Ok(roles)
 }
 
-fn depositors(target: &Target, count: usize) -> anyhow::Result<Vec<Role>> {
-    let absent = users::arrive(target, count, false)?;
+fn groups(users: &mut [User], those: Range<usize>, members: usize, book: &mut Book) -> anyhow::Result<Vec<Role>> {
+    let mut roles = Vec::new();
+    for first in those.clone().step_by(members) {
+        let end = (first + members).min(those.end);
+        if end - first < 2 {
+            roles.push(Role::Idle); // nobody is left to talk to
+        } else {
+            roles.extend(group(users, first..end, book)?);
+        }
+    }
+    Ok(roles)
+}
+
+fn depositors(target: &Target, count: usize, book: &mut Book) -> anyhow::Result<Vec<Role>> {
+    let arrival = Arrival { count, logs_in: false, receive_buffer: &|_| None };
+    let absent = users::arrive(target, book, &arrival)?;
     Ok(absent.iter().map(|user| Role::Depositor { to: user.account.id }).collect())
 }
 
 /// A tenth chats in pairs, a fiftieth comes and goes, a fifth is in groups in which one talks, and the
 /// rest is idle.
-fn people(users: &mut [User]) -> anyhow::Result<Vec<Role>> {
+fn people(users: &mut [User], book: &mut Book) -> anyhow::Result<Vec<Role>> {
     let even = |n: usize| (n & !1).max(2);
     let mut roles = vec![Role::Partner; even(users.len() / 10)];
     roles.extend([Role::Feeder, Role::Sleeper].repeat(even(users.len() / 50) / 2));
-    let in_groups = users.len() / 5;
     let first = roles.len();
-    for members in users[first..first + in_groups].chunks_mut(GROUP) {
-        let speaker = roles.len();
-        roles.extend(group(members, speaker)?);
-    }
+    roles.extend(groups(users, first..first + users.len() / 5, GROUP, book)?);
     roles.resize(users.len(), Role::Idle);
     Ok(roles)
 }

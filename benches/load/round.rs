@@ -1,4 +1,5 @@
-//! One round: users come, generators run, and the target is watched.
+//! One round: users come, generators run, and the target is watched. And all rounds of a run, in turn with the others
+//! that are measured beside it.
 
 use std::io::IsTerminal;
 use std::sync::atomic::Ordering::Relaxed;
@@ -6,90 +7,241 @@ use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 
-use crate::figures::{Figures, Sample, medians};
-use crate::flags::{Flags, Rate, Workload};
-use crate::generator::{Generator, Outcome, Plan, Shared};
+use crate::book::Book;
+use crate::clock::{self, CpuClock};
+use crate::detect;
+use crate::ending;
+use crate::figures::{Figures, Load, Part, Sample, together};
+use crate::flags::{Flags, Rate, Rival};
+use crate::generator::{Generator, Outcome, Shared};
+use crate::machine::{self, Cpu};
 use crate::measures::Measures;
-use crate::proc;
+use crate::preflight;
 use crate::roles;
+use crate::stats::mix;
+use crate::tally::Counts;
 use crate::target::Target;
+use crate::traffic::Plan;
+use crate::users;
+use crate::workload::Workload;
 
-/// CPU time is counted in hundredths of a second: shorter samples would only show that.
 const SAMPLE: Duration = Duration::from_millis(200);
+/// How often whoever watches looks for a signal, and for the end of the target.
+const GLANCE: Duration = Duration::from_millis(50);
 
-/// Runs all rounds, in turn with the floor and the rivals; returns each one's medians, the server's
-/// first.
-pub fn measure(flags: &Flags) -> anyhow::Result<Vec<Figures>> {
+/// What was measured.
+pub struct Run {
+    /// As they were used: with a rate in place of a percentage.
+    pub flags: Flags,
+    /// Each target's rounds, the server's first.
+    pub rounds: Vec<Vec<Figures>>,
+    /// The same, taken together.
+    pub shown: Vec<Figures>,
+    /// What stays at a server that was there before.
+    pub left: Option<String>,
+    /// Why it is not all that was asked for.
+    pub failed: Option<String>,
+}
+
+impl Run {
+    /// Everything that makes the exit status 2, in words.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems: Vec<String> = self.failed.iter().cloned().collect();
+        for figures in &self.shown {
+            problems.extend(figures.cut_short.iter().map(|why| format!("{}: {why}", figures.name)));
+            let counts = &figures.counts;
+            if counts.wrong(&self.flags.expect_errno) > 0 {
+                problems.push(format!("{}: {}", figures.name, in_words(counts)));
+            }
+        }
+        if let Some(server) = self.shown.first() {
+            problems.extend(self.flags.fail_if.iter().filter_map(|condition| condition.met_by(server)));
+        }
+        problems
+    }
+}
+
+/// What was not as it should be.
+fn in_words(counts: &Counts) -> String {
+    let mut words = Vec::new();
+    let mut tell = |count: u64, what: &str| {
+        if count > 0 {
+            words.push(format!("{count} {what}"));
+        }
+    };
+    tell(counts.lost, "messages lost");
+    tell(counts.repeated, "repeated");
+    tell(counts.out_of_order, "out of order");
+    tell(counts.changed, "changed");
+    tell(counts.refusals(), "refused");
+    tell(counts.acks_lost, "acks or replies lost");
+    tell(counts.acks_repeated, "acks repeated");
+    tell(counts.acks_changed, "acks changed");
+    tell(counts.closed, "connections closed by the server");
+    words.join(", ")
+}
+
+/// Runs all rounds, in turn with the floor and the rivals.
+///
+/// # Errors
+/// Nothing could be measured.
+pub fn measure(flags: &Flags) -> anyhow::Result<Run> {
     flags.check()?;
+    preflight::check_rivals(flags)?;
+    let mut book = Book::open(flags.accounts.as_deref())?;
     let flags = &with_rate(flags)?;
-    // The floor and the rivals know pairs only, and give no acks.
-    let plain = Flags { workload: Workload::Pairs, seq: false, ..flags.clone() };
-    let mut all: Vec<Vec<Figures>> = Vec::new();
-    for _ in 0..flags.rounds {
-        let mut round = vec![run(flags, Target::server(flags)?)?];
-        if flags.floor {
-            round.push(run(&plain, Target::floor()?)?);
+    let mut rounds: Vec<Vec<Figures>> = Vec::new();
+    let mut failed = None;
+    for round in 0..flags.rounds() {
+        if let Err(error) = in_turn(flags, round, &mut book, &mut rounds) {
+            if rounds.is_empty() {
+                keep_book(flags, &book)?;
+                return Err(error);
+            }
+            failed = Some(format!("{error:#}"));
         }
-        for rival in &flags.rival {
-            round.push(run(&plain, rival.start()?)?);
-        }
-        let floor = if flags.floor { round[1].cpu() } else { 0.0 };
-        all.resize_with(round.len(), Vec::new);
-        for (mut figures, rounds) in round.into_iter().zip(&mut all) {
-            figures.to_floor = (floor > 0.0 && figures.cpu() > 0.0).then(|| figures.cpu() / floor);
-            rounds.push(figures);
+        // Nothing is measured with what has ended.
+        let has_ended = rounds.iter().flatten().any(|figures| figures.cut_short.is_some());
+        if failed.is_some() || ending::signal().is_some() || (has_ended && !flags.addr.is_empty()) {
+            break;
         }
     }
-    all.iter().map(|rounds| medians(rounds)).collect()
+    if flags.clean && ending::signal().is_none() {
+        let mut target = Target::server(flags)?;
+        detect::find_out(&mut target, &mut book)?;
+        book.messages = book.messages.saturating_sub(users::clean(&target, &book)?);
+    }
+    keep_book(flags, &book)?;
+    let left = (!flags.addr.is_empty()).then(|| format!("left at {}: {}", flags.addr.join(", "), book.left()));
+    let shown = rounds.iter().map(|rounds| together(rounds)).collect::<Result<_, _>>()?;
+    let failed = failed.filter(|_| ending::signal().is_none());
+    Ok(Run { flags: flags.clone(), rounds, shown, left, failed })
+}
+
+fn keep_book(flags: &Flags, book: &Book) -> anyhow::Result<()> {
+    flags.accounts.as_ref().map_or(Ok(()), |file| book.save(file))
+}
+
+/// One round of each.
+fn in_turn(flags: &Flags, round: u16, book: &mut Book, rounds: &mut Vec<Vec<Figures>>) -> anyhow::Result<()> {
+    // The floor and the packages know pairs only, and give no acks.
+    let plain = Flags { workload: Workload::Pairs, seq: false, members: None, ..flags.clone() };
+    book.give_back();
+    let mut here = vec![once(flags, Target::server(flags)?, book)?];
+    if flags.floor {
+        here.push(once(&plain, Target::floor()?, &mut Book::default())?);
+    }
+    for rival in flags.rivals() {
+        let flags = if rival.is_family() { flags } else { &plain };
+        let mut book = Book { is_quiet: round > 0, ..Book::default() };
+        let mut figures = once(flags, rival.start()?, &mut book)?;
+        let others = flags.rivals().filter(|other| matches!(other, Rival::Command(_))).count();
+        if others > 1
+            && let Rival::Command(command) = rival
+        {
+            figures.name = command.split_whitespace().next().unwrap_or("rival").to_owned();
+        }
+        here.push(figures);
+    }
+    let floor = if flags.floor { here[1].cpu() } else { 0.0 };
+    rounds.resize_with(here.len(), Vec::new);
+    for (mut figures, rounds) in here.into_iter().zip(rounds) {
+        figures.to_floor = (floor > 0.0 && figures.cpu() > 0.0).then(|| figures.cpu() / floor);
+        rounds.push(figures);
+    }
+    Ok(())
 }
 
 /// With a rate that is a percentage replaced by what that is on this machine.
 fn with_rate(flags: &Flags) -> anyhow::Result<Flags> {
     let Some(Rate::Percent(percent)) = flags.rate else { return Ok(flags.clone()) };
     let closed = Flags { rate: None, window: vec![16], ..flags.clone() };
-    let capacity = run(&closed, Target::server(&closed)?)?.rate;
-    Ok(Flags { rate: Some(Rate::PerSecond((capacity * percent / 100.0).max(1.0))), ..flags.clone() })
+    let capacity = once(&closed, Target::server(&closed)?, &mut Book::open(flags.accounts.as_deref())?)?;
+    if let Some(limit) = capacity.limit() {
+        eprintln!("load: the capacity was measured with the {} as its limit", limit.name());
+    }
+    Ok(Flags { rate: Some(Rate::PerSecond((capacity.rate * percent / 100.0).max(1.0))), ..flags.clone() })
 }
 
-/// One round against a fresh target. If that fails, the error says what the target did last.
-pub fn run(flags: &Flags, mut target: Target) -> anyhow::Result<Figures> {
-    let name = target.name;
-    round(flags, &target).map_err(|failed| anyhow!("{name}: {failed:#}\n{}", target.last_words()))
+/// One round against a target. If that fails, the error says what the target did last.
+pub fn once(flags: &Flags, mut target: Target, book: &mut Book) -> anyhow::Result<Figures> {
+    let name = target.name.clone();
+    round(flags, &mut target, book).map_err(|failed| anyhow!("{name}: {failed:#}\n{}", target.last_words()))
 }
 
-fn round(flags: &Flags, target: &Target) -> anyhow::Result<Figures> {
-    let troupes = roles::cast(flags, target)?;
+fn round(flags: &Flags, target: &mut Target, book: &mut Book) -> anyhow::Result<Figures> {
+    preflight::check(flags, target)?;
+    if target.is_unknown {
+        detect::find_out(target, book)?;
+        preflight::check_capabilities(flags, target)?;
+    }
+    let troupes = roles::cast(flags, target, book)?;
     let shared = Shared::new();
-    let plan = Plan { window: flags.window(), seq: flags.seq, batch: flags.batch };
+    let plan = Plan {
+        window: flags.window(),
+        seq: flags.seq,
+        batch: flags.batch,
+        size: flags.size(),
+        salt: mix(clock::now() ^ flags.seed()),
+        seed: flags.seed(),
+        one_at_a_time: !target.is_sturdy(),
+        pause: if flags.workload == Workload::Paused { (flags.pause() * 1e9) as u64 } else { 0 },
+        read_rate: if flags.workload == Workload::Slow { flags.read_rate() } else { 0 },
+    };
     let generators: Vec<Generator<'_>> =
         troupes.into_iter().map(|troupe| Generator::new(plan, troupe, &shared)).collect::<Result<_, _>>()?;
-    std::thread::scope(|scope| {
+    let mut figures = std::thread::scope(|scope| {
         let threads: Vec<_> = generators.into_iter().map(|generator| scope.spawn(|| generator.run())).collect();
         let seen = watch(flags, target, &shared, || threads.iter().any(|thread| thread.is_finished()));
+        shared.hurry.store(ending::signal().is_some(), Relaxed);
         shared.stopping.store(true, Relaxed);
+        while !threads.iter().all(|thread| thread.is_finished()) {
+            std::thread::sleep(GLANCE / 10);
+            shared.hurry.fetch_or(ending::signal().is_some(), Relaxed);
+        }
         let outcomes: Result<Vec<Outcome>, _> =
             threads.into_iter().map(|thread| thread.join().expect("a generator does not panic")).collect();
-        // That a generator gave up is why the target could not be watched, if both is so.
-        let outcomes = outcomes?;
-        finish(seen?, &outcomes)
-    })
+        finish(seen?, &outcomes?, book)
+    })?;
+    if figures.cut_short.is_some() {
+        figures.cut_short =
+            figures.cut_short.map(|why| format!("{why}\n{}", target.last_words()).trim_end().to_owned());
+    }
+    if flags.workload == Workload::Store {
+        book.messages += figures.counts.stored;
+    }
+    Ok(figures)
 }
 
-/// Warms up, then counts for `--seconds`. Ends early if a generator has given up.
+/// Warms up, then counts for `--seconds`. Ends early if a generator has given up, at a signal, and with the target.
 fn watch(flags: &Flags, target: &Target, shared: &Shared, given_up: impl Fn() -> bool) -> anyhow::Result<Figures> {
-    std::thread::sleep(Duration::from_secs_f64((flags.seconds / 4.0).min(1.0)));
+    let is_over = || given_up() || ending::signal().is_some() || target.ended().is_some();
+    let wait = |time: Duration| {
+        let deadline = Instant::now() + time;
+        while !is_over() && Instant::now() < deadline {
+            std::thread::sleep(GLANCE.min(deadline.saturating_duration_since(Instant::now())));
+        }
+    };
+    wait(Duration::from_secs_f64((flags.seconds / 4.0).min(1.0)));
     let length = Duration::from_secs_f64(flags.seconds);
     let (started, first) = (Instant::now(), shared.done.load(Relaxed));
-    let cpu = proc::cpu(&target.pids)?;
-    shared.measuring.store(true, Relaxed);
+    let cpus = || target.processes.iter().map(|of| machine::cpu(&of.pids)).collect::<Result<Vec<Cpu>, _>>();
+    let pids: Vec<u32> = target.pids().collect();
+    let (before, generator, all) = (cpus(), CpuClock::PROCESS.seconds()?, machine::busy());
+    // Of a target that ends, what was seen last.
+    let mut now = before.as_ref().map_or(vec![Cpu::default(); target.processes.len()], Clone::clone);
+    let before = now.clone();
+    let mut resident_kib = machine::resident(&pids).unwrap_or(0);
+    shared.from.store(clock::now(), Relaxed);
     let mut samples = Vec::new();
-    let (mut last, mut last_done, mut last_cpu) = (0.0, first, cpu);
-    while started.elapsed() < length && !given_up() {
-        std::thread::sleep(SAMPLE.min(length.saturating_sub(started.elapsed())));
-        let (at, done, cpu) = (started.elapsed().as_secs_f64(), shared.done.load(Relaxed), proc::cpu(&target.pids)?);
+    let (mut last, mut last_done, mut last_cpu) = (0.0, first, sum(&now));
+    while started.elapsed() < length && !is_over() {
+        wait(SAMPLE.min(length.saturating_sub(started.elapsed())));
+        now = cpus().unwrap_or(now);
+        resident_kib = machine::resident(&pids).unwrap_or(resident_kib);
+        let (at, done, cpu) = (started.elapsed().as_secs_f64(), shared.done.load(Relaxed), sum(&now));
         let time = at - last;
-        let resident_kib = proc::resident(&target.pids)?;
-        let (rate, cores) = ((done - last_done) as f64 / time, cpu.since(last_cpu).total() / time);
+        let (rate, cores) = ((done - last_done) as f64 / time, (cpu - last_cpu) / time);
         // What is left of the last sample may be too short to tell anything.
         if time > SAMPLE.as_secs_f64() / 2.0 || samples.is_empty() {
             samples.push(Sample { at, rate, cores, resident_kib });
@@ -97,46 +249,64 @@ fn watch(flags: &Flags, target: &Target, shared: &Shared, given_up: impl Fn() ->
         (last, last_done, last_cpu) = (at, done, cpu);
         show_progress(flags, target, &Sample { at, rate, cores, resident_kib });
     }
-    shared.measuring.store(false, Relaxed);
     let (seconds, messages) = (started.elapsed().as_secs_f64(), (shared.done.load(Relaxed) - first) as f64);
-    let cpu = proc::cpu(&target.pids)?.since(cpu);
+    shared.to.store(clock::now(), Relaxed);
+    now = cpus().unwrap_or(now);
+    let load = Load {
+        generator: (CpuClock::PROCESS.seconds()? - generator) / seconds,
+        all: (machine::busy() - all) / seconds,
+        cores: machine::cores(),
+        busiest: 0.0,
+        late: 0.0,
+    };
     end_progress();
     let each = |seconds: f64| if messages > 0.0 { seconds * 1e6 / messages } else { 0.0 };
+    let parts = target.processes.iter().zip(before).zip(now).map(|((of, before), now)| {
+        let cpu = now.since(before);
+        let (cores, cpu) = (cpu.total() / seconds, Cpu { user: each(cpu.user), system: each(cpu.system) });
+        Part { name: of.name.clone(), cpu, cores }
+    });
     Ok(Figures {
-        name: target.name,
+        name: target.name.clone(),
         rate: messages / seconds,
-        user: each(cpu.user),
-        system: each(cpu.system),
+        parts: parts.collect(),
         to_floor: None,
-        resident_kib: proc::resident(&target.pids)?,
-        lost: 0,
-        disordered: 0,
-        errors: 0,
-        busy: 0.0,
-        late: 0.0,
+        resident_kib,
+        counts: Counts::default(),
+        load,
         measures: Measures::new()?,
-        latencies: Vec::new(),
         samples,
+        cut_short: target.ended().map(|pid| format!("process {pid} has ended in mid-run, after {seconds:.1} s")),
     })
 }
 
-fn finish(mut figures: Figures, outcomes: &[Outcome]) -> anyhow::Result<Figures> {
+fn sum(cpus: &[Cpu]) -> f64 {
+    cpus.iter().map(|cpu| cpu.total()).sum()
+}
+
+fn finish(mut figures: Figures, outcomes: &[Outcome], book: &mut Book) -> anyhow::Result<Figures> {
+    let (mut due, mut late) = (0, 0);
     for outcome in outcomes {
         figures.measures.add(&outcome.measures)?;
-        figures.lost += outcome.lost;
-        figures.disordered += outcome.disordered;
-        figures.errors += outcome.errors;
-        figures.busy = figures.busy.max(outcome.busy);
-        figures.late = figures.late.max(outcome.late);
+        figures.counts.add(&outcome.counts);
+        figures.load.busiest = figures.load.busiest.max(outcome.busiest);
+        (due, late) = (due + outcome.due, late + outcome.late);
+        book.opened += outcome.opened;
     }
-    figures.latencies = figures.measures.latencies();
+    figures.load.late = late as f64 / due.max(1) as f64;
+    if figures.cut_short.is_none() && outcomes.iter().any(|outcome| outcome.is_alone) {
+        figures.cut_short = Some("the server has closed all connections of a thread in mid-run".to_owned());
+    }
+    if figures.cut_short.is_none() && outcomes.iter().any(|outcome| outcome.was_cut_off) {
+        eprintln!("load: {}: what still came 30 s after the end was not waited for, and counts as lost", figures.name);
+    }
     Ok(figures)
 }
 
 fn show_progress(flags: &Flags, target: &Target, sample: &Sample) {
     if std::io::stderr().is_terminal() {
         let Sample { at, rate, cores, resident_kib } = sample;
-        let (workload, name, of, mib) = (flags.workload.name(), target.name, flags.seconds, resident_kib / 1024);
+        let (workload, name, of, mib) = (flags.workload.name(), &target.name, flags.seconds, resident_kib / 1024);
         eprint!("\r{workload}, {name}: {at:.1} of {of} s, {rate:.0} messages/s, {cores:.2} cores, {mib} MiB \x1b[K");
     }
 }

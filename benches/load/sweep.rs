@@ -4,12 +4,15 @@ use std::io::Write;
 
 use anyhow::{Context, ensure};
 
-use crate::figures::{Figures, medians};
+use crate::book::Book;
+use crate::ending;
+use crate::figures::{Figures, together};
 use crate::flags::Flags;
+use crate::machine;
 use crate::plot::{Line, Plot};
 use crate::round;
-use crate::target::Target;
-use crate::{proc, table};
+use crate::table;
+use crate::target::{OURS, Target};
 
 /// Throughput that is less than this part of the best is worse; more would be noise.
 const AS_GOOD: f64 = 0.95;
@@ -30,12 +33,13 @@ impl Point {
     }
 }
 
-pub fn run(flags: &Flags) -> anyhow::Result<()> {
+/// Tries them, shows them, and recommends. Returns what was wrong.
+pub fn run(flags: &Flags) -> anyhow::Result<Vec<String>> {
     flags.check()?;
     let points = points(flags)?;
     let mut rounds: Vec<Vec<Figures>> = vec![Vec::new(); points.len()];
     // In turn, so that a noisy minute does not fall on one point alone.
-    for _ in 0..flags.rounds {
+    'all: for _ in 0..flags.rounds() {
         for (point, rounds) in points.iter().zip(&mut rounds) {
             let here = Flags {
                 reactors: vec![point.reactors],
@@ -43,16 +47,32 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
                 window: vec![point.window],
                 ..flags.clone()
             };
-            rounds.push(round::run(&here, Target::server(&here)?)?);
+            match round::once(&here, Target::server(&here)?, &mut Book::default()) {
+                Ok(figures) => rounds.push(figures),
+                Err(_) if ending::signal().is_some() => break 'all,
+                Err(error) => return Err(error),
+            }
+            if ending::signal().is_some() {
+                break 'all;
+            }
         }
     }
-    let figures: Vec<Figures> = rounds.iter().map(|rounds| medians(rounds)).collect::<Result<_, _>>()?;
+    let measured = points.iter().zip(&rounds).filter(|(_, rounds)| !rounds.is_empty());
+    let (points, rounds): (Vec<Point>, Vec<&Vec<Figures>>) = measured.unzip();
+    ensure!(!points.is_empty(), "ended by a signal before anything was measured");
+    let figures: Vec<Figures> = rounds.iter().map(|rounds| together(rounds)).collect::<Result<_, _>>()?;
     show(flags, &points, &figures)?;
     if let Some(file) = &flags.svg {
         let svg = Plot::svg_of(&plots(&points, &figures))?;
         std::fs::write(file, svg).with_context(|| format!("cannot write {}", file.display()))?;
     }
-    Ok(())
+    let problems = points.iter().zip(&figures).filter_map(|(point, figures)| {
+        let Point { reactors, workers, window } = point;
+        let wrong = figures.counts.wrong(&flags.expect_errno);
+        let why = figures.cut_short.clone().or_else(|| (wrong > 0).then(|| format!("{wrong} were lost or wrong")));
+        Some(format!("{reactors} reactors, {workers} workers, window {window}: {}", why?))
+    });
+    Ok(problems.collect())
 }
 
 fn points(flags: &Flags) -> anyhow::Result<Vec<Point>> {
@@ -73,21 +93,29 @@ fn points(flags: &Flags) -> anyhow::Result<Vec<Point>> {
 
 fn show(flags: &Flags, points: &[Point], figures: &[Figures]) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
-    let (workload, users) = (flags.workload.name(), flags.users());
-    writeln!(out, "{workload}: {users} users, {} x {} s for each", flags.rounds, flags.seconds)?;
-    writeln!(out, "reactors workers window      msg/s  CPU us    p99 us   lost  disorder  errors  generator")?;
+    writeln!(out, "{}", table::title(flags))?;
+    let (version, machine) = (table::version(OURS), machine::describe());
+    writeln!(out, "{version}, password cost {}; {machine}; seed {}", flags.password_cost(), flags.seed())?;
+    writeln!(out, "reactors workers window      msg/s   CPU us    p99 us   lost  disorder  refused  limit")?;
     for (Point { reactors, workers, window }, figures) in points.iter().zip(figures) {
-        let p99 = figures.latencies.first().map_or(0.0, |latency| latency.p99);
-        let Figures { rate, lost, disordered, errors, busy, .. } = figures;
-        write!(out, "{reactors:8} {workers:7} {window:6}  {rate:9.0} {:7.2} {p99:9.0} ", figures.cpu())?;
-        writeln!(out, "{lost:6} {disordered:9} {errors:7} {:8.0} %", busy * 100.0)?;
+        let p99 = figures.measures.seen().next().map_or(0.0, |measure| figures.measures.quantile(measure, 0.99));
+        let (counts, mark) = (&figures.counts, figures.mark());
+        let limit = figures.limit().map_or("-", |limit| limit.name());
+        write!(
+            out,
+            "{reactors:8} {workers:7} {window:6}  {:9.0}{mark:1} {:7.2} {p99:9.0} ",
+            figures.rate,
+            figures.cpu()
+        )?;
+        writeln!(out, "{:6} {:9} {:8}  {limit}", counts.lost, counts.out_of_order, counts.refusals())?;
     }
-    if let Some(warning) = figures.iter().find_map(table::warning) {
-        writeln!(out, "{warning}")?;
-    }
-    let best = best(points, figures);
+    let workload = flags.workload.name();
+    let Some(best) = best(points, figures) else {
+        let why = "everywhere the machine or the generator was the limit, or something was lost";
+        writeln!(out, "none is recommended for {workload}: {why}; the figures are of that, not of the server")?;
+        return Ok(());
+    };
     let Point { reactors, workers, .. } = best;
-    let machine = proc::machine();
     let rates = points.iter().zip(figures).filter(|(point, _)| point.is_like(&best)).map(|(_, figures)| figures.rate);
     let rate = rates.fold(0.0, f64::max);
     write!(out, "recommended for {workload} on {machine}: --reactors {reactors} --workers {workers}")?;
@@ -95,17 +123,23 @@ fn show(flags: &Flags, points: &[Point], figures: &[Figures]) -> anyhow::Result<
     Ok(())
 }
 
-/// Of the settings that carry about as much as the best, over all windows, those with the fewest threads.
-fn best(points: &[Point], figures: &[Figures]) -> Point {
-    let windows = points.iter().filter(|point| point.is_like(&points[0])).count() as f64;
-    let score = |of: &Point| {
-        // Windows count alike, whatever they carry.
-        let same = points.iter().zip(figures).filter(|(point, _)| point.is_like(of));
-        same.map(|(_, figures)| figures.rate.max(1.0).ln()).sum::<f64>() / windows
+/// Of the settings that carry about as much as the best, over all windows, those with the fewest threads. One of
+/// which a figure is not the server's own is none of them.
+fn best(points: &[Point], figures: &[Figures]) -> Option<Point> {
+    let like = |of: &Point| points.iter().zip(figures).filter(move |(point, _)| point.is_like(of)).collect::<Vec<_>>();
+    let windows = points.iter().map(|of| like(of).len()).max().unwrap_or(0);
+    let is_sound = |of: &Point| {
+        let same = like(of);
+        let sound = |figures: &Figures| figures.limit().is_none() && figures.counts.wrong(&[]) == 0;
+        same.len() == windows && same.iter().all(|(_, figures)| sound(figures))
     };
-    let top = points.iter().map(&score).fold(f64::MIN, f64::max);
-    let good = points.iter().filter(|&point| score(point) >= top + AS_GOOD.ln());
-    *good.min_by_key(|point| (point.reactors + point.workers, point.reactors)).unwrap_or(&points[0])
+    // Windows count alike, whatever they carry.
+    let score =
+        |of: &Point| like(of).iter().map(|(_, figures)| figures.rate.max(1.0).ln()).sum::<f64>() / windows as f64;
+    let sound: Vec<&Point> = points.iter().filter(|of| is_sound(of)).collect();
+    let top = sound.iter().map(|of| score(of)).fold(f64::MIN, f64::max);
+    let good = sound.into_iter().filter(|of| score(of) >= top + AS_GOOD.ln());
+    good.min_by_key(|point| (point.reactors + point.workers, point.reactors)).copied()
 }
 
 fn plots(points: &[Point], figures: &[Figures]) -> [Plot<'static>; 2] {

@@ -1,89 +1,217 @@
 //! Figures as a table and as JSON.
 
 use std::fmt::Write;
+use std::process::Command;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use crate::figures::Figures;
+use crate::figures::{Figures, Limit};
 use crate::flags::{Flags, Rate};
+use crate::machine;
+use crate::round::Run;
+use crate::target::OURS;
+use crate::workload::Workload;
 
-pub fn text(flags: &Flags, shown: &[Figures]) -> Result<String, std::fmt::Error> {
+pub fn text(run: &Run) -> Result<String, std::fmt::Error> {
     let mut out = String::new();
-    writeln!(out, "{}", title(flags))?;
-    writeln!(
-        out,
-        "              msg/s  CPU us    user  system  to floor   RSS MB   lost  disorder  errors  generator"
-    )?;
-    for figures in shown {
-        let to_floor = figures.to_floor.map_or("-".to_owned(), |ratio| format!("{ratio:.2}"));
-        let Figures { name, rate, user, system, lost, disordered, errors, busy, .. } = figures;
-        let (cpu, mb) = (figures.cpu(), figures.resident_kib as f64 / 1024.0);
-        write!(out, "{name:9} {rate:9.0} {cpu:7.2} {user:7.2} {system:7.2} {to_floor:>9} {mb:8.1} ")?;
-        writeln!(out, "{lost:6} {disordered:9} {errors:7} {:8.0} %", busy * 100.0)?;
+    writeln!(out, "{}\n{}", title(&run.flags), setting(&run.flags))?;
+    figures(&mut out, &run.shown)?;
+    latencies(&mut out, &run.shown)?;
+    counts(&mut out, &run.shown)?;
+    for figures in &run.shown {
+        writeln!(out, "{}: {}", figures.name, verdict(figures))?;
     }
-    writeln!(out, "latency, us             p50       p99      p999       max")?;
-    for figures in shown {
-        for latency in &figures.latencies {
-            let (name, measure) = (figures.name, latency.measure.name());
-            write!(out, "{name:9} {measure:11} {:6.0} {:9.0} ", latency.p50, latency.p99)?;
-            writeln!(out, "{:9.0} {:9.0}", latency.p999, latency.max)?;
-        }
+    if !is_open(&run.flags) {
+        writeln!(out, "closed loop: who waits sends nothing, so a stall counts once for each in flight; see --rate")?;
     }
-    for figures in shown {
-        if let Some(warning) = warning(figures) {
-            writeln!(out, "{warning}")?;
-        }
+    if let Some(left) = &run.left {
+        writeln!(out, "{left}")?;
     }
     Ok(out)
 }
 
+fn figures(out: &mut String, shown: &[Figures]) -> std::fmt::Result {
+    writeln!(out, "              msg/s   CPU us    user  system  to floor   RSS MB")?;
+    for figures in shown {
+        let to_floor = figures.to_floor.map_or("-".to_owned(), |ratio| format!("{ratio:.2}"));
+        let or_none = |value: f64| if figures.parts.is_empty() { "-".to_owned() } else { format!("{value:.2}") };
+        let (name, rate, mark) = (&figures.name, figures.rate, figures.mark());
+        let [cpu, user, system] = [figures.cpu(), figures.user(), figures.system()].map(or_none);
+        let mb = figures.resident_kib as f64 / 1024.0;
+        writeln!(out, "{name:9} {rate:9.0}{mark:1} {cpu:>7} {user:>7} {system:>7} {to_floor:>9} {mb:8.1}")?;
+        if figures.parts.len() > 1 {
+            let parts = figures.parts.iter().map(|part| format!("{} {:.2}", part.name, part.cpu.total()));
+            writeln!(out, "          of that, us: {}", parts.collect::<Vec<_>>().join(", "))?;
+        }
+    }
+    Ok(())
+}
+
+fn latencies(out: &mut String, shown: &[Figures]) -> std::fmt::Result {
+    if shown.iter().all(|figures| figures.measures.seen().next().is_none()) {
+        return Ok(());
+    }
+    writeln!(out, "latency, us             p50       p99      p999       max     count")?;
+    for figures in shown {
+        for measure in figures.measures.seen() {
+            let (name, what, mark) = (&figures.name, measure.name(), figures.mark());
+            let [p50, p99, p999, max] = [0.5, 0.99, 0.999, 1.0].map(|part| figures.measures.quantile(measure, part));
+            let count = figures.measures.count(measure);
+            writeln!(out, "{name:9} {what:11} {p50:6.0} {p99:9.0} {p999:9.0} {max:9.0}{mark:1} {count:8}")?;
+        }
+    }
+    Ok(())
+}
+
+fn counts(out: &mut String, shown: &[Figures]) -> std::fmt::Result {
+    writeln!(
+        out,
+        "counted     delivered    stored  lost  repeated  disorder  changed  refused  missed  closed  acks lost  repeated  \
+         changed"
+    )?;
+    for figures in shown {
+        let (name, c, refused) = (&figures.name, &figures.counts, figures.counts.refusals());
+        write!(out, "{name:9} {:11} {:9} {:5} {:9} ", c.delivered, c.stored, c.lost, c.repeated)?;
+        write!(out, "{:9} {:8} {refused:8} {:7} {:7} ", c.out_of_order, c.changed, c.missed, c.closed)?;
+        writeln!(out, "{:10} {:9} {:8}", c.acks_lost, c.acks_repeated, c.acks_changed)?;
+        for (errno, refusal) in &c.refused {
+            writeln!(out, "          errno {errno}: {} refused, as with {}", refusal.count, refusal.sample)?;
+        }
+        if let Some(sample) = &c.changed_sample {
+            writeln!(out, "          changed, as: {sample}")?;
+        }
+    }
+    Ok(())
+}
+
+fn is_open(flags: &Flags) -> bool {
+    flags.rate.is_some() || flags.workload.is_always_open() || flags.workload == Workload::Idle
+}
+
+/// What is measured.
 pub fn title(flags: &Flags) -> String {
-    let mut title = format!("{}: {} users, window {}", flags.workload.name(), flags.users(), flags.window());
+    let workload = flags.workload;
+    let mut title = format!("{}: {} users", workload.name(), flags.users());
+    if let Some(members) = flags.members() {
+        title += &format!(" in groups of {members}");
+    }
+    if workload.has_window() && !is_open(flags) {
+        title += &format!(", window {}", flags.window());
+    }
     if let Some(Rate::Percent(percent)) = flags.rate {
         title += &format!(", {percent:.0} % of capacity");
     }
     if let Some(rate) = flags.rate() {
         title += &format!(", {rate:.0} a second");
     }
-    let nodes = flags.addr.len().max(flags.nodes.into());
-    if nodes > 1 {
-        title += &format!(", {nodes} nodes");
+    if workload.sends_messages() {
+        title += &format!(", {} bytes each", flags.size());
     }
-    title + &format!(", {} x {} s", flags.rounds, flags.seconds)
+    let told = [(flags.seq, ", acked"), (flags.batch, ", batched"), (flags.together, ", each pair on one reactor")];
+    told.iter().filter(|(is_so, _)| *is_so).for_each(|(_, words)| title += words);
+    match workload {
+        Workload::Paused => title += &format!(", readers pause for {} s", flags.pause()),
+        Workload::Slow => title += &format!(", readers take {} bytes a second", flags.read_rate()),
+        _ => {}
+    }
+    let threads = flags.threads + u16::from(workload.has_a_pair_beside());
+    if workload != Workload::Idle {
+        let s = if threads == 1 { "" } else { "s" };
+        title += &format!(", {threads} generator thread{s}, {} x {} s", flags.rounds(), flags.seconds);
+    }
+    title
 }
 
-/// What is wrong with these figures, if it is the generator's fault.
-pub fn warning(figures: &Figures) -> Option<String> {
-    let name = figures.name;
-    if figures.late > 0.01 {
-        return Some(format!(
-            "{name}: the generator itself is the bottleneck: {:.0} % of its messages left late",
-            figures.late * 100.0
-        ));
-    }
-    figures.is_the_generators_limit().then(|| {
-        format!("{name}: the generator itself is the bottleneck: more --threads, if there are cores, or other ones")
-    })
+/// What it is measured with, and where.
+pub fn setting(flags: &Flags) -> String {
+    let server = if flags.addr.is_empty() {
+        format!(
+            "{}, {} node{}, {} reactors, {} workers, password cost {}",
+            version(OURS),
+            flags.nodes(),
+            if flags.nodes() == 1 { "" } else { "s" },
+            flags.reactors(),
+            flags.workers(),
+            flags.password_cost()
+        )
+    } else {
+        flags.addr.join(", ")
+    };
+    format!("{server}; {}; seed {}", machine::describe(), flags.seed())
 }
 
-pub fn json(flags: &Flags, shown: &[Figures]) -> Value {
-    let results = shown.iter().map(|figures| {
-        let latencies = figures.latencies.iter().map(|l| {
-            let latency = json!({ "p50_us": l.p50, "p99_us": l.p99, "p999_us": l.p999, "max_us": l.max });
-            (l.measure.name().replace(' ', "_"), latency)
-        });
-        json!({
-            "target": figures.name, "messages_per_s": figures.rate, "cpu_user_us": figures.user,
-            "cpu_system_us": figures.system, "cpu_to_floor": figures.to_floor,
-            "resident_kib": figures.resident_kib, "lost": figures.lost, "disordered": figures.disordered,
-            "errors": figures.errors, "generator_busy": figures.busy, "generator_late": figures.late,
-            "generator_is_the_bottleneck": figures.is_the_generators_limit(),
-            "latency": latencies.collect::<serde_json::Map<_, _>>(),
-        })
-    });
+/// What a server's binary says of itself.
+pub fn version(binary: &str) -> String {
+    let said = Command::new(binary).arg("--version").output();
+    let said = said.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    said.ok().filter(|version| !version.is_empty()).unwrap_or_else(|| "version unknown".to_owned())
+}
+
+/// Who used the machine, and what that says of the figures.
+pub fn verdict(figures: &Figures) -> String {
+    let shares = figures.shares();
+    let late = figures.load.late;
+    match figures.limit() {
+        None => shares,
+        Some(limit @ Limit::Machine) => format!("{} {shares}: the machine is the limit", limit.mark()),
+        Some(limit) if late > 0.01 => format!(
+            "{} {shares}: the generator is the limit: {:.1} % of its acts were late or not done",
+            limit.mark(),
+            late * 100.0
+        ),
+        Some(limit) => format!("{} {shares}: the generator is the limit: more --threads", limit.mark()),
+    }
+}
+
+pub fn json(run: &Run) -> Value {
+    let results: Vec<Value> = run.shown.iter().map(result).collect();
     json!({
-        "workload": flags.workload.name(), "users": flags.users(), "window": flags.window(), "seq": flags.seq,
-        "batch": flags.batch, "rate": flags.rate(), "nodes": flags.addr.len().max(flags.nodes.into()),
-        "rounds": flags.rounds, "seconds": flags.seconds, "results": results.collect::<Vec<_>>(),
+        "title": title(&run.flags), "settings": settings(&run.flags), "results": results,
+        "left": run.left, "failures": run.problems(),
     })
+}
+
+/// What two runs must share to be compared, and what else is known of one.
+pub fn settings(flags: &Flags) -> Value {
+    let is_fresh = flags.addr.is_empty();
+    json!({
+        "workload": flags.workload.name(), "users": flags.users(), "members": flags.members(),
+        "window": flags.window(), "size": flags.size(), "seq": flags.seq, "batch": flags.batch,
+        "together": flags.together, "rate": flags.rate(), "loop": if is_open(flags) { "open" } else { "closed" },
+        "nodes": flags.nodes(), "reactors": is_fresh.then(|| flags.reactors()),
+        "workers": is_fresh.then(|| flags.workers()), "threads": flags.threads,
+        "password_cost": is_fresh.then(|| flags.password_cost()), "pause": flags.pause(),
+        "read_rate": flags.read_rate(), "rounds": flags.rounds(), "seconds": flags.seconds,
+        "addr": flags.addr, "machine": machine::describe(), "version": if is_fresh { version(OURS) } else { String::new() },
+        "bench_version": env!("CARGO_PKG_VERSION"), "seed": flags.seed(),
+    })
+}
+
+pub fn result(figures: &Figures) -> Value {
+    let measures = &figures.measures;
+    let latencies = measures.seen().map(|measure| {
+        let [p50, p99, p999, max] = [0.5, 0.99, 0.999, 1.0].map(|part| measures.quantile(measure, part));
+        let latency =
+            json!({ "p50_us": p50, "p99_us": p99, "p999_us": p999, "max_us": max, "count": measures.count(measure) });
+        (measure.key(), latency)
+    });
+    let parts = figures.parts.iter().map(|part| {
+        let (user, system) = (part.cpu.user, part.cpu.system);
+        (part.name.clone(), json!({ "cpu_user_us": user, "cpu_system_us": system, "cores": part.cores }))
+    });
+    let load = &figures.load;
+    let mut result = json!({
+        "target": figures.name, "messages_per_s": figures.rate, "cpu_us": figures.cpu(),
+        "cpu_user_us": figures.user(), "cpu_system_us": figures.system(), "cpu_to_floor": figures.to_floor,
+        "parts": parts.collect::<Map<_, _>>(), "resident_kib": figures.resident_kib,
+        "latency": latencies.collect::<Map<_, _>>(),
+        "load": { "generator_cores": load.generator, "all_cores": load.all, "cores": load.cores,
+            "busiest_thread": load.busiest, "late": load.late },
+        "limit": figures.limit().map(Limit::name), "cut_short": figures.cut_short,
+    });
+    if let (Value::Object(result), Ok(Value::Object(counts))) = (&mut result, serde_json::to_value(&figures.counts)) {
+        result.extend(counts);
+        result.insert("refusals".to_owned(), figures.counts.refusals().into());
+    }
+    result
 }

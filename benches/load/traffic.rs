@@ -1,257 +1,827 @@
-//! What clients send, and what becomes of what they get.
+//! What clients send, and what becomes of what they get. Nothing here touches a socket: objects come in, objects to be
+//! sent come out, and every message and ack is accounted for.
 
-use std::io::Write;
+use std::collections::VecDeque;
 
-use crate::bytes::{Mark, mark, msgid, number_after};
+use memchr::{memchr, memmem, memrchr};
+use serde_json::Value;
+
+use crate::book::Account;
+use crate::bytes::{errno, msgid, number_after};
 use crate::dialect::Dialect;
-use crate::generator::Generator;
-use crate::measures::Measure;
+use crate::measures::{Measure, Measures};
+use crate::message::{Check, Mark, Sender, Shape};
 use crate::roles::Role;
-use crate::users::register_request;
+use crate::tally::{Ack, Acks, Arrival, Counts, Order, sample};
+use crate::users::{new_id, register_request};
 
-/// With it, an object is about 150 bytes long.
-const TAIL: &str = " see you at the station\",\"time\":\"2026-01-02 03:04:05\"";
+/// A closed loop that has heard nothing of a message for so long has lost it, if others go on, …
+const LOST: u64 = 2_000_000_000;
+/// … and for so long if everything stands still.
+const LOST_IN_SILENCE: u64 = 5_000_000_000;
+/// Others have gone on if they did so lately.
+const LATELY: u64 = 500_000_000;
 
-/// Index of what is awaited by a client.
-const CHATS: usize = 0;
-const GROUP_CHATS: usize = 1;
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    pub window: usize,
+    /// Ask for acks.
+    pub seq: bool,
+    /// What a client sends in one turn leaves in one write; else each message in its own.
+    pub batch: bool,
+    /// Of each message, in bytes.
+    pub size: usize,
+    /// Of this round: messages of another are none of it.
+    pub salt: u64,
+    pub seed: u64,
+    /// A connection has one message on its way at most; what comes due meanwhile waits.
+    pub one_at_a_time: bool,
+    /// How long a reader does not read, and then reads, in nanoseconds; 0: always.
+    pub pause: u64,
+    /// What a reader reads at most, in bytes a second; 0: all.
+    pub read_rate: u32,
+}
 
-impl Generator<'_> {
+/// Acts of a closed loop that have not had their answer.
+#[derive(Debug, Default)]
+struct Flight {
+    out: u64,
+    /// Given up, and done anew: if one of them is answered after all, nothing follows.
+    excused: u64,
+    /// When the last one began or was answered.
+    progress: u64,
+}
+
+/// A group message on its way.
+#[derive(Debug)]
+struct Talk {
+    number: u64,
+    at: u64,
+    /// Members who have not got it.
+    left: u64,
+    /// Somebody will not get it, or it has been given up: nothing is timed.
+    spoiled: bool,
+    /// Its place in the window has been filled again.
+    excused: bool,
+}
+
+pub struct Client {
+    account: Account,
+    pub role: Role,
+    dialect: Dialect,
+    /// Whom it writes to: the name of its neighbour.
+    to: String,
+    shape: Shape,
+    /// The number of its next message.
+    sent: u64,
+    acks: Acks,
+    /// Messages that were refused: by number, and how many deliveries besides.
+    refused: Vec<u64>,
+    refused_unknown: u64,
+    /// Of what it hears.
+    order: Order,
+    /// What came so changed that nobody knows which message it was: in all, and not yet seen as a gap.
+    unplaced: u64,
+    unplaced_open: u64,
+    unplaced_acks: u64,
+    flight: Flight,
+    talks: VecDeque<Talk>,
+    /// When its login or registration was due that has not been answered.
+    asked: Option<u64>,
+    /// The same of the last login, until all that was stored is there.
+    returning: u64,
+    /// Of a feeder: acks that are due. Of a sleeper: messages that it must still get.
+    due: u64,
+    /// A sleeper has left. A feeder's sleeper has not had everything.
+    is_away: bool,
+    /// An open loop's feeder: its sleeper comes back next.
+    comes_back: bool,
+    registered: u64,
+    /// Where one message at a time is on its way: how many are, and the due times of those that wait.
+    in_air: u64,
+    waiting: VecDeque<u64>,
+    /// The server has closed its connection.
+    pub is_gone: bool,
+    /// The kernel takes no more from it.
+    pub is_full: bool,
+}
+
+pub struct Traffic {
+    plan: Plan,
+    is_open: bool,
+    pub clients: Vec<Client>,
+    /// What is to be sent, one after the other; and by whom, up to where.
+    pub out: Vec<u8>,
+    pub sends: Vec<(usize, usize)>,
+    pub counts: Counts,
+    pub measures: Measures,
+    /// What was begun in this time is timed.
+    pub from: u64,
+    pub to: u64,
+    /// Nothing more is begun.
+    pub stopping: bool,
+    /// What has been done since somebody looked: messages that arrived, requests that were answered.
+    pub done: u64,
+    /// Deliveries, acks and replies that are owed, and that have come or cannot come any more.
+    owed: u64,
+    settled: u64,
+    /// When anything was last heard.
+    heard: u64,
+    scratch: Vec<u8>,
+}
+
+impl Traffic {
+    pub fn new(plan: Plan, is_open: bool, users: Vec<(Account, Dialect)>, roles: &[Role]) -> anyhow::Result<Traffic> {
+        let shape = |n: usize, role: Role| {
+            let ((account, dialect), neighbour) = (&users[n], users.get(n ^ 1).map_or(0, |(user, _)| user.id));
+            let it = dialect.capabilities();
+            let toid = if it.is_none_or(|it| it.toid) { "toid" } else { "to" };
+            let (key, to) = match role {
+                Role::Speaker { group, .. } => ("groupid", group),
+                Role::Depositor { to } => (toid, to),
+                _ => (toid, neighbour),
+            };
+            let sender = Sender { id: account.id, name: &account.name, key, to };
+            Shape::new(&sender, it.is_some_and(|it| it.sorted), plan.size, plan.salt)
+        };
+        let clients = users.iter().zip(roles).enumerate().map(|(n, ((account, dialect), &role))| Client {
+            account: account.clone(),
+            role,
+            dialect: *dialect,
+            to: users.get(n ^ 1).map_or(String::new(), |(user, _)| user.name.clone()),
+            shape: shape(n, role),
+            sent: 0,
+            acks: Acks::default(),
+            refused: Vec::new(),
+            refused_unknown: 0,
+            order: Order::default(),
+            unplaced: 0,
+            unplaced_open: 0,
+            unplaced_acks: 0,
+            flight: Flight::default(),
+            talks: VecDeque::new(),
+            asked: None,
+            returning: 0,
+            due: 0,
+            is_away: false,
+            comes_back: false,
+            registered: 0,
+            in_air: 0,
+            waiting: VecDeque::new(),
+            is_gone: false,
+            is_full: false,
+        });
+        Ok(Traffic {
+            plan,
+            is_open,
+            clients: clients.collect(),
+            out: Vec::new(),
+            sends: Vec::new(),
+            counts: Counts::default(),
+            measures: Measures::new()?,
+            from: u64::MAX,
+            to: u64::MAX,
+            stopping: false,
+            done: 0,
+            owed: 0,
+            settled: 0,
+            heard: 0,
+            scratch: Vec::new(),
+        })
+    }
+
+    /// Something is still on its way, as far as can be told.
+    pub fn is_owed_anything(&self) -> bool {
+        self.settled < self.owed
+    }
+
+    // -- sending --------------------------------------------------------------------------------
+
+    /// What a closed loop begins with: its window.
+    pub fn open_windows(&mut self, now: u64) {
+        for n in 0..self.clients.len() {
+            // Of a pair the first begins; nobody registers or logs in twice at a time.
+            let window = match self.clients[n].role {
+                Role::Partner if n % 2 == 1 => 0,
+                Role::Feeder | Role::Visitor | Role::Registrar => 1,
+                _ => self.plan.window,
+            };
+            (0..window).for_each(|_| self.act(n, now));
+        }
+    }
+
     /// One more time, client `n` does what its role is, as of this time.
-    pub(super) fn act(&mut self, n: usize, at: u64) -> anyhow::Result<()> {
-        if self.stopping {
-            return Ok(());
+    pub fn act(&mut self, n: usize, at: u64) {
+        let client = &mut self.clients[n];
+        if self.stopping || !client.role.acts() {
+            return;
+        }
+        if client.is_gone || client.is_full {
+            self.counts.missed += u64::from(self.is_open);
+            return;
         }
         let seq = self.plan.seq;
-        match self.clients[n].role {
+        match client.role {
+            Role::Partner if self.plan.one_at_a_time && client.in_air > 0 => client.waiting.push_back(at),
             Role::Partner => {
-                self.owed += 1 + u64::from(seq);
-                self.send(n, at, seq)
+                self.launch(n & !1, at);
+                self.send(n, at, seq);
             }
-            Role::Speaker { others, .. } => {
-                self.owed += others as u64 + u64::from(seq);
-                self.send(n, at, seq)
+            Role::Speaker { first, end, .. } => {
+                let (number, left) = (client.sent, (end - first) as u64);
+                client.talks.push_back(Talk { number, at, left, spoiled: false, excused: false });
+                self.launch(n, at);
+                self.send(n, at, seq);
             }
-            Role::Depositor { .. } => {
-                self.owed += 1;
-                self.send(n, at, true)
+            Role::Depositor { .. } | Role::Writer => {
+                self.launch(n, at);
+                self.send(n, at, true);
             }
-            Role::Feeder => self.send_asleep(n, at),
+            Role::Feeder => self.feed(n, at),
             Role::Visitor => {
-                self.log_out(n)?;
-                self.log_in(n, at)
+                self.launch(n, at);
+                self.log_out(n);
+                self.log_in(n, at);
             }
             Role::Registrar => {
+                client.registered += 1;
+                client.asked = Some(at);
+                let request = register_request(&format!("{}-{}", client.account.name, client.registered));
                 self.owed += 1;
-                let client = &mut self.clients[n];
-                client.asked = at;
-                client.sent += 1;
-                let request = register_request(&format!("{}-{}", client.account.name, client.sent));
-                self.request(n, &request)
+                self.launch(n, at);
+                self.request(n, &request);
             }
-            Role::Listener { .. } | Role::Sleeper | Role::Idle => Ok(()),
+            Role::Listener { .. } | Role::Sleeper | Role::Reader | Role::Idle => {}
         }
     }
 
-    /// The next act of client `n`, unless time decides about that.
-    fn go_on(&mut self, n: usize, now: u64) -> anyhow::Result<()> {
-        if self.rate.is_none() { self.act(n, now) } else { Ok(()) }
+    fn launch(&mut self, n: usize, at: u64) {
+        let flight = &mut self.clients[n].flight;
+        flight.out += 1;
+        flight.progress = flight.progress.max(at);
     }
 
-    fn send(&mut self, n: usize, at: u64, seq: bool) -> anyhow::Result<()> {
+    /// To how many a message of client `n` goes.
+    fn recipients(&self, n: usize) -> u64 {
+        match self.clients[n].role {
+            Role::Speaker { first, end, .. } => (end - first) as u64,
+            Role::Depositor { .. } => 0,
+            _ => 1,
+        }
+    }
+
+    fn send(&mut self, n: usize, at: u64, seq: bool) {
+        self.owed += self.recipients(n) + u64::from(seq);
         let client = &mut self.clients[n];
-        let object = &mut self.scratch;
-        object.clear();
-        object.extend_from_slice(&client.head);
-        // Writing to a vector cannot fail.
-        let _ = write!(object, "{} @{at}{TAIL}", client.sent);
-        if seq {
-            let _ = write!(object, ",\"seq\":{at}");
+        let mark = Mark { number: client.sent, at };
+        let seq = seq.then_some(mark.number);
+        if seq.is_some() {
+            client.acks.owe(mark.number, at);
         }
-        object.push(b'}');
         client.sent += 1;
-        client.dialect.write(&mut client.output, &client.to, object);
-        self.leave(n)
+        client.in_air += 1;
+        if let Dialect::Chat(_) = client.dialect {
+            client.shape.write(&mut self.out, mark, seq);
+        } else {
+            self.scratch.clear();
+            client.shape.write(&mut self.scratch, mark, seq);
+            client.dialect.begin(&mut self.out, &client.to, self.scratch.len());
+            self.out.extend_from_slice(&self.scratch);
+        }
+        client.dialect.end(&mut self.out);
+        self.sends.push((n, self.out.len()));
     }
 
-    fn request(&mut self, n: usize, request: &str) -> anyhow::Result<()> {
-        let client = &mut self.clients[n];
-        client.output.extend_from_slice(request.as_bytes());
-        client.output.push(b'\n');
-        self.leave(n)
+    fn request(&mut self, n: usize, request: &str) {
+        self.out.extend_from_slice(request.as_bytes());
+        self.out.push(b'\n');
+        self.sends.push((n, self.out.len()));
     }
 
-    fn log_out(&mut self, n: usize) -> anyhow::Result<()> {
+    fn log_out(&mut self, n: usize) {
         let request = format!("{{\"msgid\":3,\"id\":{}}}", self.clients[n].account.id);
-        self.request(n, &request)
+        self.request(n, &request);
     }
 
-    fn log_in(&mut self, n: usize, at: u64) -> anyhow::Result<()> {
+    fn log_in(&mut self, n: usize, at: u64) {
         self.owed += 1;
-        self.clients[n].asked = at;
-        let request = self.clients[n].account.login_request();
-        self.request(n, &request)
+        let client = &mut self.clients[n];
+        client.asked = Some(at);
+        client.returning = at;
+        let request = client.account.login_request();
+        self.request(n, &request);
     }
 
-    /// Feeder `n` has its neighbour leave, and writes to it. That one comes back when all is acked.
-    fn send_asleep(&mut self, n: usize, at: u64) -> anyhow::Result<()> {
-        if self.clients[n].is_away {
-            return Ok(());
+    /// Feeder `n` has its neighbour leave, and writes to it. In a closed loop that one comes back when all is acked,
+    /// in an open one when the feeder's turn comes again.
+    fn feed(&mut self, n: usize, at: u64) {
+        let sleeper = n ^ 1;
+        if self.clients[n].comes_back {
+            self.clients[n].comes_back = false;
+            return self.log_in(sleeper, at);
+        }
+        if self.clients[n].is_away || self.clients[sleeper].is_gone {
+            self.counts.missed += u64::from(self.is_open);
+            return;
         }
         let messages = self.plan.window as u64;
-        self.owed += 2 * messages;
-        for client in [n, n ^ 1] {
+        for client in [n, sleeper] {
             self.clients[client].due = messages;
             self.clients[client].is_away = true;
         }
-        self.log_out(n ^ 1)?;
-        (0..messages).try_for_each(|_| self.send(n, at, true))
+        self.clients[n].comes_back = self.is_open;
+        self.launch(n, at);
+        self.log_out(sleeper);
+        (0..messages).for_each(|_| self.send(n, at, true));
     }
 
-    /// Client `n` has got an object or a line.
-    pub(super) fn receive(&mut self, n: usize, piece: &[u8], now: u64) -> anyhow::Result<()> {
-        let dialect = self.clients[n].dialect;
-        if dialect != Dialect::Chat {
-            if mark(piece).is_some() {
-                return self.chat(n, piece, now);
-            }
-            self.outcome.errors += u64::from(piece.starts_with(b"ERROR") || piece.starts_with(b"-ERR"));
-            if let Some(answer) = dialect.answer(piece) {
-                self.clients[n].output.extend_from_slice(&answer);
-                return self.leave(n);
-            }
-            return Ok(());
+    // -- closed loops ---------------------------------------------------------------------------
+
+    /// An act of client `n`'s loop has been answered, or was refused: the next one is for client `next`.
+    fn answered(&mut self, n: usize, next: usize, now: u64) {
+        let window = self.window_of(n);
+        let flight = &mut self.clients[n].flight;
+        flight.progress = now;
+        flight.out = flight.out.saturating_sub(1);
+        if !self.is_open && self.clients[n].flight.out < window {
+            self.act(next, now);
         }
-        let msgid = msgid(piece);
-        match msgid {
-            Some(6) => return self.chat(n, piece, now),
-            Some(10) => return self.group_chat(n, piece, now),
+    }
+
+    fn window_of(&self, n: usize) -> u64 {
+        match self.clients[n].role {
+            Role::Feeder | Role::Visitor | Role::Registrar => 1,
+            _ => self.plan.window as u64,
+        }
+    }
+
+    /// Whatever has been waited for in vain is begun anew, so that a loss does not thin out the load.
+    pub fn refill(&mut self, now: u64) {
+        // Nobody knows whether a server that stands still would survive a second message.
+        if self.is_open || self.stopping || self.plan.one_at_a_time {
+            return;
+        }
+        let patience = if now.saturating_sub(self.heard) < LATELY { LOST } else { LOST_IN_SILENCE };
+        for n in 0..self.clients.len() {
+            let flight = &self.clients[n].flight;
+            if flight.out > 0 && now.saturating_sub(flight.progress) > patience {
+                self.give_up(n, now);
+            }
+        }
+    }
+
+    fn give_up(&mut self, n: usize, now: u64) {
+        let window = self.plan.window;
+        let client = &mut self.clients[n];
+        let given_up = std::mem::take(&mut client.flight.out);
+        client.flight.progress = now;
+        match client.role {
+            Role::Partner | Role::Depositor { .. } => {
+                client.flight.excused += given_up;
+                (0..window).for_each(|_| self.act(n, now));
+            }
+            Role::Speaker { .. } => {
+                client.talks.iter_mut().for_each(|talk| (talk.excused, talk.spoiled) = (true, true));
+                (0..window).for_each(|_| self.act(n, now));
+            }
+            Role::Visitor | Role::Registrar => {
+                self.reply_lost(n);
+                self.act(n, now);
+            }
+            Role::Feeder if client.due > 0 => {
+                // Its acks are lost: what they were for may be there.
+                client.due = 0;
+                client.flight.out = 1;
+                self.log_in(n ^ 1, now);
+            }
+            Role::Feeder => {
+                self.clients[n].is_away = false;
+                self.clients[n ^ 1].due = 0;
+                self.clients[n ^ 1].is_away = false;
+                self.reply_lost(n ^ 1);
+                self.act(n, now);
+            }
             _ => {}
         }
-        let is_refused = number_after(piece, b"\"errno\":").is_some_and(|errno| errno != 0);
-        if is_refused {
-            self.outcome.errors += 1;
+    }
+
+    fn reply_lost(&mut self, n: usize) {
+        if self.clients[n].asked.take().is_some() {
+            self.counts.acks_lost += 1;
+            self.settled += 1;
         }
-        let role = self.clients[n].role;
-        match (msgid, role) {
-            (Some(200), Role::Depositor { .. }) => {
-                self.done += 1;
-                self.settle(Measure::Stored, seq(piece), now);
-                self.go_on(n, now)
+    }
+
+    // -- receiving ------------------------------------------------------------------------------
+
+    /// Client `n` has got an object or a line.
+    pub fn receive(&mut self, n: usize, piece: &[u8], now: u64) {
+        self.heard = now;
+        let dialect = self.clients[n].dialect;
+        let Dialect::Chat(_) = dialect else { return self.receive_line(n, piece, now) };
+        let end = piece.iter().rposition(|byte| !matches!(byte, b'\n' | b'\r' | 0 | b' ')).map_or(0, |at| at + 1);
+        let object = &piece[..end];
+        if object.is_empty() {
+            return; // what stood behind the last one
+        }
+        match msgid(object) {
+            Some(6 | 10) => self.message(n, object, now),
+            Some(200) => self.ack(n, object, now),
+            Some(201) => self.refusal(n, object, now),
+            Some(202) => self.request(n, "{\"msgid\":203}"),
+            Some(203) => {}
+            Some(5) if self.clients[n].role == Role::Registrar => self.registered(n, object, now),
+            Some(2) | None if matches!(self.clients[n].role, Role::Visitor | Role::Sleeper) => {
+                self.logged_in(n, object, now);
             }
-            (Some(200), Role::Feeder) => {
-                self.settle(Measure::Stored, seq(piece), now);
-                self.clients[n].due -= 1;
-                if self.clients[n].due == 0 { self.log_in(n ^ 1, now) } else { Ok(()) }
+            _ => self.unknown(n, object, now),
+        }
+    }
+
+    fn receive_line(&mut self, n: usize, line: &[u8], now: u64) {
+        if let (Some(start), Some(end)) = (memchr(b'{', line), memrchr(b'}', line))
+            && line[start..].starts_with(b"{\"msgid\":")
+        {
+            return self.message(n, &line[start..=end], now);
+        }
+        if line.starts_with(b"ERROR") || line.starts_with(b"-ERR") {
+            self.counts.refuse("ERR", 1, line);
+        }
+        if let Some(answer) = self.clients[n].dialect.answer(line) {
+            self.out.extend_from_slice(&answer);
+            self.sends.push((n, self.out.len()));
+        }
+    }
+
+    /// Whose messages client `n` gets.
+    fn speaker(&self, n: usize) -> Option<usize> {
+        match self.clients[n].role {
+            Role::Partner | Role::Sleeper | Role::Reader => Some(n ^ 1),
+            Role::Listener { speaker } => Some(speaker),
+            _ => None,
+        }
+    }
+
+    fn asks_for_acks(&self, n: usize) -> bool {
+        self.plan.seq || matches!(self.clients[n].role, Role::Depositor { .. } | Role::Feeder | Role::Writer)
+    }
+
+    fn message(&mut self, n: usize, object: &[u8], now: u64) {
+        let Some(speaker) = self.speaker(n) else { return self.counts.change(object) };
+        let with_seq = self.asks_for_acks(speaker);
+        let check = self.clients[speaker].shape.check(object, with_seq, &mut self.scratch);
+        let (mark, is_whole) = match check {
+            Check::Whole(mark) => (mark, true),
+            Check::Changed(mark) => {
+                self.counts.change(object);
+                (mark, false)
             }
-            (Some(200), _) if self.plan.seq => {
-                self.settle(Measure::Ack, seq(piece), now);
-                Ok(())
+            Check::Unknown => return self.unknown(n, object, now),
+        };
+        let arrival = self.clients[n].order.arrive(mark.number);
+        match arrival {
+            Arrival::Repeated => {
+                self.counts.repeated += 1;
+                return;
             }
-            (Some(2), Role::Visitor) => {
-                self.done += 1;
-                self.settle(Measure::Login, self.clients[n].asked, now);
-                self.go_on(n, now)
+            Arrival::Late => self.counts.out_of_order += 1,
+            Arrival::New { .. } => {}
+        }
+        self.counts.delivered += 1;
+        self.done += u64::from(is_whole);
+        self.settled += 1;
+        let measure = match self.clients[n].role {
+            Role::Listener { .. } => Some(Measure::Member),
+            Role::Reader => Some(Measure::CatchUp),
+            Role::Sleeper => None,
+            _ => Some(Measure::Chat),
+        };
+        if let Some(measure) = measure.filter(|_| is_whole) {
+            self.time(measure, mark.at, now);
+        }
+        self.arrived(n, speaker, Some((mark.number, arrival)), now);
+    }
+
+    /// An object that is nothing that was sent, or not as it was.
+    fn unknown(&mut self, n: usize, object: &[u8], now: u64) {
+        self.counts.change(object);
+        let Some(speaker) = self.speaker(n) else {
+            // It may have been an answer.
+            if self.clients[n].acks.pending() > 0 {
+                self.clients[n].unplaced_acks += 1;
             }
-            (Some(2), Role::Sleeper) => {
-                self.settle(Measure::Login, self.clients[n].asked, now);
-                self.came_back(n, piece, now)
+            return;
+        };
+        let client = &mut self.clients[n];
+        client.unplaced += 1;
+        client.unplaced_open += 1;
+        self.settled += 1;
+        self.arrived(n, speaker, None, now);
+    }
+
+    /// Client `n` has got one message more; `None`: it cannot be told which one.
+    fn arrived(&mut self, n: usize, speaker: usize, which: Option<(u64, Arrival)>, now: u64) {
+        let client = &mut self.clients[n];
+        // Those before it have been lost, as far as is known, unless one of them came unrecognized.
+        let gap = match which {
+            Some((_, Arrival::New { gap })) => {
+                let seen = gap.min(client.unplaced_open);
+                client.unplaced_open -= seen;
+                gap - seen
             }
-            (Some(5), Role::Registrar) => {
-                self.done += 1;
-                self.settle(Measure::Register, self.clients[n].asked, now);
-                self.go_on(n, now)
+            _ => 0,
+        };
+        let is_late = matches!(which, Some((_, Arrival::Late)));
+        match client.role {
+            Role::Partner => {
+                let pair = n & !1;
+                let flight = &mut self.clients[pair].flight;
+                let lost = gap.min(flight.out.saturating_sub(1));
+                flight.excused += lost;
+                if is_late && flight.excused > 0 {
+                    flight.excused -= 1;
+                    flight.progress = now;
+                } else {
+                    (0..=lost).for_each(|_| self.answered(pair, n, now));
+                }
+                self.next_in_line(speaker, gap + 1);
+            }
+            Role::Listener { .. } => {
+                client.flight.excused += gap;
+                if is_late && client.flight.excused > 0 {
+                    client.flight.excused -= 1;
+                    return;
+                }
+                match which {
+                    Some((number, _)) => {
+                        (number - gap..number).for_each(|lost| self.heard_by_one(speaker, Some(lost), true, now));
+                        self.heard_by_one(speaker, Some(number), false, now);
+                    }
+                    None => self.heard_by_one(speaker, None, true, now),
+                }
+            }
+            Role::Sleeper => {
+                client.due = client.due.saturating_sub(1 + gap);
+                self.clients[speaker].flight.progress = now;
+                self.check_return(n, now);
+            }
+            _ => {}
+        }
+    }
+
+    /// So many of sender `n`'s messages are not on their way any more: what waits for that leaves.
+    fn next_in_line(&mut self, n: usize, landed: u64) {
+        let client = &mut self.clients[n];
+        client.in_air = client.in_air.saturating_sub(landed);
+        if self.plan.one_at_a_time
+            && client.in_air == 0
+            && let Some(at) = client.waiting.pop_front()
+        {
+            self.act(n, at);
+        }
+    }
+
+    /// Of the speaker's message `number`, or of its oldest one, one delivery is over; `is_lost`: not well.
+    fn heard_by_one(&mut self, speaker: usize, number: Option<u64>, is_lost: bool, now: u64) {
+        let talks = &mut self.clients[speaker].talks;
+        let Some(first) = talks.front().map(|talk| talk.number) else { return };
+        let Some(index) = number.unwrap_or(first).checked_sub(first) else { return };
+        let Some(talk) = talks.get_mut(index as usize) else { return };
+        talk.left = talk.left.saturating_sub(1);
+        talk.spoiled |= is_lost;
+        self.check_talk(speaker, index as usize, now);
+    }
+
+    /// Has everybody got it?
+    fn check_talk(&mut self, speaker: usize, index: usize, now: u64) {
+        let talks = &mut self.clients[speaker].talks;
+        let Some(talk) = talks.get(index).filter(|talk| talk.left == 0) else { return };
+        let (at, spoiled, excused) = (talk.at, talk.spoiled, talk.excused);
+        while talks.front().is_some_and(|talk| talk.left == 0) {
+            talks.pop_front();
+        }
+        if let Some(talk) = talks.get_mut(index) {
+            // One that is not at the front stays there, and must not be done twice.
+            if talk.left == 0 {
+                talk.excused = true;
+            }
+        }
+        if !spoiled {
+            self.time(Measure::LastMember, at, now);
+        }
+        if !excused {
+            self.answered(speaker, speaker, now);
+        }
+    }
+
+    fn ack(&mut self, n: usize, object: &[u8], now: u64) {
+        let seq = number_after(object, b"\"seq\":");
+        let come = seq.map_or(Ack::Unknown, |seq| self.clients[n].acks.come(seq));
+        let (seq, at) = match (seq, come) {
+            (_, Ack::Repeated) => {
+                self.counts.acks_repeated += 1;
+                return;
+            }
+            (Some(seq), Ack::Owed { at, late }) => {
+                self.counts.acks_out_of_order += u64::from(late);
+                (seq, at)
             }
             _ => {
-                self.outcome.errors += u64::from(!is_refused);
-                Ok(())
+                self.counts.acks_changed += 1;
+                self.counts.changed_sample.get_or_insert_with(|| sample(object));
+                self.clients[n].unplaced_acks += 1;
+                self.settled += 1;
+                return self.acked(n, now);
+            }
+        };
+        self.settled += 1;
+        let errno = errno(object);
+        if errno != 0 {
+            self.counts.refuse(&errno.to_string(), 1, object);
+            self.clients[n].refused.push(seq);
+            self.settled += self.recipients(n);
+            return self.refused(n, Some(seq), now);
+        }
+        let is_delivered = memmem::find(object, b"\"delivered\":true").is_some();
+        let role = self.clients[n].role;
+        match role {
+            Role::Speaker { .. } => {
+                self.counts.stored += number_after(object, b"\"stored\":").unwrap_or(0);
+                let failed = number_after(object, b"\"failed\":").unwrap_or(0);
+                if failed > 0 {
+                    self.counts.refuse("failed", failed, object);
+                    self.clients[n].refused_unknown += failed;
+                    self.settled += failed;
+                    (0..failed).for_each(|_| self.heard_by_one(n, Some(seq), true, now));
+                }
+            }
+            Role::Depositor { .. } if is_delivered => {
+                // To somebody who was never there.
+                self.counts.acks_changed += 1;
+                self.counts.changed_sample.get_or_insert_with(|| sample(object));
+            }
+            _ => self.counts.stored += u64::from(!is_delivered),
+        }
+        let measure = match role {
+            Role::Depositor { .. } | Role::Feeder => Measure::Stored,
+            Role::Writer if !is_delivered => Measure::Stored,
+            _ => Measure::Ack,
+        };
+        self.time(measure, at, now);
+        self.done += u64::from(matches!(role, Role::Depositor { .. }));
+        self.acked(n, now);
+    }
+
+    /// Whoever waits for an ack goes on.
+    fn acked(&mut self, n: usize, now: u64) {
+        let client = &mut self.clients[n];
+        match client.role {
+            Role::Depositor { .. } if client.flight.excused > 0 => client.flight.excused -= 1,
+            Role::Depositor { .. } => self.answered(n, n, now),
+            Role::Feeder => {
+                client.flight.progress = now;
+                client.due = client.due.saturating_sub(1);
+                if client.due == 0 && !self.is_open && client.is_away && self.clients[n ^ 1].asked.is_none() {
+                    self.log_in(n ^ 1, now);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A request without a `seq` was refused.
+    fn refusal(&mut self, n: usize, object: &[u8], now: u64) {
+        self.counts.refuse(&errno(object).to_string(), 1, object);
+        if matches!(number_after(object, b"\"request\":"), Some(6 | 10)) && self.speaks(n) {
+            let recipients = self.recipients(n);
+            self.clients[n].refused_unknown += recipients;
+            self.settled += recipients;
+            self.refused(n, None, now);
+        }
+    }
+
+    fn speaks(&self, n: usize) -> bool {
+        self.clients[n].sent > 0
+    }
+
+    /// A message of client `n` goes nowhere.
+    fn refused(&mut self, n: usize, number: Option<u64>, now: u64) {
+        match self.clients[n].role {
+            Role::Partner => {
+                self.answered(n & !1, n, now);
+                self.next_in_line(n, 1);
+            }
+            Role::Speaker { .. } => {
+                let talks = &mut self.clients[n].talks;
+                let Some(first) = talks.front().map(|talk| talk.number) else { return };
+                let Some(index) = number.unwrap_or(first).checked_sub(first) else { return };
+                let Some(talk) = talks.get_mut(index as usize).filter(|talk| talk.left > 0) else { return };
+                (talk.left, talk.spoiled) = (0, true);
+                self.check_talk(n, index as usize, now);
+            }
+            Role::Feeder => {
+                self.clients[n ^ 1].due = self.clients[n ^ 1].due.saturating_sub(1);
+                self.acked(n, now);
+            }
+            Role::Depositor { .. } => self.acked(n, now),
+            _ => {}
+        }
+    }
+
+    /// The reply to a login: with what was stored meanwhile; what does not fit follows as chats.
+    fn logged_in(&mut self, n: usize, reply: &[u8], now: u64) {
+        let Some(at) = self.clients[n].asked.take() else {
+            self.counts.acks_repeated += 1;
+            return;
+        };
+        self.settled += 1;
+        let is_sleeper = self.clients[n].role == Role::Sleeper;
+        if errno(reply) != 0 || new_id(reply).is_none() {
+            self.counts.refuse(&errno(reply).to_string(), 1, reply);
+            if is_sleeper {
+                // What was written to it comes with a later return.
+                self.clients[n].due = 0;
+            }
+        } else {
+            self.time(Measure::Login, at, now);
+            self.done += u64::from(!is_sleeper);
+        }
+        if !is_sleeper {
+            return self.answered(n, n, now);
+        }
+        self.clients[n].is_away = false;
+        if memmem::find(reply, b"\"offlinemsg\"").is_some() {
+            match serde_json::from_slice::<Value>(reply) {
+                Ok(parsed) => {
+                    let stored = parsed["offlinemsg"].as_array().into_iter().flatten();
+                    stored.filter_map(Value::as_str).for_each(|object| self.message(n, object.as_bytes(), now));
+                }
+                Err(_) => self.counts.change(reply),
             }
         }
-    }
-
-    fn chat(&mut self, n: usize, object: &[u8], now: u64) -> anyhow::Result<()> {
-        let Some(mark) = self.delivered(n, CHATS, object) else { return Ok(()) };
-        if self.clients[n].role == Role::Sleeper {
-            return self.check_return(n, now);
-        }
-        self.time(Measure::Chat, mark.at, now);
-        self.go_on(n, now)
-    }
-
-    fn group_chat(&mut self, n: usize, object: &[u8], now: u64) -> anyhow::Result<()> {
-        let Some(mark) = self.delivered(n, GROUP_CHATS, object) else { return Ok(()) };
-        self.time(Measure::Member, mark.at, now);
-        let Role::Listener { speaker } = self.clients[n].role else { return Ok(()) };
-        let talker = &mut self.clients[speaker];
-        talker.heard += 1;
-        let Role::Speaker { others, .. } = talker.role else { return Ok(()) };
-        if !talker.heard.is_multiple_of(others as u64) {
-            return Ok(());
-        }
-        self.time(Measure::LastMember, mark.at, now);
-        self.go_on(speaker, now)
-    }
-
-    /// A login reply, with what was stored meanwhile; what does not fit follows as chats.
-    fn came_back(&mut self, n: usize, reply: &[u8], now: u64) -> anyhow::Result<()> {
-        self.clients[n].is_away = false;
-        let mut rest = reply;
-        while let Some((_, behind)) = mark(rest) {
-            self.delivered(n, CHATS, rest);
-            rest = behind;
-        }
-        self.check_return(n, now)
+        self.check_return(n, now);
     }
 
     /// Is sleeper `n` back, and has it got everything?
-    fn check_return(&mut self, n: usize, now: u64) -> anyhow::Result<()> {
+    fn check_return(&mut self, n: usize, now: u64) {
         let sleeper = &self.clients[n];
-        if sleeper.is_away || sleeper.due > 0 || !self.clients[n ^ 1].is_away {
-            return Ok(());
+        if sleeper.is_away || sleeper.due > 0 || sleeper.asked.is_some() || !self.clients[n ^ 1].is_away {
+            return;
         }
-        self.time(Measure::Return, sleeper.asked, now);
-        self.clients[n ^ 1].is_away = false;
-        self.go_on(n ^ 1, now)
+        self.time(Measure::Return, sleeper.returning, now);
+        let feeder = n ^ 1;
+        self.clients[feeder].is_away = false;
+        self.answered(feeder, feeder, now);
     }
 
-    /// Counts a message, and checks its place among those from the same sender.
-    fn delivered(&mut self, n: usize, kind: usize, object: &[u8]) -> Option<Mark> {
-        let Some((mark, _)) = mark(object) else {
-            self.outcome.errors += 1;
-            return None;
+    fn registered(&mut self, n: usize, reply: &[u8], now: u64) {
+        let Some(at) = self.clients[n].asked.take() else {
+            self.counts.acks_repeated += 1;
+            return;
         };
-        let client = &mut self.clients[n];
-        let order = &mut client.order[kind];
-        if mark.number >= order.awaited {
-            order.missing += mark.number - order.awaited;
-            order.awaited = mark.number + 1;
-        } else if order.missing > 0 {
-            order.missing -= 1;
-            self.outcome.disordered += 1;
+        self.settled += 1;
+        if errno(reply) == 0 && new_id(reply).is_some() {
+            self.time(Measure::Register, at, now);
+            self.done += 1;
         } else {
-            // For the second time.
-            self.outcome.errors += 1;
-            return None;
+            self.counts.refuse(&errno(reply).to_string(), 1, reply);
         }
-        client.due = client.due.saturating_sub(1);
-        self.received += 1;
-        self.done += 1;
-        Some(mark)
+        self.answered(n, n, now);
     }
 
-    /// An answer that was owed has come.
-    fn settle(&mut self, measure: Measure, since: u64, now: u64) {
-        self.received += 1;
-        self.time(measure, since, now);
-    }
-
-    fn time(&mut self, measure: Measure, since: u64, now: u64) {
-        if self.measuring {
-            self.outcome.measures.record(measure, now.saturating_sub(since));
+    pub fn time(&mut self, measure: Measure, since: u64, now: u64) {
+        if since >= self.from && since < self.to {
+            self.measures.record(measure, now.saturating_sub(since));
         }
     }
-}
 
-fn seq(ack: &[u8]) -> u64 {
-    number_after(ack, b"\"seq\":").unwrap_or(0)
+    /// The server has closed the connection of client `n`.
+    pub fn closed(&mut self, n: usize) {
+        self.clients[n].is_gone = true;
+        self.counts.closed += 1;
+    }
+
+    // -- the end --------------------------------------------------------------------------------
+
+    /// How many accounts were opened by requests that were answered.
+    pub fn opened(&self) -> u64 {
+        self.clients.iter().map(|client| client.registered).sum()
+    }
+
+    /// Nothing more comes: what has not come by now is lost.
+    pub fn finish(&mut self) {
+        let mut missing = vec![0; self.clients.len()];
+        for n in 0..self.clients.len() {
+            let Some(speaker) = self.speaker(n) else { continue };
+            let (client, from) = (&self.clients[n], &self.clients[speaker]);
+            let refused = from.refused.iter().filter(|&&number| !client.order.has(number)).count() as u64;
+            missing[speaker] += client.order.missing(from.sent).saturating_sub(refused + client.unplaced);
+        }
+        for (client, missing) in self.clients.iter().zip(missing) {
+            self.counts.lost += missing.saturating_sub(client.refused_unknown);
+            self.counts.acks_lost += client.acks.pending().saturating_sub(client.unplaced_acks);
+            self.counts.acks_lost += u64::from(client.asked.is_some());
+            self.counts.missed += client.waiting.len() as u64;
+        }
+    }
 }

@@ -1,93 +1,144 @@
-//! Accounts and sessions, before anything is measured: blocking, a few dozen at a time.
+//! Accounts and sessions, before anything is measured: blocking, a few dozen at a time, and one at a time where the
+//! server bears no more.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::io::{ErrorKind, IsTerminal, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, bail};
-use chat_server::wire::Splitter;
+use anyhow::{Context, anyhow, bail, ensure};
+use serde_json::Value;
+use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::bytes::{msgid, number_after};
-use crate::dialect::{Cutter, Dialect, Piece};
-use crate::target::Target;
+use crate::book::{Account, Book, PASSWORD};
+use crate::bytes::{errno, msgid, number_after};
+use crate::dialect::{Cutter, Dialect, GroupIds, Piece};
+use crate::ending;
+use crate::pace;
+use crate::tally::sample;
+use crate::target::{Endpoint, Target};
 
 /// How many log in side by side. Below the listen backlog of any server.
 const SIDE_BY_SIDE: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(30);
-pub const PASSWORD: &str = "correct horse";
-/// Larger than any reply.
-pub const MAX_OBJECT: usize = 16 << 20;
-
-#[derive(Debug, Clone)]
-pub struct Account {
-    pub id: u64,
-    pub name: String,
-}
-
-impl Account {
-    pub fn login_request(&self) -> String {
-        format!("{{\"msgid\":1,\"id\":{},\"password\":\"{PASSWORD}\"}}", self.id)
-    }
-}
+/// How often somebody who waits looks for a signal.
+const GLANCE: Duration = Duration::from_millis(100);
+/// Stored messages follow a login's reply without a pause that is longer.
+const PAUSE: Duration = Duration::from_millis(200);
+/// Whoever left may not be gone yet.
+const LEAVING: Duration = Duration::from_secs(10);
+const SHOWN_EVERY: Duration = Duration::from_secs(2);
 
 /// Someone with an account and a connection.
 pub struct User {
     pub account: Account,
-    pub stream: TcpStream,
     pub dialect: Dialect,
+    pub address: SocketAddr,
+    /// Until somebody else has it.
+    stream: Option<TcpStream>,
     /// The server ends its objects with LF.
-    has_lines: bool,
+    pub has_lines: bool,
+    /// The last byte that came.
+    pub last_byte: u8,
     input: Vec<u8>,
     cutter: Cutter,
 }
 
 impl User {
-    fn connect(address: SocketAddr, dialect: Dialect, name: String) -> anyhow::Result<User> {
-        let stream = TcpStream::connect(address).with_context(|| format!("cannot connect to {address}"))?;
+    /// `receive_buffer`: how much the kernel takes for somebody who does not read. It must be known before the
+    /// connection is made: a window that shrinks later has the kernel drop what it then gets.
+    pub fn connect(server: Endpoint, account: Account, receive_buffer: Option<usize>) -> anyhow::Result<User> {
+        let Endpoint { address, dialect } = server;
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        if let Some(bytes) = receive_buffer {
+            socket.set_recv_buffer_size(bytes)?;
+        }
+        socket
+            .connect_timeout(&address.into(), PATIENCE)
+            .with_context(|| format!("cannot connect to {address} for {}", account.name))?;
+        let stream = TcpStream::from(socket);
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        let cutter = if dialect == Dialect::Chat { Cutter::Objects(Splitter::default()) } else { Cutter::Lines };
-        let account = Account { id: 0, name };
-        Ok(User { account, stream, dialect, has_lines: true, input: Vec::new(), cutter })
+        stream.set_read_timeout(Some(GLANCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let cutter = if matches!(dialect, Dialect::Chat(_)) { Cutter::objects() } else { Cutter::Lines };
+        let (has_lines, last_byte, input) = (true, 0, Vec::new());
+        Ok(User { account, dialect, address, stream: Some(stream), has_lines, last_byte, input, cutter })
     }
 
     /// How the rest of the stream is best cut.
     pub fn cutter(&self) -> Cutter {
-        if self.has_lines { Cutter::Lines } else { Cutter::Objects(Splitter::default()) }
+        if self.has_lines { Cutter::Lines } else { Cutter::objects() }
     }
 
-    fn send(&mut self, text: &str) -> anyhow::Result<()> {
-        Ok(self.stream.write_all(format!("{text}\n").as_bytes())?)
+    /// The same connection, for a loop that reads it from here on, and what has come of it already. It ends when
+    /// whoever has it says so.
+    pub fn into_parts(mut self) -> anyhow::Result<(Account, TcpStream, Vec<u8>)> {
+        let stream = self.stream.take().context("a user has a connection")?;
+        Ok((self.account.clone(), stream, std::mem::take(&mut self.input)))
     }
 
-    fn next(&mut self) -> anyhow::Result<Vec<u8>> {
+    fn stream(&mut self) -> anyhow::Result<&mut TcpStream> {
+        self.stream.as_mut().context("a user has a connection")
+    }
+
+    pub fn send(&mut self, text: &str) -> anyhow::Result<()> {
+        let sent = self.stream()?.write_all(format!("{text}\n").as_bytes());
+        sent.with_context(|| format!("{} sends", self.account.name))
+    }
+
+    /// The next object or line, if one comes in this time.
+    pub fn next_within(&mut self, time: Duration) -> anyhow::Result<Option<Vec<u8>>> {
+        let deadline = Instant::now() + time;
         loop {
             match self.cutter.next(&self.input)? {
                 Piece::Whole { start, end } => {
                     let piece = self.input[start..end].to_vec();
                     self.input.drain(..end);
-                    return Ok(piece);
+                    return Ok(Some(piece));
                 }
                 Piece::Partial { skip } => drop(self.input.drain(..skip)),
             }
             let mut buffer = [0; 4096];
-            match self.stream.read(&mut buffer).with_context(|| format!("{} waits for an answer", self.account.name))? {
-                0 => bail!("the server has closed the connection of {}", self.account.name),
-                length => {
+            match self.stream()?.read(&mut buffer) {
+                Ok(0) => bail!("the server has closed the connection of {}", self.account.name),
+                Ok(length) => {
                     self.input.extend_from_slice(&buffer[..length]);
-                    self.has_lines = buffer[length - 1] == b'\n';
+                    self.last_byte = buffer[length - 1];
+                    self.has_lines = self.last_byte == b'\n';
                 }
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    stop_if_told()?;
+                    if Instant::now() >= deadline {
+                        return Ok(None);
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(anyhow!("the connection of {}: {error}", self.account.name)),
             }
         }
     }
 
-    /// The next object; it must bear `wanted` as its msgid and report success.
-    fn expect(&mut self, wanted: u64) -> anyhow::Result<Vec<u8>> {
-        let object = self.next()?;
-        if msgid(&object) == Some(wanted) && number_after(&object, b"\"errno\":") == Some(0) {
-            return Ok(object);
+    fn next(&mut self) -> anyhow::Result<Vec<u8>> {
+        self.next_within(PATIENCE)?.with_context(|| format!("{} waits for an answer in vain", self.account.name))
+    }
+
+    /// The next reply, whatever it says: not what others write meanwhile. A reply without a msgid is one, too.
+    pub fn reply(&mut self, wanted: u64) -> anyhow::Result<Vec<u8>> {
+        loop {
+            let object = self.next()?;
+            match msgid(&object) {
+                Some(6 | 10) => {} // for somebody who had this account before
+                None => return Ok(object),
+                Some(got) if got == wanted => return Ok(object),
+                Some(_) => bail!("{}", refused(&self.account.name, &object)),
+            }
         }
-        bail!("{} got {}", self.account.name, String::from_utf8_lossy(&object));
+    }
+
+    /// The next reply, which must report success.
+    fn expect(&mut self, wanted: u64) -> anyhow::Result<Vec<u8>> {
+        let object = self.reply(wanted)?;
+        ensure!(errno(&object) == 0, "{}", refused(&self.account.name, &object));
+        Ok(object)
     }
 
     /// Reads up to the line that has one of these in it.
@@ -106,7 +157,7 @@ impl User {
     fn begin(&mut self) -> anyhow::Result<()> {
         let name = &self.account.name;
         let greeting = match self.dialect {
-            Dialect::Chat => register_request(name),
+            Dialect::Chat(_) => register_request(name),
             Dialect::Irc => format!("NICK {name}\r\nUSER {name} 0 * :{name}\r"),
             Dialect::Nats => format!("CONNECT {{\"verbose\":false,\"pedantic\":false}}\r\nSUB {name} 1\r\nPING\r"),
         };
@@ -115,13 +166,53 @@ impl User {
 
     fn welcome(&mut self) -> anyhow::Result<()> {
         match self.dialect {
-            Dialect::Chat => {
-                self.account.id = number_after(&self.expect(5)?, b"\"id\":").context("an account has an id")?;
+            Dialect::Chat(_) => {
+                let reply = self.expect(5)?;
+                self.account.id = new_id(&reply).with_context(|| refused(&self.account.name, &reply))?;
                 Ok(())
             }
             // The end of the message of the day, or that there is none.
             Dialect::Irc => self.await_line(&[" 376 ", " 422 "]),
             Dialect::Nats => self.await_line(&["PONG"]),
+        }
+    }
+
+    /// Opens an account of this name.
+    pub fn register(&mut self) -> anyhow::Result<Vec<u8>> {
+        self.send(&format!(
+            "{{\"msgid\":4,\"name\":\"{}\",\"password\":\"{PASSWORD}\",\"seq\":1}}",
+            self.account.name
+        ))?;
+        let reply = self.expect(5)?;
+        self.account.id = new_id(&reply).with_context(|| refused(&self.account.name, &reply))?;
+        Ok(reply)
+    }
+
+    /// Logs in, and returns the reply, whatever it says.
+    pub fn try_login(&mut self) -> anyhow::Result<Vec<u8>> {
+        let request = self.account.login_request();
+        let sturdy = self.dialect.is_sturdy();
+        pace::keep(sturdy, || {
+            self.send(&request)?;
+            self.reply(2)
+        })
+    }
+
+    /// Waits until the server has done all that this user has asked for: it does that in order, and a login of
+    /// nobody has a reply.
+    pub fn sync(&mut self) -> anyhow::Result<()> {
+        let sturdy = self.dialect.is_sturdy();
+        pace::keep(sturdy, || {
+            self.send("{\"msgid\":1,\"id\":0,\"password\":\"nobody\"}")?;
+            self.reply(2).map(drop)
+        })
+    }
+}
+
+impl Drop for User {
+    fn drop(&mut self) {
+        if let Some(stream) = &self.stream {
+            pace::keep(self.dialect.is_sturdy(), || stream.shutdown(Shutdown::Both).ok());
         }
     }
 }
@@ -130,77 +221,184 @@ pub fn register_request(name: &str) -> String {
     format!("{{\"msgid\":4,\"name\":\"{name}\",\"password\":\"{PASSWORD}\"}}")
 }
 
-/// Registers so many accounts, many over each connection.
-pub fn enroll(target: &Target, count: usize) -> anyhow::Result<Vec<Account>> {
-    let mut clerks = arrive(target, count.min(SIDE_BY_SIDE), false)?;
-    let names: Vec<String> = clerks.iter().map(|clerk| clerk.account.name.clone()).collect();
-    let mut accounts: Vec<Account> = clerks.iter().map(|clerk| clerk.account.clone()).collect();
-    while accounts.len() < count {
-        let round = (count - accounts.len()).min(clerks.len());
-        for (clerk, name) in clerks[..round].iter_mut().zip(&names) {
-            clerk.account.name = format!("{name}-{}", accounts.len());
+/// Of an account that has just been opened. Some servers report success for a name that is taken, and the id -1.
+pub fn new_id(reply: &[u8]) -> Option<u64> {
+    number_after(reply, b"\"id\":").filter(|&id| id > 0)
+}
+
+fn refused(name: &str, reply: &[u8]) -> String {
+    let hint = match errno(reply) {
+        20 => ": the server's limits (--limits, --max-…) do not allow this load",
+        _ => "",
+    };
+    format!("{name} got {}{hint}", sample(reply))
+}
+
+/// # Errors
+/// A signal has come.
+fn stop_if_told() -> anyhow::Result<()> {
+    ensure!(ending::signal().is_none(), "ended by a signal before anything was measured");
+    Ok(())
+}
+
+/// A name that no earlier run has used.
+pub fn new_name(n: usize) -> String {
+    let run = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_micros());
+    format!("u{}-{n}", run % 100_000_000_000)
+}
+
+/// Tells how far those who arrive have come, if that takes long.
+struct Progress {
+    what: &'static str,
+    of: usize,
+    shown: Instant,
+}
+
+impl Progress {
+    fn new(what: &'static str, of: usize) -> Progress {
+        Progress { what, of, shown: Instant::now() }
+    }
+
+    fn at(&mut self, n: usize) -> anyhow::Result<()> {
+        stop_if_told()?;
+        if self.shown.elapsed() > SHOWN_EVERY {
+            self.shown = Instant::now();
+            let end = if std::io::stderr().is_terminal() { "\x1b[K\r" } else { "\n" };
+            eprint!("load: {} of {} users {}{end}", n, self.of, self.what);
+        }
+        Ok(())
+    }
+}
+
+/// How they arrive.
+pub struct Arrival<'a> {
+    pub count: usize,
+    pub logs_in: bool,
+    /// The receive buffer of user `n`, if it is to be small.
+    pub receive_buffer: &'a dyn Fn(usize) -> Option<usize>,
+}
+
+/// Connects users, registers those for whom the book has no account, and logs them in. Addresses are taken in turn.
+pub fn arrive(target: &Target, book: &mut Book, arrival: &Arrival<'_>) -> anyhow::Result<Vec<User>> {
+    let Arrival { count, logs_in, receive_buffer } = *arrival;
+    let is_family = matches!(target.servers[0].dialect, Dialect::Chat(_));
+    let (name, side_by_side) = (new_name(0), if target.is_sturdy() { SIDE_BY_SIDE } else { 1 });
+    let name = name.trim_end_matches('0');
+    let mut users: Vec<User> = Vec::with_capacity(count);
+    let mut progress = Progress::new("are connected", count);
+    let first = book.accounts.len();
+    for n in 0..count {
+        let account = is_family.then(|| book.take()).flatten();
+        let new = || Account { id: 0, name: format!("{name}{}", first + n), password: PASSWORD.to_owned() };
+        let server = target.servers[n % target.servers.len()];
+        users.push(User::connect(server, account.unwrap_or_else(new), receive_buffer(n))?);
+        progress.at(n)?;
+    }
+    // From the last one on: if there are too many, that one is told so, before all others have opened accounts.
+    let mut progress = Progress::new("have logged in", count);
+    for at in (0..count).step_by(side_by_side) {
+        progress.at(at)?;
+        let those = count.saturating_sub(at + side_by_side)..count - at;
+        let new: Vec<usize> = those.clone().filter(|&n| users[n].account.id == 0).collect();
+        for &n in &new {
+            users[n].begin()?;
+        }
+        for &n in &new {
+            let told = users[n].welcome().with_context(|| format!("user {} of {count}", n + 1));
+            told?;
+            if is_family {
+                book.enter(users[n].account.clone());
+            }
+        }
+        if !(logs_in && is_family) {
+            continue;
+        }
+        if target.is_sturdy() {
+            for user in &mut users[those.clone()] {
+                let request = user.account.login_request();
+                user.send(&request)?;
+            }
+            for user in &mut users[those] {
+                // The account's last session may not have ended yet.
+                if errno(&user.reply(2)?) != 0 {
+                    come_in(user)?;
+                }
+            }
+        } else {
+            users[those].iter_mut().try_for_each(|user| come_in(user).map(drop))?;
+        }
+    }
+    Ok(users)
+}
+
+/// Has the book have so many accounts, registered over a few connections.
+pub fn enroll(target: &Target, book: &mut Book, count: usize) -> anyhow::Result<()> {
+    let clerks = (count - book.accounts.len().min(count)).min(if target.is_sturdy() { SIDE_BY_SIDE } else { 1 });
+    let name = new_name(0);
+    let new = |n: usize| Account { id: 0, name: format!("{name}-{n}"), password: PASSWORD.to_owned() };
+    let server = |n: usize| target.servers[n % target.servers.len()];
+    let clerks = (0..clerks).map(|n| User::connect(server(n), new(n), None));
+    let mut clerks = clerks.collect::<anyhow::Result<Vec<User>>>()?;
+    let mut progress = Progress::new("have accounts", count);
+    while book.accounts.len() < count {
+        let first = book.accounts.len();
+        progress.at(first)?;
+        let round = (count - first).min(clerks.len());
+        for (n, clerk) in clerks[..round].iter_mut().enumerate() {
+            clerk.account = new(first + n);
             clerk.begin()?;
         }
         for clerk in &mut clerks[..round] {
             clerk.welcome()?;
-            accounts.push(clerk.account.clone());
+            book.enter(clerk.account.clone());
         }
     }
-    Ok(accounts)
+    Ok(())
 }
 
-/// Connects and logs in who has an account already.
-pub fn log_in(target: &Target, accounts: &[Account]) -> anyhow::Result<Vec<User>> {
-    let mut users: Vec<User> = Vec::with_capacity(accounts.len());
-    for (round, side_by_side) in accounts.chunks(SIDE_BY_SIDE).enumerate() {
-        let first = users.len();
-        for (n, account) in side_by_side.iter().enumerate() {
-            let address = target.addresses[(round * SIDE_BY_SIDE + n) % target.addresses.len()];
-            let mut user = User::connect(address, target.dialect, account.name.clone())?;
-            user.account.id = account.id;
-            user.send(&account.login_request())?;
-            users.push(user);
+/// Logs in one who may have left a moment ago: the reply.
+fn come_in(user: &mut User) -> anyhow::Result<Vec<u8>> {
+    let deadline = Instant::now() + LEAVING;
+    loop {
+        let reply = user.try_login()?;
+        if new_id(&reply).is_some() && errno(&reply) == 0 {
+            return Ok(reply);
         }
-        users[first..].iter_mut().try_for_each(|user| user.expect(2).map(drop))?;
+        ensure!(Instant::now() < deadline, "{}", refused(&user.account.name, &reply));
+        stop_if_told()?;
+        std::thread::sleep(GLANCE);
     }
-    Ok(users)
 }
 
-/// Connects `count` new users, and logs them in if `login`. Addresses are taken in turn.
-pub fn arrive(target: &Target, count: usize, login: bool) -> anyhow::Result<Vec<User>> {
-    // A server that runs already may know the users of an earlier run.
-    let run = SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros();
-    let login = login && target.dialect == Dialect::Chat;
-    let mut users = Vec::with_capacity(count);
-    while users.len() < count {
-        let first = users.len();
-        for n in first..count.min(first + SIDE_BY_SIDE) {
-            let address = target.addresses[n % target.addresses.len()];
-            let mut user = User::connect(address, target.dialect, format!("u{run}-{n}"))?;
-            user.begin()?;
-            users.push(user);
-        }
-        for user in &mut users[first..] {
-            user.welcome()?;
-            if login {
-                user.send(&user.account.login_request())?;
-            }
-        }
-        if login {
-            for user in &mut users[first..] {
-                user.expect(2)?;
-            }
-        }
-    }
-    Ok(users)
+/// Leaves, and comes back over a new connection: the login's reply.
+pub fn come_again(user: &mut User) -> anyhow::Result<Vec<u8>> {
+    let server = Endpoint { address: user.address, dialect: user.dialect };
+    let next = User::connect(server, user.account.clone(), None)?;
+    // The old connection must be gone before the account can come again.
+    drop(std::mem::replace(user, next));
+    come_in(user)
 }
 
 /// The first user creates a group and the others join it. Returns its id.
-pub fn make_group(members: &mut [User]) -> anyhow::Result<u64> {
+pub fn make_group(members: &mut [User], book: &mut Book) -> anyhow::Result<u64> {
     let (creator, others) = members.split_first_mut().context("a group has a creator")?;
-    let Account { id, name } = &creator.account;
-    creator
-        .send(&format!("{{\"msgid\":8,\"id\":{id},\"groupname\":\"g-{name}\",\"groupdesc\":\"load\",\"seq\":1}}"))?;
+    let (id, name) = (creator.account.id, new_name(creator.account.id as usize));
+    let create = format!("{{\"msgid\":8,\"id\":{id},\"groupname\":\"g-{name}\",\"groupdesc\":\"load\"");
+    book.groups += 1;
+    let has_acks = creator.dialect.capabilities().is_some_and(|it| it.group_ids == GroupIds::Ack);
+    if !has_acks {
+        creator.send(&format!("{create}}}"))?;
+        creator.sync()?;
+        let reply = come_again(creator)?;
+        let group =
+            group_in(&reply, &format!("g-{name}")).with_context(|| format!("g-{name} is not in {}", sample(&reply)))?;
+        for member in others {
+            member.send(&format!("{{\"msgid\":9,\"id\":{},\"groupid\":{group}}}", member.account.id))?;
+            member.sync()?;
+        }
+        return Ok(group);
+    }
+    creator.send(&format!("{create},\"seq\":1}}"))?;
     let group = number_after(&creator.expect(200)?, b"\"groupid\":").context("a group has an id")?;
     for side_by_side in others.chunks_mut(SIDE_BY_SIDE) {
         for member in side_by_side.iter_mut() {
@@ -211,4 +409,45 @@ pub fn make_group(members: &mut [User]) -> anyhow::Result<u64> {
         }
     }
     Ok(group)
+}
+
+/// The id of the group of this name in a login's reply.
+pub fn group_in(reply: &[u8], name: &str) -> Option<u64> {
+    let reply: Value = serde_json::from_slice(reply).ok()?;
+    let groups = reply["groups"].as_array()?.iter();
+    let mut groups = groups.filter_map(|group| match group {
+        Value::String(text) => serde_json::from_str(text).ok(),
+        object => Some(object.clone()),
+    });
+    groups.find(|group: &Value| group["groupname"] == name)?["id"].as_u64()
+}
+
+/// Logs in everybody in the book, reads what is stored for them, and logs them out. Returns how many that were.
+pub fn clean(target: &Target, book: &Book) -> anyhow::Result<u64> {
+    let (mut read, mut progress) = (0, Progress::new("have read what was stored", book.accounts.len()));
+    for (n, account) in book.accounts.iter().enumerate() {
+        progress.at(n)?;
+        let mut user = User::connect(target.servers[n % target.servers.len()], account.clone(), None)?;
+        read_stored(&mut user, &mut read)?;
+    }
+    Ok(read)
+}
+
+/// Until a login's reply has nothing stored.
+fn read_stored(user: &mut User, read: &mut u64) -> anyhow::Result<()> {
+    loop {
+        let reply = serde_json::from_slice::<Value>(&come_in(user)?).unwrap_or_default();
+        let stored = reply["offlinemsg"].as_array().map_or(0, Vec::len) as u64;
+        *read += stored;
+        if stored == 0 {
+            return Ok(());
+        }
+        while user.next_within(PAUSE)?.is_some() {
+            *read += 1;
+        }
+        if !user.dialect.capabilities().is_some_and(|it| it.logout) {
+            return Ok(()); // the reply of such a server has everything
+        }
+        user.send(&format!("{{\"msgid\":3,\"id\":{}}}", user.account.id))?;
+    }
 }

@@ -1,0 +1,238 @@
+//! Two servers in turn, or two files of earlier runs: which rows differ, and how sure that is.
+
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{Context, bail, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::book::Book;
+use crate::ending;
+use crate::figures::Figures;
+use crate::flags::{Flags, ROUNDS_TO_COMPARE};
+use crate::preflight;
+use crate::round::{self, Run};
+use crate::stats::{Ratio, Row, ratios};
+use crate::table;
+use crate::target::Target;
+
+/// An interval must lie wholly beyond this for a row to differ.
+const MATTERS: f64 = 1.02;
+/// What two runs may differ in, and still be compared.
+const FREE: [&str; 6] = ["rounds", "machine", "version", "bench_version", "seed", "addr"];
+
+/// A run, as `--out` writes it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct File {
+    pub title: String,
+    pub settings: Value,
+    /// Of the server; each target's results stand beside it for who wants them.
+    pub rounds: Vec<Vec<Entry>>,
+    pub results: Vec<Value>,
+}
+
+/// A row of one round.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Entry {
+    pub row: String,
+    pub value: f64,
+    pub more_is_better: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Better,
+    Worse,
+    NoDifference,
+}
+
+/// Writes the file that `--out` names, if it does.
+pub fn write(run: &Run) -> anyhow::Result<()> {
+    let Some(file) = &run.flags.out else { return Ok(()) };
+    let results = run.rounds.iter().flatten().map(table::result).collect();
+    let rounds = run.rounds.first().into_iter().flatten().map(entries).collect();
+    let all = File { title: table::title(&run.flags), settings: table::settings(&run.flags), rounds, results };
+    let text = serde_json::to_string_pretty(&all)?;
+    std::fs::write(file, text + "\n").with_context(|| format!("cannot write {}", file.display()))
+}
+
+fn entries(figures: &Figures) -> Vec<Entry> {
+    let rows = figures.rows().into_iter();
+    rows.map(|(row, value, more_is_better)| Entry { row, value, more_is_better }).collect()
+}
+
+/// One of the two.
+enum Side {
+    Binary(String),
+    File(Box<File>),
+}
+
+fn side(name: &str) -> anyhow::Result<Side> {
+    let bytes = std::fs::read(name).with_context(|| format!("cannot read {name}"))?;
+    if bytes.starts_with(b"\x7fELF") || bytes.starts_with(b"#!") {
+        let path = Path::new(name).canonicalize().with_context(|| format!("cannot find {name}"))?;
+        return Ok(Side::Binary(path.display().to_string()));
+    }
+    let file = serde_json::from_slice(&bytes);
+    Ok(Side::File(Box::new(file.with_context(|| format!("{name} is no program, nor a file that --out has written"))?)))
+}
+
+/// Compares, and shows it. Returns what was wrong or worse.
+pub fn run(flags: &Flags) -> anyhow::Result<Vec<String>> {
+    let [_, old_name, new_name] = &flags.words[..] else {
+        bail!("compare OLD NEW: two server binaries, or two files that --out has written");
+    };
+    let (old, new) = (side(old_name)?, side(new_name)?);
+    let mut problems = Vec::new();
+    let (title, old, new, is_paired) = match (&old, &new) {
+        (Side::File(old), Side::File(new)) => {
+            for (name, file) in [(old_name, old), (new_name, new)] {
+                let rounds = file.rounds.len();
+                ensure!(
+                    rounds >= usize::from(ROUNDS_TO_COMPARE),
+                    "{name} has {rounds} rounds: --rounds {ROUNDS_TO_COMPARE}"
+                );
+            }
+            same_settings(&old.settings, &new.settings)?;
+            (old.title.clone(), old.rounds.clone(), new.rounds.clone(), false)
+        }
+        (Side::Binary(old), Side::Binary(new)) => {
+            let (old, new) = in_turn(flags, [old, new], &mut problems)?;
+            (table::title(flags), old, new, true)
+        }
+        _ => bail!("compare two binaries, or two files"),
+    };
+    problems.extend(show(flags, &title, [old_name, new_name], &old, &new, is_paired)?);
+    Ok(problems)
+}
+
+/// # Errors
+/// What the two runs do not share.
+fn same_settings(old: &Value, new: &Value) -> anyhow::Result<()> {
+    let names = old.as_object().into_iter().flatten().map(|(name, _)| name.as_str());
+    let differ = names.filter(|name| !FREE.contains(name) && old[*name] != new[*name]);
+    let differ: Vec<String> = differ.map(|name| format!("{name} {} and {}", old[name], new[name])).collect();
+    ensure!(differ.is_empty(), "the two were measured differently: {}", differ.join(", "));
+    Ok(())
+}
+
+type Rounds = Vec<Vec<Entry>>;
+
+/// Rounds of both, one after the other, each of them first every other time.
+fn in_turn(flags: &Flags, binaries: [&str; 2], problems: &mut Vec<String>) -> anyhow::Result<(Rounds, Rounds)> {
+    flags.check()?;
+    preflight::check_rivals(flags)?;
+    let least = ROUNDS_TO_COMPARE;
+    ensure!(flags.rounds() >= least, "a comparison takes at least {least} rounds: --rounds");
+    let mut rounds: [Rounds; 2] = Default::default();
+    for round in 0..flags.rounds() {
+        let mut entries_of = [None, None];
+        for turn in 0..2 {
+            let which = usize::from(round % 2) ^ turn;
+            let name = ["old", "new"][which];
+            eprintln!("round {} of {}: {name}", round + 1, flags.rounds());
+            let target = Target::fresh(flags, name, Path::new(binaries[which]))?;
+            let figures = round::once(flags, target, &mut Book::default())?;
+            let wrong = figures.counts.wrong(&flags.expect_errno);
+            if wrong > 0 || figures.cut_short.is_some() {
+                let why = figures.cut_short.clone().unwrap_or_else(|| format!("{wrong} messages were lost or wrong"));
+                problems.push(format!("{name}, round {}: {why}", round + 1));
+            }
+            entries_of[which] = Some(entries(&figures));
+            if ending::signal().is_some() {
+                break;
+            }
+        }
+        let [Some(old), Some(new)] = entries_of else { break };
+        rounds[0].push(old);
+        rounds[1].push(new);
+        if ending::signal().is_some() {
+            break;
+        }
+    }
+    let [old, new] = rounds;
+    ensure!(old.len() >= 2, "ended by a signal before two rounds were measured");
+    Ok((old, new))
+}
+
+fn show(
+    flags: &Flags,
+    title: &str,
+    names: [&str; 2],
+    old: &Rounds,
+    new: &Rounds,
+    is_paired: bool,
+) -> anyhow::Result<Vec<String>> {
+    let values = |rounds: &Rounds, row: &str| -> Vec<f64> {
+        let of = rounds.iter().filter_map(|round| round.iter().find(|entry| entry.row == row));
+        of.map(|entry| entry.value).collect()
+    };
+    // A row that one of them has not in every round says nothing.
+    let kinds: Vec<&Entry> = old.first().into_iter().flatten().collect();
+    let kinds = kinds.into_iter().filter(|entry| {
+        let [old_values, new_values] = [values(old, &entry.row), values(new, &entry.row)];
+        let is_whole = old_values.len() == old.len() && new_values.len() == new.len();
+        is_whole && old_values.iter().chain(&new_values).all(|&value| value > 0.0)
+    });
+    let kinds: Vec<&Entry> = kinds.collect();
+    let rows: Vec<Row> =
+        kinds.iter().map(|entry| Row { old: values(old, &entry.row), new: values(new, &entry.row) }).collect();
+    let ratios = ratios(&rows, is_paired, flags.seed());
+    let mut out = std::io::stdout().lock();
+    let mut worse = Vec::new();
+    let mut results = Vec::new();
+    if !flags.json {
+        writeln!(out, "{title}\nold: {}\nnew: {}", names[0], names[1])?;
+        let how = if is_paired { "in turn" } else { "not in turn: what has changed on the machine counts, too" };
+        writeln!(
+            out,
+            "{} and {} rounds, {how}; 95 % for all rows together; seed {}",
+            old.len(),
+            new.len(),
+            flags.seed()
+        )?;
+        writeln!(out, "row                          old        new   ratio   95 % interval")?;
+    }
+    for ((entry, row), ratio) in kinds.iter().zip(&rows).zip(&ratios) {
+        let verdict = verdict(ratio, entry.more_is_better);
+        let [old, new] = [geometric_mean(&row.old), geometric_mean(&row.new)];
+        let Ratio { ratio, low, high } = ratio;
+        let words = match verdict {
+            Verdict::Better => "better",
+            Verdict::Worse => "worse",
+            Verdict::NoDifference => "no difference",
+        };
+        if verdict == Verdict::Worse {
+            worse.push(format!("{} is worse: {ratio:.3} times the old one, {low:.3} to {high:.3}", entry.row));
+        }
+        results.push(serde_json::json!({
+            "row": entry.row, "old": old, "new": new, "ratio": ratio, "low": low, "high": high, "verdict": words,
+        }));
+        if !flags.json {
+            writeln!(out, "{:20} {old:11.2} {new:10.2}   {ratio:.3}   {low:.3} to {high:.3}   {words}", entry.row)?;
+        }
+    }
+    if flags.json {
+        let all = serde_json::json!({ "title": title, "old": names[0], "new": names[1], "paired": is_paired,
+            "rounds": [old.len(), new.len()], "settings": table::settings(flags), "rows": results });
+        writeln!(out, "{all}")?;
+    }
+    Ok(worse)
+}
+
+fn verdict(ratio: &Ratio, more_is_better: bool) -> Verdict {
+    let is_more = ratio.low > MATTERS;
+    let is_less = ratio.high < 1.0 / MATTERS;
+    match (is_more, is_less) {
+        (true, _) if more_is_better => Verdict::Better,
+        (true, _) => Verdict::Worse,
+        (_, true) if more_is_better => Verdict::Worse,
+        (_, true) => Verdict::Better,
+        _ => Verdict::NoDifference,
+    }
+}
+
+fn geometric_mean(values: &[f64]) -> f64 {
+    (values.iter().map(|value| value.ln()).sum::<f64>() / values.len() as f64).exp()
+}

@@ -1,0 +1,128 @@
+//! What /proc tells about this machine and its processes.
+
+use std::io;
+
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::unistd::Pid;
+
+use crate::clock::CpuClock;
+
+/// Of the clock in which /proc/stat counts; the same on every Linux that Rust runs on.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// CPU time in seconds.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Cpu {
+    pub user: f64,
+    pub system: f64,
+}
+
+impl Cpu {
+    pub fn since(self, earlier: Cpu) -> Cpu {
+        Cpu { user: (self.user - earlier.user).max(0.0), system: (self.system - earlier.system).max(0.0) }
+    }
+
+    pub fn total(self) -> f64 {
+        self.user + self.system
+    }
+}
+
+/// Over all of `pids`. The sum of both is exact. How it is shared between them is the kernel's estimate.
+///
+/// # Errors
+/// One of them has ended.
+pub fn cpu(pids: &[u32]) -> io::Result<Cpu> {
+    pids.iter().try_fold(Cpu::default(), |sum, &pid| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let total = CpuClock::of(pid)?.seconds()?;
+        // The name may hold blanks: count from the parenthesis that ends it.
+        let fields = stat.rsplit(')').next().unwrap_or_default();
+        let ticks = |n: usize| fields.split_whitespace().nth(n).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
+        let (user, system) = (ticks(11), ticks(12));
+        let share = if user + system > 0.0 { user / (user + system) } else { 0.5 };
+        Ok(Cpu { user: sum.user + total * share, system: sum.system + total * (1.0 - share) })
+    })
+}
+
+/// Resident memory over all of `pids`, in KiB.
+///
+/// # Errors
+/// One of them has ended.
+pub fn resident(pids: &[u32]) -> io::Result<u64> {
+    pids.iter().try_fold(0, |sum, pid| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
+        Ok(sum + line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0))
+    })
+}
+
+pub fn is_alive(pid: u32) -> bool {
+    // A zombie is dead.
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with(['Z', 'X']))
+}
+
+/// The cores that this process may use: by its affinity, and by the quota of its group.
+pub fn cores() -> f64 {
+    std::thread::available_parallelism().map_or(1.0, |cores| usize::from(cores) as f64)
+}
+
+/// CPU time that anybody has used on those cores, in seconds; what a hypervisor took for others is used, too.
+pub fn busy() -> f64 {
+    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let mine = sched_getaffinity(Pid::from_raw(0)).unwrap_or_else(|_| CpuSet::new());
+    let ticks = stat.lines().filter_map(|line| {
+        let (name, counts) = line.strip_prefix("cpu")?.split_once(' ')?;
+        let core: usize = name.parse().ok()?; // the first line is the sum of all
+        let counts: Vec<f64> = counts.split_whitespace().filter_map(|count| count.parse().ok()).collect();
+        // user nice system idle iowait irq softirq steal; guests are in user already
+        let used = counts.iter().take(8).sum::<f64>() - counts.get(3)? - counts.get(4)?;
+        mine.is_set(core).unwrap_or(false).then_some(used)
+    });
+    ticks.sum::<f64>() / TICKS_PER_SECOND
+}
+
+/// The soft limit of open descriptors of a process, and how many it has.
+pub fn descriptors(pid: u32) -> Option<(u64, u64)> {
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    let soft = line.split_whitespace().next()?;
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count() as u64;
+    Some((soft.parse().unwrap_or(u64::MAX), open))
+}
+
+/// The command line of a process, and its environment, if it may be seen.
+pub fn command(pid: u32) -> (Vec<String>, Vec<(String, String)>) {
+    let read = |file: &str| {
+        let bytes = std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        let words = bytes.split(|&byte| byte == 0).filter(|word| !word.is_empty());
+        words.map(|word| String::from_utf8_lossy(word).into_owned()).collect::<Vec<_>>()
+    };
+    let environment = read("environ").into_iter().filter_map(|line| {
+        let (name, value) = line.split_once('=')?;
+        Some((name.to_owned(), value.to_owned()))
+    });
+    (read("cmdline"), environment.collect())
+}
+
+/// How many connections can be made from one address to another.
+pub fn ports() -> Option<u64> {
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
+    let mut ends = range.split_whitespace().filter_map(|end| end.parse::<u64>().ok());
+    let (first, last) = (ends.next()?, ends.next()?);
+    Some((last + 1).saturating_sub(first))
+}
+
+/// What this machine is, in a line.
+pub fn describe() -> String {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let field = |text: &str, key: &str| {
+        let line = text.lines().find(|line| line.starts_with(key))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    };
+    let model = field(&read("/proc/cpuinfo"), "model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned());
+    let kib = field(&read("/proc/meminfo"), "MemTotal").unwrap_or_default();
+    let kib = kib.split_whitespace().next().and_then(|kib| kib.parse::<f64>().ok()).unwrap_or(0.0);
+    let kernel = read("/proc/sys/kernel/osrelease");
+    format!("{} cores of {model}, {:.0} GiB, Linux {}", cores(), kib / 1048576.0, kernel.trim())
+}
