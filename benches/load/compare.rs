@@ -11,7 +11,6 @@ use crate::book::Book;
 use crate::ending;
 use crate::figures::Figures;
 use crate::flags::{Flags, ROUNDS_TO_COMPARE};
-use crate::preflight;
 use crate::round::{self, Run};
 use crate::stats::{Ratio, Row, ratios};
 use crate::table;
@@ -83,6 +82,7 @@ pub fn run(flags: &Flags) -> anyhow::Result<Vec<String>> {
     let [_, old_name, new_name] = &flags.words[..] else {
         bail!("compare OLD NEW: two server binaries, or two files that --out has written");
     };
+    flags.check()?;
     let (old, new) = (side(old_name)?, side(new_name)?);
     let mut problems = Vec::new();
     let (title, old, new, is_paired) = match (&old, &new) {
@@ -121,8 +121,6 @@ type Rounds = Vec<Vec<Entry>>;
 
 /// Rounds of both, one after the other, each of them first every other time.
 fn in_turn(flags: &Flags, binaries: [&str; 2], problems: &mut Vec<String>) -> anyhow::Result<(Rounds, Rounds)> {
-    flags.check()?;
-    preflight::check_rivals(flags)?;
     let least = ROUNDS_TO_COMPARE;
     ensure!(flags.rounds() >= least, "a comparison takes at least {least} rounds: --rounds");
     let mut rounds: [Rounds; 2] = Default::default();

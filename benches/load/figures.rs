@@ -8,7 +8,7 @@ use crate::tally::Counts;
 /// Of all cores, or of one generator thread's time: more, and there was nothing left to wait with.
 const FULL: f64 = 0.85;
 /// Of an open loop's acts: more that were late or not done at all, and it was not open.
-const TOO_LATE: f64 = 0.01;
+pub const TOO_LATE: f64 = 0.01;
 
 /// One round, or several taken together.
 #[derive(Debug, Clone)]

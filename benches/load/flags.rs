@@ -246,8 +246,9 @@ impl Flags {
     pub fn read<I: Iterator<Item = String>>(words: I) -> Result<Flags, clap::Error> {
         let matches = Flags::command().try_get_matches_from(words)?;
         let mut flags = Flags::from_arg_matches(&matches)?;
-        let is_given = |id: &&str| matches.value_source(id) == Some(ValueSource::CommandLine);
-        flags.given = matches.ids().map(clap::Id::as_str).filter(is_given).map(str::to_owned).collect();
+        let ids = Flags::command().get_arguments().map(|argument| argument.get_id().to_string()).collect::<Vec<_>>();
+        let is_given = |id: &String| matches.value_source(id) == Some(ValueSource::CommandLine);
+        flags.given = ids.into_iter().filter(is_given).collect();
         let by_the_clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |time| time.as_micros() as u64);
         flags.seed.get_or_insert_with(by_the_clock);
         Ok(flags)
@@ -360,10 +361,6 @@ impl Flags {
             }
         }
         let (users, threads, workload) = (self.users(), usize::from(self.threads), self.workload);
-        ensure!(
-            threads > 0 && users >= 2 * threads && users.is_multiple_of(2 * threads),
-            "--users must be a multiple of twice --threads"
-        );
         ensure!(workload != Workload::Idle || users >= 3, "--users must be 3 or more for idle");
         ensure!(
             !workload.has_a_pair_beside() || threads == 1,
@@ -371,6 +368,10 @@ impl Flags {
             workload.name()
         );
         ensure!(!workload.has_a_pair_beside() || users >= 4, "{} needs a pair and two more users", workload.name());
+        let are_pairs = !matches!(workload, Workload::Group | Workload::Mix | Workload::Idle);
+        let step = if are_pairs { 2 * threads } else { threads };
+        let are_enough = users >= 2 * threads && users.is_multiple_of(step);
+        ensure!(are_enough, "--users must be {} or more, and a multiple of {step}", 2 * threads);
         ensure!(workload != Workload::Mix || users >= 20 * threads, "mix needs 20 users for each thread");
         if let Some(members) = self.members() {
             let each = users / threads;

@@ -5,7 +5,6 @@
 //! [`Traffic`].
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -45,7 +44,7 @@ const NOT_YET: u64 = u64::MAX;
 /// What all threads share with whoever measures.
 #[derive(Debug)]
 pub struct Shared {
-    /// What is begun in this time is timed.
+    /// What was over after the first of these, and due before the second, is timed.
     pub from: AtomicU64,
     pub to: AtomicU64,
     /// Nothing more is begun.
@@ -103,7 +102,7 @@ struct Line {
 
 impl Drop for Line {
     fn drop(&mut self) {
-        pace::keep(self.is_sturdy, || self.stream.shutdown(Shutdown::Both).ok());
+        pace::farewell(self.is_sturdy, &mut self.stream, TcpStream::shutdown);
     }
 }
 
@@ -212,9 +211,10 @@ impl<'a> Generator<'a> {
             }
             let now = clock::now();
             if self.shared.stopping.load(Relaxed) && !self.traffic.stopping {
-                self.traffic.stopping = true;
+                self.end_in_time(started);
+                self.traffic.stop(now);
+                self.leave();
                 (stopped, heard) = (now, now);
-                self.miss_what_was_due(started, now);
             }
             let is_alone = self.lines.iter().all(|line| line.is_gone);
             if self.traffic.stopping {
@@ -228,7 +228,7 @@ impl<'a> Generator<'a> {
                 break;
             }
             if let (Some(rate), false) = (self.rate, self.traffic.stopping) {
-                self.send_what_is_due(rate, started);
+                self.send_what_is_due(rate, started, NOT_YET);
             }
             if now - swept > SWEEP {
                 swept = now;
@@ -269,13 +269,13 @@ impl<'a> Generator<'a> {
     }
 
     /// From all senders in turn, each at its own time; what has come meanwhile is heard soon, however much is due.
-    fn send_what_is_due(&mut self, rate: f64, started: u64) {
+    fn send_what_is_due(&mut self, rate: f64, started: u64, end: u64) {
         if self.senders.is_empty() {
             return;
         }
         for _ in 0..ACTS {
             let (now, at) = (clock::now(), due_at(started, self.scheduled, rate));
-            if at > now {
+            if at > now || at >= end {
                 break;
             }
             let sender = self.senders[(self.scheduled % self.senders.len() as u64) as usize];
@@ -287,14 +287,16 @@ impl<'a> Generator<'a> {
         }
     }
 
-    /// What came due, and was not even begun.
-    fn miss_what_was_due(&mut self, started: u64, now: u64) {
-        if let Some(rate) = self.rate.filter(|_| !self.senders.is_empty()) {
-            let due = ((now - started) as f64 * rate / 1e9) as u64;
-            let missed = due.saturating_sub(self.scheduled);
-            self.traffic.counts.missed += missed;
-            self.scheduled += missed;
-        }
+    /// The last acts that were due; of those that are more than a moment's work, how many are not done.
+    fn end_in_time(&mut self, started: u64) {
+        let Some(rate) = self.rate.filter(|_| !self.senders.is_empty()) else { return };
+        self.traffic.to = self.shared.to.load(Relaxed);
+        let end = self.traffic.to;
+        self.send_what_is_due(rate, started, end);
+        let due = (end.saturating_sub(started) as f64 * rate / 1e9) as u64;
+        let missed = due.saturating_sub(self.scheduled);
+        self.traffic.counts.missed += missed;
+        self.scheduled += missed;
     }
 
     /// May this one read now, and how much?

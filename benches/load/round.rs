@@ -126,6 +126,9 @@ fn keep_book(flags: &Flags, book: &Book) -> anyhow::Result<()> {
 fn in_turn(flags: &Flags, round: u16, book: &mut Book, rounds: &mut Vec<Vec<Figures>>) -> anyhow::Result<()> {
     // The floor and the packages know pairs only, and give no acks.
     let plain = Flags { workload: Workload::Pairs, seq: false, members: None, ..flags.clone() };
+    if flags.addr.is_empty() {
+        *book = Book::default(); // a fresh server knows nobody
+    }
     book.give_back();
     let mut here = vec![once(flags, Target::server(flags)?, book)?];
     if flags.floor {

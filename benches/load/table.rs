@@ -5,9 +5,10 @@ use std::process::Command;
 
 use serde_json::{Map, Value, json};
 
-use crate::figures::{Figures, Limit};
+use crate::figures::{Figures, Limit, TOO_LATE};
 use crate::flags::{Flags, Rate};
 use crate::machine;
+use crate::measures::Measure;
 use crate::round::Run;
 use crate::target::OURS;
 use crate::workload::Workload;
@@ -23,6 +24,12 @@ pub fn text(run: &Run) -> Result<String, std::fmt::Error> {
     }
     if !is_open(&run.flags) {
         writeln!(out, "closed loop: who waits sends nothing, so a stall counts once for each in flight; see --rate")?;
+    }
+    if run.shown.iter().any(|figures| figures.measures.count(Measure::Lag) > 0) {
+        writeln!(
+            out,
+            "lag: how long after an act was due the generator had done it; all latencies count from when it was due"
+        )?;
     }
     if let Some(left) = &run.left {
         writeln!(out, "{left}")?;
@@ -95,7 +102,7 @@ pub fn title(flags: &Flags) -> String {
     if let Some(members) = flags.members() {
         title += &format!(" in groups of {members}");
     }
-    if workload.has_window() && !is_open(flags) {
+    if workload.has_window() && !is_open(flags) && !flags.sweep {
         title += &format!(", window {}", flags.window());
     }
     if let Some(Rate::Percent(percent)) = flags.rate {
@@ -149,18 +156,15 @@ pub fn version(binary: &str) -> String {
 
 /// Who used the machine, and what that says of the figures.
 pub fn verdict(figures: &Figures) -> String {
-    let shares = figures.shares();
-    let late = figures.load.late;
-    match figures.limit() {
-        None => shares,
-        Some(limit @ Limit::Machine) => format!("{} {shares}: the machine is the limit", limit.mark()),
-        Some(limit) if late > 0.01 => format!(
-            "{} {shares}: the generator is the limit: {:.1} % of its acts were late or not done",
-            limit.mark(),
-            late * 100.0
-        ),
-        Some(limit) => format!("{} {shares}: the generator is the limit: more --threads", limit.mark()),
+    let (shares, late) = (figures.shares(), figures.load.late);
+    let Some(limit) = figures.limit() else { return shares };
+    let mut words = format!("{} {shares}: the {} is the limit", limit.mark(), limit.name());
+    if late > TOO_LATE {
+        words += &format!("; {:.1} % of its acts were late or not done", late * 100.0);
+    } else if limit == Limit::Generator {
+        words += ": more --threads";
     }
+    words
 }
 
 pub fn json(run: &Run) -> Value {
@@ -200,10 +204,11 @@ pub fn result(figures: &Figures) -> Value {
         (part.name.clone(), json!({ "cpu_user_us": user, "cpu_system_us": system, "cores": part.cores }))
     });
     let load = &figures.load;
+    let of_pids = |value: f64| (!figures.parts.is_empty()).then_some(value);
     let mut result = json!({
-        "target": figures.name, "messages_per_s": figures.rate, "cpu_us": figures.cpu(),
-        "cpu_user_us": figures.user(), "cpu_system_us": figures.system(), "cpu_to_floor": figures.to_floor,
-        "parts": parts.collect::<Map<_, _>>(), "resident_kib": figures.resident_kib,
+        "target": figures.name, "messages_per_s": figures.rate, "cpu_us": of_pids(figures.cpu()),
+        "cpu_user_us": of_pids(figures.user()), "cpu_system_us": of_pids(figures.system()), "cpu_to_floor": figures.to_floor,
+        "parts": parts.collect::<Map<_, _>>(), "resident_kib": of_pids(figures.resident_kib as f64),
         "latency": latencies.collect::<Map<_, _>>(),
         "load": { "generator_cores": load.generator, "all_cores": load.all, "cores": load.cores,
             "busiest_thread": load.busiest, "late": load.late },

@@ -16,9 +16,9 @@ use crate::tally::{Ack, Acks, Arrival, Counts, Order, sample};
 use crate::users::{new_id, register_request};
 
 /// A closed loop that has heard nothing of a message for so long has lost it, if others go on, …
-const LOST: u64 = 2_000_000_000;
+const LOST: u64 = 1_000_000_000;
 /// … and for so long if everything stands still.
-const LOST_IN_SILENCE: u64 = 5_000_000_000;
+const LOST_IN_SILENCE: u64 = 3_000_000_000;
 /// Others have gone on if they did so lately.
 const LATELY: u64 = 500_000_000;
 
@@ -94,6 +94,8 @@ pub struct Client {
     due: u64,
     /// A sleeper has left. A feeder's sleeper has not had everything.
     is_away: bool,
+    /// A sleeper: it has asked to leave, as of this time, and is not known to be gone.
+    leaving: Option<u64>,
     /// An open loop's feeder: its sleeper comes back next.
     comes_back: bool,
     registered: u64,
@@ -115,7 +117,7 @@ pub struct Traffic {
     pub sends: Vec<(usize, usize)>,
     pub counts: Counts,
     pub measures: Measures,
-    /// What was begun in this time is timed.
+    /// What was over after the first of these, and due before the second, is timed.
     pub from: u64,
     pub to: u64,
     /// Nothing more is begun.
@@ -164,6 +166,7 @@ impl Traffic {
             returning: 0,
             due: 0,
             is_away: false,
+            leaving: None,
             comes_back: false,
             registered: 0,
             in_air: 0,
@@ -265,7 +268,7 @@ impl Traffic {
     fn recipients(&self, n: usize) -> u64 {
         match self.clients[n].role {
             Role::Speaker { first, end, .. } => (end - first) as u64,
-            Role::Depositor { .. } => 0,
+            Role::Depositor { .. } | Role::Sleeper => 0,
             _ => 1,
         }
     }
@@ -303,6 +306,17 @@ impl Traffic {
         self.request(n, &request);
     }
 
+    /// The same, with an ack when the client is gone for everybody.
+    fn leave(&mut self, n: usize, at: u64) {
+        self.owed += 1;
+        let client = &mut self.clients[n];
+        client.acks.owe(client.sent, at);
+        let request = format!("{{\"msgid\":3,\"id\":{},\"seq\":{}}}", client.account.id, client.sent);
+        client.sent += 1;
+        client.leaving = Some(at);
+        self.request(n, &request);
+    }
+
     fn log_in(&mut self, n: usize, at: u64) {
         self.owed += 1;
         let client = &mut self.clients[n];
@@ -312,11 +326,12 @@ impl Traffic {
         self.request(n, &request);
     }
 
-    /// Feeder `n` has its neighbour leave, and writes to it. In a closed loop that one comes back when all is acked,
+    /// Feeder `n` has its neighbour leave, to write to it then. In a closed loop that one comes back when all is acked,
     /// in an open one when the feeder's turn comes again.
     fn feed(&mut self, n: usize, at: u64) {
         let sleeper = n ^ 1;
-        if self.clients[n].comes_back {
+        let is_still_here = self.clients[sleeper].leaving.is_some();
+        if self.clients[n].comes_back && !is_still_here {
             self.clients[n].comes_back = false;
             return self.log_in(sleeper, at);
         }
@@ -324,15 +339,31 @@ impl Traffic {
             self.counts.missed += u64::from(self.is_open);
             return;
         }
-        let messages = self.plan.window as u64;
         for client in [n, sleeper] {
-            self.clients[client].due = messages;
+            self.clients[client].due = self.plan.window as u64;
             self.clients[client].is_away = true;
         }
         self.clients[n].comes_back = self.is_open;
         self.launch(n, at);
-        self.log_out(sleeper);
-        (0..messages).for_each(|_| self.send(n, at, true));
+        self.leave(sleeper, at);
+    }
+
+    /// Sleeper `n` is gone: its feeder writes.
+    fn has_left(&mut self, n: usize, now: u64) {
+        if let Some(at) = self.clients[n].leaving.take() {
+            let at = if self.is_open { at } else { now };
+            (0..self.plan.window).for_each(|_| self.send(n ^ 1, at, true));
+        }
+    }
+
+    /// Nothing more is begun; whoever is away comes back for what was written.
+    pub fn stop(&mut self, now: u64) {
+        self.stopping = true;
+        for n in 0..self.clients.len() {
+            if std::mem::take(&mut self.clients[n].comes_back) && !self.clients[n ^ 1].is_gone {
+                self.log_in(n ^ 1, now);
+            }
+        }
     }
 
     // -- closed loops ---------------------------------------------------------------------------
@@ -372,6 +403,7 @@ impl Traffic {
 
     fn give_up(&mut self, n: usize, now: u64) {
         let window = self.plan.window;
+        let is_leaving = self.clients.get(n ^ 1).is_some_and(|neighbour| neighbour.leaving.is_some());
         let client = &mut self.clients[n];
         let given_up = std::mem::take(&mut client.flight.out);
         client.flight.progress = now;
@@ -387,6 +419,10 @@ impl Traffic {
             Role::Visitor | Role::Registrar => {
                 self.reply_lost(n);
                 self.act(n, now);
+            }
+            Role::Feeder if is_leaving => {
+                client.flight.out = 1;
+                self.has_left(n ^ 1, now);
             }
             Role::Feeder if client.due > 0 => {
                 // Its acks are lost: what they were for may be there.
@@ -660,11 +696,12 @@ impl Traffic {
                 self.counts.acks_changed += 1;
                 self.counts.changed_sample.get_or_insert_with(|| sample(object));
             }
+            Role::Sleeper => return self.acked(n, now),
             _ => self.counts.stored += u64::from(!is_delivered),
         }
         let measure = match role {
-            Role::Depositor { .. } | Role::Feeder => Measure::Stored,
-            Role::Writer if !is_delivered => Measure::Stored,
+            Role::Depositor { .. } => Measure::Stored,
+            Role::Writer | Role::Feeder if !is_delivered => Measure::Stored,
             _ => Measure::Ack,
         };
         self.time(measure, at, now);
@@ -674,6 +711,10 @@ impl Traffic {
 
     /// Whoever waits for an ack goes on.
     fn acked(&mut self, n: usize, now: u64) {
+        if self.clients[n].role == Role::Sleeper {
+            self.clients[n ^ 1].flight.progress = now;
+            return self.has_left(n, now);
+        }
         let client = &mut self.clients[n];
         match client.role {
             Role::Depositor { .. } if client.flight.excused > 0 => client.flight.excused -= 1,
@@ -723,7 +764,7 @@ impl Traffic {
                 self.clients[n ^ 1].due = self.clients[n ^ 1].due.saturating_sub(1);
                 self.acked(n, now);
             }
-            Role::Depositor { .. } => self.acked(n, now),
+            Role::Depositor { .. } | Role::Sleeper => self.acked(n, now),
             _ => {}
         }
     }
@@ -790,7 +831,7 @@ impl Traffic {
     }
 
     pub fn time(&mut self, measure: Measure, since: u64, now: u64) {
-        if since >= self.from && since < self.to {
+        if now >= self.from && since < self.to {
             self.measures.record(measure, now.saturating_sub(since));
         }
     }

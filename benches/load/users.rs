@@ -2,7 +2,7 @@
 //! server bears no more.
 
 use std::io::{ErrorKind, IsTerminal, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow, bail, ensure};
@@ -202,6 +202,7 @@ impl User {
     /// nobody has a reply.
     pub fn sync(&mut self) -> anyhow::Result<()> {
         let sturdy = self.dialect.is_sturdy();
+        pace::settle(sturdy);
         pace::keep(sturdy, || {
             self.send("{\"msgid\":1,\"id\":0,\"password\":\"nobody\"}")?;
             self.reply(2).map(drop)
@@ -211,8 +212,8 @@ impl User {
 
 impl Drop for User {
     fn drop(&mut self) {
-        if let Some(stream) = &self.stream {
-            pace::keep(self.dialect.is_sturdy(), || stream.shutdown(Shutdown::Both).ok());
+        if let Some(stream) = &mut self.stream {
+            pace::farewell(self.dialect.is_sturdy(), stream, TcpStream::shutdown);
         }
     }
 }
@@ -296,9 +297,11 @@ pub fn arrive(target: &Target, book: &mut Book, arrival: &Arrival<'_>) -> anyhow
     }
     // From the last one on: if there are too many, that one is told so, before all others have opened accounts.
     let mut progress = Progress::new("have logged in", count);
-    for at in (0..count).step_by(side_by_side) {
-        progress.at(at)?;
-        let those = count.saturating_sub(at + side_by_side)..count - at;
+    let mut left = count;
+    while left > 0 {
+        progress.at(count - left)?;
+        let those = left.saturating_sub(if left == count { 1 } else { side_by_side })..left;
+        left = those.start;
         let new: Vec<usize> = those.clone().filter(|&n| users[n].account.id == 0).collect();
         for &n in &new {
             users[n].begin()?;

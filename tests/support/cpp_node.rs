@@ -1,13 +1,14 @@
 //! A stand-in for a node of the C++ ChatServer: what it asks of MySQL and Redis, word for word, and
-//! what it dies of.
+//! what it dies of. There are two of them: a copy as most are, and the reference with all its faults.
 
 use std::collections::{HashMap, VecDeque};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use chat_server::wire::{Framing, msgid};
 use mysql::prelude::Queryable;
@@ -43,6 +44,25 @@ pub const COPY: &str = "
 /// Its buffer for a statement, which sprintf writes into.
 const SQL_BUFFER: usize = 1024;
 
+/// Two logins or disconnects closer together than this spoil the one connection to Redis that all threads of the
+/// reference share; …
+const SIDE_BY_SIDE: Duration = Duration::from_millis(10);
+/// … and so do messages of two clients to another node.
+const AT_A_TIME: Duration = Duration::from_millis(50);
+/// What one read of the reference takes.
+const READ: usize = 64 * 1024;
+
+/// Which of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// In canon, and careful with what it shares.
+    Copy,
+    /// `error` for `errno`, `to` for `toid`, `friend` for `friends`; no msgid and no errno in a login's reply, no
+    /// groups there, no logout; nothing behind its objects. Two objects in one read end it, and so do logins,
+    /// disconnects, or senders to other nodes, that come side by side.
+    Reference,
+}
+
 /// A node, on a port of its own. Whatever the C++ one dies of fails the test, at the latest when
 /// this is dropped.
 pub struct CppNode {
@@ -53,6 +73,7 @@ pub struct CppNode {
 }
 
 struct Node {
+    kind: Kind,
     mysql: Opts,
     state: Mutex<State>,
     /// It takes no more input: it is ending, or has died.
@@ -69,20 +90,30 @@ struct State {
     publisher: redis::Connection,
     /// The writing half of the connection that subscribes.
     subscriber: TcpStream,
+    /// When a login or a disconnect last was over.
+    changed: Option<Instant>,
+    /// Who last wrote to another node, and when.
+    published: Option<(SocketAddr, Instant)>,
 }
 
 impl CppNode {
     pub fn start(mysql: &str, redis: &str) -> CppNode {
+        CppNode::start_as(Kind::Copy, mysql, redis, 0)
+    }
+
+    /// On port 0: on a free one.
+    pub fn start_as(kind: Kind, mysql: &str, redis: &str, port: u16) -> CppNode {
         let client = redis::Client::open(redis).unwrap();
         let subscriber = TcpStream::connect(client.get_connection_info().addr().to_string()).unwrap();
         let messages = subscriber.try_clone().unwrap();
         let publisher = client.get_connection().unwrap();
         publisher.set_read_timeout(Some(DEADLINE)).unwrap();
-        let state = State { users: HashMap::new(), connections: Vec::new(), publisher, subscriber };
+        let (users, connections, changed, published) = (HashMap::new(), Vec::new(), None, None);
+        let state = State { users, connections, publisher, subscriber, changed, published };
         let mysql = OptsBuilder::from_opts(Opts::from_url(mysql).unwrap()).prefer_socket(false).into();
         let (ending, died) = (AtomicBool::new(false), AtomicBool::new(false));
-        let node = Arc::new(Node { mysql, state: Mutex::new(state), ending, died });
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let node = Arc::new(Node { kind, mysql, state: Mutex::new(state), ending, died });
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
         let address = listener.local_addr().unwrap();
         let subscriber = Arc::clone(&node).thread(move |node| node.hear(messages));
         let acceptor = Arc::clone(&node).thread(move |node| node.accept(&listener));
@@ -101,6 +132,11 @@ impl CppNode {
     /// nobody here.
     pub fn lose(&self, user: u32) {
         self.node.state().users.remove(&user.into()).expect("is logged in here");
+    }
+
+    /// It has not died, so far.
+    pub fn is_alive(&self) -> bool {
+        !self.node.died.load(Ordering::Relaxed)
     }
 
     pub fn client(&self) -> CppClient {
@@ -166,21 +202,44 @@ impl Node {
     // -- a client ---------------------------------------------------------------------------
 
     fn serve(&self, mut stream: TcpStream, peer: SocketAddr) {
-        let mut input = BufReader::new(stream.try_clone().unwrap());
-        let mut object = Vec::new();
-        while matches!(input.read_until(0, &mut object), Ok(1..)) && object.pop() == Some(0) {
-            self.request(&mut stream, peer, &object);
-            object.clear();
+        match self.kind {
+            Kind::Copy => {
+                let mut input = BufReader::new(stream.try_clone().unwrap());
+                let mut object = Vec::new();
+                while let Ok(Some(byte)) = next_byte(&mut input) {
+                    // NUL from a C++ client, LF from others.
+                    if !matches!(byte, 0 | b'\n') {
+                        object.push(byte);
+                    } else if !object.is_empty() {
+                        self.request(&mut stream, peer, &object);
+                        object.clear();
+                    }
+                }
+            }
+            Kind::Reference => {
+                let mut buffer = vec![0; READ];
+                while let Ok(length @ 1..) = stream.read(&mut buffer) {
+                    let end = buffer[..length].iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+                    self.request(&mut stream, peer, &buffer[..end]);
+                }
+            }
         }
+        let begun = Instant::now();
         let mut state = self.state();
+        if self.is_ending() {
+            return;
+        }
+        state.touch(self.kind, begun);
         let user = state.users.iter().find(|(_, (from, _))| *from == peer).map(|(user, _)| *user);
-        if let Some(user) = user.filter(|_| !self.is_ending()) {
+        if let Some(user) = user {
             self.log_out(&mut state, user);
         }
+        state.changed = Some(Instant::now());
+        let _ = stream.shutdown(Shutdown::Both); // its client may be gone
     }
 
     fn request(&self, stream: &mut TcpStream, peer: SocketAddr, object: &[u8]) {
-        let js = parsed(object);
+        let (js, begun) = (parsed(object), Instant::now());
         let mut state = self.state();
         if self.is_ending() {
             return;
@@ -188,20 +247,26 @@ impl Node {
         match js["msgid"].as_i64().unwrap() {
             msgid::LOGIN => {
                 let connection = (peer, stream.try_clone().unwrap());
-                let reply = self.log_in(&mut state, connection, integer(&js, "id"), string(&js, "password"));
-                send(stream, &reply);
+                let reply = self.log_in(&mut state, connection, integer(&js, "id"), string(&js, "password"), begun);
+                self.send(stream, &self.in_its_words(reply));
             }
+            msgid::LOGOUT if self.kind == Kind::Reference => {} // no handler: a line in the log
             msgid::LOGOUT => self.log_out(&mut state, integer(&js, "id")),
             msgid::REGISTER => {
                 let (name, password) = (string(&js, "name"), string(&js, "password"));
                 let sql = format!("insert into User(name, password, state) values('{name}', '{password}', 'offline')");
                 let reply = match self.update(&sql) {
                     Some(id) => json!({"msgid": msgid::REGISTER_ACK, "errno": 0, "id": id}),
+                    // The reference does not look whether that has gone well.
+                    None if self.kind == Kind::Reference => json!({"msgid": msgid::REGISTER_ACK, "errno": 0, "id": -1}),
                     None => json!({"msgid": msgid::REGISTER_ACK, "errno": 1}),
                 };
-                send(stream, &reply);
+                self.send(stream, &self.in_its_words(reply));
             }
-            msgid::ONE_CHAT => self.chat(&mut state, integer(&js, "toid"), &js),
+            msgid::ONE_CHAT => {
+                let to = if self.kind == Kind::Reference { "to" } else { "toid" };
+                self.chat(&mut state, peer, integer(&js, to), &js);
+            }
             msgid::ADD_FRIEND => {
                 let (user, friend) = (integer(&js, "id"), integer(&js, "friendid"));
                 self.update(&format!("insert into Friend values({user}, {friend})"));
@@ -210,7 +275,8 @@ impl Node {
                 let (name, about) = (string(&js, "groupname"), string(&js, "groupdesc"));
                 let sql = format!("insert into AllGroup(groupname, groupdesc) values('{name}', '{about}')");
                 if let Some(group) = self.update(&sql) {
-                    self.join_group(integer(&js, "id"), group as i64, "creator");
+                    let group = if self.kind == Kind::Reference { -1 } else { group as i64 };
+                    self.join_group(integer(&js, "id"), group, "creator");
                 }
             }
             msgid::JOIN_GROUP => self.join_group(integer(&js, "id"), integer(&js, "groupid"), "normal"),
@@ -218,14 +284,21 @@ impl Node {
                 let (user, group) = (integer(&js, "id"), integer(&js, "groupid"));
                 let sql = format!("select userid from GroupUser where groupid = {group} and userid != {user}");
                 for row in self.query(&sql) {
-                    self.chat(&mut state, number(&row, 0), &js);
+                    self.chat(&mut state, peer, number(&row, 0), &js);
                 }
             }
             other => panic!("no handler for msgid {other}"),
         }
     }
 
-    fn log_in(&self, state: &mut State, connection: (SocketAddr, TcpStream), id: i64, password: &str) -> Value {
+    fn log_in(
+        &self,
+        state: &mut State,
+        connection: (SocketAddr, TcpStream),
+        id: i64,
+        password: &str,
+        begun: Instant,
+    ) -> Value {
         let Some(user) = self.user(id).filter(|user| user.password == password.as_bytes()) else {
             return json!({"msgid": msgid::LOGIN_ACK, "errno": 1, "errmsg": "id or password is invalid!"});
         };
@@ -233,6 +306,7 @@ impl Node {
             let errmsg = "this account is using, input another!";
             return json!({"msgid": msgid::LOGIN_ACK, "errno": 2, "errmsg": errmsg});
         }
+        state.touch(self.kind, begun);
         state.users.insert(id, connection);
         state.tell_redis("SUBSCRIBE", id);
         self.update(&format!("update User set state = 'online' where id = {id}"));
@@ -257,6 +331,23 @@ impl Node {
         ));
         if !groups.is_empty() {
             reply["groups"] = groups.iter().map(|row| self.group(row)).collect();
+        }
+        state.changed = Some(Instant::now());
+        reply
+    }
+
+    /// A reply in canon, as this kind says it.
+    fn in_its_words(&self, mut reply: Value) -> Value {
+        if let (Kind::Reference, Value::Object(fields)) = (self.kind, &mut reply) {
+            let errno = fields.remove("errno").unwrap_or_default();
+            fields.insert("error".into(), errno);
+            if fields["msgid"] == msgid::LOGIN_ACK {
+                fields.remove("msgid");
+                fields.remove("groups");
+                if let Some(friends) = fields.remove("friends") {
+                    fields.insert("friend".into(), friends);
+                }
+            }
         }
         reply
     }
@@ -286,10 +377,15 @@ impl Node {
         self.update(&format!("insert into GroupUser values({group}, {user}, '{role}')"));
     }
 
-    fn chat(&self, state: &mut State, to: i64, js: &Value) {
+    fn chat(&self, state: &mut State, from: SocketAddr, to: i64, js: &Value) {
         if let Some((_, stream)) = state.users.get_mut(&to) {
-            send(stream, js);
+            self.send(stream, js);
         } else if self.user(to).is_some_and(|user| user.state == b"online") {
+            if self.kind == Kind::Reference {
+                let last = state.published.replace((from, Instant::now()));
+                let spoiled = last.is_some_and(|(last, when)| last != from && when.elapsed() < AT_A_TIME);
+                assert!(!spoiled, "hiredis: two threads publish over one context");
+            }
             let _: i64 = redis::cmd("PUBLISH").arg(to).arg(js.to_string()).query(&mut state.publisher).unwrap();
         } else {
             self.keep(to, &js.to_string());
@@ -298,6 +394,15 @@ impl Node {
 
     fn keep(&self, user: i64, message: &str) {
         self.update(&format!("insert into OfflineMessage values({user}, '{message}')"));
+    }
+
+    fn send(&self, stream: &mut TcpStream, js: &Value) {
+        self.write(stream, &js.to_string());
+    }
+
+    fn write(&self, stream: &mut TcpStream, text: &str) {
+        let end: &[u8] = if self.kind == Kind::Reference { b"" } else { b"\0" };
+        let _ = stream.write_all(&[text.as_bytes(), end].concat()); // its client may be gone
     }
 
     // -- MySQL and Redis --------------------------------------------------------------------
@@ -341,7 +446,7 @@ impl Node {
             let mut state = self.state();
             match state.users.get_mut(&user) {
                 _ if self.is_ending() => return,
-                Some((_, stream)) => write(stream, message),
+                Some((_, stream)) => self.write(stream, message),
                 None => self.keep(user, message),
             }
         }
@@ -349,6 +454,12 @@ impl Node {
 }
 
 impl State {
+    /// A login or a disconnect: the reference shares one connection to Redis between its threads.
+    fn touch(&mut self, kind: Kind, begun: Instant) {
+        let is_alone = self.changed.is_none_or(|last| begun >= last + SIDE_BY_SIDE);
+        assert!(kind == Kind::Copy || is_alone, "hiredis: two threads subscribe over one context");
+    }
+
     /// Nobody waits for the answer.
     fn tell_redis(&mut self, command: &str, channel: i64) {
         self.subscriber.write_all(&redis::cmd(command).arg(channel).get_packed_command()).unwrap();
@@ -361,12 +472,11 @@ struct User {
     state: Vec<u8>,
 }
 
-fn send(stream: &mut TcpStream, js: &Value) {
-    write(stream, &js.to_string());
-}
-
-fn write(stream: &mut TcpStream, text: &str) {
-    let _ = stream.write_all(&[text.as_bytes(), b"\0"].concat()); // its client may be gone
+/// `None` at the end.
+fn next_byte(input: &mut impl BufRead) -> std::io::Result<Option<u8>> {
+    let byte = input.fill_buf()?.first().copied();
+    input.consume(usize::from(byte.is_some()));
+    Ok(byte)
 }
 
 /// What nlohmann makes of it; it throws, and nobody catches.

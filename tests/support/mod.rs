@@ -26,7 +26,7 @@ pub use self::redis::Redis;
 pub use chat_client::{CHAT_CLIENT, ChatClient, script};
 pub use client::{Account, Client, Ending, listed, login, parse, strings, text_of};
 pub use cluster::Cluster;
-pub use cpp_node::{COPY, CppClient, CppNode, REFERENCE};
+pub use cpp_node::{COPY, CppClient, CppNode, Kind, REFERENCE};
 pub use mariadb::MariaDb;
 pub use nginx::{Identity, Nginx, NginxOptions, nginx_in};
 pub use process::Process;

@@ -1,0 +1,197 @@
+//! The command line: what is used, what is refused, and what makes the exit status.
+
+use serde_json::Value;
+
+use crate::tool::{ours, run};
+
+#[test]
+fn flags_that_a_workload_does_not_use_are_refused() {
+    let lines = [
+        ("--workload idle --seconds 1", "--seconds"),
+        ("--workload idle --rounds 3", "--rounds"),
+        ("--workload idle --seq", "--seq"),
+        ("--workload login --window 4", "--window"),
+        ("--workload register --size 400", "--size"),
+        ("--workload register --batch", "--batch"),
+        ("--workload store --seq", "--seq"),
+        ("--workload store --together", "--together"),
+        ("--workload mix --floor", "--floor"),
+        ("--workload mix --members 3", "--members"),
+        ("--workload login --rate 100", "--rate"),
+        ("--workload group --rate 50%", "--rate"),
+        ("--workload drain --rate 50", "--rate"),
+        ("--rate 100 --window 2", "--window"),
+        ("--pause 2", "--pause"),
+        ("--workload slow --pause 2", "--pause"),
+        ("--read-rate 4096", "--read-rate"),
+        ("--pid 1", "--pid"),
+        ("--accounts file", "--accounts"),
+        ("--clean", "--clean"),
+        ("--addr 127.0.0.1:1 --reactors 2", "--reactors"),
+        ("--addr 127.0.0.1:1 --nodes 2", "--nodes"),
+        ("--addr 127.0.0.1:1 --password-cost 8,1", "--password-cost"),
+        ("--svg file", "--svg"),
+        ("--readme file", "--readme"),
+        ("--goals --users 10", "--users"),
+        ("--goals --json", "--json"),
+        ("--sweep --json", "--json"),
+        ("--sweep --fail-if lost>0", "--fail-if"),
+        ("compare a b --html file", "--html"),
+        ("--workload crowd --threads 2", "crowd"),
+        ("--users 7", "--users"),
+        ("--fail-if stored.p99>5ms", "--fail-if"),
+        ("--fail-if to_floor>1", "--fail-if"),
+        ("--addr 127.0.0.1:1 --fail-if cpu>1us", "--fail-if"),
+        ("--fail-if chat.p99>5", "unit"),
+        ("--fail-if chat.q99>5ms", "chat.q99"),
+        ("--rival noone", "--rival"),
+    ];
+    for (line, named) in lines {
+        let said = run(line);
+        assert!(said.status == 1 && said.err.contains(named), "{line}: {said:?}");
+    }
+}
+
+#[test]
+fn a_condition_that_is_met_makes_the_status_2() {
+    let quick = "--users 8 --seconds 0.3 --json";
+    for (condition, status) in [
+        ("chat.p99>60s", 0),
+        ("chat.p99>1ns", 2),
+        ("chat.p50>=1ns", 2),
+        ("chat.max<1ns", 0),
+        ("chat.p99.9<60s", 2),
+        ("chat.p9999<1ns", 0),
+        ("rate<1", 0),
+        ("rate>1", 2),
+        ("lost>0", 0),
+        ("lost>=0", 2),
+        ("cpu>1s", 0),
+        ("cpu>1ns", 2),
+        ("rss>100GiB", 0),
+        ("rss>1KiB", 2),
+    ] {
+        let said = run(&format!("{quick} --fail-if {condition}"));
+        assert_eq!(said.status, status, "{condition}: {said:?}");
+        let failures = said.json()["failures"].as_array().unwrap().len();
+        assert_eq!(failures, usize::from(status == 2), "{condition}: {said:?}");
+    }
+    let said = run(&format!("{quick} --fail-if lost>0 --fail-if rate>1 --fail-if chat.max>1ns"));
+    assert_eq!(said.json()["failures"].as_array().unwrap().len(), 2, "{said:?}");
+}
+
+#[test]
+fn what_was_measured_and_where_is_said() {
+    let line =
+        "--users 12 --seconds 0.3 --size 700 --reactors 1 --workers 3 --threads 2 --password-cost 16,1 --seed 42";
+    let said = run(&format!("{line} --json"));
+    let settings = &said.json()["settings"];
+    let expected = [
+        ("users", Value::from(12)),
+        ("size", 700.into()),
+        ("reactors", 1.into()),
+        ("workers", 3.into()),
+        ("threads", 2.into()),
+        ("password_cost", "16,1".into()),
+        ("seed", 42.into()),
+        ("loop", "closed".into()),
+        ("version", concat!("chat-server ", env!("CARGO_PKG_VERSION")).into()),
+    ];
+    for (name, value) in expected {
+        assert_eq!(settings[name], value, "{name}: {said:?}");
+    }
+    assert!(settings["machine"].as_str().unwrap().contains("cores"), "{said:?}");
+    let said = run(line);
+    for part in ["700 bytes", "2 generator threads", "1 reactors", "3 workers", "16,1", "seed 42", "closed loop"] {
+        assert!(said.out.contains(part), "{part}: {said:?}");
+    }
+}
+
+#[test]
+fn who_used_the_machine_is_said() {
+    let said = run("--users 8 --seconds 0.5 --json");
+    let result = said.result();
+    let load = &result["load"];
+    let (generator, all) = (load["generator_cores"].as_f64().unwrap(), load["all_cores"].as_f64().unwrap());
+    let server = result["parts"]["server"]["cores"].as_f64().unwrap();
+    assert!(generator > 0.0 && server > 0.0, "{said:?}");
+    // A closed loop has nothing to wait for but these two, and others.
+    assert!(all > 0.5 * (generator + server), "{said:?}");
+    let said = run("--users 8 --seconds 0.5");
+    assert!(said.out.contains("server: ") && said.out.contains(" + generator "), "{said:?}");
+}
+
+#[test]
+fn a_rate_beyond_all_means_ends_in_time_and_is_told() {
+    let begun = std::time::Instant::now();
+    let said = run("--users 8 --seconds 1 --rate 5000000 --json");
+    assert!(begun.elapsed().as_secs() < 30, "{said:?}");
+    let result = said.result();
+    assert!(result["missed"].as_u64().unwrap() > 1_000_000, "{said:?}");
+    assert!(!result["limit"].is_null(), "{said:?}");
+    assert!(result["delivered"].as_u64().unwrap() > 100, "it reads while it sends: {said:?}");
+}
+
+#[test]
+fn names_of_hosts_are_looked_up() {
+    let ours = ours(&[]);
+    let port = ours.server.address.port();
+    let said = run(&format!("--users 4 --seconds 0.3 --json --addr localhost:{port}"));
+    assert_eq!(said.status, 0, "{said:?}");
+    let said = run("--users 4 --addr no.such.host.invalid:1");
+    assert!(said.status == 1 && said.err.contains("no.such.host.invalid"), "{said:?}");
+    let said = run("--users 4 --addr localhost");
+    assert!(said.status == 1 && said.err.contains("HOST:PORT"), "{said:?}");
+}
+
+#[test]
+fn limits_are_looked_at_before_anybody_comes() {
+    let small = ours(&["--max-connections", "10"]);
+    let (address, pid) = (small.server.address, small.server.pid());
+    let said = run(&format!("--users 30 --addr {address} --pid {pid}"));
+    assert!(said.status == 1 && said.err.contains("--max-connections"), "{said:?}");
+    // Without its pid, the server is asked, and nobody has opened an account when it refuses.
+    let said = run(&format!("--users 30 --addr {address}"));
+    assert!(said.status == 1 && said.err.contains("user 30 of 30"), "{said:?}");
+    let internet = ours(&["--limits", "internet"]);
+    let (address, pid) = (internet.server.address, internet.server.pid());
+    let said = run(&format!("--users 60 --addr {address} --pid {pid}"));
+    assert!(said.status == 1 && said.err.contains("--max-connections-per-address"), "{said:?}");
+    let said = run(&format!("--users 40 --addr {address} --pid {pid}"));
+    assert!(said.status == 1 && said.err.contains("--max-registrations"), "{said:?}");
+    let said = run(&format!("--users 4 --addr {address} --pid {pid}"));
+    assert!(said.status == 1 && said.err.contains("--max-message-rate"), "{said:?}");
+    let said = run("--users 100000000");
+    assert!(said.status == 1 && said.err.contains("descriptors"), "{said:?}");
+}
+
+#[test]
+fn accounts_are_kept_and_used_again_and_stored_messages_read() {
+    let ours = ours(&[]);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("accounts").display().to_string();
+    let line = format!("--workload store --users 4 --seconds 0.3 --addr {} --accounts {file}", ours.server.address);
+    let said = run(&line);
+    assert!(said.status == 0 && said.out.contains("left at") && said.out.contains(": 8 new accounts"), "{said:?}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap().lines().count(), 8);
+    assert!(!said.out.contains(", 0 stored messages"), "{said:?}");
+    let said = run(&format!("{line} --clean"));
+    assert!(said.status == 0 && said.out.contains("0 new accounts, 0 stored messages"), "{said:?}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap().lines().count(), 8);
+    // Nothing is stored for anybody: what pairs send next is all that arrives.
+    let said = run(&format!("--users 8 --seconds 0.3 --addr {} --accounts {file} --json", ours.server.address));
+    assert!(said.status == 0 && said.result()["delivered"].as_u64().unwrap() > 10, "{said:?}");
+}
+
+#[test]
+fn readers_who_pause_or_are_slow_get_everything() {
+    for line in
+        ["--workload paused --users 8 --rate 400 --pause 0.3", "--workload slow --users 8 --rate 400 --read-rate 2048"]
+    {
+        let said = run(&format!("{line} --seconds 1 --json"));
+        let result = said.result();
+        assert_eq!(said.status, 0, "{said:?}");
+        assert!(result["latency"]["catch_up"]["max_us"].as_f64().unwrap() > 100_000.0, "{said:?}");
+        assert!(result["latency"]["chat"]["count"].as_u64().unwrap() > 900, "the pair beside them: {said:?}");
+    }
+}

@@ -1,0 +1,13 @@
+//! The load bench, tried as its users would: it must say what is so. Between it and a real server stands a proxy that
+//! drops, repeats, swaps and changes what passes, a known number of times.
+
+mod compare;
+mod cpp;
+mod ends;
+mod faults;
+mod flags;
+mod proxy;
+mod tool;
+
+#[path = "../support/mod.rs"]
+mod support;
