@@ -18,9 +18,9 @@ pub fn keep<T>(is_sturdy: bool, what: impl FnOnce() -> T) -> T {
         return what();
     }
     let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(wait) = last.and_then(|last| (last + APART).checked_duration_since(Instant::now())) {
-        std::thread::sleep(wait);
-    }
+    // Another run may have ended a moment ago.
+    let soonest = last.unwrap_or_else(Instant::now) + APART;
+    std::thread::sleep(soonest.saturating_duration_since(Instant::now()));
     let done = what();
     *last = Some(Instant::now());
     done

@@ -24,7 +24,7 @@ fn a_server_that_does_much_more_is_worse() {
     std::fs::write(&slow, text).unwrap();
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(&slow, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let words = ["--workload", "login", "--users", "8", "--seconds", "0.3", "--json"];
+    let words = ["--workload", "register", "--users", "8", "--seconds", "0.3", "--json"];
     let mut all = vec!["compare", env!("CARGO_BIN_EXE_chat-server"), slow.to_str().unwrap()];
     all.extend(words);
     let said = load(&all);

@@ -65,7 +65,7 @@ fn messages() {
         (Harm::Drop, "lost"),
         (Harm::Repeat, "repeated"),
         (Harm::Swap, "out_of_order"),
-        (Harm::Change("station", "stadium"), "changed"),
+        (Harm::Change(" see", " sea"), "changed"),
         (Harm::Change("\"name\":\"u", "\"name\":\"v"), "changed"),
         (Harm::Change("\"msgid\":6", "\"msgid\":7"), "changed"),
         (Harm::Change("\"time\":\"2026", "\"time\":\"2027"), "changed"),

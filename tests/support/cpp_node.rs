@@ -457,7 +457,8 @@ impl State {
     /// A login or a disconnect: the reference shares one connection to Redis between its threads.
     fn touch(&mut self, kind: Kind, begun: Instant) {
         let is_alone = self.changed.is_none_or(|last| begun >= last + SIDE_BY_SIDE);
-        assert!(kind == Kind::Copy || is_alone, "hiredis: two threads subscribe over one context");
+        let since = self.changed.map(|last| begun.saturating_duration_since(last));
+        assert!(kind == Kind::Copy || is_alone, "hiredis: two threads subscribe over one context, {since:?} apart");
     }
 
     /// Nobody waits for the answer.
