@@ -444,15 +444,16 @@ impl Config {
         let is_word = |flag: &str| args.iter().any(|arg| arg.to_string_lossy().split('=').next() == Some(flag));
         let flags = Flags::try_parse_from(&args).map_err(|error| match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Stop::Help(error.to_string()),
-            _ => Stop::Usage(usage(&error, is_word)),
+            _ => Stop::Usage(usage(&error, &is_word)),
         })?;
-        Config::from_flags(flags)
+        Config::from_flags(flags, &is_word)
     }
 
-    fn from_flags(flags: Flags) -> Result<Config, Stop> {
+    fn from_flags(flags: Flags, is_word: &dyn Fn(&str) -> bool) -> Result<Config, Stop> {
         let listen = listen_address(&flags.listen).map_err(Stop::Usage)?;
-        let store = flags.store.store().map_err(Stop::Usage)?;
-        let redis = flags.redis.as_ref().map(Unread::redis).transpose().map_err(Stop::Usage)?;
+        let of = |flag| move |line: String| Stop::Usage(with_origin(line, flag, is_word));
+        let store = flags.store.store().map_err(of("--store"))?;
+        let redis = flags.redis.as_ref().map(Unread::redis).transpose().map_err(of("--redis"))?;
         let is_mysql = matches!(store, StoreUrl::MySql(_));
         if !is_mysql {
             let only =
@@ -512,9 +513,8 @@ fn listen_address(words: &[String]) -> Result<Listen, String> {
     })
 }
 
-/// What clap has to say, in one line, without what may be a password, and with the variable that a
-/// refused value came from.
-fn usage(error: &clap::Error, is_word: impl Fn(&str) -> bool) -> String {
+/// What clap has to say, in one line, without what may be a password.
+fn usage(error: &clap::Error, is_word: &dyn Fn(&str) -> bool) -> String {
     let text = error.to_string();
     // The second one tells what is allowed, where that is a list.
     let (line, rest) = text.split_once('\n').unwrap_or((&text, ""));
@@ -532,6 +532,12 @@ fn usage(error: &clap::Error, is_word: impl Fn(&str) -> bool) -> String {
         Some(ContextValue::String(flag)) => flag.split(['=', '[', ' ']).next().unwrap_or_default(),
         _ => "",
     };
+    with_origin(line, flag, is_word)
+}
+
+/// A line about the value of a flag, with the variable that it came from, if the flag is no word of the
+/// command line.
+fn with_origin(line: String, flag: &str, is_word: &dyn Fn(&str) -> bool) -> String {
     let long = flag.strip_prefix("--").filter(|_| !is_word(flag));
     let command = Flags::command();
     let arg = command.get_arguments().find(|arg| long.is_some() && arg.get_long() == long);

@@ -69,6 +69,8 @@ fn no_address_is_printed_with_its_password() {
             assert!(matches!(status.code(), Some(1 | 2)), "{variable} {words:?}: {status}: {text}");
             assert!(!text.contains(SECRET) && !text.contains("panicked"), "{variable} {words:?}: {text}");
             assert!(!text.trim().is_empty(), "{variable} {words:?}");
+            let named = [variable, "127.0.0.1:1", "needs a store", "it must be mysql://USER"];
+            assert!(named.iter().any(|name| text.contains(name)), "{variable} {words:?}: {text}");
         }
     }
 }

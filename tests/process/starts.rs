@@ -87,6 +87,15 @@ fn an_address_that_cannot_be_listened_on_is_told_with_what_to_take_instead() {
 }
 
 #[test]
+fn a_cause_is_told_once() {
+    let become_nobody = "ulimit -u 1; exec setpriv --reuid 54325 --clear-groups \"$0\" \"$@\"";
+    let text = refused(become_nobody, &["127.0.0.1", "0"], &["os error 11"]);
+    assert_eq!(text.matches("os error").count(), 1, "{text}");
+    let text = refused("", &["--store", "sqlite:/no/such/folder/chat.db", "127.0.0.1", "0"], &[]);
+    assert_eq!(text.matches("/no/such/folder").count() - text.matches("/no/such/folder/chat.db").count(), 1, "{text}");
+}
+
+#[test]
 fn a_start_that_fails_says_why_whatever_is_logged() {
     for setup in ["export RUST_LOG=off", "export RUST_LOG=error", "export RUST_LOG=mio=info"] {
         refused(setup, &["--store", "sqlite:/no/such/folder/chat.db", "127.0.0.1", "0"], &["/no/such/folder"]);
