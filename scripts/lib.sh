@@ -32,6 +32,7 @@ find_missing() {
     missing=() services=()
     command -v mariadbd >/dev/null || { missing+=(mariadb-server) services+=(mariadb); }
     command -v redis-server >/dev/null || { missing+=(redis-server) services+=(redis-server); }
+    command -v ip >/dev/null || missing+=(iproute2)
     command -v nginx >/dev/null || { missing+=(nginx) services+=(nginx); }
     if ! command -v nginx >/dev/null || ! has_stream; then
         missing+=(libnginx-mod-stream)

@@ -629,6 +629,17 @@ mod tests {
     }
 
     #[test]
+    fn a_switch_is_on_by_its_name_and_off_by_its_word() {
+        let of = |line: &str| {
+            let config = config(line).unwrap();
+            (config.legacy_client, config.login_memo)
+        };
+        assert_eq!(of("chat-server"), (false, true));
+        assert_eq!(of("chat-server --legacy-client --login-memo off 6000"), (true, false));
+        assert_eq!(of("chat-server --legacy-client=No --login-memo=1"), (false, true));
+    }
+
+    #[test]
     fn proxies_are_networks_or_addresses() {
         let proxies = |line: &str| -> Vec<String> {
             config(line).unwrap().proxies.iter().map(|network| network.to_string()).collect()
@@ -636,5 +647,7 @@ mod tests {
         assert!(proxies("chat-server").is_empty());
         let line = "chat-server --proxy-protocol 127.0.0.1,10.0.0.0/8,::1 6000";
         assert_eq!(proxies(line), ["127.0.0.1/32", "10.0.0.0/8", "::1/128"]);
+        let line = "chat-server --proxy-protocol ::ffff:10.1.2.3,::ffff:10.0.0.0/104,::/0,::ffff:0:0/90";
+        assert_eq!(proxies(line), ["10.1.2.3/32", "10.0.0.0/8", "::/0", "::ffff:0.0.0.0/90"]);
     }
 }

@@ -84,7 +84,7 @@ fn a_system_whose_sockets_are_for_ipv6_alone_by_default_changes_nothing() {
     let port = free_port();
     let setup = "ip link set lo up && echo 1 > /proc/sys/net/ipv6/bindv6only";
     let mut command = program("unshare");
-    command.args(["--net", "bash", "-c"]).arg(format!("{setup} && exec \"$0\" \"$@\""));
+    command.args(["--user", "--map-root-user", "--net", "bash", "-c"]).arg(format!("{setup} && exec \"$0\" \"$@\""));
     let server = server_after("", &dir, &[&port.to_string()]);
     command.arg(server.get_program()).args(server.get_args()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut process = crate::support::Process(command.spawn().unwrap());
@@ -93,7 +93,7 @@ fn a_system_whose_sockets_are_for_ipv6_alone_by_default_changes_nothing() {
         let target = process.pid().to_string();
         eventually("an answer over either family", || {
             let mut inside = Command::new("nsenter");
-            inside.args(["--net", "--target", &target, "bash", "-c", &ping]);
+            inside.args(["--user", "--preserve-credentials", "--net", "--target", &target, "bash", "-c", &ping]);
             inside.output().is_ok_and(|output| output.stdout == b"{\"msgid\":203}")
         });
     }

@@ -2,11 +2,12 @@
 
 use std::ffi::c_int;
 use std::fs;
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use crate::support::eventually;
-use crate::{Running, online_in};
+use crate::support::{Client, Process, eventually, free_port};
+use crate::{Running, online_in, program, server_after};
 
 /// What a signal is to do; all others are ignored by default.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -113,4 +114,28 @@ fn a_second_signal_ends_at_once_but_a_terminal_that_closes_sends_two_hangups() {
         let status = status.unwrap_or_else(|| server.process.wait());
         assert_eq!(status.code(), Some(if hurries { 130 } else { 0 }), "{first}, {second}");
     }
+}
+
+#[test]
+fn a_terminal_that_closes_under_the_server_leaves_nobody_online() {
+    let dir = tempfile::tempdir().unwrap();
+    let (port, pid_file) = (free_port(), dir.path().join("pid"));
+    let setup = format!("echo $$ > {}; export RUST_LOG=debug", pid_file.display());
+    let server = server_after(&setup, &dir, &["127.0.0.1", &port.to_string()]);
+    // `script` has the terminal's other end, and takes one line for a shell.
+    let quoted = |word: &std::ffi::OsStr| format!("'{}'", word.to_str().unwrap().replace('\'', r"'\''"));
+    let line: Vec<String> = std::iter::once(server.get_program()).chain(server.get_args()).map(quoted).collect();
+    let mut command = program("script");
+    command.args(["--quiet", "--command", &format!("exec {}", line.join(" ")), "/dev/null"]);
+    let mut terminal = Process(command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap());
+    eventually("the server to listen", || TcpStream::connect(("127.0.0.1", port)).is_ok());
+    let mut client = Client::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    let account = client.register("someone", "secret");
+    client.login(&account);
+    assert_eq!(online_in(&dir), 1);
+    let process = format!("/proc/{}", fs::read_to_string(pid_file).unwrap().trim());
+    assert!(fs::exists(&process).unwrap());
+    terminal.kill();
+    eventually("the server to end", || !fs::exists(&process).unwrap());
+    assert_eq!(online_in(&dir), 0);
 }

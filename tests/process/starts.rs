@@ -19,6 +19,12 @@ fn refused(setup: &str, words: &[&str], said: &[&str]) -> String {
     last
 }
 
+/// What root does to become a user who has nothing else and may nothing; anybody else is one who may nothing.
+fn without_rights(user: u32) -> String {
+    let become_user = format!("setpriv --reuid {user} --clear-groups --bounding-set -all");
+    format!("[ \"$(id -u)\" -ne 0 ] || exec {become_user} \"$0\" \"$@\"")
+}
+
 #[test]
 fn too_few_descriptors_are_told_with_how_many_are_needed_and_so_many_do() {
     for flags in [
@@ -64,7 +70,7 @@ fn threads_that_the_system_does_not_give_are_told_with_the_limits_that_keep_them
     }
     // Root has no limit of threads; this user has no other ones.
     for (few, user) in [(1, 54_321), (4, 54_322), (8, 54_323)] {
-        let become_nobody = format!("ulimit -u {few}; exec setpriv --reuid {user} --clear-groups \"$0\" \"$@\"");
+        let become_nobody = format!("ulimit -u {few}; {}", without_rights(user));
         refused(&become_nobody, &["--workers", "8", "127.0.0.1", "0"], &["ulimit -u", "TasksMax"]);
     }
 }
@@ -79,17 +85,15 @@ fn an_address_that_cannot_be_listened_on_is_told_with_what_to_take_instead() {
     refused("", &["192.0.2.7", "6000"], &["192.0.2.7:6000", "this machine has no such address"]);
     refused("", &["2001:db8::7", "6000"], &["[2001:db8::7]:6000", "this machine has no such address"]);
     refused("", &["--metrics", "192.0.2.7:1", "127.0.0.1", "0"], &["192.0.2.7:1", "no such address"]);
-    let without_rights = "exec setpriv --reuid 54324 --clear-groups --bounding-set -all \"$0\" \"$@\"";
     let lowest = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap();
     if lowest.trim() != "0" {
-        refused(without_rights, &["127.0.0.1", "80"], &["127.0.0.1:80", "CAP_NET_BIND_SERVICE"]);
+        refused(&without_rights(54_324), &["127.0.0.1", "80"], &["127.0.0.1:80", "CAP_NET_BIND_SERVICE"]);
     }
 }
 
 #[test]
 fn a_cause_is_told_once() {
-    let become_nobody = "ulimit -u 1; exec setpriv --reuid 54325 --clear-groups \"$0\" \"$@\"";
-    let text = refused(become_nobody, &["127.0.0.1", "0"], &["os error 11"]);
+    let text = refused(&format!("ulimit -u 1; {}", without_rights(54_325)), &["127.0.0.1", "0"], &["os error 11"]);
     assert_eq!(text.matches("os error").count(), 1, "{text}");
     let text = refused("", &["--store", "sqlite:/no/such/folder/chat.db", "127.0.0.1", "0"], &[]);
     assert_eq!(text.matches("/no/such/folder").count() - text.matches("/no/such/folder/chat.db").count(), 1, "{text}");

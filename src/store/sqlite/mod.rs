@@ -82,7 +82,9 @@ impl OpenError {
             }
             Some(ErrorCode::NotADatabase) => "; name another path, or move this file away",
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => "; end the other process that uses it",
-            Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure) => "; look whether the disk is full",
+            Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure) => {
+                "; look whether the disk is full, or a limit of size (ulimit -f) is reached"
+            }
             Some(ErrorCode::DatabaseCorrupt) => "; put a backup in its place",
             _ => "",
         };
