@@ -181,7 +181,7 @@ impl Hasher {
 
 /// The form of a password that does not depend on who typed it where: NFC, and every blank (White_Space) a
 /// U+0020. Nothing is dropped or refused; case counts.
-fn normal(password: &str) -> Cow<'_, str> {
+pub fn normal(password: &str) -> Cow<'_, str> {
     if password.is_ascii() && !password.contains(|character: char| character.is_whitespace() && character != ' ') {
         return Cow::Borrowed(password);
     }

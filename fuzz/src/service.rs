@@ -12,9 +12,11 @@ mod node;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 
+use chat_server::password::normal;
 use chat_server::reactor::ConnId;
 use chat_server::service::Shard;
 use chat_server::store::UserId;
+use chat_server::wire::name;
 use serde_json::{Value, json};
 
 use super::strict::{self, Json};
@@ -627,8 +629,8 @@ impl<'a> World<'a> {
                 let (name, description) = (fields.sized("groupname", 1, 50), fields.sized("groupdesc", 0, 200));
                 let mut told = Vec::new();
                 match (name, description) {
-                    (Ok(name), Ok(description)) => {
-                        if self.groups.iter().any(|(taken, _, _)| taken.to_lowercase() == name.to_lowercase()) {
+                    (Ok(name), Ok(description)) if name::problem(name).is_none() => {
+                        if self.groups.iter().any(|(taken, _, _)| name::key(taken) == name::key(name)) {
                             wrong.push(18);
                         } else if wrong.is_empty() {
                             self.groups.push((name.to_owned(), description.to_owned(), vec![me]));
@@ -712,7 +714,7 @@ impl<'a> World<'a> {
         }
         self.set_user(client, None);
         let user = user_of(id).filter(|user| self.exists(*user));
-        let Some(user) = user.filter(|user| self.accounts[*user as usize - 1].1 == password) else {
+        let Some(user) = user.filter(|user| normal(&self.accounts[*user as usize - 1].1) == normal(password)) else {
             return self.owe(client, refusal(Some(1), seq, vec![REJECTED]));
         };
         if self.is_online(user) {
@@ -729,10 +731,16 @@ impl<'a> World<'a> {
     }
 
     fn register(&mut self, client: usize, seq: Option<i64>, fields: &Fields) {
-        let (Ok(name), Ok(password)) = (fields.sized("name", 1, 50), fields.password()) else {
+        let Ok(name) = fields.sized("name", 1, 50) else {
             return self.owe(client, refusal(Some(4), seq, vec![12]));
         };
-        if self.accounts.iter().any(|(taken, _)| taken.to_lowercase() == name.to_lowercase()) {
+        if name::problem(name).is_some() {
+            return self.owe(client, refusal(Some(4), seq, vec![REJECTED]));
+        }
+        let Ok(password) = fields.password() else {
+            return self.owe(client, refusal(Some(4), seq, vec![12]));
+        };
+        if self.accounts.iter().any(|(taken, _)| name::key(taken) == name::key(name)) {
             return self.owe(client, refusal(Some(4), seq, vec![REJECTED]));
         }
         self.accounts.push((name.to_owned(), password.to_owned()));

@@ -31,7 +31,7 @@ pub fn key(name: &str) -> String {
 
 /// What is wrong with a name that nobody may take, if anything is: the end of a sentence that the field
 /// begins. Emoji, joiners within a name, and characters that this server does not know, are fine.
-pub(super) fn problem(name: &str) -> Option<&'static str> {
+pub fn problem(name: &str) -> Option<&'static str> {
     if name.chars().any(char::is_control) {
         Some("has a control character in it")
     } else if name.chars().all(is_invisible) {

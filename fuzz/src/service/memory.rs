@@ -7,6 +7,7 @@ use chat_server::store::{
     Account, Claim, Connection, Friend, Group, GroupId, Holder, Kept, Member, NodeId, Outcome, Page, RowId, StoreError,
     UserId, Write,
 };
+use chat_server::wire::name;
 
 /// The only one.
 pub const NODE: NodeId = NodeId(1);
@@ -45,7 +46,7 @@ impl Memory {
     fn write(&mut self, write: &Write) -> Outcome {
         match write {
             Write::Register { name, password } => {
-                if self.accounts.iter().any(|(taken, _)| taken.to_lowercase() == name.to_lowercase()) {
+                if self.accounts.iter().any(|(taken, _)| name::key(taken) == name::key(name)) {
                     return Outcome::Already;
                 }
                 self.accounts.push((name.clone(), password.clone()));
@@ -75,7 +76,7 @@ impl Memory {
                 }
             }
             Write::CreateGroup { creator, name, description } => {
-                if self.groups.iter().any(|(taken, _, _)| taken.to_lowercase() == name.to_lowercase()) {
+                if self.groups.iter().any(|(taken, _, _)| name::key(taken) == name::key(name)) {
                     return Outcome::Already;
                 }
                 self.groups.push((name.clone(), description.clone(), vec![*creator]));
