@@ -20,7 +20,7 @@ use std::time::{Duration, SystemTime};
 use env_logger::{DEFAULT_FILTER_ENV, DEFAULT_WRITE_STYLE_ENV, Target, WriteStyle};
 
 /// What may wait to be written, in bytes.
-const CAPACITY: usize = 4 << 20;
+const CAPACITY: usize = 1 << 20;
 /// What an empty queue keeps, in bytes.
 const SPARE: usize = 64 << 10;
 /// How long the last lines may take when the process ends.
@@ -210,7 +210,7 @@ impl<W: Write> Output<W> {
             return;
         }
         let (time, unsaid) = (humantime::format_rfc3339_seconds(SystemTime::now()), self.unsaid);
-        let line = format!("[{time} WARN  {}] {unsaid} lines of the log are missing here: ", module_path!())
+        let line = format!("[{time} WARN  {}] {unsaid} lines of the log were dropped here: ", module_path!())
             + "they were not read or written as fast as they came\n";
         if self.write(line.as_bytes()).is_empty() {
             self.unsaid = 0;
@@ -323,7 +323,7 @@ mod tests {
         assert_eq!(text(&written).len(), fit * line.len());
         answer.send(Ok(usize::MAX)).unwrap();
         let told = text(&written);
-        assert!(told.contains(" 8 lines of the log are missing here") && told.ends_with('\n'), "{told}");
+        assert!(told.contains(" 8 lines of the log were dropped here") && told.ends_with('\n'), "{told}");
         answer.send(Ok(usize::MAX)).unwrap();
         queue.append(b"next\n");
         assert_eq!(text(&written), "next\n");
@@ -345,7 +345,7 @@ mod tests {
         queue.append(b"four\n");
         assert_eq!(text(&written), "\n", "behind a line that was cut");
         answer.send(Ok(1)).unwrap();
-        assert!(text(&written).contains(" 2 lines of the log are missing here"));
+        assert!(text(&written).contains(" 2 lines of the log were dropped here"));
         answer.send(Ok(usize::MAX)).unwrap();
         assert_eq!(text(&written), "four\n");
         answer.send(Ok(usize::MAX)).unwrap();

@@ -1,8 +1,10 @@
 //! A log that nobody reads, or that cannot be written, holds up nobody, and what is missing is counted.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::Stdio;
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::{Client, Process, eventually, free_port};
@@ -55,12 +57,30 @@ fn a_pipe_that_nobody_reads_holds_up_nobody() {
     let mut client = Client::connect(address);
     let account = client.register("someone", "secret");
     client.login(&account);
-    assert_eq!(metric(metrics, "chat_log_lines_dropped_total"), 0.0, "there is room for all this in memory");
     expect_an_end_in_time(&mut process);
     let mut log = String::new();
     process.0.stderr.take().unwrap().read_to_string(&mut log).unwrap();
     assert!(log.contains("listening on") && log.len() > 60_000, "the pipe was not full: {} bytes", log.len());
     assert!(!log.contains("stopped"), "somebody has read it");
+}
+
+#[test]
+fn what_a_pipe_and_the_memory_have_no_room_for_is_counted_and_told_when_it_is_read() {
+    let (mut process, address, metrics, _dir) = started("2>&2", Stdio::piped());
+    eventually("lines to be dropped", || {
+        keep_busy(address);
+        metric(metrics, "chat_log_lines_dropped_total") > 0.0
+    });
+    let (sender, lines) = mpsc::channel();
+    let stderr = BufReader::new(process.0.stderr.take().unwrap());
+    thread::spawn(move || stderr.lines().map_while(Result::ok).for_each(|line| drop(sender.send(line))));
+    let told = |line: &String| line.contains(" lines of the log were dropped here");
+    let told = lines.iter().find(told).expect("it is told");
+    let count: f64 = told.split("] ").nth(1).and_then(|text| text.split(' ').next()).unwrap().parse().unwrap();
+    assert!(count > 0.0 && count <= metric(metrics, "chat_log_lines_dropped_total"), "{told}");
+    // What comes now is there, to the last line.
+    expect_an_end_in_time(&mut process);
+    assert!(lines.iter().last().is_some_and(|line| line.ends_with("stopped")));
 }
 
 #[test]
@@ -91,7 +111,7 @@ fn what_is_missing_is_told_when_the_log_can_be_written_again() {
     std::fs::File::create(&file).unwrap();
     eventually("it to be told", || {
         Client::connect(address).sync();
-        std::fs::read_to_string(&file).is_ok_and(|log| log.contains(" lines of the log are missing here"))
+        std::fs::read_to_string(&file).is_ok_and(|log| log.contains(" lines of the log were dropped here"))
     });
     expect_an_end_in_time(&mut process);
 }
