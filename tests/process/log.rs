@@ -52,7 +52,7 @@ fn expect_an_end_in_time(process: &mut Process) {
 
 #[test]
 fn a_pipe_that_nobody_reads_holds_up_nobody() {
-    let (mut process, address, metrics, _dir) = started("2>&2", Stdio::piped());
+    let (mut process, address, _, _dir) = started("2>&2", Stdio::piped());
     keep_busy(address);
     let mut client = Client::connect(address);
     let account = client.register("someone", "secret");
