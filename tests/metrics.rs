@@ -620,7 +620,9 @@ fn only_what_is_there_can_be_asked_for_and_only_asked_for() {
     assert_eq!((status(&metrics), &*metrics.1), ("200", ""));
     let post = ask(at, "POST /metrics HTTP/1.1\r\nContent-Length: 0\r\n\r\n").unwrap();
     assert!(status(&post) == "405" && post.0.contains("Allow: GET, HEAD"), "{post:?}");
-    for request in ["hello\r\n\r\n", "\r\n\r\n", "GET / HTTP/3\r\n\r\n", "GET  / HTTP/1.1\r\n\r\n", "\u{ff}\r\n\r\n"] {
+    for request in
+        ["hello\r\n\r\n", "GET * HTTP/1.1\r\n\r\n", "GET / HTTP/3\r\n\r\n", "GET  / HTTP/1.1\r\n\r\n", "\u{ff}\r\n\r\n"]
+    {
         assert_eq!(status(&ask(at, request).unwrap()), "400", "{request:?}");
     }
     assert_eq!(ask(at, "GET /healthz HTTP/1.0\n\n").unwrap().1, "alive\n");
@@ -633,6 +635,50 @@ fn only_what_is_there_can_be_asked_for_and_only_asked_for() {
     let mut reply = String::new();
     stream.read_to_string(&mut reply).unwrap();
     assert!(reply.ends_with("\r\n\r\nalive\n"), "{reply}");
+}
+
+#[test]
+fn whatever_is_valid_http_is_answered_however_it_is_cut() {
+    let world = ALONE.own(&ANY_PORT);
+    let at = monitor_of(&world, 0);
+    for request in [
+        format!("GET http://{at}/healthz HTTP/1.1\r\nHost: {at}\r\n\r\n"),
+        "GET HTTP://somewhere.else/healthz?x=http://y/ HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(),
+        "\r\nGET /healthz HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(),
+        "\n\r\n\nGET /health%7A HTTP/1.0\nhOST:\n\n".to_owned(),
+        "GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: keep-alive\r\nExpect: 100-continue\r\n\
+         Content-Length: 5\r\n\r\nhello"
+            .to_owned(),
+    ] {
+        assert_eq!(ask(at, &request).unwrap().1, "alive\n", "{request:?}");
+        for cut in [1, 2, 3, request.len() / 2] {
+            let mut stream = TcpStream::connect(at).unwrap();
+            stream.set_nodelay(true).unwrap();
+            stream.set_read_timeout(Some(DEADLINE)).unwrap();
+            stream.write_all(&request.as_bytes()[..cut]).unwrap();
+            // A round trip in between: the first part has most likely been read by then.
+            get(at, "/healthz");
+            stream.write_all(&request.as_bytes()[cut..]).unwrap();
+            let mut reply = String::new();
+            stream.read_to_string(&mut reply).unwrap();
+            assert!(reply.starts_with("HTTP/1.1 200 OK\r\n") && reply.ends_with("\r\n\r\nalive\n"), "{reply}");
+            assert!(reply.contains("\r\nConnection: close\r\n"), "{reply}");
+        }
+    }
+    let page = ask(at, format!("GET http://{at} HTTP/1.1\r\nHost: {at}\r\n\r\n")).unwrap();
+    assert!(page.1.trim_end().ends_with("</html>"), "{page:?}");
+    let head = ask(at, format!("HEAD http://{at}/readyz HTTP/1.1\r\nHost: {at}\r\n\r\n")).unwrap();
+    assert!(["200", "503"].contains(&status(&head)) && head.1.is_empty(), "{head:?}");
+    for (request, code) in [
+        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "505"),
+        ("OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", "405"),
+        ("GET ftp://x/metrics HTTP/1.1\r\nHost: x\r\n\r\n", "400"),
+    ] {
+        let reply = ask(at, request).unwrap();
+        assert!(status(&reply) == code && reply.0.contains("\r\nAllow: GET, HEAD"), "{request:?}: {reply:?}");
+    }
+    let long = ask(at, [&b"GET /"[..], &[b'x'; 9000], b" HTTP/1.1\r\n\r\n"].concat());
+    assert_eq!(status(&long.unwrap()), "414");
 }
 
 #[test]

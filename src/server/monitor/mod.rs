@@ -9,13 +9,14 @@
 //!
 //! It is one more [`EventLoop`] with an acceptor, apart from those of the clients: so slow readers,
 //! half-closed connections and goodbyes are what they are there, and nobody who asks can wait for
-//! another one. A handful of HTTP is all that is added: GET and HEAD, one request for each
-//! connection. An HTTP library would have to be as hard to be held up: `tiny_http`, the small one
-//! that is much used, has had no release since 2022 and sets no time-outs on what it reads.
+//! another one. A handful of HTTP is all that is added, read by `httparse`: GET and HEAD, one request
+//! for each connection. A whole HTTP library would have to be as hard to be held up: `tiny_http`, the
+//! small one that is much used, has had no release since 2022 and sets no time-outs on what it reads.
 //!
 //! What a peer can take is bounded: a request of 8 KiB that must have come within 5 s, 64
 //! connections that are not closed (of more, the oldest is), and 5 s for a goodbye.
 
+mod request;
 mod sources;
 
 use std::collections::{HashMap, VecDeque};
@@ -30,6 +31,8 @@ use anyhow::{Context, Result};
 use mio::Poll;
 
 pub use sources::{Sources, registry};
+
+use request::{Refused, Request};
 
 use super::advice::CannotListen;
 use super::{join, thread};
@@ -48,8 +51,6 @@ const PAGE: &str = include_str!("page.html");
 const MAX_OPEN: usize = 64;
 /// With those that say goodbye. It is less where descriptors are few.
 pub const MAX_CONNECTIONS: u64 = 256;
-/// The largest request, in bytes.
-const MAX_REQUEST: usize = 8 * 1024;
 /// How long a request may take to come.
 const REQUEST_TIME: Duration = Duration::from_secs(5);
 /// How long the store may take to show that it is there.
@@ -213,34 +214,17 @@ impl<'a> Reply<'a> {
     }
 }
 
-/// The length of a request's head, up to an empty line. A person at a terminal ends lines without CR.
-fn end_of_head(input: &[u8]) -> Option<usize> {
-    let is_end = |at: usize| input[at..].starts_with(b"\n\n") || input[at..].starts_with(b"\n\r\n");
-    memchr::memchr_iter(b'\n', input).find(|at| is_end(*at)).map(|at| at + 1)
-}
-
 impl Web {
-    fn request(&mut self, io: &mut Io<Self>, conn: ConnId, head: &[u8]) {
-        let line = std::str::from_utf8(head).ok().and_then(|head| head.lines().next()).unwrap_or_default();
-        let mut words = line.split(' ');
-        let (Some(method), Some(target), Some("HTTP/1.1" | "HTTP/1.0"), None) =
-            (words.next(), words.next(), words.next(), words.next())
-        else {
-            return Reply::text("400 Bad Request", "this is no request\n").send(io, conn, false);
-        };
-        let is_head = method == "HEAD";
-        if method != "GET" && !is_head {
-            return Reply::text("405 Method Not Allowed", "only GET and HEAD\n").send(io, conn, false);
-        }
-        match target.split('?').next() {
-            Some("/metrics") => {
+    fn request(&mut self, io: &mut Io<Self>, conn: ConnId, Request { is_head, path }: Request<'_>) {
+        match &*path {
+            "/metrics" => {
                 let text = self.registry.text();
                 let media = "text/plain; version=0.0.4; charset=utf-8";
                 Reply { status: OK, media, body: &text }.send(io, conn, is_head);
             }
-            Some("/healthz") => Reply::text(OK, "alive\n").send(io, conn, is_head),
-            Some("/readyz") => self.ask_whether_ready(io, conn, is_head),
-            Some("/") => {
+            "/healthz" => Reply::text(OK, "alive\n").send(io, conn, is_head),
+            "/readyz" => self.ask_whether_ready(io, conn, is_head),
+            "/" => {
                 Reply { status: OK, media: "text/html; charset=utf-8", body: PAGE }.send(io, conn, is_head);
             }
             _ => Reply::text("404 Not Found", "try /, /metrics, /healthz or /readyz\n").send(io, conn, is_head),
@@ -295,10 +279,10 @@ impl Handler for Web {
         if self.asking.contains_key(&conn) {
             return all; // nobody asks twice
         }
-        match end_of_head(input) {
-            Some(end) if end <= MAX_REQUEST => self.request(io, conn, &input[..end]),
-            None if input.len() <= MAX_REQUEST => return Taken { bytes: 0, more: false },
-            _ => Reply::text("431 Request Header Fields Too Large", "at most 8 KiB\n").send(io, conn, false),
+        match Request::read(input) {
+            Ok(Some(request)) => self.request(io, conn, request),
+            Ok(None) => return Taken { bytes: 0, more: false },
+            Err(Refused { status, text, is_head }) => Reply::text(status, text).send(io, conn, is_head),
         }
         all
     }
