@@ -9,6 +9,8 @@ mod line;
 #[path = "faults/player.rs"]
 mod player;
 mod support;
+#[path = "front/vanished.rs"]
+mod vanished;
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -181,7 +183,7 @@ fn a_client_whose_node_dies_is_soon_back_on_another_and_tells_what_is_not_known(
         node.server().address
     });
     let nginx =
-        Nginx::start(&backends, NginxOptions { tls: Some(Identity::of(&["127.0.0.1"])), proxy_protocol: false });
+        Nginx::start(&backends, NginxOptions { tls: Some(Identity::of(&["127.0.0.1"])), ..NginxOptions::default() });
     let ca = nginx.certificate();
     for (port, options) in [(nginx.port, &[][..]), (nginx.tls_port, &["--tls", "--tls-ca", ca.to_str().unwrap()])] {
         let mut client = ChatClient::start(port, options);
@@ -335,7 +337,8 @@ fn a_fourth_node_joins_under_load_and_nobody_notices() {
 #[test]
 fn through_tls_and_with_proxy_headers_all_nodes_are_one_chat_and_know_their_clients() {
     let identity = Identity::of(&["127.0.0.1"]);
-    let (cluster, nginx) = cluster_behind(NginxOptions { tls: Some(identity), proxy_protocol: true });
+    let (cluster, nginx) =
+        cluster_behind(NginxOptions { tls: Some(identity), proxy_protocol: true, ..NginxOptions::default() });
     let mut here = Client::connect(nginx.address());
     here.register("here", "secret");
     // Enough for all nodes, whichever worker of nginx takes them.

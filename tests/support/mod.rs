@@ -12,6 +12,7 @@ mod client;
 mod cluster;
 mod cpp_node;
 mod mariadb;
+mod network;
 mod nginx;
 mod process;
 mod redis;
@@ -28,6 +29,7 @@ pub use client::{Account, Client, Ending, listed, login, parse, strings, text_of
 pub use cluster::Cluster;
 pub use cpp_node::{COPY, CppClient, CppNode, Kind, REFERENCE};
 pub use mariadb::MariaDb;
+pub use network::Network;
 pub use nginx::{Identity, Nginx, NginxOptions, nginx_in};
 pub use process::Process;
 pub use rng::Rng;

@@ -33,6 +33,10 @@ impl Identity {
 pub struct NginxOptions {
     pub tls: Option<Identity>,
     pub proxy_protocol: bool,
+    /// Where it listens, if not on 127.0.0.1.
+    pub address: Option<Ipv4Addr>,
+    /// Other times for `so_keepalive`.
+    pub keepalive: Option<&'static str>,
 }
 
 /// The real nginx with the repository's own `nginx.conf`, its ports and backends replaced, as a
@@ -130,7 +134,7 @@ impl Nginx {
     }
 
     pub fn address(&self) -> SocketAddr {
-        SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
+        SocketAddr::from((self.options.address.unwrap_or(Ipv4Addr::LOCALHOST), self.port))
     }
 
     /// The file to trust for TLS.
@@ -208,8 +212,13 @@ fn configuration(backends: &[SocketAddr], options: &NginxOptions, port: u16, tls
             }
             servers.push(port);
         } else {
-            let listen = directive.replace("listen 8000", &format!("listen 127.0.0.1:{port}"));
-            lines.push(listen.replace("listen 8443", &format!("listen 127.0.0.1:{tls_port}")));
+            let address = options.address.unwrap_or(Ipv4Addr::LOCALHOST);
+            let listen = directive.replace("listen 8000", &format!("listen {address}:{port}"));
+            let listen = listen.replace("listen 8443", &format!("listen {address}:{tls_port}"));
+            lines.push(match options.keepalive {
+                Some(times) => listen.replace("so_keepalive=60s:10s:3", &format!("so_keepalive={times}")),
+                None => listen,
+            });
         }
     }
     // What the file promises, whatever else is replaced here.
