@@ -1993,6 +1993,12 @@ fn names_that_cpp_servers_add_are_seen_before_the_next_of_ours_and_cost_no_id() 
     foreign.query_drop("UPDATE User SET name = 'renamed' WHERE name = 'Bob'").unwrap();
     assert_eq!(node.write(&[register("renamed"), register("bob")]), [Outcome::Already, Outcome::Already]);
     assert_eq!(node.user("z"), next_user + 1);
+    // Renamed as it should be: the name goes to the one that has waited for it.
+    foreign.query_drop("UPDATE User SET name = 'annette', namekey = NULL, namesake = NULL WHERE name = 'ann'").unwrap();
+    assert_eq!(node.write(&[register("Ann"), register("Annette")]), [Outcome::Already, Outcome::Already]);
+    let keyed =
+        "SELECT COUNT(*) FROM User WHERE name IN ('ANN', 'annette') AND namekey IS NOT NULL AND namesake IS NULL";
+    assert_eq!(foreign.query_first::<u32, _>(keyed).unwrap(), Some(2));
     // What C++ servers see has not changed.
     let user: mysql::Row = foreign.query_first("select * from User where id = 1").unwrap().unwrap();
     assert_eq!(user.len(), 4);

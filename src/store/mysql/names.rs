@@ -72,9 +72,12 @@ fn fill(session: &mut Session, named: &Named, ids: &[u64]) -> Result<Vec<Namesak
     if ids.is_empty() {
         return Ok(Vec::new());
     }
+    // One that was renamed by hand has left its old name to the next.
+    let mut ids = ids.to_vec();
+    ids.extend(session.list_text(&named.namesakes_of(&ids), |row| column::<u64>(row, 0))?);
     // Another node may have been quicker with some of them.
     let rows: Vec<(u64, String)> =
-        session.list_text(&named.lock(ids), |row| Ok((column(row, 0)?, text::read_string(row, 1)?)))?;
+        session.list_text(&named.lock(&ids), |row| Ok((column(row, 0)?, text::read_string(row, 1)?)))?;
     if rows.is_empty() {
         return Ok(Vec::new());
     }

@@ -43,6 +43,11 @@ impl Named {
         }
     }
 
+    /// Rows that have no key because one of these has it, or had it.
+    pub fn namesakes_of(&self, ids: &[u64]) -> String {
+        format!("SELECT id FROM {} WHERE namekey IS NULL AND namesake IN ({})", self.quoted, list(ids))
+    }
+
     /// Locks those of the rows that still have no key, in the order in which everybody locks rows, and
     /// reads their names.
     pub fn lock(&self, ids: &[u64]) -> String {
