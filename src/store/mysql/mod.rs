@@ -164,7 +164,7 @@ impl MySqlConnection {
     }
 
     fn lists(&mut self, kinds: &[Kind], user: UserId, max_bytes: usize) -> Result<Loaded, StoreError> {
-        self.read(|session, sql| read_lists(session, &sql.lists(kinds, user, max_bytes), max_bytes))
+        self.read(|session, sql| Ok(read_lists(session, &sql.lists(kinds, user, max_bytes), max_bytes)?.0))
     }
 
     /// One transaction. `in_doubt`: whether an earlier try may have been committed, before and after this.
@@ -280,13 +280,20 @@ impl Connection for MySqlConnection {
     }
 
     fn load(&mut self, user: UserId, max_bytes: usize) -> Result<Loaded, StoreError> {
-        self.lists(&[Kind::Friend, Kind::Group, Kind::Member, Kind::Message], user, max_bytes)
+        let kinds = [Kind::Friend, Kind::Group, Kind::Member, Kind::Many];
+        self.read(|session, sql| {
+            let (mut loaded, many) = read_lists(session, &sql.lists(&kinds, user, max_bytes), max_bytes)?;
+            if many {
+                loaded.page = read_lists(session, &sql.lists(&[Kind::Message], user, max_bytes), max_bytes)?.0.page;
+            }
+            Ok(loaded)
+        })
     }
 }
 
-/// The rows of [`Sql::lists`], put in order.
-fn read_lists(session: &mut Session, sql: &str, max_bytes: usize) -> Result<Loaded, Failure> {
-    let (mut loaded, mut members, mut there) = (Loaded::default(), Vec::new(), 0);
+/// The rows of [`Sql::lists`], put in order; and whether there are many messages, which are none of them.
+fn read_lists(session: &mut Session, sql: &str, max_bytes: usize) -> Result<(Loaded, bool), Failure> {
+    let (mut loaded, mut members, mut there, mut many) = (Loaded::default(), Vec::new(), 0, false);
     session.list_text(sql, |row| {
         let kind: u8 = column(row, 0)?;
         match kind {
@@ -307,6 +314,7 @@ fn read_lists(session: &mut Session, sql: &str, max_bytes: usize) -> Result<Load
                 let member = Member { id: column(row, 2)?, state: state(row)?, name: text::read_string(row, 4)?, role };
                 members.push((column::<GroupId>(row, 1)?, member));
             }
+            kind if kind == Kind::Many as u8 => many = true,
             _ => {
                 there = column(row, 2)?;
                 loaded.page.messages.push((column(row, 1)?, text::read(row, 4)?.into()));
@@ -325,7 +333,7 @@ fn read_lists(session: &mut Session, sql: &str, max_bytes: usize) -> Result<Load
         group.members = group.members.max(u32::try_from(group.users.len()).unwrap_or(u32::MAX));
     }
     cut(&mut loaded.page, there, max_bytes);
-    Ok(loaded)
+    Ok((loaded, many))
 }
 
 /// Cuts a page off at so many bytes. `there`: how many messages the database has seen.

@@ -211,6 +211,7 @@ impl Sql {
             Kind::Group => &self.lists.groups,
             Kind::Member => &self.lists.members,
             Kind::Message => &self.lists.page,
+            Kind::Many => &self.lists.few,
         });
         let sql = branches.collect::<Vec<_>>().join(" UNION ALL ");
         sql.replace(":user", &user.to_string()).replace(":bytes", &max_bytes.to_string())
@@ -285,7 +286,6 @@ impl Sql {
 /// What a row of [`Sql::lists`] is, by its first column. The others are: an id, a number, whether it is so
 /// (who is online), and two texts of two columns each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
 pub(super) enum Kind {
     /// Its id and name.
     Friend = 1,
@@ -295,7 +295,12 @@ pub(super) enum Kind {
     Member = 3,
     /// Its id, how many there are among the first [`PAGE_ROWS`], and its text.
     Message = 4,
+    /// There are more than a few of those.
+    Many = 5,
 }
+
+/// So many messages, of the usual greatest size, are a page.
+const FEW: u32 = 4;
 
 /// The most messages of a page.
 pub(super) const PAGE_ROWS: u64 = 4096;
@@ -310,6 +315,9 @@ struct Lists {
     groups: String,
     members: String,
     page: String,
+    /// The same, if there are only a few: then how many bytes they have need not be looked at, which takes
+    /// longer than all else. If there are more, a row that says so.
+    few: String,
 }
 
 impl Lists {
@@ -323,6 +331,9 @@ impl Lists {
               FROM {group_user} AS m WHERE m.userid = :user) AS mine",
             LISTED_MEMBERS - 1,
         );
+        let text = texts.columns_if("m.once IS NULL", "m.message");
+        let one_more =
+            format!("(SELECT {row} FROM {message} WHERE userid = :user ORDER BY {row} LIMIT 1 OFFSET {FEW})");
         let some = |lengths: &str, from: u64, upto: u64| {
             let what = format!("{lengths} FROM {message} WHERE userid = :user");
             match from {
@@ -372,8 +383,15 @@ impl Lists {
                       STRAIGHT_JOIN {message} AS m ON m.{row} = page.id
                  WHERE page.ahead <= :bytes",
                 Kind::Message as u8,
-                texts.columns_if("m.once IS NULL", "m.message"),
+                text,
                 lengths.join(" UNION ALL "),
+            ),
+            few: format!(
+                "SELECT {}, CAST(m.{row} AS UNSIGNED), 0, FALSE, {text}, NULL, NULL
+                 FROM {message} AS m WHERE m.userid = :user AND {one_more} IS NULL
+                 UNION ALL SELECT {}, 0, 0, FALSE, NULL, NULL, NULL, NULL FROM DUAL WHERE {one_more} IS NOT NULL",
+                Kind::Message as u8,
+                Kind::Many as u8,
             ),
         }
     }
