@@ -87,6 +87,12 @@ pub fn run(flags: &Flags) -> anyhow::Result<Vec<String>> {
     let mut problems = Vec::new();
     let (title, old, new, is_paired) = match (&old, &new) {
         (Side::File(old), Side::File(new)) => {
+            let unused = flags.given.iter().find(|id| !["words", "json", "seed", "bench"].contains(&id.as_str()));
+            ensure!(
+                unused.is_none(),
+                "--{} would not be used: files tell what was measured",
+                unused.map_or("", |id| id)
+            );
             for (name, file) in [(old_name, old), (new_name, new)] {
                 let rounds = file.rounds.len();
                 ensure!(
@@ -123,7 +129,7 @@ type Rounds = Vec<Vec<Entry>>;
 fn in_turn(flags: &Flags, binaries: [&str; 2], problems: &mut Vec<String>) -> anyhow::Result<(Rounds, Rounds)> {
     let least = ROUNDS_TO_COMPARE;
     ensure!(flags.rounds() >= least, "a comparison takes at least {least} rounds: --rounds");
-    let mut rounds: [Rounds; 2] = Default::default();
+    let (mut rounds, mut limited): ([Rounds; 2], u16) = Default::default();
     for round in 0..flags.rounds() {
         let mut entries_of = [None, None];
         for turn in 0..2 {
@@ -137,6 +143,7 @@ fn in_turn(flags: &Flags, binaries: [&str; 2], problems: &mut Vec<String>) -> an
                 let why = figures.cut_short.clone().unwrap_or_else(|| format!("{wrong} messages were lost or wrong"));
                 problems.push(format!("{name}, round {}: {why}", round + 1));
             }
+            limited += u16::from(figures.limit().is_some());
             entries_of[which] = Some(entries(&figures));
             if ending::signal().is_some() {
                 break;
@@ -148,6 +155,12 @@ fn in_turn(flags: &Flags, binaries: [&str; 2], problems: &mut Vec<String>) -> an
         if ending::signal().is_some() {
             break;
         }
+    }
+    if limited > 0 {
+        let of = 2 * flags.rounds();
+        eprintln!(
+            "load: in {limited} of {of} rounds the machine or the generator was the limit: rates and latencies are its"
+        );
     }
     let [old, new] = rounds;
     ensure!(old.len() >= 2, "ended by a signal before two rounds were measured");

@@ -169,7 +169,7 @@ pub struct Flags {
     #[arg(long)]
     pub floor: bool,
     /// Measure these as well, in turn with the server: inspircd, nats (pairs), or 'COMMAND {port}', which starts any
-    /// server of the family on 127.0.0.1
+    /// server of the family on 127.0.0.1. The packages give no acks
     #[arg(long, value_name = "NAMES|COMMAND")]
     pub rival: Vec<Rivals>,
     /// Exit status 2 if the server's figures are so: 'chat.p99>5ms', 'rate<100k', 'cpu>8us', 'lost>0'; repeatable
@@ -440,6 +440,7 @@ impl Flags {
             _ => {}
         }
         match id {
+            "clean" | "seed" if workload == Idle => not_here(false),
             "pid" | "accounts" | "clean" => only(is_foreign, "it goes with --addr"),
             "nodes" | "reactors" | "workers" | "password_cost" => {
                 only(!is_foreign, "it is of a fresh server, and --addr names one that runs")

@@ -39,6 +39,8 @@ pub struct Run {
     pub shown: Vec<Figures>,
     /// What stays at a server that was there before.
     pub left: Option<String>,
+    /// What was found out about each of its servers.
+    pub speaks: Vec<String>,
     /// Why it is not all that was asked for.
     pub failed: Option<String>,
 }
@@ -89,13 +91,14 @@ pub fn measure(flags: &Flags) -> anyhow::Result<Run> {
     flags.check()?;
     preflight::check_rivals(flags)?;
     let mut book = Book::open(flags.accounts.as_deref())?;
-    let flags = &with_rate(flags)?;
+    let flags = &with_rate(flags, &mut book)?;
     let mut rounds: Vec<Vec<Figures>> = Vec::new();
     let mut failed = None;
     for round in 0..flags.rounds() {
         if let Err(error) = in_turn(flags, round, &mut book, &mut rounds) {
             if rounds.is_empty() {
                 keep_book(flags, &book)?;
+                left(flags, &book).iter().for_each(|left| eprintln!("load: {left}"));
                 return Err(error);
             }
             failed = Some(format!("{error:#}"));
@@ -112,10 +115,16 @@ pub fn measure(flags: &Flags) -> anyhow::Result<Run> {
         book.messages = book.messages.saturating_sub(users::clean(&target, &book)?);
     }
     keep_book(flags, &book)?;
-    let left = (!flags.addr.is_empty()).then(|| format!("left at {}: {}", flags.addr.join(", "), book.left()));
+    let left = left(flags, &book);
+    let speaks = book.known.iter().map(|(address, it)| format!("{address} speaks: {it}")).collect();
     let shown = rounds.iter().map(|rounds| together(rounds)).collect::<Result<_, _>>()?;
     let failed = failed.filter(|_| ending::signal().is_none());
-    Ok(Run { flags: flags.clone(), rounds, shown, left, failed })
+    Ok(Run { flags: flags.clone(), rounds, shown, left, speaks, failed })
+}
+
+/// Of a server that was there before.
+fn left(flags: &Flags, book: &Book) -> Option<String> {
+    (!flags.addr.is_empty()).then(|| format!("left at {}: {}", flags.addr.join(", "), book.left()))
 }
 
 fn keep_book(flags: &Flags, book: &Book) -> anyhow::Result<()> {
@@ -156,10 +165,10 @@ fn in_turn(flags: &Flags, round: u16, book: &mut Book, rounds: &mut Vec<Vec<Figu
 }
 
 /// With a rate that is a percentage replaced by what that is on this machine.
-fn with_rate(flags: &Flags) -> anyhow::Result<Flags> {
+fn with_rate(flags: &Flags, book: &mut Book) -> anyhow::Result<Flags> {
     let Some(Rate::Percent(percent)) = flags.rate else { return Ok(flags.clone()) };
     let closed = Flags { rate: None, window: vec![16], ..flags.clone() };
-    let capacity = once(&closed, Target::server(&closed)?, &mut Book::open(flags.accounts.as_deref())?)?;
+    let capacity = once(&closed, Target::server(&closed)?, book)?;
     if let Some(limit) = capacity.limit() {
         eprintln!("load: the capacity was measured with the {} as its limit", limit.name());
     }

@@ -171,7 +171,7 @@ pub fn json(run: &Run) -> Value {
     let results: Vec<Value> = run.shown.iter().map(result).collect();
     json!({
         "title": title(&run.flags), "settings": settings(&run.flags), "results": results,
-        "left": run.left, "failures": run.problems(),
+        "speaks": run.speaks, "left": run.left, "failures": run.problems(),
     })
 }
 

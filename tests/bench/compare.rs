@@ -52,6 +52,8 @@ fn files_are_compared_if_they_say_the_same() {
     assert!(said.status == 1 && said.err.contains("users 4 and 8"), "{said:?}");
     let said = load(&["compare", &file("a"), &file("d")]);
     assert!(said.status == 1 && said.err.contains("2 rounds"), "{said:?}");
+    let said = load(&["compare", &file("a"), &file("b"), "--users", "4"]);
+    assert!(said.status == 1 && said.err.contains("--users"), "{said:?}");
     // One whose CPU is ten times as much.
     let mut text: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(file("a")).unwrap()).unwrap();
     for round in text["rounds"].as_array_mut().unwrap() {

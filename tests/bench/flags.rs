@@ -21,6 +21,8 @@ fn flags_that_a_workload_does_not_use_are_refused() {
         ("--workload group --rate 50%", "--rate"),
         ("--workload drain --rate 50", "--rate"),
         ("--rate 100 --window 2", "--window"),
+        ("--workload idle --seed 1", "--seed"),
+        ("--workload idle --addr 127.0.0.1:1 --clean", "--clean"),
         ("--pause 2", "--pause"),
         ("--workload slow --pause 2", "--pause"),
         ("--read-rate 4096", "--read-rate"),

@@ -6,6 +6,8 @@ mod cpp;
 mod ends;
 mod faults;
 mod flags;
+mod numbers;
+mod order;
 mod proxy;
 mod tool;
 

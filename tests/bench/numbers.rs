@@ -1,0 +1,120 @@
+//! The pure parts of the bench: its statistics, and what it makes of numbers that come.
+
+#[allow(dead_code)]
+#[path = "../../benches/load/stats.rs"]
+mod stats;
+#[allow(dead_code)]
+#[path = "../../benches/load/tally.rs"]
+mod tally;
+
+use stats::{Rng, Row, median, ratios};
+use tally::{Ack, Acks, Arrival, Counts, Order};
+
+#[test]
+fn the_median_of_an_even_number_is_the_mean_of_the_middle_two() {
+    assert_eq!(median(vec![4.0, 1.0]), 2.5);
+    assert_eq!(median(vec![9.0, 1.0, 3.0, 5.0]), 4.0);
+    assert_eq!(median(vec![7.0, 1.0, 3.0]), 3.0);
+    assert_eq!(median(vec![5.0]), 5.0);
+}
+
+#[test]
+fn a_repeated_message_does_not_stand_for_a_lost_one() {
+    let mut order = Order::default();
+    assert_eq!(order.arrive(0), Arrival::New { gap: 0 });
+    assert_eq!(order.arrive(3), Arrival::New { gap: 2 });
+    assert_eq!(order.arrive(3), Arrival::Repeated);
+    assert_eq!(order.arrive(0), Arrival::Repeated);
+    assert_eq!(order.missing(5), 3);
+    assert_eq!(order.arrive(1), Arrival::Late);
+    assert_eq!(order.arrive(1), Arrival::Repeated);
+    assert_eq!(order.missing(5), 2);
+    assert!(order.has(1) && !order.has(2) && order.has(3) && !order.has(4));
+}
+
+#[test]
+fn any_order_of_arrival_is_accounted_for() {
+    let mut rng = Rng(7);
+    for _ in 0..200 {
+        let (mut order, mut came) = (Order::default(), std::collections::BTreeSet::new());
+        for _ in 0..60 {
+            let number = rng.below(40) as u64;
+            let is_highest = came.iter().next_back().is_none_or(|highest| number > *highest);
+            let is_new = came.insert(number);
+            match order.arrive(number) {
+                Arrival::New { .. } => assert!(is_new && is_highest),
+                Arrival::Late => assert!(is_new && !is_highest),
+                Arrival::Repeated => assert!(!is_new),
+            }
+        }
+        assert_eq!(order.missing(40), 40 - came.len() as u64);
+        assert!((0..40).all(|number| order.has(number) == came.contains(&number)));
+    }
+}
+
+#[test]
+fn acks_are_matched_by_their_seq() {
+    let mut acks = Acks::default();
+    (0..4).for_each(|seq| acks.owe(seq, 100 + seq));
+    assert_eq!(acks.come(2), Ack::Owed { at: 102, late: false });
+    assert_eq!(acks.come(2), Ack::Repeated);
+    assert_eq!(acks.come(0), Ack::Owed { at: 100, late: true });
+    assert_eq!(acks.come(0), Ack::Repeated);
+    assert_eq!(acks.come(9), Ack::Unknown);
+    assert_eq!(acks.pending(), 2);
+    assert_eq!(acks.come(1), Ack::Owed { at: 101, late: true });
+    assert_eq!(acks.come(3), Ack::Owed { at: 103, late: false });
+    assert_eq!((acks.come(3), acks.pending()), (Ack::Repeated, 0));
+    acks.owe(4, 104);
+    assert_eq!(acks.come(5), Ack::Unknown);
+    assert_eq!(acks.come(4), Ack::Owed { at: 104, late: false });
+}
+
+#[test]
+fn refusals_that_are_expected_are_no_failure() {
+    let mut counts = Counts::default();
+    counts.refuse("20", 3, b"{\"errno\":20}");
+    counts.refuse("21", 1, b"{\"errno\":21}");
+    counts.refuse("20", 1, b"another one");
+    assert_eq!((counts.refusals(), counts.wrong(&[]), counts.wrong(&[20]), counts.wrong(&[20, 21])), (5, 5, 1, 0));
+    assert_eq!(counts.refused["20"].sample, "{\"errno\":20}");
+    // Acts that were not done, and acks in another order, are told, and are nobody's fault.
+    counts.missed = 7;
+    counts.acks_out_of_order = 7;
+    assert_eq!(counts.wrong(&[20, 21]), 0);
+}
+
+/// Rounds around `mean` that spread by `spread`, both as parts of it.
+fn rounds(rng: &mut Rng, mean: f64, spread: f64) -> Vec<f64> {
+    let uniform = |rng: &mut Rng| (rng.next() >> 11) as f64 / (1u64 << 53) as f64;
+    (0..7).map(|_| mean * (1.0 + spread * ((0..4).map(|_| uniform(rng)).sum::<f64>() - 2.0))).collect()
+}
+
+#[test]
+fn the_intervals_of_all_rows_together_hold_the_truth_19_times_of_20() {
+    let mut rng = Rng(42);
+    for is_paired in [true, false] {
+        let mut missed = 0;
+        for seed in 0..60 {
+            let rows: Vec<Row> = [0.01, 0.05, 0.2, 0.2, 0.3]
+                .map(|spread| Row { old: rounds(&mut rng, 100.0, spread), new: rounds(&mut rng, 100.0, spread) })
+                .to_vec();
+            let wrong = ratios(&rows, is_paired, seed).into_iter().any(|ratio| ratio.low > 1.0 || ratio.high < 1.0);
+            missed += u32::from(wrong);
+        }
+        assert!(missed <= 6, "{missed} of 60, paired: {is_paired}");
+    }
+}
+
+#[test]
+fn a_difference_that_is_there_is_seen() {
+    let mut rng = Rng(1);
+    let row = |old: f64, new: f64, rng: &mut Rng| Row { old: rounds(rng, old, 0.01), new: rounds(rng, new, 0.01) };
+    let rows = [row(100.0, 110.0, &mut rng), row(100.0, 100.0, &mut rng), row(100.0, 90.0, &mut rng)];
+    let found = ratios(&rows, true, 3);
+    assert!(found[0].low > 1.02 && found[0].high < 1.2, "{found:?}");
+    assert!(found[1].low < 1.0 && found[1].high > 1.0, "{found:?}");
+    assert!(found[2].high < 1.0 / 1.02, "{found:?}");
+    // The same seed says the same.
+    assert_eq!(ratios(&rows, true, 3), found);
+}
