@@ -178,11 +178,11 @@ fn with_rate(flags: &Flags, book: &mut Book) -> anyhow::Result<Flags> {
 /// One round against a target. If that fails, the error says what the target did last.
 pub fn once(flags: &Flags, mut target: Target, book: &mut Book) -> anyhow::Result<Figures> {
     let name = target.name.clone();
+    preflight::check(flags, &target)?;
     round(flags, &mut target, book).map_err(|failed| anyhow!("{name}: {failed:#}\n{}", target.last_words()))
 }
 
 fn round(flags: &Flags, target: &mut Target, book: &mut Book) -> anyhow::Result<Figures> {
-    preflight::check(flags, target)?;
     if target.is_unknown {
         detect::find_out(target, book)?;
         preflight::check_capabilities(flags, target)?;

@@ -467,7 +467,7 @@ impl Traffic {
             Some(202) => self.request(n, "{\"msgid\":203}"),
             Some(203) => {}
             Some(5) if self.clients[n].role == Role::Registrar => self.registered(n, object, now),
-            Some(2) | None if matches!(self.clients[n].role, Role::Visitor | Role::Sleeper) => {
+            Some(2) if matches!(self.clients[n].role, Role::Visitor | Role::Sleeper) => {
                 self.logged_in(n, object, now);
             }
             _ => self.unknown(n, object, now),
@@ -540,19 +540,26 @@ impl Traffic {
 
     /// An object that is nothing that was sent, or not as it was.
     fn unknown(&mut self, n: usize, object: &[u8], now: u64) {
+        let is_like_an_ack = memmem::find(object, b"\"errno\":").is_some();
+        if is_like_an_ack && self.clients[n].acks.pending() > self.clients[n].unplaced_acks {
+            return self.unknown_ack(n, object, now);
+        }
         self.counts.change(object);
-        let Some(speaker) = self.speaker(n) else {
-            // It may have been an answer.
-            if self.clients[n].acks.pending() > 0 {
-                self.clients[n].unplaced_acks += 1;
-            }
-            return;
-        };
+        let Some(speaker) = self.speaker(n) else { return };
         let client = &mut self.clients[n];
         client.unplaced += 1;
         client.unplaced_open += 1;
         self.settled += 1;
         self.arrived(n, speaker, None, now);
+    }
+
+    /// An ack of nothing that was asked for: one of those that were is not coming.
+    fn unknown_ack(&mut self, n: usize, object: &[u8], now: u64) {
+        self.counts.acks_changed += 1;
+        self.counts.changed_sample.get_or_insert_with(|| sample(object));
+        self.clients[n].unplaced_acks += 1;
+        self.settled += 1;
+        self.acked(n, now);
     }
 
     /// Client `n` has got one message more; `None`: it cannot be told which one.
@@ -662,13 +669,7 @@ impl Traffic {
                 self.counts.acks_out_of_order += u64::from(late);
                 (seq, at)
             }
-            _ => {
-                self.counts.acks_changed += 1;
-                self.counts.changed_sample.get_or_insert_with(|| sample(object));
-                self.clients[n].unplaced_acks += 1;
-                self.settled += 1;
-                return self.acked(n, now);
-            }
+            _ => return self.unknown_ack(n, object, now),
         };
         self.settled += 1;
         let errno = errno(object);

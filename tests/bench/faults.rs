@@ -70,6 +70,8 @@ fn messages() {
         (Harm::Change("\"msgid\":6", "\"msgid\":7"), "changed"),
         (Harm::Change("\"time\":\"2026", "\"time\":\"2027"), "changed"),
         (Harm::Change("~", "-"), "changed"),
+        (Harm::Change("\"msg\":", "\"mgs\":"), "changed"),
+        (Harm::Change("}", "]"), "changed"),
         (Harm::Number("\"id\":"), "changed"),
         (Harm::Number("\"toid\":"), "changed"),
         (Harm::Number("\"#"), "changed"),
@@ -87,6 +89,8 @@ fn acks() {
         (Harm::Drop, Some("acks_lost")),
         (Harm::Repeat, Some("acks_repeated")),
         (Harm::Number("\"seq\":"), Some("acks_changed")),
+        (Harm::Change("\"msgid\":200", "\"msgid\":299"), Some("acks_changed")),
+        (Harm::Change("seq", "seg"), Some("acks_changed")),
         // Acks may come in any order.
         (Harm::Swap, None),
     ];

@@ -95,14 +95,14 @@ fn the_intervals_of_all_rows_together_hold_the_truth_19_times_of_20() {
     let mut rng = Rng(42);
     for is_paired in [true, false] {
         let mut missed = 0;
-        for seed in 0..60 {
+        for seed in 0..30 {
             let rows: Vec<Row> = [0.01, 0.05, 0.2, 0.2, 0.3]
                 .map(|spread| Row { old: rounds(&mut rng, 100.0, spread), new: rounds(&mut rng, 100.0, spread) })
                 .to_vec();
             let wrong = ratios(&rows, is_paired, seed).into_iter().any(|ratio| ratio.low > 1.0 || ratio.high < 1.0);
             missed += u32::from(wrong);
         }
-        assert!(missed <= 6, "{missed} of 60, paired: {is_paired}");
+        assert!(missed <= 4, "{missed} of 30, paired: {is_paired}");
     }
 }
 
