@@ -46,14 +46,16 @@ fn is_all(said: &Said, result: &Value, expected: &[(&str, u64)]) {
     }
     let is_wrong = expected.iter().any(|(name, _)| *name != "missed");
     assert_eq!(said.status, if is_wrong { 2 } else { 0 }, "{said:?}");
-    assert!(result["delivered"].as_u64().unwrap() > 100 || result["stored"].as_u64().unwrap() > 100, "{said:?}");
+    assert!(result["delivered"].as_u64().unwrap() > 40 || result["stored"].as_u64().unwrap() > 40, "{said:?}");
 }
 
 const PAIRS: &str = "--users 8 --window 4 --seq";
 
 #[test]
 fn nothing_is_wrong_when_nothing_is() {
-    for words in [PAIRS, "--workload store --users 8", "--workload group --users 6 --members 3 --seq --window 2"] {
+    for words in
+        [PAIRS, "--workload store --users 8 --window 4", "--workload group --users 6 --members 3 --seq --window 2"]
+    {
         let (said, result) = harmed(To::Messages, Harm::Drop, 0, words);
         is_all(&said, &result, &[]);
     }
@@ -94,7 +96,7 @@ fn acks() {
         // Acks may come in any order.
         (Harm::Swap, None),
     ];
-    for words in [PAIRS, "--workload store --users 8 --window 4"] {
+    for words in [PAIRS, "--workload store --users 8 --window 8 --seconds 1"] {
         for (harm, what) in harms {
             let (said, result) = harmed(To::Acks, harm, 3, words);
             is_all(&said, &result, &what.map(|what| (what, 3)).into_iter().collect::<Vec<_>>());
