@@ -56,12 +56,10 @@ enum Field<'a> {
 /// checked when it is asked for, since that depends on the message.
 #[derive(Debug)]
 pub struct Request<'a> {
+    fields: [Field<'a>; KEYS],
+    /// What they were read from.
     object: &'a [u8],
-    fields: Fields<'a>,
 }
-
-#[derive(Debug)]
-struct Fields<'a>([Field<'a>; KEYS]);
 
 impl<'a> Request<'a> {
     /// Parses one object. The error is the reply's text, for errno 10.
@@ -69,13 +67,14 @@ impl<'a> Request<'a> {
         // `from_slice` would let invalid UTF-8 through in fields that nobody reads.
         let text =
             std::str::from_utf8(object).map_err(|_| Refusal::new(Errno::Unfollowable, "a message must be UTF-8"))?;
-        let fields = serde_json::from_str(text)
+        let mut request: Request<'a> = serde_json::from_str(text)
             .map_err(|error| Refusal::new(Errno::Unfollowable, format!("not JSON: {error}")))?;
-        Ok(Request { object, fields })
+        request.object = object;
+        Ok(request)
     }
 
     fn field(&self, key: Key) -> &Field<'a> {
-        &self.fields.0[key as usize]
+        &self.fields[key as usize]
     }
 
     fn int(&self, key: Key) -> Result<Option<i64>, Refusal> {
@@ -272,11 +271,12 @@ impl<'de> Deserialize<'de> for MaybeKey {
     }
 }
 
-impl<'de> Deserialize<'de> for Fields<'de> {
+/// Without the object, which [`Request::parse`] puts in.
+impl<'de> Deserialize<'de> for Request<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Object;
         impl<'de> Visitor<'de> for Object {
-            type Value = Fields<'de>;
+            type Value = Request<'de>;
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
                 f.write_str("an object")
             }
@@ -289,7 +289,7 @@ impl<'de> Deserialize<'de> for Fields<'de> {
                         *field = if matches!(field, Field::Absent) { value } else { Field::Twice };
                     }
                 }
-                Ok(Fields(fields))
+                Ok(Request { fields, object: &[] })
             }
         }
         deserializer.deserialize_map(Object)

@@ -40,7 +40,7 @@ pub struct Splitter {
     in_string: bool,
     /// The last byte looked at was a backslash inside a string.
     escaped: bool,
-    /// The first object has begun, or the mark before it was skipped: no [`BYTE_ORDER_MARK`] may come.
+    /// The first object is over, or the mark before it was skipped: no [`BYTE_ORDER_MARK`] may come.
     begun: bool,
 }
 
@@ -62,21 +62,15 @@ impl Splitter {
     /// most. After an error the splitter must not be used again.
     pub fn next(&mut self, input: &[u8], max_object: usize) -> Result<Split, Broken> {
         let mut start = 0;
-        while self.depth == 0 {
-            start += input[start..].iter().position(|&b| !is_separator(b)).unwrap_or(input.len() - start);
-            match &input[start..] {
-                [] => return Ok(Split::Partial { skip: start }),
-                [b'{', ..] => {
+        if self.depth == 0 {
+            start = input.iter().position(|&b| !is_separator(b)).unwrap_or(input.len());
+            match input.get(start) {
+                None => return Ok(Split::Partial { skip: start }),
+                Some(b'{') => {
                     self.depth = 1;
                     self.scanned = 1;
-                    self.begun = true;
                 }
-                rest if !self.begun && rest.starts_with(BYTE_ORDER_MARK) => {
-                    self.begun = true;
-                    start += BYTE_ORDER_MARK.len();
-                }
-                rest if !self.begun && BYTE_ORDER_MARK.starts_with(rest) => return Ok(Split::Partial { skip: start }),
-                _ => return Err(Broken::NotAnObject),
+                Some(_) => return self.behind_mark(input, start, max_object),
             }
         }
         let object = &input[start..];
@@ -87,6 +81,25 @@ impl Splitter {
             None if object.len() <= max_object => Ok(Split::Partial { skip: start }),
             _ => Err(Broken::TooLarge),
         }
+    }
+
+    /// At `start` of `input` stands no object: perhaps the one mark that may come before the first.
+    #[cold]
+    fn behind_mark(&mut self, input: &[u8], start: usize, max_object: usize) -> Result<Split, Broken> {
+        let rest = &input[start..];
+        if self.begun {
+            return Err(Broken::NotAnObject);
+        }
+        let Some(rest) = rest.strip_prefix(BYTE_ORDER_MARK) else {
+            let may_become_one = BYTE_ORDER_MARK.starts_with(rest);
+            return if may_become_one { Ok(Split::Partial { skip: start }) } else { Err(Broken::NotAnObject) };
+        };
+        self.begun = true;
+        let from = start + BYTE_ORDER_MARK.len();
+        Ok(match self.next(rest, max_object)? {
+            Split::Object { start, end } => Split::Object { start: from + start, end: from + end },
+            Split::Partial { skip } => Split::Partial { skip: from + skip },
+        })
     }
 
     /// Continues over `object`, which begins with the unfinished object's first byte. Returns the
