@@ -13,7 +13,8 @@ static SIGNAL: OnceLock<Arc<AtomicUsize>> = OnceLock::new();
 static HEIR: OnceLock<Mutex<ChildStdin>> = OnceLock::new();
 
 /// Outlives this process, however that ends: it reads which processes belong to it, and which do not any more, and
-/// at the end of its input kills those that are left and removes the folder.
+/// at the end of its input kills those that are left, and whoever was started with something below the folder, and
+/// removes that.
 const HEIR_SCRIPT: &str = r#"
 trap '' INT TERM HUP
 pids=' '
@@ -22,6 +23,11 @@ while read -r sign pid; do
         +) pids="$pids$pid " ;;
         -) case $pids in *" $pid "*) pids="${pids%%" $pid "*} ${pids#*" $pid "}" ;; esac ;;
     esac
+done
+for file in /proc/[0-9]*/cmdline; do
+    pid=${file#/proc/}
+    pid=${pid%/cmdline}
+    if [ "$pid" != $$ ] && grep -qaF "$0" "$file" 2>/dev/null; then pids="$pids$pid "; fi
 done
 for pid in $pids; do kill -9 "$pid" 2>/dev/null; done
 tries=0

@@ -36,7 +36,13 @@ impl FromStr for Rate {
             Some(number) => (number, Rate::Percent as fn(f64) -> Rate),
             None => (text, Rate::PerSecond as fn(f64) -> Rate),
         };
-        let number: f64 = number.parse().map_err(|_| "a number, or a percentage such as 50%".to_owned())?;
+        let (digits, factor) = match number.strip_suffix('k') {
+            Some(digits) if !text.ends_with('%') => (digits, 1000.0),
+            _ => (number, 1.0),
+        };
+        let number: f64 =
+            digits.parse().map_err(|_| "a number such as 500 or 20k, or a percentage such as 50%".to_owned())?;
+        let number = number * factor;
         if number > 0.0 && number.is_finite() { Ok(of(number)) } else { Err("more than 0".to_owned()) }
     }
 }

@@ -98,6 +98,25 @@ fn killed_it_leaves_neither_processes_nor_folders() {
 }
 
 #[test]
+fn killed_while_its_servers_are_still_starting_it_leaves_none_of_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = crate::tool::command(&["--nodes", "2", "--users", "8", "--seconds", "60"]);
+    let mut child = command.env("TMPDIR", folder.path()).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let all = || descendants(child.id());
+    eventually("MariaDB to begin", || all().into_iter().any(|pid| program_of(pid).starts_with("mariadb")));
+    let processes = all();
+    send("KILL", child.id());
+    child.wait().unwrap();
+    // What one of them has started meanwhile is found by the folder in its command line.
+    let name = folder.path().display().to_string();
+    let is_of_it =
+        |pid: u32| fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|words| words.contains(&name));
+    let pids = || fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    eventually("everything to be gone", || !pids().any(is_of_it));
+    nothing_is_left(&folder, &processes);
+}
+
+#[test]
 fn a_server_that_dies_in_mid_run_leaves_the_figures_until_then() {
     let mut ours = ours(&[]);
     let (address, pid) = (ours.server.address, ours.server.pid());
