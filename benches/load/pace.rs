@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind, Read};
 use std::net::Shutdown;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,8 +27,9 @@ pub fn keep<T>(is_sturdy: bool, what: impl FnOnce() -> T) -> T {
     done
 }
 
-/// How long the end of a connection may take to be answered.
-const FAREWELL: Duration = Duration::from_secs(2);
+/// How long the end of a connection may take to be answered. A server that does not answer it once never does.
+const FAREWELL: Duration = Duration::from_secs(1);
+static ANSWERS: AtomicBool = AtomicBool::new(true);
 
 /// Ends a connection. Of a server that is not sturdy it waits for the other end: that one closes when it has done all
 /// that a disconnect makes it do.
@@ -38,7 +40,7 @@ pub fn farewell<S: Read>(is_sturdy: bool, stream: &mut S, shutdown: impl Fn(&S, 
     }
     keep(false, || {
         let deadline = Instant::now() + FAREWELL;
-        let mut is_open = shutdown(stream, Shutdown::Write).is_ok();
+        let mut is_open = shutdown(stream, Shutdown::Write).is_ok() && ANSWERS.load(Relaxed);
         let mut buffer = [0; 4096];
         while is_open && Instant::now() < deadline {
             is_open = match stream.read(&mut buffer) {
@@ -49,6 +51,9 @@ pub fn farewell<S: Read>(is_sturdy: bool, stream: &mut S, shutdown: impl Fn(&S, 
                 }
                 Err(_) => false,
             };
+        }
+        if is_open {
+            ANSWERS.store(false, Relaxed);
         }
     });
 }

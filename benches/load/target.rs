@@ -14,6 +14,7 @@ use crate::dialect::{Capabilities, Dialect};
 use crate::ending::{self, Owned, apart, is_installed};
 use crate::flags::Flags;
 use crate::machine;
+use crate::pace;
 use crate::support::{Launch, MariaDb, Server};
 
 /// How long the end of a process may take to be seen, once its connections are gone.
@@ -226,9 +227,10 @@ pub fn start_program(
         let child = command.stdin(Stdio::null()).stdout(stdout).stderr(stderr).spawn();
         let mut process = Owned::new(child.with_context(|| format!("{name} cannot be started"))?);
         while process.is_alive() && Instant::now() < deadline && ending::signal().is_none() {
-            // The C++ server takes the end of a connection badly when others come beside it; nobody does yet.
-            if TcpStream::connect(address).is_ok() {
-                std::thread::sleep(Duration::from_millis(20));
+            if let Ok(mut stream) = TcpStream::connect(address) {
+                // The C++ server takes the end of a connection badly when others come beside it.
+                stream.set_read_timeout(Some(Duration::from_millis(100)))?;
+                pace::farewell(false, &mut stream, TcpStream::shutdown);
                 return Ok(Program { process, folder, address });
             }
             std::thread::sleep(Duration::from_millis(10));

@@ -646,7 +646,7 @@ impl Traffic {
         if let Some(talk) = talks.get_mut(index) {
             // One that is not at the front stays there, and must not be done twice.
             if talk.left == 0 {
-                talk.excused = true;
+                (talk.excused, talk.spoiled) = (true, true);
             }
         }
         if !spoiled {
