@@ -207,8 +207,9 @@ fn table(rows: &[Row], language: Language) -> Result<String, std::fmt::Error> {
             (false, true) => "✓",
             (false, false) => "✗",
         };
-        let mark = limit.map_or("", Limit::mark);
-        writeln!(out, "| {what} | {aim} | {sign} | {told} {mark} | `{}` |", goal.command)?;
+        let told = format!("{told} {}", limit.map_or("", Limit::mark));
+        let told = told.trim();
+        writeln!(out, "| {what} | {aim} | {sign} | {told} | `{}` |", goal.command)?;
     }
     for limit in [Limit::Machine, Limit::Generator] {
         if rows.iter().any(|row| row.limit == Some(limit)) {

@@ -26,7 +26,8 @@ const GLANCE: Duration = Duration::from_millis(100);
 const PAUSE: Duration = Duration::from_millis(200);
 /// Whoever left may not be gone yet.
 const LEAVING: Duration = Duration::from_secs(10);
-const SHOWN_EVERY: Duration = Duration::from_secs(2);
+/// How often those who arrive are counted, on a terminal and elsewhere.
+const SHOWN_EVERY: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(10)];
 
 /// Someone with an account and a connection.
 pub struct User {
@@ -262,9 +263,10 @@ impl Progress {
 
     fn at(&mut self, n: usize) -> anyhow::Result<()> {
         stop_if_told()?;
-        if self.shown.elapsed() > SHOWN_EVERY {
+        let is_terminal = std::io::stderr().is_terminal();
+        if self.shown.elapsed() > SHOWN_EVERY[usize::from(!is_terminal)] {
             self.shown = Instant::now();
-            let end = if std::io::stderr().is_terminal() { "\x1b[K\r" } else { "\n" };
+            let end = if is_terminal { "\x1b[K\r" } else { "\n" };
             eprint!("load: {} of {} users {}{end}", n, self.of, self.what);
         }
         Ok(())
