@@ -20,6 +20,9 @@ const STILL: Duration = Duration::from_millis(300);
 /// …or it never will.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How many come at a time.
+const AT_ONCE: usize = 64;
+
 /// Resident memory in KiB, with few sessions and with all.
 pub struct Idle {
     sessions: [usize; 2],
@@ -68,8 +71,15 @@ pub fn measure(flags: &Flags) -> anyhow::Result<Idle> {
     users::enroll(&target, &mut book, all)?;
     book.give_back();
     let target = &target;
+    // A few at a time, as people come: what a server takes for thousands who knock at once is not what they take later.
     let mut sessions = |count: usize| -> anyhow::Result<Vec<User>> {
-        users::arrive(target, &mut book, &Arrival { count, logs_in: true, receive_buffer: &|_| None })
+        let mut users = Vec::with_capacity(count);
+        while users.len() < count {
+            let arrival =
+                Arrival { count: (count - users.len()).min(AT_ONCE), logs_in: true, receive_buffer: &|_| None };
+            users.extend(users::arrive(target, &mut book, &arrival)?);
+        }
+        Ok(users)
     };
     let _few = sessions(few)?;
     let before = settled(target)?;
