@@ -448,6 +448,8 @@ fn a_page_is_of_as_many_messages_as_fit_be_they_large_or_small() {
 fn a_login_takes_four_round_trips_at_most_however_many_groups_the_user_is_in() {
     let server = MariaDb::start();
     let mut conn = Conn::new(server.url("").as_str()).unwrap();
+    // Kept to the end, for the log tells late that one has gone.
+    let (mut nodes, mut connections) = (Vec::new(), Vec::new());
     for (database, charset, mixed) in [("chat", "utf8mb4", false), ("with_gbk", "gbk", false), ("mixed", "gbk", true)] {
         let mut node = Node::open(Options { charset: charset.into(), mixed, ..options(server.url(database), 1) });
         let [none, one, many, friend] = node.users(["none", "one", "many", "friend"]);
@@ -487,7 +489,9 @@ fn a_login_takes_four_round_trips_at_most_however_many_groups_the_user_is_in() {
             // One call, one snapshot: the same as one by one.
             assert_eq!(loaded.friends, connection.friends(user).unwrap());
             assert_eq!(loaded.groups, connection.groups(user).unwrap());
+            connections.push(connection);
         }
+        nodes.push(node);
     }
 }
 

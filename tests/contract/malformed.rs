@@ -104,7 +104,7 @@ fn bytes_that_are_not_utf8_are_error_10(config: &'static Config) {
 
 fn a_quote_in_a_name_is_a_name(config: &'static Config) {
     let world = config.shared();
-    for odd in ["o'neil", "say \"hi\"", "a\\b", "'; DROP TABLE User; --", "%s%n", "\u{1F600}", "tab\there"] {
+    for odd in ["o'neil", "say \"hi\"", "a\\b", "'; DROP TABLE User; --", "%s%n", "\u{1F600}", "{\"id\":1}"] {
         let account = world.client().register(&world.name(odd), "it's \"secret\"");
         assert_eq!(world.login(&account).greeting["name"], account.name);
     }

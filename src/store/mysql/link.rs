@@ -23,6 +23,8 @@ const BACK_OFF: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(8);
 /// The protocol's own limit, in bytes.
 const MAX_PACKET: usize = 1 << 30;
+/// How often a connection begins anew whose time was over at once.
+const TRIES: u32 = 10;
 /// The pieces of SQL in use, so that none of them is prepared twice.
 pub(super) const STATEMENTS: usize = 64;
 
@@ -33,6 +35,8 @@ pub(super) mod code {
     pub const DEADLOCK: u16 = 1213;
     /// Shutting down, interrupted, killed, or idle for too long: the connection is of no more use.
     pub const GONE: [u16; 4] = [1053, 1317, 1927, 4031];
+    /// MariaDB's `max_statement_time` is over.
+    pub const TIME_IS_OVER: u16 = 1969;
 }
 
 /// Why something could not be done, and so whether to try again.
@@ -172,14 +176,17 @@ impl Session {
         // A command for each connection may have begun something, or gone elsewhere.
         let place = opts.get_db_name().map_or_else(String::new, |name| format!("USE {};", quoted(name)));
         let mut conn = Conn::new(opts)?;
-        let mut row: Option<Row> = None;
-        let mut results = conn.query_iter(format!("ROLLBACK AND NO CHAIN NO RELEASE; {place} {settings}"))?;
-        while let Some(result) = results.iter() {
-            for found in result {
-                row = Some(found?);
+        let begin = format!("ROLLBACK AND NO CHAIN NO RELEASE; {place} {settings}");
+        // A limit of time that this lifts may strike once more before it is lifted.
+        let mut tries = 1;
+        let row = loop {
+            match last_row(&mut conn, &begin) {
+                Err(mysql::Error::MySqlError(refusal)) if refusal.code == code::TIME_IS_OVER && tries < TRIES => {
+                    tries += 1;
+                }
+                result => break result?,
             }
-        }
-        drop(results);
+        };
         let setting = |index| row.as_ref().and_then(|row| row.get_opt::<u64, _>(index)?.ok());
         let (id_step, max_packet) = (setting(0).unwrap_or(1), setting(1).unwrap_or(1 << 20));
         Ok(Session { conn, id_step, max_packet: usize::try_from(max_packet).unwrap_or(usize::MAX) })
@@ -219,6 +226,18 @@ impl Session {
     ) -> Result<Option<T>, Failure> {
         Ok(self.list(sql, params, read)?.into_iter().next())
     }
+}
+
+/// The last row of several statements.
+fn last_row(conn: &mut Conn, statements: &str) -> mysql::Result<Option<Row>> {
+    let mut row = None;
+    let mut results = conn.query_iter(statements)?;
+    while let Some(result) = results.iter() {
+        for found in result {
+            row = Some(found?);
+        }
+    }
+    Ok(row)
 }
 
 fn rows<T>(
