@@ -1,7 +1,6 @@
 //! Which passwords have been found right: a returning client's costs no second hash.
 
 use std::fmt;
-use std::num::NonZeroUsize;
 use std::sync::{Mutex, PoisonError};
 
 use lru::LruCache;
@@ -10,7 +9,7 @@ use ring::hmac;
 use crate::store::UserId;
 
 /// Logins that are remembered; the one that was used longest ago makes room. About 80 bytes each: 20 MiB.
-const REMEMBERED: NonZeroUsize = NonZeroUsize::new(1 << 18).expect("it is not 0");
+const REMEMBERED: usize = 1 << 18;
 /// Of a login's code: two that share it by chance, of 2^18, are one in 10^28.
 const CODE: usize = 16;
 
@@ -21,6 +20,8 @@ type Code = [u8; CODE];
 /// tried on without the key. Whose stored password has changed since is not found.
 pub struct Memo {
     key: hmac::Key,
+    /// How many codes there may be. The cache has no bound of its own, for it would reserve all of it at once.
+    room: usize,
     codes: Mutex<LruCache<Code, ()>>,
 }
 
@@ -40,10 +41,11 @@ impl Memo {
         Memo::with_room(REMEMBERED)
     }
 
-    fn with_room(logins: NonZeroUsize) -> Result<Memo, getrandom::Error> {
+    fn with_room(room: usize) -> Result<Memo, getrandom::Error> {
         let mut secret = [0; 32];
         getrandom::fill(&mut secret)?;
-        Ok(Memo { key: hmac::Key::new(hmac::HMAC_SHA256, &secret), codes: Mutex::new(LruCache::new(logins)) })
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &secret);
+        Ok(Memo { key, room, codes: Mutex::new(LruCache::unbounded()) })
     }
 
     /// Of equal length for equal fields alone: nothing of one can be taken for a part of another.
@@ -70,7 +72,11 @@ impl Memo {
     /// `password` is right for what is stored.
     pub fn remember(&self, user: UserId, stored: &str, password: &str) {
         let code = self.code(user, stored, password);
-        self.codes.lock().unwrap_or_else(PoisonError::into_inner).put(code, ());
+        let mut codes = self.codes.lock().unwrap_or_else(PoisonError::into_inner);
+        codes.put(code, ());
+        if codes.len() > self.room {
+            codes.pop_lru();
+        }
     }
 }
 
@@ -95,7 +101,7 @@ mod tests {
 
     #[test]
     fn who_has_not_come_for_longest_is_forgotten_first() {
-        let memo = Memo::with_room(NonZeroUsize::new(3).unwrap()).unwrap();
+        let memo = Memo::with_room(3).unwrap();
         (1..=3).for_each(|user| memo.remember(user, "s", "p"));
         assert!(memo.knows(1, "s", "p"));
         memo.remember(4, "s", "p");

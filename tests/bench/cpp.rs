@@ -128,10 +128,8 @@ fn a_signal_ends_it_without_the_references_death() {
     assert!(node.is_alive(), "{said:?}");
 }
 
-/// A stand-in as a process of its own, for a command line: until its input ends.
-#[test]
-#[ignore = "a server, which another test starts"]
-fn a_server_of_the_family() {
+/// In the process that the test below has the tool start, a stand-in, for as long as it lives.
+fn be_the_rival() {
     let (Ok(port), Ok(url), Ok(redis)) =
         (std::env::var("STAND_IN_PORT"), std::env::var("STAND_IN_MYSQL"), std::env::var("STAND_IN_REDIS"))
     else {
@@ -141,14 +139,16 @@ fn a_server_of_the_family() {
     while node.is_alive() {
         std::thread::sleep(Duration::from_millis(50));
     }
+    std::process::exit(1);
 }
 
 #[test]
 fn any_server_of_the_family_is_measured_in_turn_with_ours() {
+    be_the_rival();
     let world = World::new(REFERENCE);
     let own = std::env::current_exe().unwrap();
     let command = format!(
-        "STAND_IN_PORT={{port}} STAND_IN_MYSQL={} STAND_IN_REDIS={} {} --exact cpp::a_server_of_the_family --ignored",
+        "STAND_IN_PORT={{port}} STAND_IN_MYSQL={} STAND_IN_REDIS={} {} --exact cpp::any_server_of_the_family_is_measured_in_turn_with_ours",
         world.url,
         world.redis.url(),
         own.display()
