@@ -8,7 +8,7 @@
 --
 -- Names are unique twice. By their bytes, so that C++ servers cannot add an exact double; and by namekey,
 -- the SHA-256 of what makes two names the same: NFKC(casefold(NFKC(name))), less the blanks at its ends, and
--- with one for each run of them between. Our servers fill it in, also for the rows of C++ servers, where it
+-- with one space for each run of blanks between. Our servers fill it in, also for the rows of C++ servers, where it
 -- is NULL at first. Where a name was there already, it stays NULL, and namesake is the id of the row that
 -- has it. Whoever renames a row by hand sets both to NULL.
 

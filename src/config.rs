@@ -87,20 +87,24 @@ pub struct Config {
 
 /// A cluster chat server: a drop-in for the muduo ChatServer.
 #[derive(Parser, Debug)]
-#[command(name = "chat-server", version, after_help = "Logging is set with RUST_LOG: error, warn, info, debug.")]
+#[command(
+    name = "chat-server",
+    version,
+    after_help = "Logging is set with RUST_LOG: error, warn, info (the default), debug."
+)]
 struct Flags {
-    /// Where to listen: nothing: 127.0.0.1 6000; PORT: on all addresses, of IPv6 and IPv4; IP PORT:
-    /// there. Port 0 takes any free one, and the first line of the log names it
+    /// Where to listen. Nothing: 127.0.0.1 6000. PORT: that port on all addresses, of IPv6 and IPv4. IP PORT:
+    /// there. Port 0 takes any free one, which the log names ("listening on …")
     #[arg(value_name = "[IP] PORT", num_args = 0..=2)]
     listen: Vec<String>,
 
-    /// sqlite:PATH, or mysql://USER:PASSWORD@HOST:PORT/DATABASE (or mariadb://, which is the same). A
-    /// character of the user or the password that has a meaning in a URL is written as %40 for @
+    /// sqlite:PATH, or mysql://USER:PASSWORD@HOST:PORT/DATABASE (or mariadb://, which is the same). In
+    /// the user and the password, characters that mean something in a URL are percent-encoded: %40 for @
     #[arg(long, env = "CHAT_STORE", hide_env_values = true, value_name = "URL", default_value = "sqlite:chat.db")]
     store: Unread,
 
-    /// Redis, for a cluster, as redis://[USER:PASSWORD@]HOST:PORT, beside a MySQL store that the
-    /// nodes share. Without it, this server is alone
+    /// Redis, for a cluster, as redis://[[USER]:PASSWORD@]HOST:PORT[/DATABASE] (or valkey://), beside a MySQL
+    /// store that the nodes share. Without it, this server is alone
     #[arg(long, env = "CHAT_REDIS", hide_env_values = true, value_name = "URL")]
     redis: Option<Unread>,
 
@@ -167,8 +171,9 @@ struct Flags {
     #[arg(long, env = "CHAT_MAX_GROUP_SIZE", value_name = "N", allow_hyphen_values = true)]
     max_group_size: Option<Bound>,
 
-    /// Failed logins of one account from one address in an hour, or off; until it is over, or one more
-    /// may be tried, all others from there are refused with error 20 [default: off; internet: 20]
+    /// Failed logins of one account from one address in an hour, or off; past that, logins of that account
+    /// from there get error 20, also with the right password, until one more may be tried
+    /// [default: off; internet: 20]
     #[arg(long, env = "CHAT_MAX_FAILED_LOGINS", value_name = "N", allow_hyphen_values = true)]
     max_failed_logins: Option<Bound>,
 
@@ -217,7 +222,7 @@ struct Flags {
     #[arg(long, env = "CHAT_LOGIN_MEMO", value_name = SWITCH, value_parser = switch(true), action = ArgAction::Set, default_value = "on")]
     login_memo: bool,
 
-    /// For the C++ client, which loses or dies of what shares a segment or passes 1023 bytes:
+    /// For the C++ client, which loses, or dies of, messages that share a segment or are longer than 1023 bytes:
     /// messages to clients that end theirs with NUL and never use "seq" leave 10 ms apart, and
     /// their login replies stay small
     #[arg(long, env = "CHAT_LEGACY_CLIENT", value_name = SWITCH, value_parser = switch(false), action = ArgAction::Set,

@@ -235,6 +235,12 @@ fn next_turn<J>(state: &mut State<J>, max_free: usize) -> Option<Turn> {
 /// Returns since when it, or else the first of those, has waited.
 fn take_free<W: Worker>(state: &mut State<W::Job>, batch: &mut Vec<W::Job>) -> Option<Instant> {
     let mut first = None;
+    // Those who let all others go first may never have their turn; they are given up in their order.
+    let is_abandoned = |(_, job): &mut (Instant, W::Job)| W::standing(job) == Standing::Abandoned;
+    while let Some((since, job)) = state.last.pop_front_if(is_abandoned) {
+        batch.push(job);
+        first.get_or_insert(since);
+    }
     while let Some((since, job)) = state.free.pop_front() {
         match W::standing(&job) {
             Standing::Last => state.last.push_back((since, job)),
@@ -395,6 +401,22 @@ mod tests {
         assert_eq!(jobs, first.chain([(1, 101), (1, 1)]).collect::<Vec<_>>());
         assert_eq!(submit.waiting()[1], (Queue::Free, 0));
         pool.finish();
+    }
+
+    #[test]
+    fn who_has_stepped_back_and_is_given_up_makes_room_although_others_always_come() {
+        let jobs = |jobs: &[(u32, Standing)]| {
+            jobs.iter().map(|(n, standing)| (Instant::now(), Job::Standing(*n, *standing))).collect()
+        };
+        let last = jobs(&[(1, Standing::Abandoned), (2, Standing::Abandoned), (3, Standing::Last)]);
+        let free = jobs(&[(4, Standing::Due), (5, Standing::Due)]);
+        let (lanes, ready) = (Vec::new(), VecDeque::new());
+        let mut state = State { lanes, ready, free, last, free_running: 0, closed: false };
+        let mut batch = Vec::new();
+        assert!(take_free::<Report>(&mut state, &mut batch).is_some());
+        let taken = batch.iter().map(|job| if let Job::Standing(n, _) = job { *n } else { 0 });
+        assert_eq!(taken.collect::<Vec<_>>(), [1, 2, 4]);
+        assert_eq!((state.free.len(), state.last.len()), (1, 1));
     }
 
     #[test]

@@ -2031,6 +2031,28 @@ fn a_group_that_a_quota_refuses_costs_no_id() {
     assert_eq!(node.group(bob, "three"), last + 1);
 }
 
+#[test]
+fn joins_of_one_group_at_once_do_not_pass_its_quota() {
+    let fixture = Fixture::new();
+    let quotas = Quotas { members: Some(4), ..Quotas::default() };
+    let mut node = Node::open(Options { quotas, ..options(fixture.server.url(&fixture.database), 2) });
+    let users: Vec<_> = (0..9).map(|n| node.user(&n.to_string())).collect();
+    for round in 0..10 {
+        let group = node.group(users[0], &format!("group {round}"));
+        let outcomes: Vec<Outcome> = thread::scope(|scope| {
+            let join = |user: &UserId| {
+                let (mut connection, join) = (node.store.connection(), Write::JoinGroup { user: *user, group });
+                scope.spawn(move || connection.write(&[join]).unwrap().remove(0))
+            };
+            let joins: Vec<_> = users[1..].iter().map(join).collect();
+            joins.into_iter().map(|join| join.join().unwrap()).collect()
+        });
+        let of = |outcome: Outcome| outcomes.iter().filter(|other| **other == outcome).count();
+        assert_eq!((of(Outcome::Done), of(Outcome::Full(Quota::Members))), (3, 5), "{outcomes:?}");
+        assert_eq!(node.connection.members(group).unwrap().map(|members| members.len()), Some(4));
+    }
+}
+
 /// Every name has a key, and each key stands once; who has none names who has it.
 fn assert_keyed(conn: &mut Conn, table: &str, column: &str) {
     type Row = (u32, String, Option<Vec<u8>>, Option<u32>);

@@ -758,6 +758,12 @@ fn at_the_end_of_the_server_nothing_is_hashed_any_more() {
     node.call(|shard, _, fx| shard.stop(fx));
     assert!(node.reply().contains("\"errno\":22"));
     assert_eq!(node.waiting[0].op.standing(), Standing::Abandoned);
+    // Nor for who is logged in and registers somebody.
+    let (mut node, conn) = Node::log_in_up_to(|op| matches!(op, Op::Register { .. }));
+    node.ask(conn, r#"{"msgid":4,"name":"another","password":"p","seq":9}"#);
+    node.call(|shard, _, fx| shard.stop(fx));
+    assert!(node.reply().contains("\"errno\":22"), "{:?}", node.sent);
+    assert_eq!(node.waiting[0].op.standing(), Standing::Abandoned);
 }
 
 #[test]

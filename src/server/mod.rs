@@ -110,6 +110,12 @@ impl Server {
             byte_rate: config.max_byte_rate,
         };
         let hashes = HashQueue::new(pool::free_places(config.workers, cores()));
+        if !config.mixed {
+            // Whoever comes first, thousands after an outage, is to be told how long it takes.
+            let begun = Instant::now();
+            Hasher::new(config.password_cost).hash("a password").context("cannot hash a password")?;
+            hashes.note(begun.elapsed());
+        }
         let settings = settings(config, node, lanes, service_limits, hashes);
         let limits = Limits {
             high_water: config.high_water,

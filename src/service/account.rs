@@ -82,10 +82,11 @@ impl Shard {
         if logged_in == Some(user) {
             return Err(Errno::InUse.into());
         }
-        self.may_log_in(user, from)?;
+        // Also if this one is refused untried: nobody is logged in after a login that has failed.
         if logged_in.is_some() {
             self.log_out(conn, None, call.now, fx);
         }
+        self.may_log_in(user, from)?;
         let attempt = self.begin_attempt(conn, Some(user), call.seq, fx);
         let login = Login { conn, attempt, user, from, seq: call.seq, name: Box::default(), tries: 0, epoch: 0 };
         self.submit(self.user_lane(user), Then::AccountRead(login), Op::Account { user, password }, fx);

@@ -36,11 +36,9 @@ pub(super) struct Attempt {
 }
 
 impl Client {
-    /// Nobody needs its hash any more.
-    pub fn give_up(&self) {
-        if let Some(place) = self.attempt.as_deref().and_then(|attempt| attempt.place.as_deref()) {
-            place.give_up();
-        }
+    /// Nobody needs its hash any more; whether it would have been hashed yet.
+    pub fn give_up(&self) -> bool {
+        self.attempt.as_deref().and_then(|attempt| attempt.place.as_deref()).is_some_and(Place::give_up)
     }
 
     /// The attempt of this number, if somebody still waits for it.

@@ -467,12 +467,16 @@ impl Shard {
         let conns: Vec<ConnId> = self.clients.ids().collect();
         for conn in conns {
             let Some(client) = self.clients.get_mut(conn) else { continue };
+            // Its turn to be hashed may be a minute away.
+            let would_be_hashed = client.give_up();
             if client.waiting && client.session.is_none() {
-                // Its turn to be hashed may be a minute away.
                 self.refuse_and_close(conn, Errno::ShuttingDown.into(), CloseReason::ShuttingDown, fx);
-            } else {
-                self.close_if_done(conn, fx);
+                continue;
             }
+            if would_be_hashed {
+                self.refuse_attempt(conn, &Errno::ShuttingDown.into(), fx);
+            }
+            self.close_if_done(conn, fx);
         }
         self.end(fx);
     }

@@ -89,6 +89,11 @@ impl Room {
         granted as usize
     }
 
+    /// What was taken as stored may not be.
+    pub fn forget_all(&mut self) {
+        self.users.clear();
+    }
+
     /// Some of the user's messages are gone.
     pub fn forget(&mut self, user: UserId) {
         self.users.remove(&user);

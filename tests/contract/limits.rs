@@ -230,6 +230,11 @@ fn a_stranger_who_guesses_a_password_locks_himself_out_and_not_the_owner(config:
     let nobody = Account { id: 2_000_000_000, ..account.clone() };
     (0..3).for_each(|_| assert_eq!(stranger.try_login(&nobody)["errno"], 1));
     expect_error_20(&stranger.try_login(&nobody));
+    // After a login that failed nobody is logged in, for whatever reason it was refused.
+    let third = world.account("third");
+    stranger.login(&third);
+    expect_error_20(&stranger.try_login(&nobody));
+    assert_eq!(stranger.try_login(&third)["errno"], 0);
     owner.login(&account);
     // A right password makes up for wrong ones, and an account in use is no failure.
     let mut again = world.client_from(OWNER);

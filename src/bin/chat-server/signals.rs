@@ -2,12 +2,12 @@
 //!
 //! | signal | what |
 //! | --- | --- |
-//! | TERM, INT, HUP, QUIT, XCPU, PWR | ends in order: everybody is set offline. HUP and QUIT that were ignored at the start, by `nohup` or a shell's `&`, still are |
+//! | TERM, INT, HUP, QUIT, XCPU, PWR | ends in order: this node's users are set offline. HUP and QUIT that were ignored at the start, by `nohup` or a shell's `&`, still are |
 //! | a second TERM, INT or QUIT | ends at once |
 //! | USR1, USR2, ALRM, VTALRM, PROF, IO, STKFLT, the real-time ones | ignored, with a line in the log |
 //! | PIPE, XFSZ | ignored: whoever writes is told |
 //! | TSTP, TTIN, TTOU, STOP, CONT, CHLD, URG, WINCH | as the system has it: stop, go on, nothing |
-//! | ABRT, BUS, FPE, ILL, SEGV, SYS, TRAP, KILL | as the system has it: a crash. The next start, or another node, sets everybody offline |
+//! | ABRT, BUS, FPE, ILL, SEGV, SYS, TRAP, KILL | as the system has it: a crash. The next start, or another node, sets its users offline |
 //!
 //! A terminal that closes sends HUP, and its shell another one: so a second HUP does not hurry. Nor does
 //! XCPU, which comes each second while the process is past its limit of processor time.

@@ -33,8 +33,11 @@ pub(super) mod code {
     pub const DUPLICATE: u16 = 1062;
     pub const LOCK_WAIT: u16 = 1205;
     pub const DEADLOCK: u16 = 1213;
-    /// Shutting down, interrupted, killed, or idle for too long: the connection is of no more use.
-    pub const GONE: [u16; 4] = [1053, 1317, 1927, 4031];
+    /// A row has changed since the snapshot.
+    pub const CHANGED: u16 = 1020;
+    /// Shutting down, interrupted, killed, or idle for too long: the connection is of no more use. Nor is one to
+    /// a server that takes no writes (any more): another may stand at its address by now.
+    pub const GONE: [u16; 9] = [1053, 1317, 1927, 4031, 1047, 1290, 1792, 1836, 1874];
     /// MariaDB's `max_statement_time` is over.
     pub const TIME_IS_OVER: u16 = 1969;
 }
@@ -70,7 +73,7 @@ impl From<mysql::Error> for Failure {
         let text = plain(&error);
         match error {
             mysql::Error::MySqlError(refusal) => match refusal.code {
-                code::DEADLOCK | code::LOCK_WAIT => Failure::Conflict(text),
+                code::DEADLOCK | code::LOCK_WAIT | code::CHANGED => Failure::Conflict(text),
                 gone if code::GONE.contains(&gone) => Failure::Lost(text),
                 _ => Failure::Refused(text),
             },
@@ -162,7 +165,7 @@ const SETTINGS: &str = "
             idle_readonly_transaction_timeout = SILENCE, system_versioning_alter_history = 'KEEP',
             tmp_disk_table_size = 18446744073709551615, max_session_mem_used = 9223372036854775807 */
         /*M!100500 , in_predicate_conversion_threshold = 0 */
-        /*!80000 , max_execution_time = 0 */;
+        /*!80000 , max_execution_time = 0, range_optimizer_max_mem_size = 0 */;
     SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE;
     SELECT @@auto_increment_increment, @@max_allowed_packet";
 
@@ -176,7 +179,7 @@ impl Session {
         // A command for each connection may have begun something, or gone elsewhere.
         let place = opts.get_db_name().map_or_else(String::new, |name| format!("USE {};", quoted(name)));
         let mut conn = Conn::new(opts)?;
-        let begin = format!("ROLLBACK AND NO CHAIN NO RELEASE; {place} {settings}");
+        let begin = format!("ROLLBACK AND NO CHAIN NO RELEASE; UNLOCK TABLES; {place} {settings}");
         // A limit of time that this lifts may strike once more before it is lifted.
         let mut tries = 1;
         let row = loop {

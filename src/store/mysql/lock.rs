@@ -60,14 +60,23 @@ fn holder(session: &mut Session, what: &str) -> Result<Option<u64>, Failure> {
     Ok(holder.flatten())
 }
 
+/// From now on the connection says something each second, and ends if it does not.
+fn watched() -> String {
+    format!("SET SESSION wait_timeout = {SILENCE}")
+}
+
 /// A node's locks, and the connection that holds them. They end with it.
 pub struct Lock {
     opts: Opts,
     node: NodeId,
     alone: bool,
     session: Option<Session>,
-    /// The connection that held them last, and when it was lost.
-    lost: Option<(u64, Instant)>,
+    /// Whether [`Lock::check`] has begun: until then, for as long as a start takes, the connection is silent.
+    watched: bool,
+    /// Connections that may hold them yet, and since when the database could be reached without a break: it
+    /// notices the end of one that was lost with a delay.
+    ghosts: Vec<u64>,
+    reached: Instant,
 }
 
 /// Why they were not taken.
@@ -97,7 +106,7 @@ impl Lock {
     /// Somebody else has the database, or it is away.
     pub(super) fn take(opts: Opts, node: NodeId, alone: bool) -> Result<Lock, OpenError> {
         let (begun, address, database) = (Instant::now(), place(&opts), database(&opts));
-        let mut lock = Lock { opts, node, alone, session: None, lost: None };
+        let mut lock = Lock { opts, node, alone, session: None, watched: false, ghosts: Vec::new(), reached: begun };
         loop {
             match lock.connect() {
                 Ok(()) => return Ok(lock),
@@ -109,15 +118,28 @@ impl Lock {
     }
 
     fn connect(&mut self) -> Result<(), Refusal> {
-        let mut session = Session::open(self.opts.clone())?;
-        session.conn.query_drop(format!("SET SESSION wait_timeout = {SILENCE}"))?;
-        if self.alone {
-            self.take_alone(&mut session)?
-        } else {
-            self.take_membership(&mut session)?
+        let opened = Session::open(self.opts.clone());
+        let mut session = opened.inspect_err(|_| self.reached = Instant::now())?;
+        match self.take_all(&mut session) {
+            Ok(()) => {
+                self.session = Some(session);
+                self.ghosts.clear();
+                Ok(())
+            }
+            Err(refusal) => {
+                if let Refusal::Failed(_) = refusal {
+                    self.ghosts.push(u64::from(session.conn.connection_id()));
+                }
+                Err(refusal)
+            }
         }
-        self.session = Some(session);
-        Ok(())
+    }
+
+    fn take_all(&self, session: &mut Session) -> Result<(), Refusal> {
+        if self.watched {
+            session.conn.query_drop(watched())?;
+        }
+        if self.alone { self.take_alone(session) } else { self.take_membership(session) }
     }
 
     fn take_alone(&self, session: &mut Session) -> Result<(), Refusal> {
@@ -149,12 +171,11 @@ impl Lock {
     /// Nobody else may have a lock. `holder`: the connection that has it.
     fn look_at(&self, holder: Option<u64>, by: &str) -> Result<(), Refusal> {
         let Some(holder) = holder else { return Ok(()) };
-        match self.lost {
-            Some((ghost, since)) if ghost == holder && since.elapsed() < GHOST => {
-                Err(Failure::Lost("this node's lost connection still holds the lock".to_owned()).into())
-            }
-            _ => Err(Refusal::InUse(format!("{by} (connection {holder} of the database)"))),
+        // After a restart of the database another one may have the number.
+        if self.ghosts.contains(&holder) && self.reached.elapsed() < GHOST {
+            return Err(Failure::Lost("this node's lost connection still holds the lock".to_owned()).into());
         }
+        Err(Refusal::InUse(format!("{by} (connection {holder} of the database)")))
     }
 }
 
@@ -166,9 +187,12 @@ impl Lock {
     /// Somebody else has the database by now. Who, and what to do, for the log.
     pub fn check(&mut self) -> Result<(), String> {
         if let Some(session) = &mut self.session {
-            let Err(error) = session.conn.ping() else { return Ok(()) };
+            let answer = if self.watched { session.conn.ping() } else { session.conn.query_drop(watched()) };
+            self.watched = true;
+            let Err(error) = answer else { return Ok(()) };
             log::warn!("the lock that keeps others from the database is lost: {}", Failure::from(error));
-            self.lost = Some((u64::from(session.conn.connection_id()), Instant::now()));
+            self.ghosts.push(u64::from(session.conn.connection_id()));
+            self.reached = Instant::now();
             self.session = None;
         }
         match self.connect() {

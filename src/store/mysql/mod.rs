@@ -172,7 +172,7 @@ impl MySqlConnection {
         let shared = &*self.shared;
         self.link.run(&shared.gate, |session, in_doubt_now| {
             *in_doubt |= in_doubt_now;
-            write::write(session, shared, batch, first_key, *in_doubt)
+            write::write(session, shared, batch, first_key, *in_doubt).inspect_err(|_| shared.room().forget_all())
         })
     }
 

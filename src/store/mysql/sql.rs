@@ -125,6 +125,7 @@ pub(super) struct Sql {
     pub created_group: String,
     pub add_creator: String,
     pub join_group: String,
+    pub lock_group: String,
     // What a quota undoes.
     pub remove_friend: String,
     pub remove_member: String,
@@ -179,6 +180,7 @@ impl Sql {
                 "INSERT INTO {group_user} (groupid, userid, grouprole)
                  SELECT id, ?, 'normal' FROM {all_group} WHERE id = ?"
             ),
+            lock_group: format!("SELECT id FROM {all_group} WHERE id = ? FOR UPDATE"),
             remove_friend: format!("DELETE FROM {friend} WHERE userid = ? AND friendid = ?"),
             remove_member: format!("DELETE FROM {group_user} WHERE userid = ? AND groupid = ?"),
             stored: format!("SELECT {row}, once FROM {message} WHERE once BETWEEN ? AND ?"),

@@ -243,18 +243,24 @@ impl<'a> Transaction<'a> {
                 other => self.done_or_already(other),
             },
             Write::CreateGroup { creator, name, description } => self.create_group(*creator, name, description),
-            Write::JoinGroup { user, group } => match self.session.execute(&shared.sql.join_group, (user, group)) {
-                Ok(0) => Ok(Outcome::NoGroup),
-                Ok(_) if self.is_over(shared.quotas.members, &shared.sql.members_of, *group)? => {
-                    self.session.execute(&shared.sql.remove_member, (user, group))?;
-                    Ok(Outcome::Full(Quota::Members))
+            Write::JoinGroup { user, group } => {
+                if shared.quotas.members.is_some() {
+                    // Joins of a group wait for each other, or each of them would count without the others.
+                    self.session.list(&shared.sql.lock_group, (group,), |_| Ok(()))?;
                 }
-                Ok(_) if self.is_over(shared.quotas.groups, &shared.sql.groups_of, *user)? => {
-                    self.session.execute(&shared.sql.remove_member, (user, group))?;
-                    Ok(Outcome::Full(Quota::Groups))
+                match self.session.execute(&shared.sql.join_group, (user, group)) {
+                    Ok(0) => Ok(Outcome::NoGroup),
+                    Ok(_) if self.is_over(shared.quotas.members, &shared.sql.members_of, *group)? => {
+                        self.session.execute(&shared.sql.remove_member, (user, group))?;
+                        Ok(Outcome::Full(Quota::Members))
+                    }
+                    Ok(_) if self.is_over(shared.quotas.groups, &shared.sql.groups_of, *user)? => {
+                        self.session.execute(&shared.sql.remove_member, (user, group))?;
+                        Ok(Outcome::Full(Quota::Groups))
+                    }
+                    other => self.done_or_already(other),
                 }
-                other => self.done_or_already(other),
-            },
+            }
             Write::Keep(parcels) => {
                 parcels.iter().map(|parcel| self.keep(parcel)).collect::<Result<_, _>>().map(Outcome::Kept)
             }

@@ -15,6 +15,14 @@ const NAMES: usize = 1000;
 /// Brings the database up to date, gives every name its key, and returns the version it had. A version that is not known is
 /// left as it is.
 pub(super) fn migrate(connection: &mut rusqlite::Connection) -> rusqlite::Result<i64> {
+    // Or a table could not be made anew that somebody's view names.
+    connection.pragma_update(None, "legacy_alter_table", true)?;
+    let found = migrate_all(connection)?;
+    connection.pragma_update(None, "legacy_alter_table", false)?;
+    Ok(found)
+}
+
+fn migrate_all(connection: &mut rusqlite::Connection) -> rusqlite::Result<i64> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let found: i64 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
     let missing = usize::try_from(found).ok().and_then(|found| MIGRATIONS.get(found..)).unwrap_or_default();

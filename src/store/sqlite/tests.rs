@@ -147,7 +147,8 @@ fn the_names_of_a_file_of_version_1_get_keys_and_the_later_of_two_keeps_its_name
          INSERT INTO AllGroup (id, groupname, groupdesc, namekey) VALUES
              (7, 'Elan ', 'd', 'elan '), (8, 'elan', '', 'elan'), (50, 'gone', '', 'x');
          DELETE FROM AllGroup WHERE id = 50;
-         INSERT INTO GroupUser (groupid, userid, grouprole) VALUES (7, 1, 'creator'), (8, 1, 'normal');",
+         INSERT INTO GroupUser (groupid, userid, grouprole) VALUES (7, 1, 'creator'), (8, 1, 'normal');
+         CREATE VIEW Everybody AS SELECT id, name FROM User;",
     );
     let mut fixture = Fixture::at(directory);
     for (id, name, password) in [(1, "ann", "p1"), (3, "βσ", "p3"), (4, "ΒΣ", "p4"), (5, "βς", "p5")] {

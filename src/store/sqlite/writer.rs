@@ -211,7 +211,10 @@ impl Writer {
         self.fault.strike(connection)?;
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let done = work(&transaction, self.quotas, &mut self.room);
-        let done = done.map_err(|error| Failure::of(error, &transaction))?;
+        let done = done.map_err(|error| {
+            self.room.forget_all();
+            Failure::of(error, &transaction)
+        })?;
         // Where SQLite has ended the transaction by itself, nothing was done.
         if !transaction.is_autocommit() {
             // As late as can be: what is acked went into the file that was there.
