@@ -15,15 +15,16 @@ impl Alone {
 
 impl Bus for Alone {
     fn send(&self, ops: &mut Vec<BusOp>) {
+        let homes = self.0.homes();
         for op in ops.drain(..) {
             let (shard, event) = match op {
-                BusOp::ToAll(_, ticket) | BusOp::ToUser(_, _, ticket) | BusOp::CountListeners(_, ticket) => {
-                    (ticket.shard, BusEvent::Reached(ticket, Some(0)))
+                BusOp::ToUser(_, _, ticket) | BusOp::CountListeners(_, ticket) => {
+                    (usize::from(ticket.shard), BusEvent::Reached(ticket, Some(0)))
                 }
-                BusOp::Listen { user, epoch, shard } => (shard, BusEvent::Listening { user, epoch }),
-                BusOp::ToNode(..) | BusOp::Unlisten { .. } => continue,
+                BusOp::Listen { user, epoch } => (homes.of_user(user), BusEvent::Listening { user, epoch }),
+                BusOp::ToNode(..) | BusOp::Unlisten { .. } | BusOp::Confirm { .. } => continue,
             };
-            self.0.post(usize::from(shard), &mut vec![event]);
+            self.0.post(shard, &mut vec![event]);
         }
     }
 

@@ -8,15 +8,16 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use crate::home::Homes;
 use crate::store::{GroupId, NodeId, UserId};
-use crate::wire::reply::FanOut;
+use crate::wire::Errno;
 
 /// Of the encoding. A payload of another version is dropped and logged; what it bears is stored by
 /// its sender, who gets no confirmation.
 const VERSION: u8 = 1;
 const HEADER: usize = 1 + 8;
 
-/// Names what waits for an answer at the node that sent it.
+/// Names what waits for an answer at the node that asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Ticket {
     pub shard: u16,
@@ -29,71 +30,113 @@ pub struct Addressee {
     pub user: UserId,
     /// Of the claim by which the receiving node has the user.
     pub epoch: u64,
-    /// The key of the last chat that the same shard has sent to this user and that it knows nothing
-    /// of yet; 0: there is none. A node that has not received that one may not deliver this one.
+    /// Of this launch; it is never used again by the sending node's home of this user.
+    pub number: u64,
+    /// The last launch or nudge on the same route that is not answered yet; 0: there is none. A node of which
+    /// that is not the last that it has of this route may not deliver this one.
     pub after: u64,
+}
+
+/// What became of a message for one user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fate {
+    /// The kernel took its last byte for the recipient's connection.
+    Delivered,
+    /// It is committed to the store.
+    Stored,
+    /// It was not served; the sender is told.
+    Failed(Errno),
+    /// The node that was asked does not have the user by that claim, or may not deliver this one.
+    Gone,
+}
+
+/// The answer to one launch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answered {
+    pub user: UserId,
+    pub number: u64,
+    pub fate: Fate,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Envelope {
-    /// A chat for users who live on the receiving node. Answered by `Settled`, in one or in parts.
+    /// A chat for users whom the receiving node has. Answered by `Answer`, for each of them.
     Chat {
-        to: Vec<Addressee>,
         #[serde(with = "bytes")]
         body: Arc<[u8]>,
+        to: Vec<Addressee>,
+    },
+    Answer(Vec<Answered>),
+    /// Messages may stand in this user's store of which the receiving node does not know. Answered by `Nudged`
+    /// when all that it took for the user before is delivered or committed, and it will read the store before
+    /// it takes anything else; at once where it has no such session.
+    Nudge {
+        user: UserId,
+        epoch: u64,
+        number: u64,
+    },
+    Nudged {
+        user: UserId,
+        number: u64,
+    },
+    /// A user has joined a group. Answered by `Seen`.
+    Joined {
+        group: GroupId,
+        user: UserId,
         ticket: Ticket,
     },
-    /// What became of a chat: of how many recipients what, and to whom it could not be delivered,
-    /// because the node does not have them by that claim, or they read slowly, or the one before it
-    /// has not arrived.
-    Settled { ticket: Ticket, sum: FanOut, gone: Vec<UserId> },
-    /// Messages were stored for this user although the receiving node has it: it is to drain the
-    /// store. Answered by `Seen`, or by `Settled` with the user in `gone`.
-    Nudge { user: UserId, epoch: u64, ticket: Ticket },
-    /// A user has joined a group. Answered by `Seen`.
-    Member { group: GroupId, user: UserId, ticket: Ticket },
-    /// A nudge's drain is done; a member counts.
-    Seen { ticket: Ticket },
-}
-
-/// A claim's epoch bears in its upper bits the shard that has drawn it, which is the session's.
-const EPOCH_BITS: u32 = 48;
-
-/// What a shard counts its claims from.
-pub fn first_epoch(shard: usize) -> u64 {
-    (shard as u64) << EPOCH_BITS
-}
-
-/// The shard of the session that has this claim, of so many. A sender's number is not to be trusted.
-pub fn shard_of(epoch: u64, shards: usize) -> usize {
-    (epoch >> EPOCH_BITS) as usize % shards
+    /// A join counts.
+    Seen {
+        ticket: Ticket,
+    },
+    /// A node is dead. Answered by `Confirmed`.
+    Dead {
+        node: NodeId,
+    },
+    /// Nothing of a dead node is open here.
+    Confirmed {
+        node: NodeId,
+    },
 }
 
 impl Envelope {
-    /// The part for each receiving shard, of so many: of the recipients' sessions, or the one that
-    /// waits for an answer. What two envelopes have for the same user goes to the same shard, so
-    /// that order holds.
-    pub fn split(self, shards: usize) -> Vec<(usize, Envelope)> {
+    /// The part for each shard that it is about: the home of its users or its group, or the shard of its ticket.
+    /// What two envelopes have for the same user goes to the same shard, so that order holds. `Dead` and
+    /// `Confirmed` are no shard's.
+    pub fn split(self, homes: &Homes) -> Vec<(usize, Envelope)> {
         let shard = match &self {
-            Envelope::Chat { to, .. } if to.len() != 1 => return self.split_chat(shards),
-            Envelope::Chat { to, .. } => to.first().map_or(0, |to| shard_of(to.epoch, shards)),
-            Envelope::Nudge { epoch, .. } => shard_of(*epoch, shards),
-            Envelope::Member { ticket, .. } | Envelope::Settled { ticket, .. } | Envelope::Seen { ticket } => {
-                usize::from(ticket.shard) % shards
-            }
+            Envelope::Chat { to, .. } if to.len() != 1 => return self.split_list(homes),
+            Envelope::Answer(answers) if answers.len() != 1 => return self.split_list(homes),
+            Envelope::Chat { to, .. } => to.first().map_or(0, |to| homes.of_user(to.user)),
+            Envelope::Answer(answers) => answers.first().map_or(0, |answer| homes.of_user(answer.user)),
+            Envelope::Nudge { user, .. } | Envelope::Nudged { user, .. } => homes.of_user(*user),
+            Envelope::Joined { group, .. } => homes.of_group(*group),
+            Envelope::Seen { ticket } => usize::from(ticket.shard) % homes.reactors(),
+            Envelope::Dead { .. } | Envelope::Confirmed { .. } => return Vec::new(),
         };
         vec![(shard, self)]
     }
 
-    fn split_chat(self, shards: usize) -> Vec<(usize, Envelope)> {
-        let Envelope::Chat { to, body, ticket } = self else { return Vec::new() };
-        let mut parts = vec![Vec::new(); shards];
-        for to in to {
-            parts[shard_of(to.epoch, shards)].push(to);
+    fn split_list(self, homes: &Homes) -> Vec<(usize, Envelope)> {
+        match self {
+            Envelope::Chat { body, to } => parts(to, homes, |to| to.user)
+                .map(|(shard, to)| (shard, Envelope::Chat { body: Arc::clone(&body), to }))
+                .collect(),
+            Envelope::Answer(answers) => parts(answers, homes, |answer| answer.user)
+                .map(|(shard, answers)| (shard, Envelope::Answer(answers)))
+                .collect(),
+            _ => Vec::new(),
         }
-        let part = |to| Envelope::Chat { to, body: Arc::clone(&body), ticket };
-        parts.into_iter().enumerate().filter(|(_, to)| !to.is_empty()).map(|(shard, to)| (shard, part(to))).collect()
     }
+}
+
+/// A list by the home of each item's user.
+fn parts<T>(list: Vec<T>, homes: &Homes, user: impl Fn(&T) -> UserId) -> impl Iterator<Item = (usize, Vec<T>)> {
+    let mut parts: Vec<Vec<T>> = (0..homes.reactors()).map(|_| Vec::new()).collect();
+    for item in list {
+        parts[homes.of_user(user(&item))].push(item);
+    }
+    parts.into_iter().enumerate().filter(|(_, part)| !part.is_empty())
 }
 
 /// Begins a payload.
@@ -158,64 +201,5 @@ mod bytes {
             }
         }
         deserializer.deserialize_bytes(Bytes)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn to(user: UserId, epoch: u64) -> Addressee {
-        Addressee { user, epoch, after: 7 }
-    }
-
-    fn some() -> Vec<Envelope> {
-        let ticket = Ticket { shard: 3, key: 1 << 40 };
-        let sum = FanOut { delivered: 1, stored: 2, failed: 3 };
-        vec![
-            Envelope::Chat { to: vec![to(1, 2), to(u32::MAX, u64::MAX)], body: b"{\"msg\":\"x\"}"[..].into(), ticket },
-            Envelope::Settled { ticket, sum, gone: vec![7] },
-            Envelope::Nudge { user: 1, epoch: 2, ticket },
-            Envelope::Member { group: 1, user: 2, ticket },
-            Envelope::Seen { ticket },
-        ]
-    }
-
-    fn payload(envelopes: &[Envelope]) -> Vec<u8> {
-        let mut payload = Vec::new();
-        begin(NodeId(42), &mut payload);
-        envelopes.iter().for_each(|envelope| append(envelope, &mut payload));
-        payload
-    }
-
-    #[test]
-    fn what_is_encoded_is_what_is_decoded() {
-        let (from, envelopes) = decode(&payload(&some())).unwrap();
-        assert_eq!((from, envelopes), (NodeId(42), some()));
-        assert!(decode(&payload(&[])).unwrap().1.is_empty());
-    }
-
-    #[test]
-    fn what_is_cut_or_foreign_is_an_error() {
-        let one = payload(&some()[..1]);
-        for cut in 0..one.len() {
-            assert!(cut == HEADER || decode(&one[..cut]).is_err(), "cut at {cut}");
-        }
-        assert!(matches!(decode(b"{\"msgid\":6}"), Err(Unreadable::Version)));
-    }
-
-    #[test]
-    fn every_recipient_is_in_the_part_of_its_sessions_shard_and_none_is_past_the_last() {
-        let ticket = Ticket { shard: u16::MAX, key: 0 };
-        let to = vec![to(1, first_epoch(0) + 7), to(2, first_epoch(2)), to(3, u64::MAX), to(4, first_epoch(2) + 1)];
-        let chat = Envelope::Chat { to, body: b"{}"[..].into(), ticket };
-        let parts = chat.split(3).into_iter().map(|(shard, part)| match part {
-            Envelope::Chat { to, .. } => (shard, to.into_iter().map(|to| to.user).collect::<Vec<_>>()),
-            other => panic!("{other:?}"),
-        });
-        assert_eq!(parts.collect::<Vec<_>>(), [(0, vec![1, 3]), (2, vec![2, 4])]);
-        let of = |envelope: Envelope| envelope.split(4).iter().map(|(shard, _)| *shard).collect::<Vec<_>>();
-        assert_eq!(of(Envelope::Seen { ticket }), [3]);
-        assert_eq!(of(Envelope::Nudge { user: 1, epoch: first_epoch(2), ticket }), [2]);
     }
 }

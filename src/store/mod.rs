@@ -6,10 +6,10 @@
 //! together what all workers have handed over. Within a batch order holds; across batches it is
 //! the caller's business (one lane per recipient or account).
 
-pub mod mysql;
+// pub mod mysql;
 mod names;
 mod quota;
-pub mod sqlite;
+// pub mod sqlite;
 mod timed;
 
 use std::fmt;
@@ -62,15 +62,17 @@ pub enum Holder {
 pub struct Parcel {
     pub to: UserId,
     pub messages: Vec<Arc<[u8]>>,
-    /// Somebody else may have the user, but only this one: what waits for it to drain its store.
+    /// Somebody else may have the user, but only this one.
     pub past: Option<Holder>,
 }
 
 /// What became of a [`Parcel`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kept {
-    /// The first message's row. Nobody had the user at that moment, or this node, or `past`.
+    /// The first message's row. Nobody had the user at that moment, or this node.
     Stored(RowId),
+    /// The same, but `past` had the user, and does not know of it.
+    Past(RowId),
     /// There is no such account.
     NoUser,
     /// Nothing is stored: this one has the user.
@@ -92,6 +94,10 @@ pub enum StoreError {
     /// a restart; the store has said so in the log, once.
     #[error("storage is gone: {0}")]
     Gone(Arc<str>),
+    /// Other nodes took this one for dead, and have marked it so: nothing was done, and nothing will be
+    /// done for it any more.
+    #[error("this node was taken for dead")]
+    Marked,
 }
 
 /// One write. What it can come to is the [`Outcome`] named beside it.
@@ -103,9 +109,11 @@ pub enum Write {
     /// Replaces the stored password: `Done`.
     SetPassword { user: UserId, password: String },
     /// Takes the account for this node, if nobody has it, or `past` has: `Done`, `InUse`, or
-    /// `NoUser`. To take it twice by the same `epoch` is to take it once; but C++ nodes, if there are
-    /// any, see the user online only then.
+    /// `NoUser`. To take it twice by the same `epoch` is to take it once. C++ nodes, if there are any,
+    /// do not see it yet.
     Claim { user: UserId, epoch: u64, past: Option<Holder> },
+    /// Has C++ nodes see a user online whom this node has by this `epoch`: `Done`.
+    Show { user: UserId, epoch: u64 },
     /// Gives the account back, if this node has it by this `epoch`: `Done`.
     Release { user: UserId, epoch: u64 },
     /// One row, user to friend: `Done`, `Already`, `Full`, or `NoUser` if there is no such friend.
@@ -113,7 +121,7 @@ pub enum Write {
     /// A group with its creator as its first member: `Id`; `Full`, or `Already` if the name is taken, which
     /// cost no id.
     CreateGroup { creator: UserId, name: String, description: String },
-    /// A "normal" member: `Done`, `Already`, `Full`, or `NoGroup`.
+    /// A "normal" member: `Joined`, `Full`, or `NoGroup`.
     JoinGroup { user: UserId, group: GroupId },
     /// Offline messages: `Kept`. Who has a recipient is looked at in the same transaction, so that
     /// a claim comes before or after it.
@@ -134,6 +142,12 @@ pub enum Outcome {
     Lost,
     NoUser,
     NoGroup,
+    /// A member from now on, or `already` one before. `nodes`: all others that are not marked, which may
+    /// have read the members before this.
+    Joined {
+        already: bool,
+        nodes: Vec<NodeId>,
+    },
     /// Nothing was done: there is as much as may be.
     Full(Quota),
     /// Nothing was done, because the database refuses this write, and would do so again: the ids are used
@@ -199,16 +213,49 @@ pub trait Store: Send + Sync {
     fn roll(&self) -> Option<Box<dyn Roll>>;
 }
 
-/// What nodes that share a store see of each other's claims. Every call blocks.
+/// What the store says of a node that shares it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    pub node: NodeId,
+    /// How often it has looked since it was enlisted; see [`Roll::look`].
+    pub looks: u64,
+    /// It was taken for dead.
+    pub marked: bool,
+    /// Some accounts are claimed by it.
+    pub has_claims: bool,
+}
+
+/// What nodes that share a store see of each other. Every call blocks.
+///
+/// Each node has two rows: one with its mark, which every transaction of the node locks for sharing and
+/// finds unmarked, and one with a counter, which only looks raise. So a look waits for nobody, and the mark
+/// for those of the node's transactions that are not over yet. A node whose rows are gone is marked.
 pub trait Roll: Send {
-    /// This node's claims: user and epoch.
-    fn claims(&mut self) -> Result<Vec<(UserId, u64)>, StoreError>;
+    /// Writes this node's rows. It comes before everything else that the node does.
+    fn enlist(&mut self) -> Result<(), StoreError>;
 
-    /// The nodes that have claims, this one among them if it has any.
-    fn nodes(&mut self) -> Result<Vec<NodeId>, StoreError>;
+    /// A look behind a renewal of the lease: raises this node's counter. Returns the nodes that are marked.
+    ///
+    /// # Errors
+    /// [`StoreError::Marked`]: so is this one.
+    fn look(&mut self) -> Result<Vec<NodeId>, StoreError>;
 
-    /// Sets the users of a node that is dead offline; how many there were.
-    fn reap(&mut self, node: NodeId) -> Result<u64, StoreError>;
+    /// A look without one: raises nothing, and tells only whether this node is marked.
+    ///
+    /// # Errors
+    /// [`StoreError::Marked`]: it is.
+    fn glance(&mut self) -> Result<(), StoreError>;
+
+    /// All nodes that are enlisted, and those that have claims, but this one.
+    fn nodes(&mut self) -> Result<Vec<Entry>, StoreError>;
+
+    /// Marks a node, unless it has looked since its counter stood at `looks`: then `false`. Waits for its
+    /// open transactions. No transaction of that node is committed afterwards.
+    fn mark(&mut self, node: NodeId, looks: u64) -> Result<bool, StoreError>;
+
+    /// Sets the users of a marked node offline, and strikes it off; how many there were. A node that is not
+    /// marked keeps them.
+    fn free(&mut self, node: NodeId) -> Result<u64, StoreError>;
 
     /// Sets this node's users online again where a C++ node's end has set everybody offline; how
     /// many there were.

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::msgid;
 
 /// The `errno` of a reply. 1 and 2 are the original's, from 10 up are this server's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "u16", from = "u16")]
 #[repr(i64)]
 pub enum Errno {
     /// Login: no such user or a wrong password. Register: the name is taken.
@@ -34,6 +35,36 @@ pub enum Errno {
     /// Not known to be done; trying again may repeat it.
     StoreUnavailable = 21,
     ShuttingDown = 22,
+}
+
+/// By its number, as on the wire.
+impl From<Errno> for u16 {
+    fn from(errno: Errno) -> u16 {
+        errno as u16
+    }
+}
+
+/// A number that is none of ours says that it is not known to be done.
+impl From<u16> for Errno {
+    fn from(number: u16) -> Errno {
+        match number {
+            1 => Errno::Rejected,
+            2 => Errno::InUse,
+            10 => Errno::Unfollowable,
+            11 => Errno::UnknownMsgid,
+            12 => Errno::BadField,
+            13 => Errno::NotLoggedIn,
+            14 => Errno::NotYou,
+            15 => Errno::NoSuchUser,
+            16 => Errno::NoSuchGroup,
+            17 => Errno::NotAMember,
+            18 => Errno::AlreadySo,
+            19 => Errno::TooLarge,
+            20 => Errno::Busy,
+            22 => Errno::ShuttingDown,
+            _ => Errno::StoreUnavailable,
+        }
+    }
 }
 
 impl Errno {
