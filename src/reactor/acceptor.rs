@@ -12,6 +12,7 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use super::address::{AddressSlot, Addresses, canonical};
 use super::counts::AcceptorCounts;
+use super::event_loop::Handler;
 use super::mailbox::{Mail, Mailbox, WAKER};
 use super::memory::{self, Crowd};
 
@@ -116,10 +117,10 @@ enum State {
 }
 
 /// The acceptor: its own Poll and the listener. Client sockets are never registered here.
-pub struct Acceptor<L> {
+pub struct Acceptor<H: Handler> {
     poll: Poll,
     listener: TcpListener,
-    mailboxes: Arc<[Mailbox<Mail<L>>]>,
+    mailboxes: Arc<[Mailbox<Mail<H>>]>,
     next: usize,
     /// Referred to by every open connection, over all reactors, and by nothing else.
     common: Arc<Place>,
@@ -150,11 +151,11 @@ impl AcceptorHandle {
     }
 }
 
-impl<L> Acceptor<L> {
+impl<H: Handler> Acceptor<H> {
     /// An acceptor on `listener`.
     pub fn new(
         listener: std::net::TcpListener,
-        mailboxes: Arc<[Mailbox<Mail<L>>]>,
+        mailboxes: Arc<[Mailbox<Mail<H>>]>,
         admission: Admission,
     ) -> io::Result<(Self, AcceptorHandle)> {
         let poll = Poll::new()?;

@@ -5,6 +5,7 @@ use std::time::Instant;
 use mio::net::TcpStream;
 
 use super::acceptor::ConnectionSlot;
+use super::event_loop::Recall;
 use super::id::ConnId;
 use super::outbox::Outbox;
 use crate::metrics::labels;
@@ -102,7 +103,7 @@ pub(super) struct Connection<T> {
     /// it; not drained since.
     pub recalled: bool,
     /// The handler wants its messages recalled.
-    pub to_recall: bool,
+    pub to_recall: Option<Recall>,
     /// A timer will look whether it has stalled.
     pub stall_timer: bool,
     /// Its input waits until what is queued is written, exempt or not.
@@ -141,7 +142,7 @@ impl<T> Connection<T> {
             armed: false,
             blocked: false,
             recalled: false,
-            to_recall: false,
+            to_recall: None,
             stall_timer: false,
             stuffed: false,
             paced: false,
@@ -151,6 +152,11 @@ impl<T> Connection<T> {
             outbox: None,
             _slot: slot,
         }
+    }
+
+    /// The handler has been told of its end.
+    pub fn is_over_for_the_handler(&self) -> bool {
+        matches!(self.state, State::Lingering | State::Dead(None))
     }
 
     /// Bytes that wait to be written.

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use mio::event::Event;
@@ -11,12 +12,14 @@ use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Registry, Token};
 
 use super::acceptor::ConnectionSlot;
+use super::budget::{Budget, Share};
 use super::connection::{CloseReason, Connection, HangUp, Message, State};
 use super::counts::{ReactorCounts, Slowness};
 use super::id::{ConnId, ConnIds, ConnMap};
-use super::mailbox::{Mail, Mailbox, WAKER};
+use super::mailbox::{Mail, Mailbox, Moving, WAKER};
 use super::outbox::{Manner, Outbox, Progress, Unwritten};
 use super::timers::Timers;
+use crate::clock;
 
 /// What one connection may read in a turn before the others have theirs, in bytes.
 const READ_BUDGET: usize = 64 * 1024;
@@ -25,8 +28,8 @@ const READ_BUDGET: usize = 64 * 1024;
 const FLUSHES: usize = 64;
 /// The longest sleep. Every wait has its own wake; this bounds the damage if one is missing.
 const MAX_SLEEP: Duration = Duration::from_secs(1);
-/// A turn this much later than it was due says that the process was stopped meanwhile.
-const STOPPED: Duration = Duration::from_secs(2);
+/// The longest sleep while the handler may not act.
+const HELD: Duration = Duration::from_millis(50);
 /// How long a connection that we close may take to flush, and then again to say goodbye.
 const LINGER: Duration = Duration::from_secs(5);
 /// How long the last clients may take to say goodbye when the process ends.
@@ -46,8 +49,9 @@ const COMPLAINT: Duration = Duration::from_secs(10);
 const SPARE_OUTBOXES: usize = 64;
 /// With so many letters waiting in some mailbox, its feeders stop reading for the moment.
 const CONGESTED: usize = 64 * 1024;
-/// How soon a reactor that stopped for a congested mailbox looks again.
-const CONGESTED_RETRY: Duration = Duration::from_millis(1);
+/// How soon a reactor that waits for others looks again: for a congested mailbox to be emptied, or at the end for
+/// a connection that moves to arrive.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// What every connection waits for: input, and to hear of urgent bytes, at which a read stops short.
 const INPUT: Interest = Interest::READABLE.add(Interest::PRIORITY);
@@ -57,12 +61,29 @@ pub trait Handler: Sized {
     /// What reactors and workers send each other.
     type Letter: Send;
     /// Marks a message whose fate matters.
-    type Tag: Clone;
+    type Tag: Clone + Send;
     /// Names a timer.
     type Timer;
+    /// What a handler tells the one of another reactor of a connection that it gives to it.
+    type Moved: Send;
+
+    /// Whether the handler may act at this moment. The loop asks right before it hands over each thing
+    /// that has come (input, a letter, a timer, a connection's end), before it writes a connection's queue, and
+    /// before [`Handler::turn_ended`]; so it should cost no more than reading a clock.
+    ///
+    /// Once the answer is no, nothing else is handed over or written in this turn, and nothing is lost: it all
+    /// waits as it is and in order, and the question is asked again after at most 50 ms, or as soon as the loop
+    /// is woken. Only [`Mail::Exit`] and [`Mail::Abandon`] do not wait.
+    fn may_act(&mut self) -> bool {
+        true
+    }
 
     /// A connection has been accepted.
     fn opened(&mut self, io: &mut Io<Self>, conn: ConnId, peer: SocketAddr);
+
+    /// A connection has come from another reactor, whose handler gave it away with `moved`
+    /// ([`Io::move_to`]). It may come after [`Handler::stopping`], too.
+    fn arrived(&mut self, io: &mut Io<Self>, conn: ConnId, moved: Self::Moved);
 
     /// Bytes have arrived, or input that waited may go on. `input` begins with what the last call
     /// left unconsumed.
@@ -83,14 +104,16 @@ pub trait Handler: Sized {
     /// The kernel has taken the last byte of a tagged message.
     fn written(&mut self, io: &mut Io<Self>, conn: ConnId, tag: Self::Tag);
 
-    /// Whether a message with this tag may be taken back from a slow connection's queue.
-    fn recallable(tag: &Self::Tag) -> bool;
+    /// Whether a message with this tag is taken back from a connection's queue in such a recall.
+    fn recallable(tag: &Self::Tag, how: Recall) -> bool;
 
-    /// The connection's queue has passed the high-water mark, or the client has read nothing of it
-    /// for a second, or [`Io::recall`] was called; `recalled` was taken back from it.
-    fn high_water(&mut self, io: &mut Io<Self>, conn: ConnId, recalled: Vec<Unwritten<Self::Tag>>);
+    /// The connection's queue has passed the high-water mark, or its share while memory is short, or the
+    /// client has read nothing of it for a second, or [`Io::recall`] was called; `recalled` was taken back from it.
+    /// A message that was partly written stays in the queue: what is handed back of it is a copy
+    /// ([`Unwritten::begun`]).
+    fn recalled(&mut self, io: &mut Io<Self>, conn: ConnId, recalled: Vec<Unwritten<Self::Tag>>);
 
-    /// The queue of a connection that [`Handler::high_water`] told of is empty.
+    /// The queue of a connection that [`Handler::recalled`] told of is empty.
     fn drained(&mut self, io: &mut Io<Self>, conn: ConnId);
 
     /// The connection is gone; `unwritten` are the tagged messages that did not get out whole.
@@ -100,9 +123,10 @@ pub trait Handler: Sized {
     /// A timer set with [`Io::set_timer`] has fired.
     fn timer(&mut self, io: &mut Io<Self>, timer: Self::Timer);
 
-    /// The loop was kept from running for `gap`, far longer than it ever sleeps: the process was
-    /// stopped, or its machine. It is called before anything that has come meanwhile.
-    fn was_stopped(&mut self, io: &mut Io<Self>, gap: Duration);
+    /// A turn ends: what there was to write is written as far as the sockets took it, and the letters of this
+    /// turn are not posted yet. So clients get theirs before others are told what became of it. What it
+    /// sends is written in the next turn, which follows at once.
+    fn turn_ended(&mut self, io: &mut Io<Self>);
 
     /// The process is to end: take nothing new, wind up what there is, and say so to whoever will
     /// post [`Mail::Exit`].
@@ -118,6 +142,15 @@ pub struct Taken {
     pub more: bool,
 }
 
+/// Which messages are taken back from a connection's queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Recall {
+    /// Of a client that does not read: those that may take another route to it.
+    Reroutable,
+    /// At the end of a session: all that are tagged.
+    All,
+}
+
 /// What bounds a connection's queue, in bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -125,9 +158,10 @@ pub struct Limits {
     pub high_water: usize,
     /// The hard mark: past it, the connection is closed at once.
     pub hard: usize,
-    /// All queues of a reactor together. While they hold more, each may hold its share of it and no more:
-    /// that is the soft mark then, also for what otherwise does not count. While they hold twice as much,
-    /// it is the hard one.
+    /// All queues of all reactors together, and what their handlers hold besides ([`Io::set_held`]). While
+    /// that is more, each connection may have its share of this waiting and no more: that is the soft mark
+    /// then, also for what otherwise does not count. While it is twice as much, it is the hard one.
+    /// How exactly a reactor knows it: [`Budget`].
     pub total: usize,
 }
 
@@ -151,12 +185,15 @@ pub struct Io<H: Handler> {
     ids: ConnIds,
     connections: ConnMap<Box<Connection<H::Tag>>>,
     limits: Limits,
+    share: Share,
+    /// What the handler holds besides the queues, in bytes.
+    held: usize,
     /// All queues are looked at no sooner than this, however much they hold.
     relieved: Instant,
     timers: Timers<LoopTimer<H::Timer>>,
-    mailboxes: Arc<[Mailbox<Mail<H::Letter>>]>,
+    mailboxes: Arc<[Mailbox<Mail<H>>]>,
     /// Letters of this turn, by reactor.
-    outgoing: Vec<Vec<Mail<H::Letter>>>,
+    outgoing: Vec<Vec<Mail<H>>>,
     /// Connections with input to be read or handled.
     ready: VecDeque<ConnId>,
     /// Connections with something to flush.
@@ -191,25 +228,46 @@ impl<H: Handler> Io<H> {
         self.connections.len()
     }
 
-    /// What all connections' queues hold, in bytes. A message for many counts for each of them.
+    /// What the queues of this reactor's connections hold, in bytes. A message for many counts for each of them.
     pub fn buffered(&self) -> usize {
         self.counts.queued.get() as usize
     }
 
-    /// Whether all queues together hold more than they may.
-    fn is_tight(&self) -> bool {
-        self.buffered() > self.limits.total
+    /// Notes that the handler holds `bytes` for slow readers besides what is queued: they count as much
+    /// towards [`Limits::total`].
+    pub fn set_held(&mut self, bytes: usize) {
+        self.held = bytes;
+    }
+
+    /// What this reactor holds.
+    fn own_bytes(&self) -> usize {
+        self.buffered().saturating_add(self.held)
+    }
+
+    /// What all reactors hold.
+    fn all_bytes(&self) -> usize {
+        self.share.all_bytes(self.own_bytes())
+    }
+
+    /// Whether all reactors together hold more than they may.
+    pub fn is_tight(&self) -> bool {
+        self.all_bytes() > self.limits.total
     }
 
     /// The marks of a queue as they are now.
     fn marks(&self) -> Limits {
         let Limits { high_water, hard, total } = self.limits;
-        if !self.is_tight() {
+        let all = self.all_bytes();
+        if all <= total {
             return self.limits;
         }
-        let share = total / self.connections.len().max(1);
-        let hard = if self.buffered() / 2 > total { share } else { hard };
+        let share = total / self.share.all_connections(self.connections.len()).max(1);
+        let hard = if all / 2 > total { share } else { hard };
         Limits { high_water: high_water.min(share), hard, total }
+    }
+
+    fn publish(&mut self) {
+        self.share.publish(self.own_bytes(), self.connections.len());
     }
 
     /// Queues a message; it is written at the end of the turn, together with what else is queued.
@@ -217,7 +275,7 @@ impl<H: Handler> Io<H> {
     pub fn send(&mut self, conn: ConnId, message: Message<'_, H::Tag>) -> bool {
         let Some(connection) = self.connections.get_mut(conn) else { return false };
         // A dead one takes messages until it is swept: then they are handed back with the rest.
-        if matches!(connection.state, State::Lingering | State::Dead(None)) {
+        if connection.is_over_for_the_handler() {
             return false;
         }
         let outbox = connection.outbox.get_or_insert_with(|| self.spare.pop().unwrap_or_default());
@@ -266,13 +324,51 @@ impl<H: Handler> Io<H> {
         }
     }
 
-    /// Has [`Handler::high_water`] called with what can be taken back from the connection's queue,
+    /// Closes at once. What is queued is not written; [`Handler::closed`] gets what of it is tagged, with the
+    /// message that was partly written, and what is sent until then. A connection that was being closed keeps its reason.
+    pub fn abort(&mut self, conn: ConnId, reason: CloseReason) {
+        self.kill(conn, reason);
+    }
+
+    /// Has [`Handler::recalled`] called with what can be taken back from the connection's queue,
     /// before anything else is handled, and [`Handler::drained`] once the rest is written.
-    pub fn recall(&mut self, conn: ConnId) {
-        if let Some(connection) = self.connections.get_mut(conn) {
-            connection.to_recall = true;
+    pub fn recall(&mut self, conn: ConnId, how: Recall) {
+        if let Some(connection) = self.connections.get_mut(conn)
+            && !connection.is_over_for_the_handler()
+        {
+            connection.to_recall = connection.to_recall.max(Some(how));
             self.over.push(conn);
         }
+    }
+
+    /// Gives a connection to another reactor (to this one, too), whose handler is told by
+    /// [`Handler::arrived`], with `moved` and a new id. It gets there with all that it has: input that was not
+    /// read or not consumed, what is queued, its pace, its pauses, its end if it is being closed or has died.
+    /// Letters that are posted to that reactor afterwards come after it.
+    ///
+    /// The handler has forgotten the connection, so that nothing is told of it here any more, except for tags
+    /// that this turn's write has covered already. What still names the old id finds nobody.
+    /// Nothing happens, and `moved` is dropped, if the connection is gone, or [`Handler::closed`] was called for it.
+    pub fn move_to(&mut self, conn: ConnId, reactor: usize, moved: H::Moved) {
+        if self.connections.get(conn).is_none_or(|connection| connection.is_over_for_the_handler()) {
+            return;
+        }
+        let Some(mut connection) = self.connections.remove(conn) else { return };
+        // All events of this turn are noted by now, so the slot can have a new owner.
+        let _ = self.registry.deregister(&mut connection.stream);
+        self.ids.free(conn);
+        self.counts.connections.set(self.connections.len());
+        self.counts.queued.sub(connection.queued());
+        let in_flight = self.share.departure();
+        self.outgoing[reactor].push(Mail::Moved(Box::new(Moving { connection, moved, in_flight })));
+    }
+
+    /// A connection that has been given away in this turn.
+    fn departing(&mut self, conn: ConnId) -> Option<&mut Connection<H::Tag>> {
+        self.outgoing.iter_mut().flatten().find_map(|mail| match mail {
+            Mail::Moved(moving) if moving.connection.id == conn => Some(&mut *moving.connection),
+            _ => None,
+        })
     }
 
     /// Has [`Handler::timer`] called at `at` or a little later.
@@ -318,6 +414,12 @@ impl<H: Handler> Io<H> {
     }
 }
 
+/// Asks whether the handler may act, unless it might not before in this turn.
+fn may_act<H: Handler>(halted: &mut bool, handler: &mut H) -> bool {
+    *halted = *halted || !handler.may_act();
+    !*halted
+}
+
 fn set_close_by<T, K>(connection: &mut Connection<T>, timers: &mut Timers<LoopTimer<K>>, at: Instant) {
     connection.close_by = Some(at);
     timers.set(at, LoopTimer::Linger(connection.id));
@@ -345,21 +447,32 @@ pub struct EventLoop<H: Handler> {
     handler: H,
     /// What a read goes into before anybody knows whether it must be kept.
     scratch: Box<[u8]>,
-    mail: Vec<Mail<H::Letter>>,
+    /// What has come, and what of it had to wait since the handler might not act.
+    mail: Vec<Mail<H>>,
     tags: Vec<H::Tag>,
     /// In the last turn.
     had_events: bool,
+    /// The handler might not act, so the rest of this turn waits.
+    halted: bool,
+    /// Something was handled after the last turn had ended for the handler.
+    has_gone_on: bool,
     /// The loop ends at this moment, or earlier when all connections have said goodbye.
     exit_by: Option<Instant>,
+    /// The loop ends now.
+    abandoned: bool,
+    /// See [`EventLoop::beat`].
+    beat: Arc<AtomicU64>,
 }
 
 impl<H: Handler> EventLoop<H> {
-    /// A loop on `poll`, which the mailbox at `index` wakes.
+    /// A loop on `poll`, which the mailbox at `index` wakes. All reactors that have `limits.total` in common
+    /// share one `budget`.
     pub fn new(
         index: usize,
         poll: Poll,
-        mailboxes: Arc<[Mailbox<Mail<H::Letter>>]>,
+        mailboxes: Arc<[Mailbox<Mail<H>>]>,
         limits: Limits,
+        budget: Arc<Budget>,
         handler: H,
     ) -> io::Result<Self> {
         let reactor = u16::try_from(index).map_err(|_| io::Error::other("more than 65,536 reactors"))?;
@@ -370,6 +483,8 @@ impl<H: Handler> EventLoop<H> {
             ids: ConnIds::new(reactor),
             connections: ConnMap::default(),
             limits,
+            share: Share::new(budget),
+            held: 0,
             relieved: Instant::now(),
             timers: Timers::default(),
             outgoing: mailboxes.iter().map(|_| Vec::new()).collect(),
@@ -392,7 +507,11 @@ impl<H: Handler> EventLoop<H> {
             mail: Vec::new(),
             tags: Vec::new(),
             had_events: false,
+            halted: false,
+            has_gone_on: false,
             exit_by: None,
+            abandoned: false,
+            beat: Arc::new(AtomicU64::new(clock::since_boot().as_millis() as u64)),
         })
     }
 
@@ -401,14 +520,26 @@ impl<H: Handler> EventLoop<H> {
         Arc::clone(&self.io.counts)
     }
 
-    /// Runs until [`Mail::Exit`].
+    /// When the loop last completed a turn, in milliseconds since the machine was booted; at first, when it was
+    /// made. A loop that is not stuck completes one a second at least, also while its handler may not act.
+    pub fn beat(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.beat)
+    }
+
+    /// Runs until [`Mail::Exit`] or [`Mail::Abandon`].
+    ///
+    /// # Errors
+    /// The system cannot wait for events.
     pub fn run(mut self) -> io::Result<()> {
-        loop {
+        while !self.has_ended() {
             self.turn()?;
-            if self.exit_by.is_some_and(|by| self.io.connections.is_empty() || by <= self.io.now) {
-                return Ok(());
-            }
         }
+        Ok(())
+    }
+
+    fn has_ended(&self) -> bool {
+        let no_more_come = || self.io.connections.is_empty() && !self.io.share.is_one_moving();
+        self.abandoned || self.exit_by.is_some_and(|by| by <= self.io.now || no_more_come())
     }
 
     /// One turn: events, letters, input, timers, then every flush, then the sweep.
@@ -417,7 +548,7 @@ impl<H: Handler> EventLoop<H> {
         // Who has just had something to do lets the others run, and looks once more before it sleeps:
         // what they send meanwhile comes together, and needs no wake. A sleep and a wake for every few
         // messages cost a seventh of what a relayed message does.
-        if std::mem::take(&mut self.had_events) && !sleep.is_zero() {
+        if std::mem::take(&mut self.had_events) && !sleep.is_zero() && !self.halted {
             std::thread::yield_now();
             sleep = Duration::ZERO;
         }
@@ -426,16 +557,17 @@ impl<H: Handler> EventLoop<H> {
             _ => {}
         }
         self.io.counts.turns.add(1);
+        self.io.now = Instant::now();
         self.had_events = !self.events.is_empty();
-        let now = Instant::now();
-        let gap = now - self.io.now;
-        self.io.now = now;
-        if gap > MAX_SLEEP + STOPPED {
-            self.handler.was_stopped(&mut self.io, gap);
-            self.settle_over();
-        }
+        (self.halted, self.has_gone_on) = (false, false);
         self.note_readiness();
-        self.read_mail()?;
+        self.take_mail();
+        if self.abandoned {
+            return Ok(());
+        }
+        // What an earlier turn had to leave.
+        self.settle_over();
+        self.read_mail();
         self.read_ready();
         self.fire_timers();
         self.flush_dirty();
@@ -444,20 +576,28 @@ impl<H: Handler> EventLoop<H> {
         self.sweep();
         // What the sweep has caused (stored messages' acks) must not wait for the next event.
         self.flush_dirty();
+        self.end_turn();
         // Last: the others wake to all letters of this turn at once, and not while this reactor is
         // still busy, which costs 6 % of a relayed message more.
         self.io.post_outgoing();
+        self.io.publish();
+        self.beat.store(clock::since_boot().as_millis() as u64, Relaxed);
         Ok(())
     }
 
     fn sleep(&self) -> Duration {
-        if !self.io.ready.is_empty() {
-            return if self.io.congested { CONGESTED_RETRY } else { Duration::ZERO };
+        let exit = self.exit_by.map(|by| if self.io.connections.is_empty() { self.io.now + LOOK_AGAIN } else { by });
+        if self.halted {
+            return exit.map_or(HELD, |at| at.saturating_duration_since(self.io.now).min(HELD));
         }
-        if !self.io.dead.is_empty() || !self.io.dirty.is_empty() || !self.io.backlog.is_empty() {
+        if !self.io.ready.is_empty() {
+            return if self.io.congested { LOOK_AGAIN } else { Duration::ZERO };
+        }
+        let has_work = !self.io.dead.is_empty() || !self.io.dirty.is_empty() || !self.io.backlog.is_empty();
+        if has_work || self.has_gone_on {
             return Duration::ZERO;
         }
-        let next = [self.io.timers.next(), self.exit_by].into_iter().flatten().min();
+        let next = [self.io.timers.next(), exit].into_iter().flatten().min();
         next.map_or(MAX_SLEEP, |at| at.saturating_duration_since(self.io.now).min(MAX_SLEEP))
     }
 
@@ -484,28 +624,61 @@ impl<H: Handler> EventLoop<H> {
         }
     }
 
-    fn read_mail(&mut self) -> io::Result<()> {
+    /// Takes what has come, and notes what must not wait for what lies before it.
+    fn take_mail(&mut self) {
+        let held = self.mail.len();
+        let mailbox = &self.io.mailboxes[self.io.index];
+        if held == 0 {
+            mailbox.take(&mut self.mail);
+        } else {
+            let mut more = Vec::new();
+            mailbox.take(&mut more);
+            self.mail.append(&mut more);
+        }
+        let new = &self.mail[held..];
+        self.io.counts.letters.add(new.len() as u64);
+        for mail in new {
+            match mail {
+                Mail::Exit => self.exit_by = Some(self.io.now + EXIT_LINGER),
+                Mail::Abandon => self.abandoned = true,
+                _ => {}
+            }
+        }
+    }
+
+    fn read_mail(&mut self) {
+        if self.mail.is_empty() || !self.may_act() {
+            return;
+        }
         let mut mail = std::mem::take(&mut self.mail);
-        self.io.mailboxes[self.io.index].take(&mut mail);
-        self.io.counts.letters.add(mail.len() as u64);
-        for letter in mail.drain(..) {
+        let mut waiting = mail.drain(..);
+        while let Some(letter) = waiting.next() {
             match letter {
                 Mail::Letter(letter) => self.handler.letter(&mut self.io, letter),
                 Mail::Connection(stream, peer, slot) => self.adopt(stream, peer, slot),
+                Mail::Moved(moving) => self.take_in(*moving),
                 Mail::Stop => self.handler.stopping(&mut self.io),
-                Mail::Exit => self.exit_by = Some(self.io.now + EXIT_LINGER),
+                Mail::Exit | Mail::Abandon => {} // noted when it came
             }
             self.settle_over();
+            if !waiting.as_slice().is_empty() && !self.may_act() {
+                self.mail = waiting.collect();
+                return;
+            }
         }
+        drop(waiting);
         // A burst's memory is not kept.
         if mail.capacity() > 16 * 1024 {
             mail = Vec::new();
         }
         self.mail = mail;
-        Ok(())
     }
 
-    /// Takes an accepted socket over, for life.
+    fn may_act(&mut self) -> bool {
+        may_act(&mut self.halted, &mut self.handler)
+    }
+
+    /// Takes an accepted socket over.
     fn adopt(&mut self, mut stream: TcpStream, peer: SocketAddr, slot: ConnectionSlot) {
         let io = &mut self.io;
         let id = io.ids.allocate();
@@ -520,8 +693,56 @@ impl<H: Handler> EventLoop<H> {
         self.handler.opened(io, id, peer);
     }
 
+    /// Takes over a connection that another reactor gave away.
+    fn take_in(&mut self, moving: Moving<H>) {
+        let Moving { mut connection, moved, in_flight } = moving;
+        let io = &mut self.io;
+        let (old, id) = (connection.id, io.ids.allocate());
+        log::debug!("{old} is now {id}");
+        connection.id = id;
+        connection.armed = connection.blocked;
+        let registered = io.registry.register(&mut connection.stream, Token(id.slot()), interest(connection.armed));
+        // The lists and the timers of the other loop name the old id.
+        (connection.in_ready, connection.in_dirty) = (false, false);
+        mark_ready(&mut connection, &mut io.ready);
+        mark_dirty(&mut connection, &mut io.dirty);
+        if connection.to_recall.is_some() || connection.counted() > io.limits.high_water {
+            io.over.push(id);
+        }
+        if matches!(connection.state, State::Dead(_)) {
+            io.dead.push(id);
+        }
+        if connection.pacing {
+            io.timers.set(io.now + PACE, LoopTimer::Pace(id));
+        }
+        let (progress, over_since) =
+            connection.outbox.as_ref().map_or((None, None), |outbox| (outbox.progress, outbox.over_since));
+        if connection.stall_timer {
+            io.timers.set(progress.unwrap_or(io.now) + STALLED, LoopTimer::Stalled(id));
+        }
+        if connection.over {
+            io.timers.set(over_since.unwrap_or(io.now) + SLOW_CONSUMER, LoopTimer::Slow(id));
+        }
+        if let Some(at) = connection.close_by {
+            io.timers.set(at, LoopTimer::Linger(id));
+        }
+        io.counts.queued.add(connection.queued());
+        io.connections.insert(id, connection);
+        io.counts.connections.set(io.connections.len());
+        drop(in_flight);
+        self.handler.arrived(io, id, moved);
+        if let Err(error) = registered {
+            log::warn!("{id}, which was {old}, cannot be watched: {error}");
+            io.kill(id, CloseReason::SocketError);
+        }
+    }
+
     /// Lets every connection in the ready list have its share of this turn.
     fn read_ready(&mut self) {
+        // Each is asked for again, between its read and its handling.
+        if self.io.ready.is_empty() || !self.may_act() {
+            return;
+        }
         if self.io.congested {
             self.io.congested = self.io.mailboxes.iter().any(|mailbox| mailbox.len() > CONGESTED);
             if self.io.congested {
@@ -532,6 +753,9 @@ impl<H: Handler> EventLoop<H> {
             let Some(id) = self.io.ready.pop_front() else { break };
             self.read_one(id);
             self.settle_over();
+            if self.halted {
+                return;
+            }
         }
     }
 
@@ -547,6 +771,9 @@ impl<H: Handler> EventLoop<H> {
                 State::Open if connection.paused => {
                     // Nothing is read that would show it, for as long as this takes.
                     if let Some(how) = connection.hang_up {
+                        if !self.may_act() {
+                            return self.requeue(id);
+                        }
                         self.handler.hung_up(&mut self.io, id, how);
                     }
                     return;
@@ -569,6 +796,9 @@ impl<H: Handler> EventLoop<H> {
             }
             if connection.eof {
                 if !connection.ended {
+                    if !may_act(&mut self.halted, &mut self.handler) {
+                        return self.requeue(id);
+                    }
                     connection.ended = true;
                     let rest = connection.input.len();
                     self.handler.ended(&mut self.io, id, rest);
@@ -617,7 +847,7 @@ impl<H: Handler> EventLoop<H> {
     }
 
     /// Gives the handler what was left over plus the first `fresh` bytes of the scratch buffer.
-    /// True: it stopped for fairness.
+    /// True: it goes on in another turn, for fairness or since the handler may not act.
     fn handle_input(&mut self, id: ConnId, fresh: usize) -> bool {
         let Some(connection) = self.io.connections.get_mut(id) else { return false };
         connection.unhandled = false;
@@ -628,12 +858,23 @@ impl<H: Handler> EventLoop<H> {
             kept.extend_from_slice(&self.scratch[..fresh]);
             &kept[..]
         };
-        let taken = self.handler.input(&mut self.io, id, input);
+        let may_act = may_act(&mut self.halted, &mut self.handler);
+        let taken = if may_act { self.handler.input(&mut self.io, id, input) } else { Taken { bytes: 0, more: true } };
         let rest = input.len() - taken.bytes.min(input.len());
-        let Some(connection) = self.io.connections.get_mut(id) else { return false };
-        if rest > 0 && connection.state == State::Open {
+        if rest == 0 {
+            return taken.more;
+        }
+        // It may be somebody else's by now, who has not seen the rest.
+        let (connection, has_moved) = match self.io.connections.get_mut(id) {
+            Some(connection) => (&mut **connection, false),
+            None => match self.io.departing(id) {
+                Some(connection) => (connection, true),
+                None => return false,
+            },
+        };
+        if connection.state == State::Open {
             // Paused or out of turn: it has not seen all of the rest yet.
-            connection.unhandled = connection.paused || taken.more;
+            connection.unhandled = connection.paused || taken.more || has_moved;
             if kept.is_empty() {
                 connection.input = self.scratch[fresh - rest..fresh].to_vec();
             } else {
@@ -660,7 +901,8 @@ impl<H: Handler> EventLoop<H> {
     }
 
     fn fire_timers(&mut self) {
-        while let Some(timer) = self.io.timers.pop_due(self.io.now) {
+        while self.io.timers.next().is_some_and(|at| at <= self.io.now) && self.may_act() {
+            let Some(timer) = self.io.timers.pop_due(self.io.now) else { return };
             match timer {
                 LoopTimer::Handler(timer) => self.handler.timer(&mut self.io, timer),
                 LoopTimer::Linger(id) => {
@@ -695,11 +937,14 @@ impl<H: Handler> EventLoop<H> {
     fn settle_over(&mut self) {
         while let Some(id) = self.io.over.pop() {
             self.flush_one(id);
+            if self.halted {
+                return self.io.over.push(id);
+            }
             let (limits, now, tight) = (self.io.marks(), self.io.now, self.io.is_tight());
             let Some(connection) = self.io.connections.get_mut(id) else { continue };
-            if std::mem::take(&mut connection.to_recall) {
+            if let Some(how) = connection.to_recall.take() {
                 connection.recalled = true;
-                self.recall(id);
+                self.recall(id, how);
             }
             let Some(connection) = self.io.connections.get_mut(id) else { continue };
             let counted = connection.weight(tight);
@@ -710,7 +955,7 @@ impl<H: Handler> EventLoop<H> {
                 }
                 self.io.counts.slow.of(if tight { Slowness::Tight } else { Slowness::HighWater }).add(1);
                 self.io.timers.set(now + SLOW_CONSUMER, LoopTimer::Slow(id));
-                self.recall(id);
+                self.recall(id, Recall::Reroutable);
             }
             if self.io.connections.get(id).is_some_and(|connection| connection.weight(tight) > limits.hard) {
                 self.io.kill(id, CloseReason::SlowConsumer);
@@ -718,15 +963,16 @@ impl<H: Handler> EventLoop<H> {
         }
     }
 
-    /// While all queues together hold too much: finds those that hold more than their share. A queue that
-    /// is full now was flushed in this turn, so its client does not read.
+    /// While all queues together hold too much: finds those of this reactor that hold more than their share. A
+    /// queue that is full now was flushed in this turn, so its client does not read.
     fn relieve(&mut self) {
-        if !self.io.is_tight() || self.io.now < self.io.relieved + RELIEF {
+        if self.halted || !self.io.is_tight() || self.io.now < self.io.relieved + RELIEF {
             return;
         }
         let marks = self.io.marks();
         if self.io.now > self.io.relieved + COMPLAINT {
-            let (bytes, connections, share) = (self.io.buffered(), self.io.connections.len(), marks.high_water);
+            let (bytes, connections) = (self.io.all_bytes(), self.io.share.all_connections(self.io.connections.len()));
+            let share = marks.high_water;
             log::warn!("{bytes} bytes wait to be written to {connections} clients: none may hold more than {share}");
         }
         self.io.relieved = self.io.now;
@@ -740,13 +986,14 @@ impl<H: Handler> EventLoop<H> {
         }
     }
 
-    /// Takes back what may take another way to a client that does not read.
-    fn recall(&mut self, id: ConnId) {
+    /// Takes back what the handler wants back in such a case.
+    fn recall(&mut self, id: ConnId, how: Recall) {
         let Some(connection) = self.io.connections.get_mut(id) else { return };
         let queued = connection.queued();
-        let recalled = connection.outbox.as_mut().map_or_else(Vec::new, |outbox| outbox.recall(H::recallable));
+        let wanted = |tag: &H::Tag| H::recallable(tag, how);
+        let recalled = connection.outbox.as_mut().map_or_else(Vec::new, |outbox| outbox.recall(wanted));
         self.io.counts.queued.sub(queued - connection.queued());
-        self.handler.high_water(&mut self.io, id, recalled);
+        self.handler.recalled(&mut self.io, id, recalled);
         self.flush_one(id);
     }
 
@@ -765,7 +1012,7 @@ impl<H: Handler> EventLoop<H> {
         } else {
             connection.recalled = true;
             io.counts.slow.of(Slowness::Stalled).add(1);
-            self.recall(id);
+            self.recall(id, Recall::Reroutable);
         }
     }
 
@@ -773,9 +1020,13 @@ impl<H: Handler> EventLoop<H> {
     /// message for thousands is not written to all of them before anybody else has a turn.
     fn flush_dirty(&mut self) {
         let mut budget = FLUSHES;
-        while !self.io.dirty.is_empty() {
+        while !self.io.dirty.is_empty() && !self.halted {
             let mut dirty = std::mem::take(&mut self.io.dirty);
             for id in dirty.drain(..) {
+                if self.halted {
+                    self.io.dirty.push(id);
+                    continue;
+                }
                 // Also of what must wait: whoever gets something more goes first again.
                 if let Some(connection) = self.io.connections.get_mut(id) {
                     connection.in_dirty = false;
@@ -797,17 +1048,25 @@ impl<H: Handler> EventLoop<H> {
     /// Goes on with what was too much for earlier turns.
     fn flush_backlog(&mut self) {
         for _ in 0..FLUSHES {
+            if self.halted {
+                return;
+            }
             let Some(id) = self.io.backlog.pop_front() else { return };
             self.flush_one(id);
             self.settle_over();
         }
     }
 
+    /// Writes a connection's queue, as far as its socket takes it. If the handler may not act, it stays as it is
+    /// and in the list of those that have got something.
     fn flush_one(&mut self, id: ConnId) {
         let io = &mut self.io;
         let Some(connection) = io.connections.get_mut(id) else { return };
         if connection.pacing || connection.blocked || matches!(connection.state, State::Dead(_)) {
             return;
+        }
+        if !may_act(&mut self.halted, &mut self.handler) {
+            return mark_dirty(connection, &mut io.dirty);
         }
         let queued = connection.queued();
         let mut tags = std::mem::take(&mut self.tags);
@@ -837,11 +1096,10 @@ impl<H: Handler> EventLoop<H> {
             connection.pacing = true;
             io.timers.set(io.now + PACE, LoopTimer::Pace(id));
         }
-        let interest = if blocked { INPUT | Interest::WRITABLE } else { INPUT };
         let mut failed = false;
         if connection.armed != blocked {
             connection.armed = blocked;
-            failed = io.registry.reregister(&mut connection.stream, Token(id.slot()), interest).is_err();
+            failed = io.registry.reregister(&mut connection.stream, Token(id.slot()), interest(blocked)).is_err();
         }
         let mut drained = false;
         match progress {
@@ -868,7 +1126,12 @@ impl<H: Handler> EventLoop<H> {
         }
         self.tags = tags;
         if drained {
-            self.handler.drained(&mut self.io, id);
+            if self.io.connections.get(id).is_some() {
+                self.handler.drained(&mut self.io, id);
+            } else if let Some(connection) = self.io.departing(id) {
+                // It is told where the connection goes.
+                connection.recalled = true;
+            }
         }
         self.say_goodbye(id);
     }
@@ -898,7 +1161,8 @@ impl<H: Handler> EventLoop<H> {
     /// Drops what was marked dead in this turn. It is the only place that frees a connection, so
     /// an event, letter or tag that was still on its way in this turn found it, or nobody.
     fn sweep(&mut self) {
-        while let Some(id) = self.io.dead.pop() {
+        while !self.io.dead.is_empty() && self.may_act() {
+            let Some(id) = self.io.dead.pop() else { return };
             let Some(mut connection) = self.io.connections.remove(id) else { continue };
             let _ = self.io.registry.deregister(&mut connection.stream);
             self.io.ids.free(id);
@@ -915,6 +1179,20 @@ impl<H: Handler> EventLoop<H> {
             }
         }
     }
+
+    /// Lets the handler end its turn. If that leads to anything, the next one follows at once, and so does its end.
+    fn end_turn(&mut self) {
+        if self.may_act() {
+            self.handler.turn_ended(&mut self.io);
+            self.has_gone_on = !self.io.over.is_empty();
+            self.settle_over();
+        }
+    }
+}
+
+/// What a connection waits for.
+fn interest(armed: bool) -> Interest {
+    if armed { INPUT | Interest::WRITABLE } else { INPUT }
 }
 
 /// What an event says of the client's side, while ours is open.

@@ -8,21 +8,37 @@ use mio::net::TcpStream;
 use mio::{Registry, Token, Waker};
 
 use super::acceptor::ConnectionSlot;
+use super::budget::InFlight;
+use super::connection::Connection;
+use super::event_loop::Handler;
 
 /// The token of every Poll's waker; no connection's slot reaches it.
 pub(super) const WAKER: Token = Token(usize::MAX);
 
-/// What lies in a reactor's mailbox.
-pub enum Mail<L> {
+/// What lies in the mailbox of a reactor with such a handler.
+pub enum Mail<H: Handler> {
     /// From the acceptor: an accepted socket, registered nowhere yet.
     Connection(TcpStream, SocketAddr, ConnectionSlot),
+    /// From another reactor: a connection that goes on here, registered nowhere at the moment.
+    Moved(Box<Moving<H>>),
     /// From another reactor or a worker.
-    Letter(L),
+    Letter(H::Letter),
     /// The handler is to wind its business up.
     Stop,
     /// The loop is to end. It comes when every reactor has wound up, since until then they may
     /// need each other.
     Exit,
+    /// The loop is to end at once, whatever lies in the mailbox before this: all connections are closed
+    /// without being flushed, and the handler is not called for anything any more.
+    Abandon,
+}
+
+/// A connection on its way from one reactor to another: the loop's part, and the handler's.
+pub struct Moving<H: Handler> {
+    pub(super) connection: Box<Connection<H::Tag>>,
+    pub(super) moved: H::Moved,
+    /// Until it has arrived.
+    pub(super) in_flight: InFlight,
 }
 
 /// An unbounded queue with a waker; posting never blocks and never fails.

@@ -13,15 +13,16 @@
 //! ```
 //!
 //! As in muduo, the acceptor owns the listening socket and hands each accepted one to a sub-reactor
-//! in turn; from then on everything about a connection happens in that reactor's thread. Other
-//! threads reach a reactor only through its [`Mailbox`]: what muduo calls `runInLoop` is a letter
-//! here. Unlike muduo, epoll is edge-triggered (mio's choice), which is why a reactor remembers
+//! in turn; from then on everything about a connection happens in that reactor's thread, until its
+//! handler has it moved to another one, whole and by letter. Other threads reach a reactor only
+//! through its [`Mailbox`]: what muduo calls `runInLoop` is a letter here. Unlike muduo, epoll is edge-triggered (mio's choice), which is why a reactor remembers
 //! readiness that it has not used up.
 //!
 //! What the bytes mean is the business of a [`Handler`], one for each reactor.
 
 mod acceptor;
 mod address;
+mod budget;
 mod connection;
 mod counts;
 mod event_loop;
@@ -33,10 +34,11 @@ mod timers;
 
 pub use acceptor::{Acceptor, AcceptorHandle, Admission, ConnectionSlot, listen, listen_everywhere};
 pub use address::{AddressSlot, Addresses, Origin, canonical};
+pub use budget::Budget;
 pub use connection::{CloseReason, HangUp, Message};
 pub use counts::{AcceptorCounts, ReactorCounts, Slowness};
-pub use event_loop::{EventLoop, Handler, Io, Limits, Taken};
+pub use event_loop::{EventLoop, Handler, Io, Limits, Recall, Taken};
 pub use id::{ConnId, ConnIds, ConnMap};
-pub use mailbox::{Mail, Mailbox};
+pub use mailbox::{Mail, Mailbox, Moving};
 pub use outbox::{Body, Manner, Outbox, Progress, Unwritten};
 pub use timers::Timers;

@@ -40,7 +40,7 @@ fn send_until_over(reactors: &Reactors, conn: ConnId) -> (usize, Vec<Unwritten<T
         reactors.turns(0, 1);
         match reactors.told().pop() {
             None => {}
-            Some(Event::HighWater(id, recalled)) if id == conn => return (n + 1, recalled),
+            Some(Event::Recalled(id, recalled)) if id == conn => return (n + 1, recalled),
             Some(other) => panic!("{other:?}"),
         }
     }
@@ -78,7 +78,7 @@ fn a_client_that_reads_nothing_for_a_second_holds_up_no_message_however_few_wait
     let began = Instant::now();
     reactors.ask(0, move |_, io| send(io, conn, b"few", Some(Tag::Chat(0))));
     let recalled = reactors.wait("the message to be handed back", |event| match event {
-        Event::HighWater(id, recalled) if *id == conn => Some(recalled.len()),
+        Event::Recalled(id, recalled) if *id == conn => Some(recalled.len()),
         _ => None,
     });
     let took = began.elapsed();
@@ -102,7 +102,7 @@ fn a_client_that_reads_a_little_all_the_time_has_not_stalled() {
         expect_bytes(&mut client, &vec![b'x'; 100 << 10]);
         reactors.pass(Duration::from_millis(100));
     }
-    assert!(!reactors.told().iter().any(|event| matches!(event, Event::HighWater(..))), "recalled too early");
+    assert!(!reactors.told().iter().any(|event| matches!(event, Event::Recalled(..))), "recalled too early");
 }
 
 #[test]
@@ -117,31 +117,8 @@ fn a_queue_that_was_recalled_whole_is_not_drained_while_the_socket_is_full() {
     };
     while send_dots(LIMITS.high_water / 2).len() == LIMITS.high_water / 2 {}
     let told = send_dots(LIMITS.high_water);
-    assert!(told.iter().any(|event| matches!(event, Event::HighWater(..))), "not over the mark");
+    assert!(told.iter().any(|event| matches!(event, Event::Recalled(..))), "not over the mark");
     assert!(!told.contains(&Event::Drained(conn)), "the way through the store leads into a full socket");
-}
-
-#[test]
-fn what_a_stop_has_recalled_comes_back_before_anything_that_came_meanwhile() {
-    let reactors = Setup { reactors: 2, limits: LIMITS, ..Setup::default() }.start();
-    let clients = [reactors.connect(), reactors.connect()];
-    let conn = clients.iter().map(|(_, conn)| *conn).find(|conn| conn.reactor() == 1).expect("one of each reactor");
-    jam(&reactors, conn);
-    reactors.ask(1, move |toy, io| {
-        toy.recall_when_stopped = Some(conn);
-        send(io, conn, b"a chat", Some(Tag::Chat(0)))
-    });
-    let stall = reactors.stall(1);
-    reactors.pass(Duration::from_millis(3500));
-    // It may be the next message to the same client, which must find that one gone.
-    reactors.tell(1, |toy, _| toy.report(Event::Timer(7)));
-    drop(stall);
-    let recalled = reactors.wait("what was recalled", |event| match event {
-        Event::HighWater(id, recalled) if *id == conn => Some(Ok(recalled.len())),
-        Event::Timer(7) => Some(Err("the letter came first")),
-        _ => None,
-    });
-    assert_eq!(recalled, Ok(1));
 }
 
 #[test]
@@ -313,7 +290,7 @@ fn all_queues_together_are_bounded_although_none_has_passed_its_own_mark() {
     let (mut recalled, mut drained) = (vec![Vec::new(); CLIENTS], Vec::new());
     for event in reactors.told() {
         match event {
-            Event::HighWater(id, unwritten) => {
+            Event::Recalled(id, unwritten) => {
                 let client = clients.iter().position(|(_, conn)| *conn == id).unwrap();
                 recalled[client].extend(unwritten.iter().filter(|message| !message.begun).map(|m| number(m.tag)));
             }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use chat_server::reactor::Timers;
 
 use crate::probe;
-use crate::toy::{Event, Setup, start, swallow};
+use crate::toy::{Event, start, swallow};
 
 #[test]
 fn a_timer_does_not_fire_before_its_time_whatever_the_clock_shows() {
@@ -40,23 +40,4 @@ fn the_memory_of_a_crowds_timers_is_not_kept() {
     while timers.pop_due(start + Duration::from_secs(1)).is_some() {}
     let kept = probe::held() - before;
     assert!(kept < most / 20, "{kept} of {most} bytes are kept for no timer");
-}
-
-#[test]
-fn a_loop_that_was_kept_from_running_hears_of_it_before_anything_that_has_come_meanwhile() {
-    let reactors = Setup { reactors: 2, ..Setup::default() }.start();
-    // Time passes by the first one's clock, while the second one stands still.
-    reactors.pass(Duration::from_millis(1500));
-    let stall = reactors.stall(1);
-    reactors.pass(Duration::from_millis(3500));
-    assert!(!reactors.told().iter().any(|event| matches!(event, Event::WasStopped(_))), "a sleep is no stop");
-    reactors.tell(1, |toy, _| toy.report(Event::Timer(7)));
-    drop(stall);
-    let gap = reactors.wait("a word about it", |event| match event {
-        Event::WasStopped(gap) => Some(Ok(*gap)),
-        Event::Timer(7) => Some(Err("the letter came first")),
-        _ => None,
-    });
-    assert!(gap.unwrap() >= Duration::from_millis(3400), "{gap:?}");
-    reactors.expect(&Event::Timer(7));
 }

@@ -7,13 +7,14 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use chat_server::reactor::{
-    Acceptor, AcceptorHandle, Admission, Body, CloseReason, ConnId, EventLoop, Handler, HangUp, Io, Limits, Mail,
-    Mailbox, Manner, Message, Taken, Unwritten, listen,
+    Acceptor, AcceptorHandle, Admission, Body, Budget, CloseReason, ConnId, EventLoop, Handler, HangUp, Io, Limits,
+    Mail, Mailbox, Manner, Message, ReactorCounts, Recall, Taken, Unwritten, listen,
 };
 use mio::Poll;
 
@@ -36,16 +37,21 @@ pub enum Tag {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event {
     Opened(ConnId, SocketAddr),
+    /// With what it was given away with.
+    Arrived(ConnId, Moved),
     Input(ConnId, usize),
     Ended(ConnId, usize),
     HungUp(ConnId, HangUp),
     Written(ConnId, Tag, Instant),
-    HighWater(ConnId, Vec<Unwritten<Tag>>),
+    Recalled(ConnId, Vec<Unwritten<Tag>>),
     Drained(ConnId),
     Closed(ConnId, CloseReason, Vec<Unwritten<Tag>>),
     Timer(u32),
-    WasStopped(Duration),
+    Stopping,
 }
+
+/// What the toy tells another one of a connection.
+pub type Moved = u32;
 
 /// The handler: reports what it is told, and answers by its script.
 pub struct Toy {
@@ -53,8 +59,14 @@ pub struct Toy {
     script: Script,
     /// Whether a client's end is answered with ours at once.
     pub close_at_end: bool,
-    /// Whose queue is taken back after a stop.
-    pub recall_when_stopped: Option<ConnId>,
+    /// What it does with connections that arrive.
+    pub on_arrival: fn(&mut Toy, &mut Io<Toy>, ConnId, Moved),
+    /// What it does with tags that are written.
+    pub on_written: fn(&mut Toy, &mut Io<Toy>, ConnId, Tag),
+    /// What it does when a turn ends, once.
+    pub at_turn_end: Option<Letter>,
+    /// Whether it may act.
+    may: Arc<AtomicBool>,
 }
 
 impl Toy {
@@ -68,6 +80,16 @@ impl Handler for Toy {
     type Letter = Letter;
     type Tag = Tag;
     type Timer = u32;
+    type Moved = Moved;
+
+    fn may_act(&mut self) -> bool {
+        self.may.load(SeqCst)
+    }
+
+    fn arrived(&mut self, io: &mut Io<Self>, conn: ConnId, moved: Moved) {
+        self.report(Event::Arrived(conn, moved));
+        (self.on_arrival)(self, io, conn, moved);
+    }
 
     fn opened(&mut self, _io: &mut Io<Self>, conn: ConnId, peer: SocketAddr) {
         self.report(Event::Opened(conn, peer));
@@ -95,14 +117,15 @@ impl Handler for Toy {
 
     fn written(&mut self, io: &mut Io<Self>, conn: ConnId, tag: Tag) {
         self.report(Event::Written(conn, tag, io.now()));
+        (self.on_written)(self, io, conn, tag);
     }
 
-    fn recallable(tag: &Tag) -> bool {
-        matches!(tag, Tag::Chat(_))
+    fn recallable(tag: &Tag, how: Recall) -> bool {
+        how == Recall::All || matches!(tag, Tag::Chat(_))
     }
 
-    fn high_water(&mut self, _io: &mut Io<Self>, conn: ConnId, recalled: Vec<Unwritten<Tag>>) {
-        self.report(Event::HighWater(conn, recalled));
+    fn recalled(&mut self, _io: &mut Io<Self>, conn: ConnId, recalled: Vec<Unwritten<Tag>>) {
+        self.report(Event::Recalled(conn, recalled));
     }
 
     fn drained(&mut self, _io: &mut Io<Self>, conn: ConnId) {
@@ -117,12 +140,15 @@ impl Handler for Toy {
         self.report(Event::Timer(timer));
     }
 
-    fn was_stopped(&mut self, io: &mut Io<Self>, gap: Duration) {
-        self.report(Event::WasStopped(gap));
-        self.recall_when_stopped.into_iter().for_each(|conn| io.recall(conn));
+    fn turn_ended(&mut self, io: &mut Io<Self>) {
+        if let Some(what) = self.at_turn_end.take() {
+            what(self, io);
+        }
     }
 
-    fn stopping(&mut self, _io: &mut Io<Self>) {}
+    fn stopping(&mut self, _io: &mut Io<Self>) {
+        self.report(Event::Stopping);
+    }
 }
 
 /// Takes everything and says nothing.
@@ -191,6 +217,10 @@ pub struct Thread {
     pub proc: PathBuf,
     /// Its Poll's descriptor.
     pub epoll: RawFd,
+    pub counts: Arc<ReactorCounts>,
+    pub beat: Arc<AtomicU64>,
+    /// Whether its handler may act.
+    pub may: Arc<AtomicBool>,
 }
 
 type Running = (JoinHandle<io::Result<()>>, PathBuf);
@@ -209,7 +239,7 @@ fn spawn(run: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<Ru
 /// An acceptor and its reactors, which end with the test.
 pub struct Reactors {
     pub address: SocketAddr,
-    pub mailboxes: Arc<[Mailbox<Mail<Letter>>]>,
+    pub mailboxes: Arc<[Mailbox<Mail<Toy>>]>,
     pub threads: Vec<Thread>,
     pub early: Vec<TcpStream>,
     acceptor: AcceptorHandle,
@@ -229,14 +259,24 @@ impl Reactors {
         let mailboxes: Arc<[_]> =
             polls.iter().map(|poll| Mailbox::new(poll.registry())).collect::<io::Result<Vec<_>>>()?.into();
         let (sender, events) = channel();
-        let mut threads = Vec::new();
+        let (budget, mut threads) = (Budget::new(), Vec::new());
         for (index, poll) in polls.into_iter().enumerate() {
             let epoll = poll.as_raw_fd();
-            let toy =
-                Toy { events: sender.clone(), script: setup.script, close_at_end: true, recall_when_stopped: None };
-            let event_loop = EventLoop::new(index, poll, Arc::clone(&mailboxes), setup.limits, toy)?;
+            let may = Arc::new(AtomicBool::new(true));
+            let toy = Toy {
+                events: sender.clone(),
+                script: setup.script,
+                close_at_end: true,
+                on_arrival: |_, _, _, _| {},
+                on_written: |_, _, _, _| {},
+                at_turn_end: None,
+                may: Arc::clone(&may),
+            };
+            let (mailboxes, budget) = (Arc::clone(&mailboxes), Arc::clone(&budget));
+            let event_loop = EventLoop::new(index, poll, mailboxes, setup.limits, budget, toy)?;
+            let (counts, beat) = (event_loop.counts(), event_loop.beat());
             let (handle, proc) = spawn(move || event_loop.run())?;
-            threads.push(Thread { handle: Some(handle), proc, epoll });
+            threads.push(Thread { handle: Some(handle), proc, epoll, counts, beat, may });
         }
         let early = (0..setup.early).map(|_| TcpStream::connect(address)).collect::<io::Result<_>>()?;
         let (acceptor, handle) = Acceptor::new(
@@ -331,7 +371,8 @@ impl Reactors {
 
     /// Has `what` done in a reactor's thread, some time.
     pub fn tell(&self, reactor: usize, what: impl FnOnce(&mut Toy, &mut Io<Toy>) + Send + 'static) {
-        self.mailboxes[reactor].post(Mail::Letter(Box::new(what)));
+        let letter: Letter = Box::new(what);
+        self.mailboxes[reactor].post(Mail::Letter(letter));
     }
 
     /// Has `what` done in a reactor's thread, and waits for the result.
