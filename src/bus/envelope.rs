@@ -1,21 +1,55 @@
 //! What our nodes say to each other, and its encoding.
 //!
-//! A payload is the version, the sender's [`NodeId`] in 8 bytes (little-endian), and any number of
-//! envelopes behind each other, each as postcard encodes it. Whoever can publish on the channel can
-//! send anything, so decoding trusts nothing.
+//! A payload is a header and any number of envelopes behind each other. Integers are little-endian.
+//!
+//! | bytes | in the header |
+//! | --- | --- |
+//! | 1 | the version |
+//! | 8 | the sender's [`NodeId`] |
+//! | 8 | the number of the connection on which it is published: the sender's *line*, which grows with each new one |
+//!
+//! | bytes | of each envelope |
+//! | --- | --- |
+//! | 4 | the length of its body |
+//! | 1 | its kind |
+//! | | its body, as postcard encodes it |
+//!
+//! | kind | what | body |
+//! | --- | --- | --- |
+//! | 1 | [`Envelope::Chat`] | the chat's bytes, a list of [`Addressee`] |
+//! | 2 | [`Envelope::Answer`] | a list of [`Answered`] |
+//! | 3 | [`Envelope::Nudge`] | user, epoch, number |
+//! | 4 | [`Envelope::Nudged`] | user, number |
+//! | 5 | [`Envelope::Joined`] | group, user, ticket |
+//! | 6 | [`Envelope::Seen`] | ticket |
+//! | 7 | [`Envelope::Dead`] | node |
+//! | 8 | [`Envelope::Confirmed`] | node |
+//! | 9 | a [beat](Payload::beat) | the moment of its sending, in ns since the machine was booted |
+//!
+//! A kind never changes its meaning, nor does its body: what is to be said otherwise gets a new kind, and an
+//! envelope of a kind that is not known is skipped. So a new kind needs a new version only if its sender
+//! must know that it is understood. A payload of a version that is not read is dropped as a whole; hence a
+//! node speaks to each other one the newest version that both of them read ([`Versions`]), which it takes
+//! from the other's lease, and the lowest while it knows nothing.
+//!
+//! Whoever can publish on the channel can send anything, so decoding trusts nothing.
 
+use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::home::Homes;
 use crate::store::{GroupId, NodeId, UserId};
 use crate::wire::Errno;
 
-/// Of the encoding. A payload of another version is dropped and logged; what it bears is stored by
-/// its sender, who gets no confirmation.
-const VERSION: u8 = 1;
-const HEADER: usize = 1 + 8;
+/// Version, node, line.
+const HEADER: usize = 1 + 8 + 8;
+/// Length, kind.
+const LABEL: usize = 4 + 1;
 
 /// Names what waits for an answer at the node that asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -58,11 +92,10 @@ pub struct Answered {
     pub fate: Fate,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Envelope {
     /// A chat for users whom the receiving node has. Answered by `Answer`, for each of them.
     Chat {
-        #[serde(with = "bytes")]
         body: Arc<[u8]>,
         to: Vec<Addressee>,
     },
@@ -139,67 +172,248 @@ fn parts<T>(list: Vec<T>, homes: &Homes, user: impl Fn(&T) -> UserId) -> impl It
     parts.into_iter().enumerate().filter(|(_, part)| !part.is_empty())
 }
 
+/// The versions of the encoding that a node reads: from the lowest to the newest. Its text, as in `2-3`, stands
+/// in the node's lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Versions {
+    lowest: u8,
+    newest: u8,
+}
+
+impl Versions {
+    /// Those that this build reads.
+    pub const OURS: Versions = Versions { lowest: 2, newest: 2 };
+
+    fn reads(self, version: u8) -> bool {
+        (self.lowest..=self.newest).contains(&version)
+    }
+
+    /// What to speak to a node that reads `theirs`: the newest that both read. `None`: nothing is known of it.
+    pub fn to_speak(self, theirs: Option<Versions>) -> u8 {
+        theirs.map_or(self.lowest, |theirs| self.newest.min(theirs.newest).max(self.lowest))
+    }
+}
+
+impl fmt::Display for Versions {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}-{}", self.lowest, self.newest)
+    }
+}
+
+/// A text that is no range of versions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("that is no LOWEST-NEWEST version")]
+pub struct NoVersions;
+
+impl FromStr for Versions {
+    type Err = NoVersions;
+
+    fn from_str(text: &str) -> Result<Versions, NoVersions> {
+        let (lowest, newest) = text.split_once('-').ok_or(NoVersions)?;
+        let (Ok(lowest), Ok(newest)) = (lowest.parse(), newest.parse()) else { return Err(NoVersions) };
+        if lowest <= newest { Ok(Versions { lowest, newest }) } else { Err(NoVersions) }
+    }
+}
+
+/// How a node writes and reads payloads. For tests it can be that of a build which does not exist yet: its text
+/// is `LOWEST-NEWEST`, or `LOWEST-NEWEST+KIND`.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dialect {
+    pub versions: Versions,
+    /// A made-up kind, of which an envelope stands in front of all others in each payload.
+    pub made_up: Option<u8>,
+}
+
+impl Default for Dialect {
+    fn default() -> Dialect {
+        Dialect { versions: Versions::OURS, made_up: None }
+    }
+}
+
+impl FromStr for Dialect {
+    type Err = NoVersions;
+
+    fn from_str(text: &str) -> Result<Dialect, NoVersions> {
+        let (versions, kind) = text.split_once('+').map_or((text, None), |(versions, kind)| (versions, Some(kind)));
+        let made_up = kind.map(str::parse).transpose().map_err(|_| NoVersions)?;
+        Ok(Dialect { versions: versions.parse()?, made_up })
+    }
+}
+
+/// The numbers that stand for the kinds. None is ever used again for anything else.
+mod kind {
+    pub const CHAT: u8 = 1;
+    pub const ANSWER: u8 = 2;
+    pub const NUDGE: u8 = 3;
+    pub const NUDGED: u8 = 4;
+    pub const JOINED: u8 = 5;
+    pub const SEEN: u8 = 6;
+    pub const DEAD: u8 = 7;
+    pub const CONFIRMED: u8 = 8;
+    pub const BEAT: u8 = 9;
+}
+
 /// Begins a payload.
-pub fn begin(from: NodeId, payload: &mut Vec<u8>) {
-    payload.push(VERSION);
+pub fn begin(version: u8, from: NodeId, line: u64, payload: &mut Vec<u8>) {
+    payload.push(version);
     payload.extend_from_slice(&from.0.to_le_bytes());
+    payload.extend_from_slice(&line.to_le_bytes());
 }
 
 /// Appends an envelope to a payload.
 pub fn append(envelope: &Envelope, payload: &mut Vec<u8>) {
+    match envelope {
+        Envelope::Chat { body, to } => append_body(kind::CHAT, &(Bytes(Arc::clone(body)), to), payload),
+        Envelope::Answer(answers) => append_body(kind::ANSWER, answers, payload),
+        Envelope::Nudge { user, epoch, number } => append_body(kind::NUDGE, &(user, epoch, number), payload),
+        Envelope::Nudged { user, number } => append_body(kind::NUDGED, &(user, number), payload),
+        Envelope::Joined { group, user, ticket } => append_body(kind::JOINED, &(group, user, ticket), payload),
+        Envelope::Seen { ticket } => append_body(kind::SEEN, ticket, payload),
+        Envelope::Dead { node } => append_body(kind::DEAD, node, payload),
+        Envelope::Confirmed { node } => append_body(kind::CONFIRMED, node, payload),
+    }
+}
+
+/// Appends a beat to a payload; see [`Payload::beat`].
+pub(super) fn append_beat(sent: Duration, payload: &mut Vec<u8>) {
+    append_body(kind::BEAT, &u64::try_from(sent.as_nanos()).unwrap_or(u64::MAX), payload);
+}
+
+/// Appends an envelope of any kind to a payload, also of one that there is not.
+pub fn append_body(kind: u8, body: &impl Serialize, payload: &mut Vec<u8>) {
+    let label = payload.len();
+    payload.extend_from_slice(&[0; LABEL - 1]);
+    payload.push(kind);
     // Plain data into a Vec: no length is unknown, no space is short.
-    if let Ok(bytes) = postcard::to_extend(envelope, std::mem::take(payload)) {
+    if let Ok(bytes) = postcard::to_extend(body, std::mem::take(payload)) {
         *payload = bytes;
     }
+    // Nothing is sent that is anywhere near 4 GiB.
+    let length = u32::try_from(payload.len() - label - LABEL).unwrap_or(u32::MAX);
+    payload[label..label + LABEL - 1].copy_from_slice(&length.to_le_bytes());
+}
+
+/// What a payload says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Payload {
+    pub from: NodeId,
+    /// The number of the sender's connection on which it was published.
+    pub line: u64,
+    pub envelopes: Vec<Envelope>,
+    /// When a beat in it was sent, by the sender's [`since_boot`](crate::clock::since_boot): a node hears by its
+    /// own beats whether all the way through Redis works.
+    pub beat: Option<Duration>,
+    /// How many envelopes of kinds that are not known were skipped.
+    pub skipped: u32,
 }
 
 /// Why a payload cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Unreadable {
-    #[error("its version is not {VERSION}")]
-    Version,
+    #[error("its version is not one of {0}")]
+    Version(Versions),
+    #[error("it is cut off")]
+    Cut,
     #[error("it is damaged: {0}")]
     Damaged(#[from] postcard::Error),
 }
 
-/// Who sent a payload, and the envelopes in it.
+/// Reads a payload of a version that this build reads.
 ///
 /// # Errors
 /// It is of another version, or none of ours; nothing of it is to be used then.
-pub fn decode(payload: &[u8]) -> Result<(NodeId, Vec<Envelope>), Unreadable> {
-    let Some((header, mut rest)) = payload.split_first_chunk::<HEADER>().filter(|(header, _)| header[0] == VERSION)
-    else {
-        return Err(Unreadable::Version);
-    };
-    let [_, from @ ..] = *header;
-    let mut envelopes = Vec::new();
+pub fn decode(payload: &[u8]) -> Result<Payload, Unreadable> {
+    decode_as(Versions::OURS, payload)
+}
+
+/// The same, by the versions of whichever build.
+pub(super) fn decode_as(versions: Versions, payload: &[u8]) -> Result<Payload, Unreadable> {
+    match payload.first() {
+        Some(version) if versions.reads(*version) => {}
+        _ => return Err(Unreadable::Version(versions)),
+    }
+    let (header, mut rest) = payload.split_first_chunk::<HEADER>().ok_or(Unreadable::Cut)?;
+    let number = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| header[at + i]));
+    let (from, line) = (NodeId(number(1)), number(9));
+    let mut payload = Payload { from, line, envelopes: Vec::new(), beat: None, skipped: 0 };
     while !rest.is_empty() {
-        let (envelope, behind) = postcard::take_from_bytes(rest)?;
-        envelopes.push(envelope);
+        let ([length @ .., kind], behind) = rest.split_first_chunk::<LABEL>().ok_or(Unreadable::Cut)?;
+        let length = usize::try_from(u32::from_le_bytes(*length)).unwrap_or(usize::MAX);
+        let (body, behind) = behind.split_at_checked(length).ok_or(Unreadable::Cut)?;
+        payload.open(*kind, body)?;
         rest = behind;
     }
-    Ok((NodeId(u64::from_le_bytes(from)), envelopes))
+    Ok(payload)
+}
+
+impl Payload {
+    /// Takes one envelope out.
+    fn open(&mut self, kind: u8, body: &[u8]) -> Result<(), Unreadable> {
+        let envelope = match kind {
+            kind::CHAT => {
+                let (Bytes(body), to) = whole(body)?;
+                Envelope::Chat { body, to }
+            }
+            kind::ANSWER => Envelope::Answer(whole(body)?),
+            kind::NUDGE => {
+                let (user, epoch, number) = whole(body)?;
+                Envelope::Nudge { user, epoch, number }
+            }
+            kind::NUDGED => {
+                let (user, number) = whole(body)?;
+                Envelope::Nudged { user, number }
+            }
+            kind::JOINED => {
+                let (group, user, ticket) = whole(body)?;
+                Envelope::Joined { group, user, ticket }
+            }
+            kind::SEEN => Envelope::Seen { ticket: whole(body)? },
+            kind::DEAD => Envelope::Dead { node: whole(body)? },
+            kind::CONFIRMED => Envelope::Confirmed { node: whole(body)? },
+            kind::BEAT => {
+                self.beat = Some(Duration::from_nanos(whole(body)?));
+                return Ok(());
+            }
+            _ => {
+                self.skipped += 1;
+                return Ok(());
+            }
+        };
+        self.envelopes.push(envelope);
+        Ok(())
+    }
+}
+
+/// A value that takes up its whole body.
+fn whole<T: DeserializeOwned>(body: &[u8]) -> Result<T, Unreadable> {
+    match postcard::take_from_bytes(body)? {
+        (value, []) => Ok(value),
+        _ => Err(postcard::Error::DeserializeBadEncoding.into()),
+    }
 }
 
 /// Bytes as bytes: serde would take a slice for a list of numbers.
-mod bytes {
-    use super::*;
+struct Bytes(Arc<[u8]>);
 
-    pub fn serialize<S: Serializer>(bytes: &Arc<[u8]>, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(bytes)
+impl Serialize for Bytes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
     }
+}
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<[u8]>, D::Error> {
-        struct Bytes;
-        impl de::Visitor<'_> for Bytes {
-            type Value = Arc<[u8]>;
-            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Bytes;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
                 f.write_str("bytes")
             }
-            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Self::Value, E> {
-                Ok(bytes.into())
+            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Bytes, E> {
+                Ok(Bytes(bytes.into()))
             }
         }
-        deserializer.deserialize_bytes(Bytes)
+        deserializer.deserialize_bytes(Visitor)
     }
 }

@@ -7,6 +7,7 @@
 
 pub mod alone;
 pub mod envelope;
+pub mod redis;
 
 use std::sync::Arc;
 

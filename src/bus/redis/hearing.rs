@@ -5,9 +5,8 @@ use std::sync::Arc;
 
 use redis::{Parser, RedisError, RedisResult, Value};
 
-use crate::bus::Envelope;
-use crate::bus::envelope::{self, Unreadable};
-use crate::store::{NodeId, UserId};
+use crate::bus::envelope::{self, Payload, Unreadable, Versions};
+use crate::store::UserId;
 
 /// The largest value that is read; Redis's own bound for a string is 512 MiB.
 const MAX_VALUE: usize = 64 << 20;
@@ -20,7 +19,7 @@ pub enum Heard {
     /// A chat on a user's channel.
     Chat(UserId, Arc<[u8]>),
     /// From one of our nodes, perhaps this one.
-    Envelopes { from: NodeId, envelopes: Vec<Envelope>, bytes: usize },
+    Payload { payload: Payload, bytes: usize },
     /// So many bytes on this channel are none of ours.
     Junk { channel: String, bytes: usize, error: Unreadable },
     /// A user's channel is subscribed to.
@@ -36,7 +35,7 @@ impl Heard {
     pub fn message_bytes(&self) -> Option<usize> {
         match self {
             Heard::Chat(_, chat) => Some(chat.len()),
-            Heard::Envelopes { bytes, .. } | Heard::Junk { bytes, .. } => Some(*bytes),
+            Heard::Payload { bytes, .. } | Heard::Junk { bytes, .. } => Some(*bytes),
             Heard::Subscribed(_) | Heard::AllListening | Heard::Nothing => None,
         }
     }
@@ -44,6 +43,7 @@ impl Heard {
 
 /// Reads RESP2, and resumes wherever the stream is cut.
 pub struct Hearing {
+    versions: Versions,
     parser: Parser,
     /// What of the value that is being read may still come, in bytes.
     left: usize,
@@ -59,7 +59,12 @@ impl Default for Hearing {
 
 impl Hearing {
     pub fn new() -> Hearing {
-        Hearing { parser: Parser::new(), left: MAX_VALUE, spoken: false }
+        Hearing::of(Versions::OURS)
+    }
+
+    /// Of a node that reads these versions.
+    pub(super) fn of(versions: Versions) -> Hearing {
+        Hearing { versions, parser: Parser::new(), left: MAX_VALUE, spoken: false }
     }
 
     /// What comes next; `None`: the stream would block.
@@ -68,7 +73,8 @@ impl Hearing {
     /// The stream has ended or failed, speaks no RESP2, or bears a value of more than 64 MiB; or Redis refuses
     /// something, so that this line does not hear what it should. Nothing more is to be read then.
     pub fn next(&mut self, stream: impl Read) -> RedisResult<Option<Heard>> {
-        self.value(stream)?.map(meaning).transpose()
+        let versions = self.versions;
+        self.value(stream)?.map(|value| meaning(value, versions)).transpose()
     }
 
     fn value(&mut self, stream: impl Read) -> RedisResult<Option<Value>> {
@@ -89,7 +95,7 @@ impl Hearing {
     }
 }
 
-fn meaning(value: Value) -> Result<Heard, RedisError> {
+fn meaning(value: Value, versions: Versions) -> Result<Heard, RedisError> {
     let items = match value {
         Value::ServerError(error) => return Err(error.into()),
         Value::Array(items) => items,
@@ -100,7 +106,7 @@ fn meaning(value: Value) -> Result<Heard, RedisError> {
         (Some(Value::BulkString(kind)), Some(Value::BulkString(channel)), Some(Value::BulkString(payload)))
             if kind == b"message" =>
         {
-            message(&channel, &payload)
+            message(&channel, &payload, versions)
         }
         (Some(Value::BulkString(kind)), Some(Value::BulkString(channel)), _) if kind == b"subscribe" => {
             user_of(&channel).map_or(Heard::Nothing, Heard::Subscribed)
@@ -114,15 +120,14 @@ fn meaning(value: Value) -> Result<Heard, RedisError> {
     })
 }
 
-fn message(channel: &[u8], payload: &[u8]) -> Heard {
+fn message(channel: &[u8], payload: &[u8], versions: Versions) -> Heard {
     if let Some(user) = user_of(channel) {
         return Heard::Chat(user, payload.into());
     }
-    match envelope::decode(payload) {
-        Ok((from, envelopes)) => Heard::Envelopes { from, envelopes, bytes: payload.len() },
-        Err(error) => {
-            Heard::Junk { channel: String::from_utf8_lossy(channel).into_owned(), bytes: payload.len(), error }
-        }
+    let bytes = payload.len();
+    match envelope::decode_as(versions, payload) {
+        Ok(payload) => Heard::Payload { payload, bytes },
+        Err(error) => Heard::Junk { channel: String::from_utf8_lossy(channel).into_owned(), bytes, error },
     }
 }
 
@@ -182,7 +187,7 @@ mod tests {
         }
     }
 
-    const STREAM: &[u8] = b"+OK\r\n*3\r\n$9\r\nsubscribe\r\n$10\r\nchat:nodes\r\n:1\r\n\
+    const STREAM: &[u8] = b"+OK\r\n*3\r\n$9\r\nsubscribe\r\n$10\r\nchat:other\r\n:1\r\n\
         *3\r\n$7\r\nmessage\r\n$2\r\n17\r\n$8\r\n{}\r\n\0\r\n$\r\n-ERR no such thing\r\n*2\r\n$4\r\npong\r\n$0\r\n\r\n";
 
     fn values(mut source: Portions, hearing: &mut Hearing) -> Vec<Value> {

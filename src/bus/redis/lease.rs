@@ -24,9 +24,11 @@
 
 use std::time::{Duration, Instant};
 
-use redis::{Client, Connection, RedisError, RedisResult};
+use redis::{Connection, RedisError, RedisResult, Value};
 
-use super::{StartError, client, connect};
+use super::address::Address;
+use super::{Setup, StartError};
+use crate::bus::envelope::Versions;
 use crate::store::NodeId;
 
 /// How long a lease lasts that is not renewed. It is to be renewed each second.
@@ -38,11 +40,37 @@ const SLACK: Duration = Duration::from_millis(500);
 
 /// This node's lease, and a look at others'. Every call blocks, for at most 4 s.
 pub struct Leases {
-    client: Client,
+    address: Address,
     connection: Option<Connection>,
     key: String,
-    label: String,
+    value: String,
     chain: Option<Chain>,
+}
+
+/// What became of a lease that was renewed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Renewed {
+    /// It had not run out, nor was it lost: there is no gap between the last renewal and this one.
+    pub existed: bool,
+}
+
+/// What a look at the leases has found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Look {
+    /// Those of the nodes that have a lease, and the versions of the bus's encoding that they read, if they
+    /// say so.
+    pub living: Vec<(NodeId, Option<Versions>)>,
+    /// How long this Redis has been up, in whole seconds.
+    pub uptime: Duration,
+    /// How long this node has been renewing its own lease without a break, up to this look.
+    pub unbroken: Duration,
+}
+
+impl Look {
+    /// Whether a lease that is missing says that its node is dead: see the [module](self).
+    pub fn counts(&self) -> bool {
+        self.uptime > LEASE_TTL && self.unbroken > LEASE_TTL
+    }
 }
 
 /// Renewals without a break.
@@ -62,11 +90,6 @@ impl Chain {
         let left = Duration::from_millis(u64::try_from(left).unwrap_or(0));
         passed <= MAX_GAP && left + SLACK + passed >= LEASE_TTL
     }
-
-    /// Whether every living node has had the time to renew its key.
-    fn is_long(&self, now: Instant) -> bool {
-        now.duration_since(self.since) > LEASE_TTL
-    }
 }
 
 fn key_of(node: NodeId) -> String {
@@ -74,30 +97,36 @@ fn key_of(node: NodeId) -> String {
 }
 
 impl Leases {
-    /// Of this node; it has no lease before [`Leases::renew`]. `label` is the value of its key, for
-    /// whoever looks into Redis.
+    /// Of this node; it has no lease before [`Leases::renew`]. Its value says which versions of the bus's encoding
+    /// this node reads, and then `label`, for whoever looks into Redis.
     ///
     /// # Errors
     /// The address is none.
     pub fn new(url: &str, node: NodeId, label: &str) -> Result<Leases, StartError> {
-        let client = client(url)?;
-        Ok(Leases { client, connection: None, key: key_of(node), label: label.to_owned(), chain: None })
+        Leases::new_with(url, node, label, Setup::default())
+    }
+
+    #[doc(hidden)]
+    pub fn new_with(url: &str, node: NodeId, label: &str, setup: Setup) -> Result<Leases, StartError> {
+        let address = Address::parse(url, setup.lookup)?;
+        let value = format!("{} {label}", setup.dialect.versions);
+        Ok(Leases { address, connection: None, key: key_of(node), value, chain: None })
     }
 
     /// Takes this node's lease, at its start.
     ///
     /// # Errors
-    /// Redis is away, or refuses.
+    /// Redis is away, or refuses this, or a look at other leases.
     pub fn take(&mut self) -> Result<(), StartError> {
-        let address = self.client.get_connection_info().addr().to_string();
-        self.renew().map_err(|error| StartError::NoLease { address, error })
+        let taken = self.renew().and_then(|_| self.look(&[]));
+        taken.map(drop).map_err(|error| StartError::NoLease { address: self.address.to_string(), error })
     }
 
     /// Renews this node's lease, to last [`LEASE_TTL`] from now. Connects if it must.
     ///
     /// # Errors
     /// Redis is away, or refuses. The lease may be renewed or not.
-    pub fn renew(&mut self) -> Result<(), RedisError> {
+    pub fn renew(&mut self) -> Result<Renewed, RedisError> {
         let sent = Instant::now();
         let left = self.try_renew().inspect_err(|_| self.give_up())?;
         let now = Instant::now();
@@ -105,70 +134,52 @@ impl Leases {
             Some(chain) if chain.holds(left, now) => Chain { renewed: sent, ..chain },
             _ => Chain { since: now, renewed: sent },
         });
-        Ok(())
+        Ok(Renewed { existed: left > 0 })
     }
 
     /// How much time the lease had left, in ms.
     fn try_renew(&mut self) -> RedisResult<i64> {
-        let connection = match &mut self.connection {
-            Some(connection) => connection,
-            none => none.insert(connect(&self.client)?),
-        };
         let (left, ()) = redis::pipe()
             .cmd("PTTL")
             .arg(&self.key)
             .cmd("SET")
             .arg(&self.key)
-            .arg(&self.label)
+            .arg(&self.value)
             .arg("PX")
             .arg(LEASE_TTL.as_millis() as u64)
-            .query(connection)?;
+            .query(connected(&mut self.connection, &mut self.address)?)?;
         Ok(left)
     }
 
-    /// Those of `nodes` that have no lease, this one never among them. Empty while that says
-    /// nothing: until this has renewed its own lease for longer than [`LEASE_TTL`] without a break. To be
-    /// asked right behind [`Leases::renew`].
+    /// Looks which of `nodes` have a lease. Connects if it must. To be asked right behind [`Leases::renew`].
     ///
     /// # Errors
     /// Redis is away, or refuses.
-    pub fn dead(&mut self, nodes: &[NodeId]) -> Result<Vec<NodeId>, RedisError> {
-        let (Some(connection), Some(chain)) = (&mut self.connection, self.chain) else { return Ok(Vec::new()) };
-        if nodes.is_empty() || !chain.is_long(Instant::now()) {
-            return Ok(Vec::new());
-        }
-        let mut pipe = redis::pipe();
-        for node in nodes {
-            pipe.cmd("EXISTS").arg(key_of(*node));
-        }
-        // Last: what was true of the own key then was true of the others before.
-        pipe.cmd("PTTL").arg(&self.key);
-        let answers: Vec<i64> = pipe.query(connection).inspect_err(|_| self.give_up())?;
-        match answers.split_last() {
-            Some((left, exist)) if chain.holds(*left, Instant::now()) => {
-                let missing =
-                    nodes.iter().zip(exist).filter(|(node, exists)| **exists == 0 && key_of(**node) != self.key);
-                Ok(missing.map(|(node, _)| *node).collect())
-            }
-            _ => {
-                self.chain = None;
-                Ok(Vec::new())
-            }
-        }
+    pub fn look(&mut self, nodes: &[NodeId]) -> Result<Look, RedisError> {
+        let (values, info, left) = self.try_look(nodes).inspect_err(|_| self.give_up())?;
+        let now = Instant::now();
+        self.chain = self.chain.filter(|chain| chain.holds(left, now));
+        let lease = |(node, value): (&NodeId, Option<Vec<u8>>)| Some((*node, versions(&value?)));
+        Ok(Look {
+            living: nodes.iter().zip(values).filter_map(lease).collect(),
+            uptime: uptime(&info),
+            unbroken: self.chain.map_or(Duration::ZERO, |chain| now.duration_since(chain.since)),
+        })
     }
 
-    /// Whether any of `nodes` has a lease.
-    ///
-    /// # Errors
-    /// Redis is away, or refuses.
-    pub fn any(&mut self, nodes: &[NodeId]) -> Result<bool, RedisError> {
-        let Some(connection) = &mut self.connection else { return Ok(false) };
-        if nodes.is_empty() {
-            return Ok(false);
+    /// The values of their keys, what Redis says of itself, and how much time the own lease has left, in ms.
+    fn try_look(&mut self, nodes: &[NodeId]) -> RedisResult<(Vec<Option<Vec<u8>>>, String, i64)> {
+        let mut pipe = redis::pipe();
+        for node in nodes {
+            pipe.cmd("GET").arg(key_of(*node));
         }
-        let keys: Vec<String> = nodes.iter().map(|node| key_of(*node)).collect();
-        let found: u64 = redis::cmd("EXISTS").arg(keys).query(connection).inspect_err(|_| self.give_up())?;
-        Ok(found > 0)
+        pipe.cmd("INFO").arg("server");
+        // Last: what was true of the own key then was true of the others before.
+        pipe.cmd("PTTL").arg(&self.key);
+        let mut answers: Vec<Value> = pipe.query(connected(&mut self.connection, &mut self.address)?)?;
+        let left = redis::from_redis_value(answers.pop().unwrap_or(Value::Nil))?;
+        let info = redis::from_redis_value(answers.pop().unwrap_or(Value::Nil))?;
+        Ok((answers.into_iter().map(redis::from_redis_value).collect::<Result<_, _>>()?, info, left))
     }
 
     /// Ends the lease: others need not wait for it to run out.
@@ -187,6 +198,25 @@ impl Leases {
         self.connection = None;
         self.chain = None;
     }
+}
+
+fn connected<'a>(connection: &'a mut Option<Connection>, address: &mut Address) -> RedisResult<&'a mut Connection> {
+    Ok(match connection {
+        Some(connection) => connection,
+        none => none.insert(address.connect()?),
+    })
+}
+
+/// What the value of a lease says of the versions that its node reads.
+fn versions(value: &[u8]) -> Option<Versions> {
+    let text = std::str::from_utf8(value).ok()?;
+    text.split(' ').next()?.parse().ok()
+}
+
+/// For how long Redis has been up, as it tells; one that does not has not.
+fn uptime(info: &str) -> Duration {
+    let seconds = info.lines().find_map(|line| line.strip_prefix("uptime_in_seconds:")?.trim().parse().ok());
+    Duration::from_secs(seconds.unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -210,10 +240,26 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_is_long_when_every_lease_of_its_begin_has_run_out() {
-        let since = Instant::now();
-        let chain = Chain { since, renewed: since };
-        assert!(!chain.is_long(since + LEASE_TTL));
-        assert!(chain.is_long(since + LEASE_TTL + ms(1)));
+    fn a_missing_lease_counts_when_both_redis_and_the_own_lease_have_lasted_longer_than_one() {
+        let counts = |uptime, unbroken| Look { living: Vec::new(), uptime, unbroken }.counts();
+        assert!(counts(LEASE_TTL + ms(1000), LEASE_TTL + ms(1)));
+        assert!(!counts(LEASE_TTL, LEASE_TTL + ms(1)), "leases that were lost may not be renewed yet");
+        assert!(!counts(LEASE_TTL + ms(1000), LEASE_TTL));
+    }
+
+    #[test]
+    fn what_is_no_lease_of_ours_says_nothing_of_versions() {
+        assert_eq!(versions(b"2-3 127.0.0.1:6000"), "2-3".parse().ok());
+        for value in [&b""[..], b"127.0.0.1:6000", b"2-3127.0.0.1", b"3-2 x", b"2-", b"-3 x", b"2-256 x", b"\xff-3 x"] {
+            assert_eq!(versions(value), None, "{}", String::from_utf8_lossy(value));
+        }
+    }
+
+    #[test]
+    fn a_redis_that_does_not_tell_its_uptime_has_none() {
+        assert_eq!(uptime("# Server\r\nuptime_in_seconds:17\r\nuptime_in_days:0\r\n"), ms(17_000));
+        for info in ["", "# Server\r\n", "uptime_in_seconds:\r\n", "uptime_in_seconds:-4\r\n"] {
+            assert_eq!(uptime(info), ms(0), "{info:?}");
+        }
     }
 }

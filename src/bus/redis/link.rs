@@ -1,12 +1,12 @@
 //! A connection to Redis that never waits: bytes out, and what it says in.
 
 use std::io::{self, Write};
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
-use redis::{Cmd, ConnectionAddr, ConnectionInfo, RedisResult};
+use redis::{Cmd, RedisResult};
 use socket2::{SockRef, TcpKeepalive};
 
 use super::hearing::{Heard, Hearing};
@@ -28,27 +28,25 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Begins to connect to one of the addresses that the name stands for, another one at each
-    /// attempt, and to log in. Whether that succeeds shows when it is read.
+    /// Begins to connect, and to log in if there are credentials: a user name and a password. Whether that
+    /// succeeds shows when it is read.
     ///
     /// # Errors
-    /// The name stands for none, or the system has no more sockets.
-    pub fn connect(info: &ConnectionInfo, attempt: u64, registry: &Registry) -> io::Result<Link> {
-        let ConnectionAddr::Tcp(host, port) = info.addr() else {
-            return Err(io::ErrorKind::Unsupported.into());
-        };
-        // Blocks only on a name that no file of this machine knows, and only while Redis is away.
-        let addresses: Vec<SocketAddr> = (host.as_str(), *port).to_socket_addrs()?.collect();
-        let which = attempt.checked_rem(addresses.len() as u64).ok_or(io::ErrorKind::NotFound)?;
-        let mut stream = TcpStream::connect(addresses[which as usize])?;
+    /// The system has no more sockets.
+    pub fn connect(
+        address: SocketAddr,
+        credentials: Option<(Option<&str>, &str)>,
+        hearing: Hearing,
+        registry: &Registry,
+    ) -> io::Result<Link> {
+        let mut stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
         SockRef::from(&stream)
             .set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(Duration::from_secs(5)))?;
         registry.register(&mut stream, LINK, Interest::READABLE | Interest::WRITABLE)?;
-        let mut link = Link { stream, hearing: Hearing::new(), out: Vec::new(), sent: 0 };
-        let settings = info.redis_settings();
-        if let Some(password) = settings.password() {
-            link.send(redis::cmd("AUTH").arg(settings.username()).arg(password));
+        let mut link = Link { stream, hearing, out: Vec::new(), sent: 0 };
+        if let Some((user, password)) = credentials {
+            link.send(redis::cmd("AUTH").arg(user).arg(password));
         }
         // No SELECT: channels belong to no database.
         Ok(link)

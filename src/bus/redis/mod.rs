@@ -1,21 +1,20 @@
 //! The bus over Redis.
 //!
 //! ```text
-//!              ToNode, ToAll, ToUser, CountListeners   ┌───────────────┐ PUBLISH, in pipelines
+//!              ToNode, ToUser, CountListeners, Confirm ┌───────────────┐ PUBLISH, in pipelines
 //!              ┌──────────────────────────────────────▶│ bus-publisher ├──────────┐
 //!  Bus::send ──┤                                       └───────┬───────┘          ▼
-//!              │                                       Reached │               ┌───────┐
-//!              │                         Listener::post ◀──────┤               │ Redis │
-//!              │            events, Listening, Down, Up│       │               └───┬───┘
-//!              │                                       ┌───────┴────────┐          │
-//!              └──────────────────────────────────────▶│ bus-subscriber │◀─────────┘
+//!              │                               Reached, Unsent │              ┌───────┐
+//!              │                         Listener::post ◀──────┤              │ Redis │
+//!              │           events, Listening, Buried, Down, Up │              └───┬───┘
+//!              │                                       ┌───────┴────────┐         │
+//!              └──────────────────────────────────────▶│ bus-subscriber │◀────────┘
 //!                          Listen, Unlisten            └────────────────┘ SUBSCRIBE, messages
 //! ```
 //!
 //! | channel | who listens | payload |
 //! | --- | --- | --- |
 //! | `chat:node:<node>` | that node | envelopes, see [`super::envelope`] |
-//! | `chat:nodes` | all our nodes | the same |
 //! | `<user>`, decimal | whoever has the user, our nodes and C++ nodes | a chat, as JSON |
 //!
 //! Publishing waits for an answer, so it is a worker's business: a pool of one worker and one lane
@@ -28,22 +27,31 @@
 //! [`Down`](super::BusEvent::Down) and [`Up`](super::BusEvent::Up), because what is lost is lost
 //! there; what the publisher could not send is told to those who asked, one by one.
 //!
-//! Nothing here is sent twice: an operation that may have reached Redis before a connection broke
-//! is answered `None`. It may still be carried out: a Redis that stood still reads, when it goes on,
-//! what was sent to it before the sender gave up.
+//! Nothing here is sent twice: of an operation that may have reached Redis before a connection broke
+//! it is told that this is not known. It may still be carried out: a Redis that stood still reads, when it goes
+//! on, what was sent to it before the sender gave up. So every payload bears the number of the
+//! publisher's connection, its *line*: who has seen a newer one drops what comes on an older one, and what a
+//! node publishes arrives in its order, with gaps where a line broke.
 //!
 //! What waits to be published is not bounded here. Its senders bound it: each waits for what
 //! becomes of its message, and a Redis that does not answer is given up after [`PATIENCE`], with
 //! all that waits.
+//!
+//! Whether a node can be heard and can hear is what its [beats](RedisBus::beat) tell, which go the whole way: out
+//! by the publisher's connection and in by the subscriber's.
 
+mod address;
+mod confirms;
 mod counts;
 pub mod hearing;
+mod inbox;
 mod lease;
 mod link;
 mod publisher;
 mod subscriber;
 mod subscriptions;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -53,19 +61,21 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 use mio::Poll;
-use redis::io::tcp::TcpSettings;
-use redis::{
-    Client, Connection, ConnectionAddr, ErrorKind, IntoConnectionInfo, ProtocolVersion, RedisError, RedisResult,
-};
+use redis::{ErrorKind, RedisError};
 
+use address::{Address, Lookup};
 use counts::{PublisherCounts, SubscriberCounts};
-pub use lease::{LEASE_TTL, Leases};
+use inbox::Inbox;
+pub use lease::{LEASE_TTL, Leases, Look, Renewed};
 
+use super::envelope::{Dialect, Versions};
 use super::{Bus, BusEvent, BusOp, Listener};
+use crate::clock;
+use crate::home::Homes;
 use crate::pool::{Pool, Queue, Submitter, WorkerCounts};
 use crate::reactor::Mailbox;
 use crate::store::NodeId;
-use publisher::Publisher;
+use publisher::{Job, Publisher};
 use subscriber::{Mail, Subscriber};
 
 /// A Redis that owes an answer for so long is as good as away.
@@ -76,9 +86,6 @@ const MAX_PAUSE: Duration = Duration::from_secs(1);
 const MIN_PAUSE: Duration = Duration::from_millis(50);
 /// At most one complaint of a kind in this time.
 const COMPLAIN: Duration = Duration::from_secs(10);
-
-/// The channel that all our nodes listen to.
-const NODES: &str = "chat:nodes";
 
 /// The channel that only this node listens to.
 fn channel_of(node: NodeId) -> String {
@@ -104,7 +111,7 @@ pub enum StartError {
 const ADVICE: [(&str, &str); 13] = [
     ("NOAUTH", "it wants a password: redis://:PASSWORD@HOST:PORT, in --redis or CHAT_REDIS"),
     ("WRONGPASS", "the user or the password in --redis or CHAT_REDIS is not the one that it knows"),
-    ("NOPERM", "allow its user ~chat:* &* +@connection +@pubsub +@transaction +set +del +pttl +exists"),
+    ("NOPERM", "allow its user ~chat:* &* +@connection +@pubsub +set +get +del +pttl +info"),
     ("DENIED", "its protected mode lets in this machine alone: set a password there, or bind it to an address"),
     ("LOADING", "it still reads its data: start again when it has"),
     ("READONLY", "it is a replica: name its master in --redis"),
@@ -131,17 +138,43 @@ fn advice(error: &RedisError) -> String {
     by_word.or_else(by_kind).map_or(String::new(), |advice| format!("; {advice}"))
 }
 
+/// What tests change: how payloads are written and read, and how names are looked up.
+#[doc(hidden)]
+#[derive(Clone)]
+pub struct Setup {
+    pub dialect: Dialect,
+    pub lookup: Lookup,
+}
+
+impl Default for Setup {
+    fn default() -> Setup {
+        Setup { dialect: Dialect::default(), lookup: address::system_lookup() }
+    }
+}
+
 /// The bus over Redis: see the [module](self).
 ///
-/// What reaches all others is counted without this node. What reaches a user's channel is counted
-/// by Redis: with this node, if it listens to that itself.
+/// What reaches a user's channel is counted by Redis: with this node, if it listens to that itself.
 pub struct RedisBus {
-    publisher: Submitter<Vec<BusOp>>,
+    publisher: Submitter<Job>,
     listens: Arc<Mailbox<Mail>>,
-    /// See [`Publisher`].
-    line: Arc<AtomicU64>,
+    shared: Arc<Shared>,
     counts: BusCounts,
     threads: Mutex<Option<Threads>>,
+}
+
+/// What the bus's threads know of each other.
+struct Shared {
+    node: NodeId,
+    dialect: Dialect,
+    inbox: Mutex<Inbox>,
+    /// The number of the subscriber's connection to Redis; 0: none is up.
+    subscribed: AtomicU64,
+    /// When the newest beat was sent that has come back on that connection, in ns since the machine was booted;
+    /// 0: none has.
+    beat: AtomicU64,
+    /// What other nodes read, as far as it is known.
+    versions: Mutex<HashMap<NodeId, Versions>>,
 }
 
 /// What a bus counts, by the thread that does.
@@ -153,32 +186,47 @@ pub struct BusCounts {
 }
 
 struct Threads {
-    publisher: Pool<Vec<BusOp>>,
+    publisher: Pool<Job>,
     subscriber: JoinHandle<()>,
 }
 
 impl RedisBus {
-    /// Reaches Redis, listens to this node's channels, and returns when that is effective. From
+    /// Reaches Redis, listens to this node's channel, and returns when that is effective. From
     /// then on the bus outlives any outage; none of its events tells of this start.
     ///
     /// # Errors
     /// The address is none, or Redis cannot be reached there, refuses the password or the
     /// database, or takes no subscription within 2 s; the system has no more threads.
     pub fn start(url: &str, node: NodeId, listener: Arc<dyn Listener>) -> Result<RedisBus, StartError> {
-        let client = client(url)?;
-        let info = client.get_connection_info();
-        let address = info.addr().to_string();
+        RedisBus::start_with(url, node, listener, Setup::default())
+    }
+
+    #[doc(hidden)]
+    pub fn start_with(
+        url: &str,
+        node: NodeId,
+        listener: Arc<dyn Listener>,
+        setup: Setup,
+    ) -> Result<RedisBus, StartError> {
+        let address = || Address::parse(url, Arc::clone(&setup.lookup));
+        let (mut to_publish, to_subscribe) = (address()?, address()?);
+        let shown = to_publish.to_string();
         let connection =
-            connect(&client).map_err(|error| StartError::Unreachable { address: address.clone(), error })?;
+            to_publish.connect().map_err(|error| StartError::Unreachable { address: shown.clone(), error })?;
 
         let poll = Poll::new()?;
         let listens = Arc::new(Mailbox::new(poll.registry())?);
-        let line = Arc::new(AtomicU64::new(0));
         let (listening, started) = bounded(1);
-        let post = Posts::new(Arc::clone(&listener));
-        let subscriber =
-            Subscriber::new(poll, Arc::clone(&listens), info.clone(), node, Arc::clone(&line), listening, post);
-        let publisher = Publisher::new(client, connection, node, Arc::clone(&line), Posts::new(listener));
+        let shared = Arc::new(Shared {
+            node,
+            dialect: setup.dialect,
+            inbox: Mutex::new(Inbox::new(node, Posts::new(Arc::clone(&listener)))),
+            subscribed: AtomicU64::new(0),
+            beat: AtomicU64::new(0),
+            versions: Mutex::default(),
+        });
+        let subscriber = Subscriber::new(poll, Arc::clone(&listens), to_subscribe, Arc::clone(&shared), listening);
+        let publisher = Publisher::new(to_publish, connection, Arc::clone(&shared), Posts::new(listener));
         let (publisher_counts, subscriber_counts) = (publisher.counts(), subscriber.counts());
         let pool = Pool::start_named("bus-publisher", vec![publisher], 1, 1)?;
         let thread =
@@ -186,14 +234,45 @@ impl RedisBus {
         let bus = RedisBus {
             publisher: pool.submitter(),
             listens,
-            line,
+            shared,
             counts: BusCounts { publisher: publisher_counts, worker: pool.counts(), subscriber: subscriber_counts },
             threads: Mutex::new(Some(Threads { publisher: pool, subscriber: thread })),
         };
         match started.recv_timeout(PATIENCE) {
             Ok(()) => Ok(bus), // else dropping it stops it
-            Err(_) => Err(StartError::NoSubscription(address)),
+            Err(_) => Err(StartError::NoSubscription(shown)),
         }
+    }
+
+    /// Buries a node that is dead: when this returns, nothing of it is handed on any more, and every shard was
+    /// told, behind all that was: [`BusEvent::Buried`]. Being asked again changes nothing, but the shards are told again.
+    ///
+    /// Any thread may do this, but not from within the [`Listener`].
+    pub fn bury(&self, node: NodeId, asker: Option<NodeId>) {
+        let mut inbox = inbox::lock(&self.shared.inbox);
+        inbox.bury(node, asker);
+        inbox.posts.post();
+    }
+
+    /// Sends a beat to this node itself, by way of Redis. One that cannot be sent is lost.
+    pub fn beat(&self) {
+        self.publisher.in_lane(0, Job::Beat(clock::since_boot()));
+    }
+
+    /// When the newest beat was sent that has come back, by [`clock::since_boot`]; `None`: none has, since the
+    /// line to Redis on which this node listens was made.
+    pub fn heard(&self) -> Option<Duration> {
+        match self.shared.beat.load(Ordering::Acquire) {
+            0 => None,
+            sent => Some(Duration::from_nanos(sent)),
+        }
+    }
+
+    /// What the nodes that live read, in place of all that was known of it: see [`Look::living`]. To one that
+    /// is not among them the lowest version is spoken.
+    pub fn learn(&self, living: &[(NodeId, Option<Versions>)]) {
+        let known = living.iter().filter_map(|(node, versions)| Some((*node, (*versions)?))).collect();
+        *self.shared.versions.lock().unwrap_or_else(PoisonError::into_inner) = known;
     }
 
     /// What it counts.
@@ -233,12 +312,12 @@ impl Bus for RedisBus {
             self.listens.post_all(&mut listens);
         }
         if !ops.is_empty() {
-            self.publisher.in_lane(0, std::mem::take(ops));
+            self.publisher.in_lane(0, Job::Ops(std::mem::take(ops)));
         }
     }
 
     fn is_up(&self) -> bool {
-        self.line.load(Ordering::Acquire) != 0
+        self.shared.subscribed.load(Ordering::Acquire) != 0
     }
 }
 
@@ -250,61 +329,42 @@ fn run_subscriber(subscriber: Subscriber) {
     }
 }
 
-/// A client for an address, that has connected nowhere yet.
-fn client(url: &str) -> Result<Client, StartError> {
-    let info = url.into_connection_info().map_err(StartError::Url)?;
-    if !matches!(info.addr(), ConnectionAddr::Tcp(..)) {
-        return Err(StartError::Url((ErrorKind::InvalidClientConfig, "only TCP is supported").into()));
-    }
-    let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP2).set_skip_set_lib_name();
-    let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true)).set_redis_settings(settings);
-    Client::open(info).map_err(StartError::Url)
-}
-
-/// A blocking connection to a Redis that answers. Every wait on it ends after [`PATIENCE`].
-fn connect(client: &Client) -> RedisResult<Connection> {
-    // Half of it for the way there, so that a start or a stop against a Redis that stands still
-    // takes no longer than an answer may.
-    let mut connection = client.get_connection_with_timeout(PATIENCE / 2)?;
-    // Half of it for good: a large write times out twice, once with what was taken and once with nothing.
-    connection.set_write_timeout(Some(PATIENCE / 2))?;
-    connection.set_read_timeout(Some(PATIENCE / 2))?;
-    // A Redis that stands still accepts connections all the same.
-    redis::cmd("PING").exec(&mut connection)?;
-    connection.set_read_timeout(Some(PATIENCE))?;
-    Ok(connection)
-}
-
 /// Events on their way to the shards; a batch for each.
 struct Posts {
     listener: Arc<dyn Listener>,
+    homes: Homes,
     by_shard: Vec<Vec<BusEvent>>,
 }
 
 impl Posts {
     fn new(listener: Arc<dyn Listener>) -> Posts {
-        let by_shard = (0..listener.shards()).map(|_| Vec::new()).collect();
-        Posts { listener, by_shard }
+        let homes = listener.homes();
+        Posts { listener, homes, by_shard: (0..homes.reactors()).map(|_| Vec::new()).collect() }
     }
 
     fn push(&mut self, event: BusEvent) {
-        let shards = self.by_shard.len();
         match event {
             BusEvent::Envelope(from, envelope) => {
-                for (shard, part) in envelope.split(shards) {
-                    self.push_to(shard, BusEvent::Envelope(from, part));
+                for (shard, part) in envelope.split(&self.homes) {
+                    self.by_shard[shard].push(BusEvent::Envelope(from, part));
+                }
+            }
+            BusEvent::Unsent(to, envelope) => {
+                for (shard, part) in envelope.split(&self.homes) {
+                    self.by_shard[shard].push(BusEvent::Unsent(to, part));
                 }
             }
             BusEvent::FromForeign(user, _) | BusEvent::Listening { user, .. } => {
-                self.push_to(user as usize % shards, event)
+                self.by_shard[self.homes.of_user(user)].push(event);
             }
-            BusEvent::Reached(ticket, _) => self.push_to(usize::from(ticket.shard) % shards, event),
-            BusEvent::Down | BusEvent::Up => self.by_shard.iter_mut().for_each(|events| events.push(event.clone())),
+            BusEvent::Reached(ticket, _) => {
+                let shards = self.by_shard.len();
+                self.by_shard[usize::from(ticket.shard) % shards].push(event);
+            }
+            BusEvent::Buried { .. } | BusEvent::Down | BusEvent::Up => {
+                self.by_shard.iter_mut().for_each(|events| events.push(event.clone()));
+            }
         }
-    }
-
-    fn push_to(&mut self, shard: usize, event: BusEvent) {
-        self.by_shard[shard].push(event);
     }
 
     /// Hands over what has gathered.
@@ -314,6 +374,11 @@ impl Posts {
                 self.listener.post(shard, events);
             }
         }
+    }
+
+    /// Tells whoever asked that all shards of `by` have done what is to be done when `dead` is dead.
+    fn confirmed(&self, dead: NodeId, by: NodeId) {
+        self.listener.confirmed(dead, by);
     }
 }
 
@@ -395,16 +460,5 @@ mod tests {
         back_off.worked(now);
         back_off.failed(now + MAX_PAUSE);
         assert_eq!(back_off.not_before, now + MAX_PAUSE, "at once, a second later");
-    }
-
-    #[test]
-    fn an_address_that_is_none_of_a_redis_over_tcp_is_refused() {
-        for url in ["", "redis://", "http://127.0.0.1", "unix:/tmp/redis", "rediss://127.0.0.1", "redis://127.0.0.1/x"]
-        {
-            assert!(matches!(client(url), Err(StartError::Url(_))), "{url}");
-        }
-        let client = client("redis://some:p%40ss@127.0.0.1:7000/3").unwrap();
-        let settings = client.get_connection_info().redis_settings();
-        assert_eq!((settings.username(), settings.password(), settings.db()), (Some("some"), Some("p@ss"), 3));
     }
 }

@@ -2,20 +2,23 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use mio::{Events, Poll};
-use redis::{ConnectionInfo, RedisError};
+use redis::RedisError;
 
-use super::hearing::{ALL_LISTENING, Heard};
+use super::address::{Address, slow_resolver};
+use super::hearing::{ALL_LISTENING, Heard, Hearing};
 use super::link::Link;
 use super::subscriptions::Subscriptions;
-use super::{BackOff, Complaints, NODES, PATIENCE, Posts, SubscriberCounts, channel_of};
+use super::{BackOff, Complaints, PATIENCE, Shared, SubscriberCounts, channel_of, inbox};
+use crate::bus::envelope::Payload;
 use crate::bus::{BusEvent, BusOp};
+use crate::clock;
 use crate::reactor::Mailbox;
-use crate::store::{NodeId, UserId};
+use crate::store::UserId;
 
 /// A line that is silent for so long is asked whether it lives.
 const QUIET: Duration = Duration::from_secs(2);
@@ -30,6 +33,8 @@ const CHANNELS_A_COMMAND: usize = 512;
 pub(super) enum Mail {
     /// [`BusOp::Listen`] or [`BusOp::Unlisten`].
     Op(BusOp),
+    /// The name of Redis was looked up.
+    LookedUp,
     Stop,
 }
 
@@ -37,28 +42,27 @@ pub(super) enum Mail {
 pub(super) struct Subscriber {
     poll: Poll,
     mailbox: Arc<Mailbox<Mail>>,
-    info: ConnectionInfo,
-    node: NodeId,
+    address: Address,
+    /// Since when its name is looked up for the next attempt.
+    looking_up: Option<Instant>,
+    shared: Arc<Shared>,
     own_channel: String,
     link: Option<Link>,
     /// How many answers to [`ALL_LISTENING`] are still to come.
     unconfirmed: u32,
-    /// None is, and all shards know.
+    /// All channels are confirmed, and all shards know.
     up: bool,
     /// When something was read last.
     heard: Instant,
     /// When the question was sent that must be answered next.
     asked: Option<Instant>,
     back_off: BackOff,
-    attempts: u64,
+    attempts: usize,
     subscriptions: Subscriptions,
-    /// Of how many lines to Redis this is the last that came up.
+    /// How many connections to Redis have come up.
     lines: u64,
-    /// The same for the publisher, or 0 while the line is down.
-    line: Arc<AtomicU64>,
-    /// Told of the first line.
+    /// Told of the first one.
     started: Sender<()>,
-    posts: Posts,
     failures: Complaints,
     junk: Complaints,
     counts: Arc<SubscriberCounts>,
@@ -68,19 +72,18 @@ impl Subscriber {
     pub fn new(
         poll: Poll,
         mailbox: Arc<Mailbox<Mail>>,
-        info: ConnectionInfo,
-        node: NodeId,
-        line: Arc<AtomicU64>,
+        address: Address,
+        shared: Arc<Shared>,
         started: Sender<()>,
-        posts: Posts,
     ) -> Subscriber {
         let now = Instant::now();
         Subscriber {
             poll,
             mailbox,
-            info,
-            node,
-            own_channel: channel_of(node),
+            address,
+            looking_up: None,
+            own_channel: channel_of(shared.node),
+            shared,
             link: None,
             unconfirmed: 0,
             up: false,
@@ -90,9 +93,7 @@ impl Subscriber {
             attempts: 0,
             subscriptions: Subscriptions::new(),
             lines: 0,
-            line,
             started,
-            posts,
             failures: Complaints::default(),
             junk: Complaints::default(),
             counts: Arc::default(),
@@ -122,9 +123,9 @@ impl Subscriber {
             self.mailbox.take(&mut mail);
             for mail in mail.drain(..) {
                 match mail {
-                    Mail::Op(BusOp::Listen { user, epoch, shard }) => self.listen(user, epoch, shard),
+                    Mail::Op(BusOp::Listen { user, epoch }) => self.listen(user, epoch),
                     Mail::Op(BusOp::Unlisten { user, epoch }) => self.unlisten(user, epoch),
-                    Mail::Op(_) => {}
+                    Mail::Op(_) | Mail::LookedUp => {}
                     Mail::Stop => return Ok(()),
                 }
             }
@@ -132,13 +133,13 @@ impl Subscriber {
                 self.broken(&error, now);
                 false
             });
-            self.posts.post();
+            inbox::lock(&self.shared.inbox).posts.post();
         }
     }
 
     fn sleep(&self, now: Instant) -> Duration {
         let next = match (&self.link, self.asked) {
-            (None, _) => self.back_off.not_before,
+            (None, _) => self.looking_up.map_or(self.back_off.not_before, |since| since + PATIENCE),
             (Some(_), Some(asked)) => asked + PATIENCE,
             (Some(_), None) => self.heard + QUIET,
         };
@@ -147,11 +148,8 @@ impl Subscriber {
 
     /// Connects if it is time to, reads, asks, writes. True: there is more to be read.
     fn turn(&mut self, now: Instant) -> Result<bool, RedisError> {
-        if self.link.is_none() {
-            if now < self.back_off.not_before {
-                return Ok(false);
-            }
-            self.connect(now)?;
+        if self.link.is_none() && !self.connect(now)? {
+            return Ok(false);
         }
         let more = self.read(now)?;
         let Some(link) = &mut self.link else { return Ok(false) };
@@ -169,11 +167,29 @@ impl Subscriber {
         Ok(more)
     }
 
-    /// Begins a new line, on which everything is subscribed to.
-    fn connect(&mut self, now: Instant) -> Result<(), RedisError> {
-        self.attempts += 1;
-        let mut link = Link::connect(&self.info, self.attempts, self.poll.registry())?;
-        link.send(redis::cmd("SUBSCRIBE").arg(&self.own_channel).arg(NODES));
+    /// Begins a new line, on which everything is subscribed to; false: not yet.
+    fn connect(&mut self, now: Instant) -> io::Result<bool> {
+        let Some(since) = self.looking_up else {
+            if now >= self.back_off.not_before {
+                self.looking_up = Some(now);
+                let mailbox = Arc::clone(&self.mailbox);
+                self.address.look_up(move || mailbox.post(Mail::LookedUp))?;
+                return self.connect(now);
+            }
+            return Ok(false);
+        };
+        let found = match self.address.found() {
+            Some(found) => found,
+            None if now.duration_since(since) < PATIENCE => return Ok(false),
+            None => self.address.known(slow_resolver()),
+        };
+        // Another one of them at each attempt.
+        let found = found.map(|addresses| addresses[self.attempts % addresses.len()]);
+        self.looking_up = None;
+        self.attempts = self.attempts.wrapping_add(1);
+        let hearing = Hearing::of(self.shared.dialect.versions);
+        let mut link = Link::connect(found?, self.address.credentials(), hearing, self.poll.registry())?;
+        link.send(redis::cmd("SUBSCRIBE").arg(&self.own_channel));
         for users in self.subscriptions.line_begins().chunks(CHANNELS_A_COMMAND) {
             link.send(redis::cmd("SUBSCRIBE").arg(users));
         }
@@ -182,23 +198,26 @@ impl Subscriber {
         self.link = Some(link);
         self.heard = now;
         self.asked = Some(now);
-        Ok(())
+        Ok(true)
     }
 
     /// The line is gone, or did not come to be.
     fn broken(&mut self, error: &RedisError, now: Instant) {
         self.link = None;
+        self.looking_up = None;
         self.asked = None;
         self.back_off.failed(now);
+        self.shared.beat.store(0, Ordering::Release);
+        let posts = &mut inbox::lock(&self.shared.inbox).posts;
         if std::mem::take(&mut self.up) {
-            log::warn!("the line to Redis at {} is broken: {error}", self.info.addr());
-            self.line.store(0, Ordering::Release);
+            log::warn!("the line to Redis at {} is broken: {error}", self.address);
+            self.shared.subscribed.store(0, Ordering::Release);
             self.counts.outages.add(1);
-            self.posts.push(BusEvent::Down);
+            posts.push(BusEvent::Down);
         } else {
-            self.failures.warn(format_args!("cannot reach Redis at {}: {error}", self.info.addr()));
+            self.failures.warn(format_args!("cannot reach Redis at {}: {error}", self.address));
         }
-        self.subscriptions.line_ends(&mut self.posts);
+        self.subscriptions.line_ends(posts);
     }
 
     /// All that was subscribed to until a certain moment is confirmed.
@@ -211,18 +230,18 @@ impl Subscriber {
         self.subscriptions.line_is_up();
         self.back_off.worked(self.heard);
         self.lines += 1;
-        self.line.store(self.lines, Ordering::Release);
+        self.shared.subscribed.store(self.lines, Ordering::Release);
         if self.lines == 1 {
             // Nobody waits any more: then the bus is being stopped.
             let _ = self.started.try_send(());
         } else {
-            log::info!("the line to Redis at {} is back", self.info.addr());
-            self.posts.push(BusEvent::Up);
+            log::info!("the line to Redis at {} is back", self.address);
+            inbox::lock(&self.shared.inbox).posts.push(BusEvent::Up);
         }
     }
 
-    fn listen(&mut self, user: UserId, epoch: u64, shard: u16) {
-        if self.subscriptions.listen(user, epoch, shard, &mut self.posts)
+    fn listen(&mut self, user: UserId, epoch: u64) {
+        if self.subscriptions.listen(user, epoch, &mut inbox::lock(&self.shared.inbox).posts)
             && let Some(link) = &mut self.link
         {
             link.send(redis::cmd("SUBSCRIBE").arg(user));
@@ -259,22 +278,40 @@ impl Subscriber {
     }
 
     fn heard(&mut self, heard: Heard) {
+        if let Heard::Payload { payload, .. } = &heard
+            && payload.from == self.shared.node
+        {
+            self.heard_itself(payload);
+            return;
+        }
         if let Some(bytes) = heard.message_bytes() {
             self.counts.messages.add(1);
             self.counts.received.add(bytes as u64);
         }
         match heard {
-            Heard::Chat(user, chat) => self.posts.push(BusEvent::FromForeign(user, chat)),
-            Heard::Envelopes { from, .. } if from == self.node => {}
-            Heard::Envelopes { from, envelopes, .. } => {
-                envelopes.into_iter().for_each(|envelope| self.posts.push(BusEvent::Envelope(from, envelope)));
+            Heard::Chat(user, chat) => inbox::lock(&self.shared.inbox).posts.push(BusEvent::FromForeign(user, chat)),
+            Heard::Payload { payload, .. } => {
+                if payload.skipped > 0 {
+                    log::debug!("{} envelopes of node {} are of no known kind", payload.skipped, payload.from);
+                }
+                inbox::lock(&self.shared.inbox).take(payload);
             }
             Heard::Junk { channel, bytes, error } => {
                 self.junk.warn(format_args!("{bytes} bytes on the channel {channel} are dropped: {error}"));
             }
-            Heard::Subscribed(user) => self.subscriptions.confirmed(user, &mut self.posts),
+            Heard::Subscribed(user) => {
+                self.subscriptions.confirmed(user, &mut inbox::lock(&self.shared.inbox).posts);
+            }
             Heard::AllListening => self.all_listening(),
             Heard::Nothing => {}
+        }
+    }
+
+    /// One of this node's own payloads: of what may be in it, only a beat means anything.
+    fn heard_itself(&self, payload: &Payload) {
+        // Whoever can publish can invent one that was sent in the future, and would last for long.
+        if let Some(sent) = payload.beat.filter(|sent| *sent <= clock::since_boot()) {
+            self.shared.beat.fetch_max(u64::try_from(sent.as_nanos()).unwrap_or(0), Ordering::AcqRel);
         }
     }
 }

@@ -14,16 +14,14 @@ struct Channel {
     /// SUBSCRIBEs that are not confirmed. Only behind the last of them no UNSUBSCRIBE is still to
     /// come, so what is told earlier is not true for long.
     due: u32,
-    /// Epoch and shard of those who wait for that.
-    waiting: Vec<(u64, u16)>,
+    /// The epochs of those who wait for that.
+    waiting: Vec<u64>,
 }
 
 impl Channel {
     /// Tells those who wait that they listen, or that all that can be done is done.
     fn tell(&mut self, user: UserId, posts: &mut Posts) {
-        for (epoch, shard) in self.waiting.drain(..) {
-            posts.push_to(usize::from(shard), BusEvent::Listening { user, epoch });
-        }
+        self.waiting.drain(..).for_each(|epoch| posts.push(BusEvent::Listening { user, epoch }));
     }
 }
 
@@ -49,10 +47,10 @@ impl Subscriptions {
     }
 
     /// A session wants to listen. True: SUBSCRIBE is to be sent.
-    pub fn listen(&mut self, user: UserId, epoch: u64, shard: u16, posts: &mut Posts) -> bool {
+    pub fn listen(&mut self, user: UserId, epoch: u64, posts: &mut Posts) -> bool {
         let channel = self.channels.entry(user).or_default();
         let subscribe = channel.epoch.replace(epoch).is_none() && self.line != Line::Away;
-        channel.waiting.push((epoch, shard));
+        channel.waiting.push(epoch);
         channel.due += u32::from(subscribe);
         if channel.due == 0 || self.line != Line::Up {
             channel.tell(user, posts);
@@ -113,18 +111,20 @@ mod tests {
 
     use super::*;
     use crate::bus::Listener;
+    use crate::home::Homes;
+    use crate::store::NodeId;
 
     struct Nobody;
 
     impl Listener for Nobody {
-        fn shards(&self) -> usize {
-            2
+        fn homes(&self) -> Homes {
+            Homes::new(0, 2)
         }
         fn post(&self, _: usize, _: &mut Vec<BusEvent>) {}
+        fn confirmed(&self, _: NodeId, _: NodeId) {}
     }
 
     const USER: UserId = 18;
-    const SHARD: u16 = 1;
 
     fn with_line() -> (Subscriptions, Posts) {
         let mut subscriptions = Subscriptions::new();
@@ -135,34 +135,35 @@ mod tests {
 
     /// The epochs that were told since the last call.
     fn told(posts: &mut Posts) -> Vec<u64> {
-        assert!(posts.by_shard[0].is_empty(), "it is not their shard");
+        let home = posts.homes.of_user(USER);
+        assert!(posts.by_shard[1 - home].is_empty(), "it is not their shard");
         let epoch = |event| match event {
             BusEvent::Listening { user: USER, epoch } => epoch,
             event => panic!("{event:?}"),
         };
-        posts.by_shard[usize::from(SHARD)].drain(..).map(epoch).collect()
+        posts.by_shard[home].drain(..).map(epoch).collect()
     }
 
     #[test]
     fn nobody_is_told_to_listen_before_the_last_confirmation() {
         let (mut subscriptions, mut posts) = with_line();
-        assert!(subscriptions.listen(USER, 1, SHARD, &mut posts));
+        assert!(subscriptions.listen(USER, 1, &mut posts));
         assert!(subscriptions.unlisten(USER, 1));
-        assert!(subscriptions.listen(USER, 2, SHARD, &mut posts));
-        assert!(!subscriptions.listen(USER, 3, SHARD, &mut posts), "one SUBSCRIBE is enough");
+        assert!(subscriptions.listen(USER, 2, &mut posts));
+        assert!(!subscriptions.listen(USER, 3, &mut posts), "one SUBSCRIBE is enough");
         subscriptions.confirmed(USER, &mut posts);
         assert_eq!(told(&mut posts), [0; 0], "the UNSUBSCRIBE may be carried out by now");
         subscriptions.confirmed(USER, &mut posts);
         assert_eq!(told(&mut posts), [1, 2, 3]);
-        assert!(!subscriptions.listen(USER, 4, SHARD, &mut posts));
+        assert!(!subscriptions.listen(USER, 4, &mut posts));
         assert_eq!(told(&mut posts), [4], "it listens already");
     }
 
     #[test]
     fn only_the_last_session_ends_the_listening() {
         let (mut subscriptions, mut posts) = with_line();
-        subscriptions.listen(USER, 1, SHARD, &mut posts);
-        subscriptions.listen(USER, 2, SHARD, &mut posts);
+        subscriptions.listen(USER, 1, &mut posts);
+        subscriptions.listen(USER, 2, &mut posts);
         subscriptions.confirmed(USER, &mut posts);
         assert!(!subscriptions.unlisten(USER, 1));
         assert!(subscriptions.unlisten(USER, 2));
@@ -173,21 +174,21 @@ mod tests {
     #[test]
     fn a_broken_line_answers_everybody_and_a_new_one_takes_over_who_still_listens() {
         let (mut subscriptions, mut posts) = with_line();
-        subscriptions.listen(USER, 1, SHARD, &mut posts);
+        subscriptions.listen(USER, 1, &mut posts);
         subscriptions.unlisten(USER, 1);
         subscriptions.line_ends(&mut posts);
         assert_eq!(told(&mut posts), [1]);
         assert!(subscriptions.channels.is_empty());
-        assert!(!subscriptions.listen(USER, 2, SHARD, &mut posts), "there is no line");
+        assert!(!subscriptions.listen(USER, 2, &mut posts), "there is no line");
         assert_eq!(told(&mut posts), [2]);
         assert_eq!(subscriptions.line_begins(), [USER]);
-        assert!(!subscriptions.listen(USER, 3, SHARD, &mut posts));
+        assert!(!subscriptions.listen(USER, 3, &mut posts));
         assert_eq!(told(&mut posts), [3], "nobody waits for a line that may never come up");
         subscriptions.unlisten(USER, 3);
-        assert!(subscriptions.listen(USER, 4, SHARD, &mut posts), "it takes commands, though");
+        assert!(subscriptions.listen(USER, 4, &mut posts), "it takes commands, though");
         assert_eq!(told(&mut posts), [4]);
         subscriptions.line_is_up();
-        assert!(!subscriptions.listen(USER, 5, SHARD, &mut posts));
+        assert!(!subscriptions.listen(USER, 5, &mut posts));
         subscriptions.confirmed(USER, &mut posts);
         assert_eq!(told(&mut posts), [0; 0]);
         subscriptions.confirmed(USER, &mut posts);
