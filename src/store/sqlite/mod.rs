@@ -41,7 +41,7 @@ use std::thread::{self, JoinHandle};
 use crossbeam_channel::unbounded;
 use rusqlite::{ErrorCode, OptionalExtension, Params, Row};
 
-use super::{Connection, GroupId, Outcome, Quotas, Roll, Store, StoreError, UserId};
+use super::{Connection, GroupId, NodeId, Outcome, Quotas, Roll, Store, StoreError, UserId};
 use file::{Place, Shown, Watch};
 use migrate::{MIGRATIONS, migrate};
 use read::{Slot, SqliteConnection};
@@ -167,11 +167,11 @@ fn closed() -> StoreError {
 }
 
 impl SqliteStore {
-    /// Opens the database at `path`, or creates it, and sets everyone offline.
+    /// Opens the database at `path`, or creates it, and sets everyone offline. `node`: this life of this process.
     ///
     /// # Errors
     /// See [`OpenError`]. A start that fails leaves no file behind that was not there before.
-    pub fn open(path: &Path, quotas: Quotas) -> Result<SqliteStore, OpenError> {
+    pub fn open(path: &Path, node: NodeId, quotas: Quotas) -> Result<SqliteStore, OpenError> {
         let place = Place::find(path)?;
         let (lock, mut leftovers) = file::lock(&place)?;
         let is_new = !place.path.exists();
@@ -188,7 +188,7 @@ impl SqliteStore {
             readers: Mutex::default(),
         });
         let (sender, receiver) = unbounded();
-        let writer = Writer::new(Arc::clone(&shared), connection, quotas);
+        let writer = Writer::new(Arc::clone(&shared), connection, node, quotas);
         let store = SqliteStore {
             shared,
             queue: Queue(sender),

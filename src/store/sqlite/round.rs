@@ -4,10 +4,9 @@
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rusqlite::{ErrorCode, Transaction};
 
-use super::write::{apply, release_all};
+use super::write::{Cx, apply, release_all};
 use super::{closed, execute};
-use crate::store::quota::Room;
-use crate::store::{Kept, Outcome, Parcel, Quotas, StoreError, Write};
+use crate::store::{Kept, Outcome, Parcel, StoreError, Write};
 
 /// The most rows that share a commit, give or take a batch: the first of them waits for the last.
 pub(super) const ROUND_ROWS: usize = 4096;
@@ -34,9 +33,9 @@ impl Work {
         }
     }
 
-    pub fn apply(&self, transaction: &Transaction, quotas: Quotas, room: &mut Room) -> rusqlite::Result<Vec<Outcome>> {
+    pub fn apply(&self, transaction: &Transaction, cx: &mut Cx) -> rusqlite::Result<Vec<Outcome>> {
         match self {
-            Work::Batch(writes) => writes.iter().map(|write| apply(transaction, quotas, room, write)).collect(),
+            Work::Batch(writes) => writes.iter().map(|write| apply(transaction, cx, write)).collect(),
             Work::ReleaseAll => release_all(transaction).map(|()| Vec::new()),
             Work::Stop => Ok(Vec::new()),
         }
@@ -138,16 +137,11 @@ fn kept(parcel: &Parcel, outcome: Outcome) -> Kept {
 
 /// Does the parts, each behind a savepoint. `None`: nothing was done, since one was refused in a way
 /// that ended the transaction, and there were others.
-pub(super) fn apart(
-    transaction: &Transaction,
-    quotas: Quotas,
-    room: &mut Room,
-    parts: &[Work],
-) -> rusqlite::Result<Option<Vec<Part>>> {
+pub(super) fn apart(transaction: &Transaction, cx: &mut Cx, parts: &[Work]) -> rusqlite::Result<Option<Vec<Part>>> {
     let mut done = Vec::with_capacity(parts.len());
     for part in parts {
         execute(transaction, "SAVEPOINT part", [])?;
-        match part.apply(transaction, quotas, room) {
+        match part.apply(transaction, cx) {
             Ok(outcomes) => {
                 execute(transaction, "RELEASE part", [])?;
                 done.push(Ok(outcomes));

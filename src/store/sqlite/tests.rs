@@ -7,10 +7,15 @@ use crossbeam_channel::{TryRecvError, bounded};
 use super::file::{READER_CACHE, open, sidecar};
 use super::read::{FRIENDS, GROUPS, LISTED, MEMBERS, PAGE};
 use super::round::{Job, ROUND_ROWS};
-use super::write::HERE;
 use super::writer::{CHECKPOINT_BUSY, WAL_LIMIT};
 use super::*;
-use crate::store::{Account, Friend, Group, Kept, Member, Outcome, Parcel, Quota, RowId, Write};
+use crate::store::{Account, Claim, Friend, Group, Holder, Kept, Member, Outcome, Parcel, Quota, RowId, Write};
+
+const NODE: NodeId = NodeId(7);
+
+fn open_at(path: &Path) -> Result<SqliteStore, OpenError> {
+    SqliteStore::open(path, NODE, Quotas::default())
+}
 
 /// A store in a directory of its own, with one connection.
 struct Fixture {
@@ -25,7 +30,7 @@ impl Fixture {
     }
 
     fn at(directory: tempfile::TempDir) -> Self {
-        let store = SqliteStore::open(&directory.path().join("chat.db"), Quotas::default()).unwrap();
+        let store = open_at(&directory.path().join("chat.db")).unwrap();
         Fixture { connection: store.connection(), store, directory }
     }
 
@@ -69,9 +74,8 @@ impl Fixture {
             Outcome::Kept(kept) => kept
                 .into_iter()
                 .map(|kept| match kept {
-                    Kept::Full(_) => None,
                     Kept::Stored(row) => Some(row),
-                    Kept::NoUser | Kept::Elsewhere(_) | Kept::Refused(_) => None,
+                    _ => None,
                 })
                 .collect(),
             other => panic!("{other:?}"),
@@ -183,7 +187,7 @@ fn the_names_of_a_file_of_version_1_get_keys_and_the_later_of_two_keeps_its_name
 fn what_is_refused_costs_no_id() {
     let quotas = Quotas { groups: Some(1), ..Quotas::default() };
     let directory = tempfile::tempdir().unwrap();
-    let store = SqliteStore::open(&directory.path().join("chat.db"), quotas).unwrap();
+    let store = SqliteStore::open(&directory.path().join("chat.db"), NODE, quotas).unwrap();
     let mut connection = store.connection();
     let (full, taken) = (Outcome::Full(Quota::Groups), Outcome::Already);
     assert_eq!(connection.write(&[register("ann"), register("bob")]).unwrap(), [Outcome::Id(1), Outcome::Id(2)]);
@@ -196,18 +200,106 @@ fn what_is_refused_costs_no_id() {
 }
 
 #[test]
-fn an_account_is_claimed_by_one_until_it_is_given_back() {
+fn an_account_is_one_claims_until_it_is_given_back_or_past() {
     let mut fixture = Fixture::new();
     let ann = fixture.user("ann");
-    let (claim, release) = (claim_of(ann), Write::Release { user: ann, epoch: 1 });
-    assert_eq!(fixture.one(claim.clone()), Outcome::Done);
-    assert_eq!(fixture.one(claim.clone()), Outcome::InUse(HERE));
-    assert_eq!(fixture.one(release.clone()), Outcome::Done);
-    assert_eq!(fixture.one(release), Outcome::Done);
-    assert_eq!(fixture.one(claim.clone()), Outcome::Done);
-    assert_eq!(fixture.one(claim_of(ann + 1)), Outcome::NoUser);
+    let claim = |epoch, past| Write::Claim { user: ann, epoch, past };
+    let held = |epoch| Holder::Node(Claim { node: NODE, epoch });
+    let release = |epoch| Write::Release { user: ann, epoch };
+    assert_eq!(fixture.one(claim(1, None)), Outcome::Done);
+    assert_eq!(fixture.one(claim(1, None)), Outcome::Done, "twice by one epoch is once");
+    assert_eq!(fixture.one(Write::Show { user: ann, epoch: 1 }), Outcome::Done);
+    assert_eq!(fixture.one(claim(2, None)), Outcome::InUse(held(1)));
+    // A user who comes back while his former session ends.
+    assert_eq!(fixture.one(claim(2, Some(held(9)))), Outcome::InUse(held(1)));
+    assert_eq!(fixture.one(claim(2, Some(held(1)))), Outcome::Done);
+    // A release that is late, or is repeated, ends no other claim.
+    assert_eq!(fixture.write(&[release(1), claim(3, None)]), [Outcome::Done, Outcome::InUse(held(2))]);
+    assert_eq!(fixture.write(&[release(2), release(2), claim(u64::MAX, None)]), [const { Outcome::Done }; 3]);
+    assert_eq!(fixture.write(&[release(2), claim(4, None)])[1], Outcome::InUse(held(u64::MAX)));
+    assert_eq!(fixture.one(Write::Claim { user: ann + 1, epoch: 1, past: None }), Outcome::NoUser);
     fixture.store.release_all().unwrap();
-    assert_eq!(fixture.one(claim), Outcome::Done);
+    assert_eq!(fixture.one(claim(5, None)), Outcome::Done);
+}
+
+#[test]
+fn a_parcel_is_stored_for_whoever_is_online_here_and_without_messages_it_is_a_question() {
+    let mut fixture = Fixture::new();
+    let [ann, bob, eve] = ["ann", "bob", "eve"].map(|name| fixture.user(name));
+    fixture.one(claim_of(ann));
+    // A row that another process has left would be freed at the next start.
+    let outside = rusqlite::Connection::open(fixture.path()).unwrap();
+    outside.execute("UPDATE User SET state = 'online', node = 8, epoch = 2 WHERE id = ?1", [eve]).unwrap();
+    let other = Holder::Node(Claim { node: NodeId(8), epoch: 2 });
+    let parcel = |to, past, count| Parcel { to, messages: vec![b"{}"[..].into(); count], past };
+    let mut keep = |parcel| match fixture.one(Write::Keep(vec![parcel])) {
+        Outcome::Kept(kept) => kept[0],
+        outcome => panic!("{outcome:?}"),
+    };
+    for user in [ann, bob] {
+        assert_eq!(keep(parcel(user, None, 0)), Kept::Stored(0));
+        assert_eq!(keep(parcel(user, Some(other), 0)), Kept::Stored(0));
+        assert!(matches!(keep(parcel(user, Some(other), 2)), Kept::Stored(1..)));
+    }
+    for count in [0, 2] {
+        assert_eq!(keep(parcel(eve, None, count)), Kept::Elsewhere(other));
+        assert_eq!(keep(parcel(eve + 1, None, count)), Kept::NoUser);
+    }
+    assert_eq!(keep(parcel(eve, Some(other), 0)), Kept::Past(0));
+    assert!(matches!(keep(parcel(eve, Some(other), 2)), Kept::Past(1..)));
+    for (user, count) in [(ann, 2), (bob, 2), (eve, 2)] {
+        assert_eq!(fixture.page(user, 100).0.len(), count);
+    }
+}
+
+#[test]
+fn only_whoever_has_a_user_removes_its_messages() {
+    let mut fixture = Fixture::new();
+    let ann = fixture.user("ann");
+    let rows: Vec<_> = ["1", "2", "3"].iter().map(|message| fixture.keep(&[ann], message)[0].unwrap()).collect();
+    let remove = |epoch, index: usize| Write::Remove { user: ann, epoch, rows: vec![rows[index]] };
+    assert_eq!(fixture.one(remove(1, 0)), Outcome::Lost);
+    let batch = [claim_of(ann), remove(2, 0), remove(1, 1), Write::Release { user: ann, epoch: 1 }, remove(1, 2)];
+    let [done, lost] = [Outcome::Done, Outcome::Lost];
+    assert_eq!(fixture.write(&batch), [done.clone(), lost.clone(), done.clone(), done, lost]);
+    assert_eq!(fixture.page(ann, 100).0, ["1", "3"]);
+}
+
+#[test]
+fn a_file_of_version_2_gets_claims_and_loses_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let old = rusqlite::Connection::open(directory.path().join("chat.db")).unwrap();
+    MIGRATIONS[..2].iter().for_each(|migration| old.execute_batch(migration).unwrap());
+    old.execute_batch(
+        "INSERT INTO User (id, name, password, state) VALUES (1, 'ann', 'p1', 'online'), (3, 'bob', 'p3', 'offline');
+         INSERT INTO User (id, name, password) VALUES (90, 'gone', '');
+         DELETE FROM User WHERE id = 90;
+         INSERT INTO Friend VALUES (1, 3);
+         INSERT INTO AllGroup (id, groupname, groupdesc) VALUES (7, 'readers', 'd');
+         INSERT INTO GroupUser (groupid, userid, grouprole) VALUES (7, 1, 'creator');
+         INSERT INTO OfflineMessage (id, userid, message) VALUES (5, 1, 'hello');
+         CREATE VIEW Everybody AS SELECT * FROM User;
+         CREATE INDEX by_hand ON User (password);",
+    )
+    .unwrap();
+    old.pragma_update(None, "user_version", 2).unwrap();
+    drop(old);
+    let mut fixture = Fixture::at(directory);
+    for (id, name, password) in [(1, "ann", "p1"), (3, "bob", "p3")] {
+        let account = Account { name: name.into(), password: password.into() };
+        assert_eq!(fixture.connection.account(id).unwrap(), Some(account));
+    }
+    assert_eq!(fixture.connection.page(1, 100).unwrap().messages, [(5, b"hello"[..].into())]);
+    let friend = Friend { id: 3, name: "bob".into(), state: "offline" };
+    assert_eq!(fixture.connection.friends(1).unwrap(), [friend]);
+    assert_eq!(fixture.connection.groups(1).unwrap()[0].users[0].role, "creator");
+    assert_eq!(fixture.write(&[claim_of(1), claim_of(3), register("ANN")])[..2], [Outcome::Done, Outcome::Done]);
+    assert_eq!(fixture.user("new"), 91);
+    let by_hand = rusqlite::Connection::open(fixture.path()).unwrap();
+    let version: i64 = by_hand.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
+    assert_eq!(version, 3);
+    let kept = "SELECT count(*) FROM sqlite_master WHERE name IN ('by_hand', 'Everybody')";
+    assert_eq!(by_hand.query_row(kept, [], |row| row.get::<_, i64>(0)).unwrap(), 2);
 }
 
 #[test]
@@ -238,7 +330,12 @@ fn a_group_has_its_creator_and_those_who_join() {
     let join = |group| Write::JoinGroup { user: ann, group };
     assert_eq!(
         fixture.write(&[join(group), join(group), join(group + 1), create_group(ann, "Readers")]),
-        [Outcome::Done, Outcome::Already, Outcome::NoGroup, Outcome::Already]
+        [
+            Outcome::Joined { already: false, nodes: vec![] },
+            Outcome::Joined { already: true, nodes: vec![] },
+            Outcome::NoGroup,
+            Outcome::Already
+        ]
     );
     assert_eq!(fixture.connection.members(group).unwrap(), Some(vec![ann, bob]));
     assert_eq!(fixture.connection.members(group + 1).unwrap(), None);
@@ -307,6 +404,7 @@ fn removal_is_exact_and_rows_are_never_used_again() {
     let mut fixture = Fixture::new();
     let [ann, bob] = ["ann", "bob"].map(|name| fixture.user(name));
     let rows: Vec<_> = ["1", "2", "3"].iter().map(|message| fixture.keep(&[ann], message)[0].unwrap()).collect();
+    fixture.write(&[claim_of(ann), claim_of(bob)]);
     let remove = |user, rows: &[RowId]| Write::Remove { user, epoch: 1, rows: rows.to_vec() };
     assert_eq!(fixture.one(remove(bob, &rows)), Outcome::Done);
     assert_eq!(fixture.page(ann, 100).0, ["1", "2", "3"]);
@@ -358,7 +456,7 @@ fn a_second_server_is_refused_until_the_first_is_gone() {
     let link = fixture.directory.path().join("link.db");
     std::os::unix::fs::symlink(fixture.path(), &link).unwrap();
     for path in [fixture.path(), link] {
-        let error = SqliteStore::open(&path, Quotas::default()).err().unwrap();
+        let error = open_at(&path).err().unwrap();
         assert!(matches!(error, OpenError::InUse { .. }), "{error}");
         assert!(error.to_string().contains("chat.db.lock"), "{error}");
     }
@@ -377,7 +475,7 @@ fn names_in(folder: &Path) -> Vec<String> {
 #[track_caller]
 fn refused(path: &Path, folder: &Path) -> String {
     let before = names_in(folder);
-    let error = SqliteStore::open(path, Quotas::default()).err().expect("a start that is refused");
+    let error = open_at(path).err().expect("a start that is refused");
     assert_eq!(names_in(folder), before, "{error}");
     // As the server shows it: with all its causes.
     let said = format!("{:#}", anyhow::Error::from(error));
@@ -397,14 +495,14 @@ fn what_is_not_this_servers_database_is_refused_and_nothing_is_left() {
     let path = folder.join("newer.db");
     rusqlite::Connection::open(&path).unwrap().pragma_update(None, "user_version", 7).unwrap();
     let before = names_in(folder);
-    let error = SqliteStore::open(&path, Quotas::default()).err().unwrap();
+    let error = open_at(&path).err().unwrap();
     assert!(matches!(error, OpenError::Newer { found: 7, .. }), "{error}");
     assert_eq!(names_in(folder), before);
 
     let path = folder.join("other.db");
     rusqlite::Connection::open(&path).unwrap().execute_batch("CREATE TABLE User (x)").unwrap();
     let before = names_in(folder);
-    let error = SqliteStore::open(&path, Quotas::default()).err().unwrap().to_string();
+    let error = open_at(&path).err().unwrap().to_string();
     assert!(error.contains("other.db") && error.contains("already exists"), "{error}");
     assert_eq!(names_in(folder), before);
 
@@ -679,7 +777,7 @@ fn the_end_leaves_one_file_also_after_a_failure_and_after_a_crash() {
         fs::copy(sidecar(&fixture.path(), suffix), sidecar(&crashed, suffix)).unwrap();
     }
     fixture.store.close().unwrap();
-    let store = SqliteStore::open(&crashed, Quotas::default()).unwrap();
+    let store = open_at(&crashed).unwrap();
     assert!(store.connection().account(ann).unwrap().is_some());
     store.close().unwrap();
     assert_eq!(beside(&fixture), ["crashed.db", "crashed.db.lock"]);
@@ -791,7 +889,7 @@ fn a_reader_takes_no_answer_from_another_file() {
     let ann = fixture.user("ann");
     let mut fresh = fixture.store.connection();
     let other = tempfile::tempdir().unwrap();
-    drop(SqliteStore::open(&other.path().join("chat.db"), Quotas::default()).unwrap());
+    drop(open_at(&other.path().join("chat.db")).unwrap());
     rename(&other.path().join("chat.db"), &fixture.path());
     let error = fresh.account(ann).expect_err("nobody is an answer, too");
     assert!(error.to_string().contains("another file"), "{error}");
@@ -831,7 +929,7 @@ fn a_folder_that_is_moved_or_deleted_is_noticed() {
         let outer = tempfile::tempdir().unwrap();
         let folder = outer.path().join("data");
         fs::create_dir(&folder).unwrap();
-        let store = SqliteStore::open(&folder.join("chat.db"), Quotas::default()).unwrap();
+        let store = open_at(&folder.join("chat.db")).unwrap();
         let mut connection = store.connection();
         connection.write(&[register("ann")]).unwrap();
         let away = outer.path().join("away");
@@ -847,7 +945,7 @@ fn a_folder_that_is_moved_or_deleted_is_noticed() {
         drop((connection, store));
         if !deleted {
             // Where it is now, everything is in it.
-            let moved = SqliteStore::open(&away.join("chat.db"), Quotas::default()).unwrap();
+            let moved = open_at(&away.join("chat.db")).unwrap();
             assert!(moved.connection().account(1).unwrap().is_some());
         }
     }
@@ -857,10 +955,10 @@ fn a_folder_that_is_moved_or_deleted_is_noticed() {
 fn a_link_that_leads_elsewhere_is_noticed() {
     let directory = tempfile::tempdir().unwrap();
     let [link, one, other] = ["link.db", "one.db", "other.db"].map(|name| directory.path().join(name));
-    drop(SqliteStore::open(&other, Quotas::default()).unwrap());
+    drop(open_at(&other).unwrap());
     fs::write(&one, "").unwrap();
     std::os::unix::fs::symlink(&one, &link).unwrap();
-    let store = SqliteStore::open(&link, Quotas::default()).unwrap();
+    let store = open_at(&link).unwrap();
     let mut connection = store.connection();
     connection.write(&[register("ann")]).unwrap();
     fs::remove_file(&link).unwrap();
@@ -868,7 +966,7 @@ fn a_link_that_leads_elsewhere_is_noticed() {
     let error = connection.write(&[register("bob")]).unwrap_err();
     assert!(matches!(error, StoreError::Gone(_)), "{error}");
     drop((connection, store));
-    let other = SqliteStore::open(&other, Quotas::default()).unwrap();
+    let other = open_at(&other).unwrap();
     assert_eq!(other.connection().account(1).unwrap(), None);
 }
 
@@ -894,6 +992,7 @@ fn store_and_deliver(fixture: &mut Fixture, users: &[UserId], each: usize) -> u6
     let log = sidecar(&fixture.path(), "-wal");
     let size = fs::metadata(fixture.path()).unwrap().len() + fs::metadata(log).unwrap().len();
     for &user in users {
+        fixture.one(claim_of(user));
         loop {
             let page = fixture.connection.page(user, 1 << 18).unwrap();
             let rows: Vec<_> = page.messages.iter().map(|(row, _)| *row).collect();

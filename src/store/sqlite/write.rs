@@ -3,36 +3,48 @@
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Row, Transaction, params};
 
-use super::{execute, exists, group_exists, user_exists};
+use super::{execute, exists, find, group_exists, user_exists};
 use crate::store::names;
 use crate::store::quota::Room;
 use crate::store::{Claim, GroupId, Holder, Kept, NodeId, Outcome, Parcel, Quota, Quotas, UserId, Write};
 
-/// Who has an account that is online: a file has one server, so nobody asks which.
-pub(super) const HERE: Holder = Holder::Node(Claim { node: NodeId(0), epoch: 0 });
+/// What the writer knows of its own accord.
+pub(super) struct Cx {
+    /// This life of this process.
+    node: NodeId,
+    quotas: Quotas,
+    pub room: Room,
+}
+
+impl Cx {
+    pub fn new(node: NodeId, quotas: Quotas) -> Cx {
+        Cx { node, quotas, room: Room::new(quotas.offline) }
+    }
+}
 
 pub(super) fn release_all(connection: &rusqlite::Connection) -> rusqlite::Result<()> {
-    execute(connection, "UPDATE User SET state = 'offline' WHERE state = 'online'", []).map(drop)
+    let sql = "UPDATE User SET state = 'offline', node = NULL, epoch = NULL
+               WHERE state = 'online' OR node IS NOT NULL";
+    execute(connection, sql, []).map(drop)
 }
 
 /// Does one write. What a client can bring about is an outcome; an error is the disk's, or the
 /// database refuses the write.
-pub(super) fn apply(
-    transaction: &Transaction,
-    quotas: Quotas,
-    room: &mut Room,
-    write: &Write,
-) -> rusqlite::Result<Outcome> {
+pub(super) fn apply(transaction: &Transaction, cx: &mut Cx, write: &Write) -> rusqlite::Result<Outcome> {
+    let Cx { node, quotas, .. } = *cx;
     match write {
         Write::Register { name, password } => register(transaction, name, password),
         Write::SetPassword { user, password } => {
             execute(transaction, "UPDATE User SET password = ?2 WHERE id = ?1", params![user, password])?;
             Ok(Outcome::Done)
         }
-        Write::Claim { user, .. } => claim(transaction, *user),
-        Write::Release { user, .. } => {
-            let sql = "UPDATE User SET state = 'offline' WHERE id = ?1 AND state = 'online'";
-            execute(transaction, sql, [user])?;
+        Write::Claim { user, epoch, past } => claim(transaction, *user, Claim { node, epoch: *epoch }, *past),
+        // There are no C++ nodes here.
+        Write::Show { .. } => Ok(Outcome::Done),
+        Write::Release { user, epoch } => {
+            let sql = "UPDATE User SET state = 'offline', node = NULL, epoch = NULL
+                       WHERE id = ?1 AND node = ?2 AND epoch = ?3";
+            execute(transaction, sql, params![user, node.0.cast_signed(), epoch.cast_signed()])?;
             Ok(Outcome::Done)
         }
         Write::AddFriend { user, friend } => add_friend(transaction, quotas, *user, *friend),
@@ -41,10 +53,13 @@ pub(super) fn apply(
         }
         Write::JoinGroup { user, group } => join_group(transaction, quotas, *user, *group),
         Write::Keep(parcels) => {
-            parcels.iter().map(|parcel| keep(transaction, room, parcel)).collect::<Result<_, _>>().map(Outcome::Kept)
+            parcels.iter().map(|parcel| keep(transaction, cx, parcel)).collect::<Result<_, _>>().map(Outcome::Kept)
         }
-        Write::Remove { user, rows, .. } => {
-            room.forget(*user);
+        Write::Remove { user, epoch, rows } => {
+            if holder(transaction, *user)? != Some(Some(Claim { node, epoch: *epoch })) {
+                return Ok(Outcome::Lost);
+            }
+            cx.room.forget(*user);
             for row in rows {
                 let sql = "DELETE FROM OfflineMessage WHERE id = ?1 AND userid = ?2";
                 execute(transaction, sql, params![row.cast_signed(), user])?;
@@ -52,6 +67,16 @@ pub(super) fn apply(
             Ok(Outcome::Done)
         }
     }
+}
+
+/// By which claim a user is taken, if it is; `None`: there is no such account. What `state` says is for whoever
+/// reads the file.
+fn holder(transaction: &Transaction, user: UserId) -> rusqlite::Result<Option<Option<Claim>>> {
+    find(transaction, "SELECT node, epoch FROM User WHERE id = ?1", [user], |row| {
+        let (node, epoch): (Option<i64>, Option<i64>) = (row.get(0)?, row.get(1)?);
+        Ok(node
+            .map(|node| Claim { node: NodeId(node.cast_unsigned()), epoch: epoch.unwrap_or_default().cast_unsigned() }))
+    })
 }
 
 /// The id of a new row. One that no client could name is an error, and so there will be no such row.
@@ -72,13 +97,17 @@ fn register(transaction: &Transaction, name: &str, password: &str) -> rusqlite::
     Ok(Outcome::Id(id))
 }
 
-fn claim(transaction: &Transaction, user: UserId) -> rusqlite::Result<Outcome> {
-    let sql = "UPDATE User SET state = 'online' WHERE id = ?1 AND state = 'offline'";
-    Ok(match execute(transaction, sql, [user])? {
-        0 if user_exists(transaction, user)? => Outcome::InUse(HERE),
-        0 => Outcome::NoUser,
-        _ => Outcome::Done,
-    })
+fn claim(transaction: &Transaction, user: UserId, mine: Claim, past: Option<Holder>) -> rusqlite::Result<Outcome> {
+    match holder(transaction, user)? {
+        None => Ok(Outcome::NoUser),
+        Some(Some(other)) if other == mine => Ok(Outcome::Done),
+        Some(Some(other)) if Some(Holder::Node(other)) != past => Ok(Outcome::InUse(Holder::Node(other))),
+        Some(_) => {
+            let sql = "UPDATE User SET state = 'online', node = ?2, epoch = ?3 WHERE id = ?1";
+            execute(transaction, sql, params![user, mine.node.0.cast_signed(), mine.epoch.cast_signed()])?;
+            Ok(Outcome::Done)
+        }
+    }
 }
 
 fn add_friend(transaction: &Transaction, quotas: Quotas, user: UserId, friend: UserId) -> rusqlite::Result<Outcome> {
@@ -130,11 +159,12 @@ fn create_group(
 }
 
 fn join_group(transaction: &Transaction, quotas: Quotas, user: UserId, group: GroupId) -> rusqlite::Result<Outcome> {
+    let joined = |already| Outcome::Joined { already, nodes: Vec::new() };
     if !group_exists(transaction, group)? {
         return Ok(Outcome::NoGroup);
     }
     if exists(transaction, "SELECT 1 FROM GroupUser WHERE groupid = ?1 AND userid = ?2", [group, user])? {
-        return Ok(Outcome::Already);
+        return Ok(joined(true));
     }
     if is_full(transaction, quotas.members, MEMBERS_OF, group)? {
         return Ok(Outcome::Full(Quota::Members));
@@ -143,13 +173,18 @@ fn join_group(transaction: &Transaction, quotas: Quotas, user: UserId, group: Gr
         return Ok(Outcome::Full(Quota::Groups));
     }
     execute(transaction, "INSERT INTO GroupUser (groupid, userid) VALUES (?1, ?2)", [group, user])?;
-    Ok(Outcome::Done)
+    Ok(joined(false))
 }
 
-fn keep(transaction: &Transaction, room: &mut Room, parcel: &Parcel) -> rusqlite::Result<Kept> {
-    if !user_exists(transaction, parcel.to)? {
-        return Ok(Kept::NoUser);
+fn keep(transaction: &Transaction, cx: &mut Cx, parcel: &Parcel) -> rusqlite::Result<Kept> {
+    let Some(holder) = holder(transaction, parcel.to)? else { return Ok(Kept::NoUser) };
+    let other = holder.filter(|claim| claim.node != cx.node).map(Holder::Node);
+    if let Some(other) = other
+        && parcel.past != Some(other)
+    {
+        return Ok(Kept::Elsewhere(other));
     }
+    let room = &mut cx.room;
     let wanted = parcel.messages.len();
     let granted = match room.known(parcel.to, wanted) {
         Some(granted) => granted,
@@ -171,5 +206,6 @@ fn keep(transaction: &Transaction, room: &mut Room, parcel: &Parcel) -> rusqlite
     if granted < wanted {
         return Ok(Kept::Full(granted));
     }
-    Ok(Kept::Stored(first.unwrap_or_default()))
+    let first = first.unwrap_or_default();
+    Ok(if other.is_some() { Kept::Past(first) } else { Kept::Stored(first) })
 }

@@ -11,9 +11,9 @@ use rusqlite::{Transaction, TransactionBehavior};
 use super::file::{BUSY, EMPTIED, Shown, WRITER_CACHE, empty_log, open, remove_log, sidecar};
 use super::round::{Job, Work, apart, is_refusal, take_round};
 use super::shrink::{Shrinker, Step};
+use super::write::Cx;
 use super::{Shared, closed};
-use crate::store::quota::Room;
-use crate::store::{Outcome, Quotas, StoreError};
+use crate::store::{NodeId, Outcome, Quotas, StoreError};
 
 /// Past this size of the write-ahead log the writer makes a point of emptying it. SQLite does so
 /// by itself at half of it, but never while readers overlap without a gap.
@@ -71,15 +71,14 @@ pub(super) struct Writer {
     last_round: Instant,
     /// Nothing was written since the log was last emptied for being idle.
     rested: bool,
-    quotas: Quotas,
-    room: Room,
+    cx: Cx,
     pub commits: Arc<AtomicU64>,
     #[cfg(test)]
     pub fault: Fault,
 }
 
 impl Writer {
-    pub fn new(shared: Arc<Shared>, connection: rusqlite::Connection, quotas: Quotas) -> Writer {
+    pub fn new(shared: Arc<Shared>, connection: rusqlite::Connection, node: NodeId, quotas: Quotas) -> Writer {
         Writer {
             shared,
             connection: Some(connection),
@@ -88,8 +87,7 @@ impl Writer {
             checkpoint_at: WAL_LIMIT,
             last_round: Instant::now(),
             rested: false,
-            quotas,
-            room: Room::new(quotas.offline),
+            cx: Cx::new(node, quotas),
             commits: Arc::default(),
             #[cfg(test)]
             fault: Fault::default(),
@@ -185,9 +183,8 @@ impl Writer {
         if let Some(gone) = self.shared.gone.get() {
             return Err(Failure::Store(gone.clone()));
         }
-        let together = |transaction: &Transaction, quotas, room: &mut Room| {
-            round.iter().map(|job| job.work.apply(transaction, quotas, room)).collect()
-        };
+        let together =
+            |transaction: &Transaction, cx: &mut Cx| round.iter().map(|job| job.work.apply(transaction, cx)).collect();
         match self.transact(together) {
             Err(Failure::Refused(error)) => {
                 log::debug!("{} jobs are done write by write: {error}", round.len());
@@ -197,10 +194,7 @@ impl Writer {
         }
     }
 
-    fn transact<T>(
-        &mut self,
-        work: impl FnOnce(&Transaction, Quotas, &mut Room) -> rusqlite::Result<T>,
-    ) -> Result<T, Failure> {
+    fn transact<T>(&mut self, work: impl FnOnce(&Transaction, &mut Cx) -> rusqlite::Result<T>) -> Result<T, Failure> {
         if self.failed {
             self.shared.look().map_err(Failure::Lost)?;
             self.connection = Some(open(&self.shared.place.path, WRITER_CACHE)?);
@@ -210,9 +204,9 @@ impl Writer {
         #[cfg(test)]
         self.fault.strike(connection)?;
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let done = work(&transaction, self.quotas, &mut self.room);
+        let done = work(&transaction, &mut self.cx);
         let done = done.map_err(|error| {
-            self.room.forget_all();
+            self.cx.room.forget_all();
             Failure::of(error, &transaction)
         })?;
         // Where SQLite has ended the transaction by itself, nothing was done.
@@ -235,7 +229,7 @@ impl Writer {
         while results.len() < parts.len() {
             let next = &parts[results.len()..];
             let next = &next[..most.min(next.len())];
-            match self.transact(|transaction, quotas, room| apart(transaction, quotas, room, next))? {
+            match self.transact(|transaction, cx| apart(transaction, cx, next))? {
                 Some(done) => results.extend(done),
                 None => most = 1,
             }
