@@ -61,3 +61,17 @@ CREATE TABLE IF NOT EXISTS OfflineMessage (
     once    BINARY(16) NULL INVISIBLE UNIQUE,
     KEY (userid, id)
 ) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_unicode_520_ci;
+
+-- The nodes of a cluster, C++ servers not among them. Each has two rows, which it writes when it starts. Every
+-- transaction of the node locks the row with its mark for sharing, and does nothing if other nodes, which took
+-- it for dead, have marked it, or have deleted the row. The row with the counter is raised whenever the node
+-- looks at its mark: whoever marks it, marks it only if the counter still is what it was.
+CREATE TABLE IF NOT EXISTS NodeMark (
+    node   BIGINT UNSIGNED NOT NULL PRIMARY KEY,
+    marked BOOLEAN NOT NULL DEFAULT FALSE
+) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_unicode_520_ci;
+
+CREATE TABLE IF NOT EXISTS NodeLooks (
+    node  BIGINT UNSIGNED NOT NULL PRIMARY KEY,
+    looks BIGINT UNSIGNED NOT NULL DEFAULT 0
+) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_unicode_520_ci;

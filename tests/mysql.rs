@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use chat_server::store::mysql::{MySqlStore, OpenError, Options};
 use chat_server::store::{
-    Account, Claim, Connection, Friend, Group, GroupId, Holder, Kept, Member, NodeId, Outcome, Parcel, Quota, Quotas,
-    RowId, Store, UserId, Write,
+    Account, Claim, Connection, Entry, Friend, Group, GroupId, Holder, Kept, Member, NodeId, Outcome, Parcel, Quota,
+    Quotas, Roll, RowId, Store, StoreError, UserId, Write,
 };
 use mysql::Conn;
 use mysql::prelude::Queryable;
@@ -55,6 +55,9 @@ impl Node {
     fn open(options: Options) -> Node {
         let id = options.node;
         let store = MySqlStore::open(options).unwrap_or_else(|error| panic!("{error}"));
+        if let Some(mut roll) = store.roll() {
+            roll.enlist().unwrap();
+        }
         Node { id, connection: store.connection(), store }
     }
 
@@ -102,9 +105,34 @@ impl Node {
         texts
     }
 
+    fn roll(&self) -> Box<dyn Roll> {
+        self.store.roll().expect("it shares its database")
+    }
+
+    /// Whether it was marked, and its users set offline, by another one.
+    fn end_by(&self, other: &Node) -> u64 {
+        let mut roll = other.roll();
+        let looks = looks(&mut *roll, self.id);
+        assert!(roll.mark(self.id, looks).unwrap());
+        roll.free(self.id).unwrap()
+    }
+
     fn claimed_as(&self, epoch: u64) -> Holder {
         Holder::Node(Claim { node: self.id, epoch })
     }
+}
+
+/// What others see of a node.
+fn entry(roll: &mut dyn Roll, node: NodeId) -> Option<Entry> {
+    roll.nodes().unwrap().into_iter().find(|entry| entry.node == node)
+}
+
+fn looks(roll: &mut dyn Roll, node: NodeId) -> u64 {
+    entry(roll, node).map_or(0, |entry| entry.looks)
+}
+
+fn joined(already: bool, nodes: &[u64]) -> Outcome {
+    Outcome::Joined { already, nodes: nodes.iter().copied().map(NodeId).collect() }
 }
 
 /// A database of its own, and a node on it.
@@ -237,7 +265,8 @@ fn a_cpp_servers_user_is_foreign_and_state_stays_true_for_it() {
     assert_eq!(node.keep(&[ann], "{}"), [Kept::Elsewhere(Holder::Foreign)]);
     let past = Some(Holder::Foreign);
     let parcels = vec![Parcel { past, ..parcel(ann, &["{}"]) }];
-    row(kept(node.one(Write::Keep(parcels)))[0]);
+    let kept = kept(node.one(Write::Keep(parcels)));
+    assert!(matches!(kept[..], [Kept::Past(1..)]), "{kept:?}");
     assert_eq!(node.one(Write::Claim { user: ann, epoch: 2, past }), Outcome::Done);
     // A C++ server's end sets everybody offline. The claim holds, and is made visible again.
     foreign.query_drop("UPDATE User SET state = 'offline'").unwrap();
@@ -245,7 +274,7 @@ fn a_cpp_servers_user_is_foreign_and_state_stays_true_for_it() {
     let bob = node.user("bob");
     node.one(Write::AddFriend { user: bob, friend: ann });
     assert_eq!(node.connection.friends(bob).unwrap()[0].state, "online");
-    let mut roll = node.store.roll().unwrap();
+    let mut roll = node.roll();
     assert_eq!((roll.reassert().unwrap(), roll.reassert().unwrap()), (1, 0));
     assert_eq!(
         foreign.query_first::<String, _>("SELECT state FROM User WHERE name = 'ann'").unwrap().unwrap(),
@@ -254,7 +283,7 @@ fn a_cpp_servers_user_is_foreign_and_state_stays_true_for_it() {
 }
 
 #[test]
-fn the_roll_tells_who_has_whom_and_sets_a_dead_nodes_users_offline() {
+fn the_roll_tells_who_has_users_and_sets_a_dead_nodes_users_offline() {
     let fixture = Fixture::new();
     let [mut one, mut two] = [fixture.node(u64::MAX >> 1), fixture.node(12)];
     let names: Vec<_> = (0..1203).map(|n| register(&format!("user {n}"))).collect();
@@ -262,20 +291,22 @@ fn the_roll_tells_who_has_whom_and_sets_a_dead_nodes_users_offline() {
     let (of_one, of_two) = users.split_at(1201);
     one.write(&of_one.iter().map(|&user| claim(user, u64::from(user) << 32)).collect::<Vec<_>>());
     two.write(&of_two.iter().map(|&user| claim(user, 3)).collect::<Vec<_>>());
-    let [mut roll_of_one, mut roll_of_two] = [&one, &two].map(|node| node.store.roll().unwrap());
-    let mut claims = roll_of_one.claims().unwrap();
-    claims.sort_unstable();
-    assert_eq!(claims, of_one.iter().map(|&user| (user, u64::from(user) << 32)).collect::<Vec<_>>());
-    let mut nodes = roll_of_two.nodes().unwrap();
-    nodes.sort_unstable();
-    assert_eq!(nodes, [two.id, one.id]);
-    assert_eq!(roll_of_two.reap(one.id).unwrap(), 1201);
-    assert_eq!(roll_of_two.reap(one.id).unwrap(), 0);
-    assert_eq!((roll_of_one.claims().unwrap(), roll_of_one.nodes().unwrap()), (vec![], vec![two.id]));
+    let (mut of_one, mut of_two) = (one.roll(), two.roll());
+    let seen = |node, looks, marked, has_claims| Entry { node, looks, marked, has_claims };
+    let mut nodes = of_two.nodes().unwrap();
+    nodes.sort_unstable_by_key(|entry| entry.node);
+    assert_eq!(nodes, [seen(NodeId(1), 0, false, false), seen(one.id, 0, false, true)]);
+    assert_eq!(of_two.free(one.id).unwrap(), 0, "nobody has marked it");
+    assert!(of_two.mark(one.id, 0).unwrap());
+    assert_eq!(entry(&mut *of_two, one.id), Some(seen(one.id, 0, true, true)));
+    assert_eq!((of_two.free(one.id).unwrap(), of_two.free(one.id).unwrap()), (1201, 0));
+    assert_eq!(entry(&mut *of_two, one.id), None, "it is struck off");
+    assert!(matches!(of_one.look(), Err(StoreError::Marked)), "and still marked");
     assert_eq!(two.one(claim(users[0], 4)), Outcome::Done);
     two.store.release_all().unwrap();
-    assert_eq!(roll_of_two.nodes().unwrap(), []);
-    assert_eq!(one.one(claim(users[1202], 1)), Outcome::Done);
+    assert_eq!(fixture.node.roll().nodes().unwrap(), []);
+    let mut three = fixture.node(13);
+    assert_eq!(three.one(claim(users[1202], 1)), Outcome::Done);
 }
 
 #[test]
@@ -317,7 +348,7 @@ fn a_group_has_its_creator_and_those_who_join() {
     let join = |group| Write::JoinGroup { user: ann, group };
     assert_eq!(
         node.write(&[join(group), join(group), join(group + 1000), create_group(ann, "Readers")]),
-        [Outcome::Done, Outcome::Already, Outcome::NoGroup, Outcome::Already]
+        [joined(false, &[]), joined(true, &[]), Outcome::NoGroup, Outcome::Already]
     );
     assert_eq!(node.connection.members(group).unwrap(), Some(vec![ann, bob]));
     assert_eq!(node.connection.members(group + 1000).unwrap(), None);
@@ -471,7 +502,7 @@ fn a_login_takes_four_round_trips_at_most_however_many_groups_the_user_is_in() {
             assert!(connection.account(user).unwrap().is_some());
             assert_eq!(connection.write(&[claim(user, 1)]).unwrap(), [Outcome::Done]);
             if mixed {
-                assert_eq!(connection.write(&[claim(user, 1)]).unwrap(), [Outcome::Done]); // shown to C++ nodes
+                assert_eq!(connection.write(&[Write::Show { user, epoch: 1 }]).unwrap(), [Outcome::Done]);
             }
             let loaded = connection.load(user, 1 << 18).unwrap();
             conn.query_drop("SET GLOBAL general_log = 0").unwrap();
@@ -530,7 +561,8 @@ fn a_login_over_the_wire_takes_four_round_trips_at_most_too() {
             .query(
                 "SELECT command_type, argument FROM mysql.general_log
                  WHERE thread_id <> CONNECTION_ID() AND command_type <> 'Ping' AND argument NOT LIKE '%_LOCK(%'
-                 AND argument NOT LIKE '%DISTINCT node%' AND argument NOT LIKE 'SELECT id FROM `User` WHERE node%'",
+                 AND argument NOT LIKE '%NodeLooks%' AND argument NOT LIKE 'SELECT marked%'
+                 AND argument NOT LIKE 'SELECT id FROM `User` WHERE node%'",
             )
             .unwrap();
         conn.query_drop("TRUNCATE mysql.general_log").unwrap();
@@ -599,7 +631,8 @@ fn a_parcel_is_stored_where_nobody_has_the_user_or_this_node_or_the_past() {
     let past = |past| Write::Keep(vec![Parcel { past: Some(past), ..parcel(theirs, &["a", "b"]) }]);
     assert_eq!(kept(one.one(past(two.claimed_as(1)))), [Kept::Elsewhere(two.claimed_as(2))]);
     assert_eq!(one.texts(theirs), [] as [&str; 0]);
-    row(kept(one.one(past(two.claimed_as(2))))[0]);
+    let past = kept(one.one(past(two.claimed_as(2))));
+    assert_eq!(past, [Kept::Past(one.connection.page(theirs, 100).unwrap().messages[0].0)]);
     assert_eq!(one.texts(theirs), ["a", "b"]);
     // Within a batch, too, a claim comes before or after.
     let batch = [keep(&[nobodys], "before"), claim(nobodys, 7), keep(&[nobodys], "after")];
@@ -766,7 +799,7 @@ fn relay(mut client: TcpStream, mut database: TcpStream, cut: &Cut) {
                 silent.store(true, Ordering::SeqCst);
             }
         }
-        if buffer[..count].ends_with(b"\x03COMMIT") {
+        if buffer[4..count.max(4)].starts_with(b"\x03COMMIT") {
             if Cut::take(&cut.commits) {
                 break;
             }
@@ -815,7 +848,7 @@ fn assert_done_once(fixture: &mut Fixture, outcomes: &[Outcome], users: &[UserId
         Outcome::Done,
         Outcome::Done,
         Outcome::Id(group),
-        Outcome::Done,
+        Outcome::Joined { already: false, nodes },
         Outcome::Kept(first),
         Outcome::Done,
         Outcome::Kept(second),
@@ -827,6 +860,7 @@ fn assert_done_once(fixture: &mut Fixture, outcomes: &[Outcome], users: &[UserId
     };
     let [ann, bob, eve] = users else { unreachable!() };
     let node = &mut fixture.node;
+    assert_eq!(nodes[..], [node.id]);
     assert_eq!(node.connection.account(*new).unwrap().unwrap().name, "new");
     assert_eq!(node.connection.account(*ann).unwrap().unwrap().password, "changed");
     assert_eq!(node.connection.members(*group).unwrap(), Some(vec![*ann]));
@@ -987,7 +1021,7 @@ fn a_database_that_is_killed_is_unavailable_at_once_and_comes_back_with_all_that
         assert!(node.connection.write(&[keep(&[ann], "lost"), claim(ann, 1)]).is_err());
         assert!(node.connection.account(ann).is_err());
         assert!(other.page(ann, 100).is_err());
-        assert!(node.store.roll().unwrap().claims().is_err());
+        assert!(node.roll().nodes().is_err());
     }
     assert!(node.store.release_all().is_err());
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
@@ -996,7 +1030,7 @@ fn a_database_that_is_killed_is_unavailable_at_once_and_comes_back_with_all_that
     eventually("the database to be back", || node.connection.account(ann).is_ok());
     assert_eq!(node.texts(ann), ["before"]);
     assert_eq!(node.one(claim(ann, 1)), Outcome::Done);
-    assert_eq!(node.store.roll().unwrap().claims().unwrap(), [(ann, 1)]);
+    assert_eq!(node.one(claim(ann, 2)), Outcome::InUse(node.claimed_as(1)));
     // A connection that lay idle all the while notices only now, and nobody else does.
     assert!(other.account(ann).unwrap().is_some());
     // Killed and back between two uses: no error comes out.
@@ -1038,13 +1072,14 @@ fn a_write_that_the_database_refuses_fails_alone() {
     let node = &mut fixture.node;
     let [ann, bob] = node.users(["ann", "bob"]);
     let group = node.group(ann, "readers");
+    let claimed = node.users(["0", "1", "2", "3", "4", "5"]);
     let batch = |round: u32| {
         vec![
             keep(&[ann], &format!("before {round}")),
             create_group(ann, &format!("group {round}")),
             register(&format!("user {round}")),
             Write::AddFriend { user: bob, friend: ann },
-            claim(ann, 1),
+            claim(claimed[round as usize], 1),
             Write::Keep(vec![parcel(bob, &[&format!("b{round}")]), parcel(ann, &["no", "more"]), parcel(bob, &["c"])]),
             Write::JoinGroup { user: bob, group },
             keep(&[ann, bob], &format!("after {round}")),
@@ -1159,12 +1194,13 @@ fn a_keep_comes_before_or_after_a_claim_and_the_lower_row_is_never_seen_later() 
             });
         }
         let watch = Arc::downgrade(&running);
-        let mut roll = reaper.store.roll().unwrap();
+        let mut roll = reaper.roll();
         scope.spawn(move || {
             // A node that finds claims of the dead while others claim: no deadlock comes out.
             while !ended(&watch) {
-                roll.reap(NodeId(99)).unwrap();
+                roll.free(NodeId(99)).unwrap();
                 roll.nodes().unwrap();
+                roll.look().unwrap();
             }
         });
         let mut last_row = 0;
@@ -1241,7 +1277,7 @@ fn schema_sql_is_what_the_server_makes_and_many_nodes_can_make_it_at_once() {
         let own =
             conn.query_first::<(String, String), _>("SHOW CREATE DATABASE `".to_owned() + database + "`").unwrap();
         let mut text = own.unwrap().1.replace(database, "…");
-        for table in ["User", "Friend", "AllGroup", "GroupUser", "OfflineMessage"] {
+        for table in ["User", "Friend", "AllGroup", "GroupUser", "OfflineMessage", "NodeMark", "NodeLooks"] {
             let (_, create): (String, String) =
                 conn.query_first(format!("SHOW CREATE TABLE {table}")).unwrap().unwrap();
             text += &create;
@@ -1745,7 +1781,7 @@ impl Old {
         };
         let tables: Vec<String> = self.tables.iter().map(&mut create).collect();
         let names: Vec<String> = self.conn.query("SHOW TABLES").unwrap();
-        assert_eq!(names.len(), 5, "{names:?}");
+        assert_eq!(names.len(), 7, "{names:?}");
         // The next id is no part of what a table is.
         let next_id = |table: &str| {
             table.split(' ').filter(|word| !word.starts_with("AUTO_INCREMENT=")).collect::<Vec<_>>().join(" ")
@@ -1798,7 +1834,7 @@ impl Old {
         assert_eq!(friends, [2, 3]);
         assert_eq!(node.connection.members(2).unwrap(), Some(vec![1, 2, 3]));
         let add = [Write::AddFriend { user: 1, friend: 2 }, Write::JoinGroup { user: 1, group: 2 }];
-        assert_eq!(node.write(&add), [Outcome::Already, Outcome::Already]);
+        assert_eq!(node.write(&add), [Outcome::Already, joined(true, &[])]);
         let role = &node.connection.groups(1).unwrap()[0];
         assert_eq!((role.groupdesc.as_str(), role.users[0].role), ("café", "creator"));
     }
@@ -2048,7 +2084,7 @@ fn joins_of_one_group_at_once_do_not_pass_its_quota() {
             joins.into_iter().map(|join| join.join().unwrap()).collect()
         });
         let of = |outcome: Outcome| outcomes.iter().filter(|other| **other == outcome).count();
-        assert_eq!((of(Outcome::Done), of(Outcome::Full(Quota::Members))), (3, 5), "{outcomes:?}");
+        assert_eq!((of(joined(false, &[1])), of(Outcome::Full(Quota::Members))), (3, 5), "{outcomes:?}");
         assert_eq!(node.connection.members(group).unwrap().map(|members| members.len()), Some(4));
     }
 }
@@ -2180,8 +2216,13 @@ fn works_with(statements: &[&str]) -> Old {
         let [ann, bob] = node.users([["ann", "bob"], ["cem", "dan"]][round]);
         let (befriend, group) = (Write::AddFriend { user: ann, friend: bob }, node.group(ann, &round.to_string()));
         let join = Write::JoinGroup { user: bob, group };
-        assert_eq!(node.write(&[befriend.clone(), join.clone()]), [Outcome::Done, Outcome::Done], "{statements:?}");
-        assert_eq!(node.write(&[befriend, join]), [Outcome::Already, Outcome::Already], "{statements:?}");
+        let others = &[1][..round];
+        assert_eq!(
+            node.write(&[befriend.clone(), join.clone()]),
+            [Outcome::Done, joined(false, others)],
+            "{statements:?}"
+        );
+        assert_eq!(node.write(&[befriend, join]), [Outcome::Already, joined(true, others)], "{statements:?}");
         let names =
             |friends: Vec<Friend>| friends.into_iter().map(|friend| (friend.id, friend.name)).collect::<Vec<_>>();
         let bob_name = ["bob", "dan"][round].to_owned();
@@ -2349,20 +2390,35 @@ fn what_is_written_here_has_the_same_bytes_for_a_server_that_says_gbk() {
 }
 
 #[test]
-fn cpp_servers_see_a_claim_only_when_it_is_made_again() {
+fn cpp_servers_see_a_claim_only_when_it_is_shown() {
     let (_fixture, mut node, mut foreign) = mixed();
     let mut state = || foreign.query_first::<String, _>("select state from User").unwrap().unwrap();
-    let ann = node.user("ann");
-    assert_eq!(node.one(claim(ann, 1)), Outcome::Done);
-    assert_eq!(state(), "offline", "nobody listens for her yet");
-    assert_eq!(node.one(claim(ann, 2)), Outcome::InUse(node.claimed_as(1)));
-    assert_eq!(state(), "offline");
-    assert_eq!(node.one(claim(ann, 1)), Outcome::Done);
-    assert_eq!(state(), "online");
-    assert_eq!(node.one(Write::Release { user: ann, epoch: 1 }), Outcome::Done);
+    let [ann] = node.users(["ann"]);
+    // Alone, and in a batch.
+    let nothing = Write::Release { user: ann + 1, epoch: 1 };
+    for rest in [&[][..], &[nothing]] {
+        let mut write = |write: Write| node.write(&[&[write], rest].concat()).remove(0);
+        let show = |epoch| Write::Show { user: ann, epoch };
+        assert_eq!(write(claim(ann, 1)), Outcome::Done);
+        // As after an answer that was lost.
+        assert_eq!(write(claim(ann, 1)), Outcome::Done);
+        assert_eq!(state(), "offline", "nobody listens for her yet");
+        assert_eq!(write(claim(ann, 2)), Outcome::InUse(Holder::Node(Claim { node: NodeId(5), epoch: 1 })));
+        assert_eq!((write(show(2)), state()), (Outcome::Done, "offline".to_owned()), "that claim is none");
+        assert_eq!((write(show(1)), state()), (Outcome::Done, "online".to_owned()));
+        assert_eq!((write(show(1)), state()), (Outcome::Done, "online".to_owned()));
+        assert_eq!(write(Write::Release { user: ann, epoch: 1 }), Outcome::Done);
+        assert_eq!((write(show(1)), state()), (Outcome::Done, "offline".to_owned()));
+        // She comes back while her former session ends: nobody listens for this one yet.
+        assert_eq!((write(claim(ann, 3)), write(show(3))), (Outcome::Done, Outcome::Done));
+        let past = Some(Holder::Node(Claim { node: NodeId(5), epoch: 3 }));
+        assert_eq!(write(Write::Claim { user: ann, epoch: 4, past }), Outcome::Done);
+        assert_eq!(state(), "offline");
+        assert_eq!(write(Write::Release { user: ann, epoch: 4 }), Outcome::Done);
+    }
     // One whom a server that has crashed has left online.
     foreign.query_drop("update User set state = 'online'").unwrap();
-    assert_eq!(node.one(Write::Claim { user: ann, epoch: 3, past: Some(Holder::Foreign) }), Outcome::Done);
+    assert_eq!(node.one(Write::Claim { user: ann, epoch: 5, past: Some(Holder::Foreign) }), Outcome::Done);
     assert_eq!(foreign.query_first::<String, _>("select state from User").unwrap().unwrap(), "offline");
 }
 

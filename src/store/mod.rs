@@ -6,10 +6,10 @@
 //! together what all workers have handed over. Within a batch order holds; across batches it is
 //! the caller's business (one lane per recipient or account).
 
-// pub mod mysql;
+pub mod mysql;
 mod names;
 mod quota;
-// pub mod sqlite;
+pub mod sqlite;
 mod timed;
 
 use std::fmt;
@@ -57,7 +57,7 @@ pub enum Holder {
 }
 
 /// Offline messages for one user: all are stored, in this order, or none, but for a full store and a
-/// message that the database refuses.
+/// message that the database refuses. Without messages it is a question: who has the user.
 #[derive(Debug, Clone)]
 pub struct Parcel {
     pub to: UserId,
@@ -69,7 +69,8 @@ pub struct Parcel {
 /// What became of a [`Parcel`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kept {
-    /// The first message's row. Nobody had the user at that moment, or this node.
+    /// The first message's row, or 0 if there is no message. Nobody had the user at that moment, or this
+    /// node, by whichever claim.
     Stored(RowId),
     /// The same, but `past` had the user, and does not know of it.
     Past(RowId),
@@ -77,10 +78,11 @@ pub enum Kept {
     NoUser,
     /// Nothing is stored: this one has the user.
     Elsewhere(Holder),
-    /// There was room for so many of them, from the first. The others are not stored.
+    /// There was room for so many of them, from the first. The others are not stored. If `past` was given, it
+    /// may have the user, and not know of those that are.
     Full(usize),
-    /// So many of them are stored, from the first; the next one the database refuses, and would refuse
-    /// again. What stands behind that was not tried.
+    /// So many of them are stored, from the first, as above; the next one the database refuses, and would
+    /// refuse again. What stands behind that was not tried.
     Refused(usize),
 }
 
@@ -108,9 +110,9 @@ pub enum Write {
     Register { name: String, password: String },
     /// Replaces the stored password: `Done`.
     SetPassword { user: UserId, password: String },
-    /// Takes the account for this node, if nobody has it, or `past` has: `Done`, `InUse`, or
-    /// `NoUser`. To take it twice by the same `epoch` is to take it once. C++ nodes, if there are any,
-    /// do not see it yet.
+    /// Takes the account for this node, if nobody has it, or `past` has, which may be another claim of
+    /// this node: `Done`, `InUse`, or `NoUser`. To take it twice by the same `epoch` is to take it once. C++
+    /// nodes, if there are any, do not see it yet.
     Claim { user: UserId, epoch: u64, past: Option<Holder> },
     /// Has C++ nodes see a user online whom this node has by this `epoch`: `Done`.
     Show { user: UserId, epoch: u64 },
@@ -126,9 +128,8 @@ pub enum Write {
     /// Offline messages: `Kept`. Who has a recipient is looked at in the same transaction, so that
     /// a claim comes before or after it.
     Keep(Vec<Parcel>),
-    /// Removes exactly these of the user's offline messages: `Done`; or none of them, and `Lost`,
-    /// where nodes share the store and this one does not have the user by this `epoch`. Rows that
-    /// are gone are no error.
+    /// Removes exactly these of the user's offline messages: `Done`; or none of them, and `Lost`, if this
+    /// node does not have the user by this `epoch`. Rows that are gone are no error.
     Remove { user: UserId, epoch: u64, rows: Vec<RowId> },
 }
 

@@ -21,6 +21,8 @@ const LOCK_WAIT: u32 = 3;
 const BACK_OFF: Duration = Duration::from_millis(500);
 /// A deadlock or a locked row is tried again until so much time has passed.
 const PATIENCE: Duration = Duration::from_secs(8);
+/// How long a connection may lie idle outside of a transaction, in seconds.
+const IDLE: u64 = 28_800;
 /// The protocol's own limit, in bytes.
 const MAX_PACKET: usize = 1 << 30;
 /// How often a connection begins anew whose time was over at once.
@@ -60,11 +62,17 @@ pub(super) enum Failure {
     /// The database cannot be reached.
     #[error("{0}")]
     Away(String),
+    /// Other nodes have taken this one for dead.
+    #[error("this node was taken for dead")]
+    Marked,
 }
 
 impl From<Failure> for StoreError {
     fn from(failure: Failure) -> Self {
-        StoreError::Unavailable(failure.to_string())
+        match failure {
+            Failure::Marked => StoreError::Marked,
+            failure => StoreError::Unavailable(failure.to_string()),
+        }
     }
 }
 
@@ -144,6 +152,8 @@ pub(super) struct Session {
     pub id_step: u64,
     /// The largest packet the server takes, in bytes.
     pub max_packet: usize,
+    /// The server is MySQL, whose `wait_timeout` is the only limit to how long a transaction may lie idle.
+    is_mysql: bool,
 }
 
 /// All that the database's own settings, or a command that it runs for each connection, could change about
@@ -152,14 +162,16 @@ pub(super) struct Session {
 ///
 /// - Strict: what does not fit is an error, not cut off. And whatever the handshake said, text is UTF-8.
 /// - A statement waits for a lock for less than [`SILENCE`], and has no other limit: of time, rows or memory.
-/// - MariaDB can take the locks away from a node that is stopped in the middle of a transaction. And it is
-///   not to make a subquery of a long list, which would lock its rows in another order.
+/// - A node that is stopped, or whose machine lost power, holds no lock for longer than [`SILENCE`]: neither
+///   between the statements of a transaction, nor in the middle of a statement or of its rows. What MySQL has for
+///   the first is in [`Session::begin`].
+/// - MariaDB is not to make a subquery of a long list, which would lock its rows in another order.
 const SETTINGS: &str = "
     SET NAMES utf8mb4 COLLATE utf8mb4_general_ci, sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION',
         autocommit = 1, completion_type = 0, foreign_key_checks = 1, unique_checks = 1, sql_auto_is_null = 0,
         sql_safe_updates = 0, sql_big_selects = 1, sql_select_limit = 18446744073709551615, max_sort_length = 1024,
         innodb_lock_wait_timeout = LOCK_WAIT, lock_wait_timeout = LOCK_WAIT,
-        wait_timeout = 28800, net_read_timeout = 30, net_write_timeout = 60
+        wait_timeout = IDLE, net_read_timeout = SILENCE, net_write_timeout = SILENCE
         /*M!100307 , max_statement_time = 0, old_mode = '', check_constraint_checks = 1, alter_algorithm = 'DEFAULT',
             idle_transaction_timeout = SILENCE, idle_write_transaction_timeout = SILENCE,
             idle_readonly_transaction_timeout = SILENCE, system_versioning_alter_history = 'KEEP',
@@ -167,12 +179,12 @@ const SETTINGS: &str = "
         /*M!100500 , in_predicate_conversion_threshold = 0 */
         /*!80000 , max_execution_time = 0, range_optimizer_max_mem_size = 0 */;
     SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE;
-    SELECT @@auto_increment_increment, @@max_allowed_packet";
+    SELECT @@auto_increment_increment, @@max_allowed_packet, VERSION() NOT LIKE '%MariaDB%'";
 
 impl Session {
     /// Connects, and sets all that our statements depend on, in one round trip.
     pub fn open(opts: Opts) -> mysql::Result<Session> {
-        let limits = [("LOCK_WAIT", u64::from(LOCK_WAIT)), ("SILENCE", SILENCE.as_secs())];
+        let limits = [("LOCK_WAIT", u64::from(LOCK_WAIT)), ("SILENCE", SILENCE.as_secs()), ("IDLE", IDLE)];
         let settings = limits
             .iter()
             .fold(SETTINGS.to_owned(), |sql, (name, n)| sql.replace(&format!("= {name}"), &format!("= {n}")));
@@ -192,7 +204,67 @@ impl Session {
         };
         let setting = |index| row.as_ref().and_then(|row| row.get_opt::<u64, _>(index)?.ok());
         let (id_step, max_packet) = (setting(0).unwrap_or(1), setting(1).unwrap_or(1 << 20));
-        Ok(Session { conn, id_step, max_packet: usize::try_from(max_packet).unwrap_or(usize::MAX) })
+        let max_packet = usize::try_from(max_packet).unwrap_or(usize::MAX);
+        Ok(Session { conn, id_step, max_packet, is_mysql: setting(2) == Some(1) })
+    }
+
+    /// Begins a transaction and does its first statements, in one round trip. All of their rows, each with the
+    /// number of its statement.
+    pub fn begin<T>(
+        &mut self,
+        first: &str,
+        mut read: impl FnMut(usize, &mut Row) -> Result<T, Failure>,
+    ) -> Result<Vec<T>, Failure> {
+        match self.is_mysql {
+            true => {
+                let limit = format!("SET SESSION wait_timeout = {}", SILENCE.as_secs());
+                self.several(&format!("{limit}; START TRANSACTION{first}"), |statement, row| read(statement - 2, row))
+            }
+            false => self.several(&format!("START TRANSACTION{first}"), |statement, row| read(statement - 1, row)),
+        }
+    }
+
+    /// All rows of several statements, each with the number of its statement, from 0.
+    pub fn several<T>(
+        &mut self,
+        statements: &str,
+        mut read: impl FnMut(usize, &mut Row) -> Result<T, Failure>,
+    ) -> Result<Vec<T>, Failure> {
+        let mut results = self.conn.query_iter(statements)?;
+        let (mut found, mut statement) = (Vec::new(), 0);
+        while let Some(rows) = results.iter() {
+            for row in rows {
+                found.push(read(statement, &mut row?)?);
+            }
+            statement += 1;
+        }
+        Ok(found)
+    }
+
+    /// Commits, and does a statement behind it, in one round trip. The rows of that.
+    ///
+    /// # Errors
+    /// [`Failure::Conflict`] is the database's word that nothing is done. Anything else is in doubt.
+    pub fn commit<T>(
+        &mut self,
+        behind: &str,
+        mut read: impl FnMut(&mut Row) -> Result<T, Failure>,
+    ) -> Result<Vec<T>, Failure> {
+        let limit = if self.is_mysql { format!("; SET SESSION wait_timeout = {IDLE}") } else { String::new() };
+        let doubt = |failure: Failure| Failure::InDoubt(failure.to_string());
+        let mut results =
+            self.conn.query_iter(format!("COMMIT{behind}{limit}")).map_err(|error| match Failure::from(error) {
+                conflict @ Failure::Conflict(_) => conflict,
+                other => doubt(other),
+            })?;
+        let mut found = Vec::new();
+        while let Some(rows) = results.iter() {
+            for row in rows {
+                let row = row.map_err(Failure::from).and_then(|mut row| read(&mut row));
+                found.push(row.map_err(doubt)?);
+            }
+        }
+        Ok(found)
     }
 
     /// Does a prepared statement that answers with no rows; how many rows it has changed.
@@ -350,7 +422,7 @@ impl Link {
                 Err(failure) => failure,
             };
             match &failure {
-                Failure::Conflict(_) | Failure::Refused(_) => {
+                Failure::Conflict(_) | Failure::Refused(_) | Failure::Marked => {
                     // What was refused, or has waited for too long, leaves the transaction open.
                     if session.conn.query_drop("ROLLBACK").is_ok() {
                         self.0 = Some(session);

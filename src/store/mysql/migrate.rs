@@ -133,6 +133,8 @@ pub(super) struct Layout {
     pub group_user: String,
     pub offline_message: String,
     pub message_row: String,
+    pub node_mark: String,
+    pub node_looks: String,
 }
 
 /// Makes the database what it has to be.
@@ -184,24 +186,30 @@ fn check_settings(session: &mut Session, address: &Opts) -> Result<(), OpenError
 /// Does every kind of write to every table, to no row. What is refused now is refused for ever: a binary log
 /// that does not take it, a database that is read-only, a user who may not.
 fn check_writes(session: &mut Session, address: &Opts, layout: &Layout) -> Result<(), OpenError> {
-    let Layout { user, friend, all_group, group_user, offline_message, .. } = layout;
+    let Layout { user, friend, all_group, group_user, offline_message, node_mark, node_looks, .. } = layout;
     let tables = [
         (user, "name, password, state"),
         (friend, "userid, friendid"),
         (all_group, "groupname, groupdesc"),
         (group_user, "groupid, userid, grouprole"),
         (offline_message, "userid, message, once"),
+        (node_mark, "node, marked"),
+        (node_looks, "node, looks"),
     ];
     for (table, columns) in tables {
         let table = quoted(table);
         let insert = format!("INSERT INTO {table} ({columns}) SELECT {columns} FROM {table} WHERE 1 = 0");
         session.conn.query_drop(insert).map_err(|error| refused(address, &error))?;
     }
-    let user = quoted(user);
-    let update =
-        format!("UPDATE {user} SET password = password, state = state, node = node, epoch = epoch WHERE 1 = 0");
-    session.conn.query_drop(update).map_err(|error| refused(address, &error))?;
-    for table in [friend, all_group, group_user, offline_message] {
+    for (table, columns) in [
+        (user, "password = password, state = state, node = node, epoch = epoch"),
+        (node_mark, "marked = marked"),
+        (node_looks, "looks = looks"),
+    ] {
+        let update = format!("UPDATE {} SET {columns} WHERE 1 = 0", quoted(table));
+        session.conn.query_drop(update).map_err(|error| refused(address, &error))?;
+    }
+    for table in [friend, all_group, group_user, offline_message, node_mark, node_looks] {
         let delete = format!("DELETE FROM {} WHERE 1 = 0", quoted(table));
         session.conn.query_drop(delete).map_err(|error| refused(address, &error))?;
     }
@@ -342,7 +350,11 @@ impl Plan {
         let (all_group, all_group_table) = find("AllGroup")?;
         let (group_user, group_user_table) = find("GroupUser")?;
         let (offline_message, offline_message_table) = find("OfflineMessage")?;
-        plan.layout = Layout { user, friend, all_group, group_user, offline_message, message_row: "id".to_owned() };
+        let (node_mark, node_mark_table) = find("NodeMark")?;
+        let (node_looks, node_looks_table) = find("NodeLooks")?;
+        let message_row = "id".to_owned();
+        plan.layout =
+            Layout { user, friend, all_group, group_user, offline_message, message_row, node_mark, node_looks };
 
         if let Some(mut table) = user_table {
             table.needs(&["id", "name", "password", "state"])?;
@@ -391,6 +403,12 @@ impl Plan {
             table.fills(&["userid", "message"])?;
             table.finish(&mut plan.steps);
             plan.layout.message_row = row;
+        }
+        for (table, columns) in [(node_mark_table, ["node", "marked"]), (node_looks_table, ["node", "looks"])] {
+            let Some(table) = table else { continue };
+            table.needs(&columns)?;
+            table.fills(&columns)?;
+            table.finish(&mut plan.steps);
         }
         Ok(plan)
     }

@@ -2,8 +2,9 @@
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `mod.rs` | the store, reading, and the roll of claims |
+//! | `mod.rs` | the store, and reading |
 //! | `write.rs` | a batch as one transaction |
+//! | `roll.rs` | what nodes see of each other, and the mark |
 //! | `migrate.rs` | the tables as they are found, and what brings them up to date |
 //! | `lock.rs` | who uses the database: one server alone, or one cluster |
 //! | `names.rs` | which names are the same |
@@ -19,6 +20,7 @@ mod link;
 mod lock;
 mod migrate;
 mod names;
+mod roll;
 mod sql;
 mod text;
 mod write;
@@ -36,6 +38,7 @@ use super::{
     RowId, Store, StoreError, UserId, Write,
 };
 use link::{Failure, Gate, Link, Session, column};
+use roll::MySqlRoll;
 use sql::{Kind, PAGE_ROWS, Sql};
 use text::Texts;
 
@@ -54,9 +57,9 @@ pub struct Options {
     /// are none, or they speak it.
     pub charset: String,
     /// C++ servers read the messages stored here, so they are written as ASCII; and publish for who is
-    /// online, so a claim is shown only when it is made again.
+    /// online, so a claim is shown to them only by [`Write::Show`].
     pub mixed: bool,
-    /// No other node uses the database: nobody can be online before this one has begun.
+    /// No other node uses the database: nobody can be online before this one has begun, and nobody marks it.
     pub alone: bool,
     pub quotas: Quotas,
 }
@@ -72,6 +75,7 @@ impl fmt::Debug for Options {
 struct Shared {
     gate: Gate,
     node: NodeId,
+    mixed: bool,
     sql: Sql,
     texts: Texts,
     /// The next message's key.
@@ -113,14 +117,19 @@ impl MySqlStore {
         let lock = options.alone.then(|| Lock::take(address.clone(), options.node, true)).transpose()?;
         let layout = migrate::bring_up_to_date(&mut session, &address, &options.charset)?;
         let texts = Texts::new(&options.charset, options.mixed);
-        let sql = Sql::new(&layout, &texts, options.mixed);
+        let sql = Sql::new(&layout, &texts, options.mixed, (!options.alone).then_some(options.node));
         if options.alone {
+            // A node of a cluster that stands still, and has lost its lock by that, is to find itself marked.
+            for strike in sql.strike(None) {
+                session.conn.query_drop(strike)?;
+            }
             session.execute(&sql.free_all, ())?;
         }
         let (gate, next_key) = (Gate::new(address), AtomicU64::new(0));
         names::fill_all(&mut Link::from(session), &gate, &sql)?;
-        let (node, room) = (options.node, Mutex::new(Room::new(options.quotas.offline)));
-        let shared = Arc::new(Shared { gate, node, sql, texts, next_key, quotas: options.quotas, room });
+        let Options { node, mixed, quotas, .. } = options;
+        let room = Mutex::new(Room::new(quotas.offline));
+        let shared = Arc::new(Shared { gate, node, mixed, sql, texts, next_key, quotas, room });
         Ok(MySqlStore { shared, lock: Mutex::new(lock) })
     }
 
@@ -143,11 +152,12 @@ impl Store for MySqlStore {
     }
 
     fn release_all(&self) -> Result<(), StoreError> {
-        MySqlRoll { shared: Arc::clone(&self.shared), link: Link::default() }.reap(self.shared.node).map(drop)
+        MySqlRoll::new(&self.shared).leave()
     }
 
     fn roll(&self) -> Option<Box<dyn Roll>> {
-        Some(Box::new(MySqlRoll { shared: Arc::clone(&self.shared), link: Link::default() }))
+        let roll = self.shared.sql.mark.as_ref().map(|_| MySqlRoll::new(&self.shared));
+        roll.map(|roll| Box::new(roll) as Box<dyn Roll>)
     }
 }
 
@@ -164,7 +174,7 @@ impl MySqlConnection {
     }
 
     fn lists(&mut self, kinds: &[Kind], user: UserId, max_bytes: usize) -> Result<Loaded, StoreError> {
-        self.read(|session, sql| Ok(read_lists(session, &sql.lists(kinds, user, max_bytes), max_bytes)?.0))
+        self.read(|session, sql| Ok(read_lists(session, sql, kinds, user, max_bytes)?.0))
     }
 
     /// One transaction. `in_doubt`: whether an earlier try may have been committed, before and after this.
@@ -210,13 +220,24 @@ impl MySqlConnection {
     }
 
     fn keep_one_by_one(&mut self, parcel: &Parcel, first_key: u64, mut in_doubt: bool) -> Result<Kept, StoreError> {
-        let mut first = None;
+        if parcel.messages.is_empty() {
+            let mut outcomes = self.try_write(&[Write::Keep(vec![parcel.clone()])], first_key, &mut in_doubt)?;
+            return match outcomes.pop() {
+                Some(Outcome::Kept(kept)) if kept.len() == 1 => Ok(kept[0]),
+                _ => Ok(Kept::Refused(0)),
+            };
+        }
+        let (mut first, mut past) = (None, false);
         for (stored, message) in parcel.messages.iter().enumerate() {
             let one = Parcel { messages: vec![Arc::clone(message)], ..*parcel };
             match self.try_write(&[Write::Keep(vec![one])], first_key + stored as u64, &mut in_doubt) {
                 Ok(mut outcomes) => match outcomes.pop() {
                     Some(Outcome::Kept(kept)) => match kept[..] {
                         [Kept::Stored(row)] => _ = first.get_or_insert(row),
+                        [Kept::Past(row)] => {
+                            past = true;
+                            first.get_or_insert(row);
+                        }
                         [Kept::Full(_)] => return Ok(Kept::Full(stored)),
                         [kept] if stored == 0 => return Ok(kept),
                         // Somebody has the user since a moment ago: whoever sends it again hears of it.
@@ -231,7 +252,8 @@ impl MySqlConnection {
                 Err(failure) => return Err(failure.into()),
             }
         }
-        Ok(Kept::Stored(first.unwrap_or_default()))
+        let first = first.unwrap_or_default();
+        Ok(if past { Kept::Past(first) } else { Kept::Stored(first) })
     }
 }
 
@@ -282,9 +304,9 @@ impl Connection for MySqlConnection {
     fn load(&mut self, user: UserId, max_bytes: usize) -> Result<Loaded, StoreError> {
         let kinds = [Kind::Friend, Kind::Group, Kind::Member, Kind::Many];
         self.read(|session, sql| {
-            let (mut loaded, many) = read_lists(session, &sql.lists(&kinds, user, max_bytes), max_bytes)?;
+            let (mut loaded, many) = read_lists(session, sql, &kinds, user, max_bytes)?;
             if many {
-                loaded.page = read_lists(session, &sql.lists(&[Kind::Message], user, max_bytes), max_bytes)?.0.page;
+                loaded.page = read_lists(session, sql, &[Kind::Message], user, max_bytes)?.0.page;
             }
             Ok(loaded)
         })
@@ -292,11 +314,19 @@ impl Connection for MySqlConnection {
 }
 
 /// The rows of [`Sql::lists`], put in order; and whether there are many messages, which are none of them.
-fn read_lists(session: &mut Session, sql: &str, max_bytes: usize) -> Result<(Loaded, bool), Failure> {
+fn read_lists(
+    session: &mut Session,
+    sql: &Sql,
+    kinds: &[Kind],
+    user: UserId,
+    max_bytes: usize,
+) -> Result<(Loaded, bool), Failure> {
     let (mut loaded, mut members, mut there, mut many) = (Loaded::default(), Vec::new(), 0, false);
-    session.list_text(sql, |row| {
+    let mut marked = sql.locks(kinds);
+    session.list_text(&sql.lists(kinds, user, max_bytes), |row| {
         let kind: u8 = column(row, 0)?;
         match kind {
+            kind if kind == Kind::Mark as u8 => marked = column(row, 1)?,
             kind if kind == Kind::Friend as u8 => {
                 loaded.friends.push(Friend {
                     id: column(row, 1)?,
@@ -322,6 +352,9 @@ fn read_lists(session: &mut Session, sql: &str, max_bytes: usize) -> Result<(Loa
         }
         Ok(())
     })?;
+    if marked {
+        return Err(Failure::Marked);
+    }
     loaded.friends.sort_unstable_by_key(|friend| friend.id);
     loaded.groups.sort_unstable_by_key(|group| group.id);
     members.sort_unstable_by_key(|(group, member)| (*group, member.id));
@@ -356,67 +389,4 @@ fn cut(page: &mut Page, there: u64, max_bytes: usize) {
 /// Whether somebody is online, the fourth column of whoever lists people.
 fn state(row: &mut Row) -> Result<&'static str, Failure> {
     Ok(if column(row, 3)? { "online" } else { "offline" })
-}
-
-/// The roll, by a connection of its own.
-struct MySqlRoll {
-    shared: Arc<Shared>,
-    link: Link,
-}
-
-/// How many users are set offline or online at a time, so that nobody waits for long behind it.
-const USERS: usize = 500;
-
-impl MySqlRoll {
-    /// Finds users of a node and changes them, a few at a time, until there are none to be found.
-    ///
-    /// First found, then changed by their ids: a change that had to find them by the index of nodes
-    /// would lock that before the rows, as nobody else does.
-    fn change(
-        &mut self,
-        node: NodeId,
-        find: impl Fn(&Sql) -> &str,
-        change: impl Fn(&Sql, NodeId, &[UserId]) -> String,
-    ) -> Result<u64, StoreError> {
-        let Shared { gate, sql, .. } = &*self.shared;
-        let mut changed = 0;
-        loop {
-            let (found, now) = self.link.run(gate, |session, _| {
-                let users = session.list(find(sql), (node.0, USERS), |row| column(row, 0))?;
-                if users.is_empty() {
-                    return Ok((0, 0));
-                }
-                session.conn.query_drop(change(sql, node, &users))?;
-                Ok((users.len(), session.conn.affected_rows()))
-            })?;
-            changed += now;
-            if found < USERS {
-                return Ok(changed);
-            }
-        }
-    }
-}
-
-impl Roll for MySqlRoll {
-    fn claims(&mut self) -> Result<Vec<(UserId, u64)>, StoreError> {
-        let Shared { gate, sql, node, .. } = &*self.shared;
-        Ok(self.link.run(gate, |session, _| {
-            session.list(&sql.claims, (node.0,), |row| {
-                Ok((column(row, 0)?, column::<Option<u64>>(row, 1)?.unwrap_or_default()))
-            })
-        })?)
-    }
-
-    fn nodes(&mut self) -> Result<Vec<NodeId>, StoreError> {
-        let Shared { gate, sql, .. } = &*self.shared;
-        Ok(self.link.run(gate, |session, _| session.list(&sql.nodes, (), |row| column(row, 0).map(NodeId)))?)
-    }
-
-    fn reap(&mut self, node: NodeId) -> Result<u64, StoreError> {
-        self.change(node, |sql| &sql.claimed_by, Sql::free)
-    }
-
-    fn reassert(&mut self) -> Result<u64, StoreError> {
-        self.change(self.shared.node, |sql| &sql.robbed, Sql::reassert)
-    }
 }

@@ -96,7 +96,16 @@ fn quoted(name: &str) -> String {
 pub(super) struct Sql {
     /// What `state` becomes by a claim.
     claimed: &'static str,
+    /// Locks this node's mark until the transaction's end, and reads it. It says so itself: at READ COMMITTED
+    /// a row that another statement joins, or looks for, is read without a lock. `None`: the node is alone.
+    pub mark: Option<String>,
+    /// The same as a condition of a statement that is a transaction of its own.
+    unmarked: String,
+    /// The same as the first rows of [`Sql::lists`].
+    mark_list: String,
     user: String,
+    node_mark: String,
+    node_looks: String,
     offline_message: String,
     message_row: String,
 
@@ -117,8 +126,6 @@ pub(super) struct Sql {
     pub registered: String,
     pub set_password: String,
     pub claim: String,
-    /// For C++ servers, who see no claims.
-    pub show: String,
     pub release: String,
     pub add_friend: String,
     pub create_group: String,
@@ -132,17 +139,26 @@ pub(super) struct Sql {
     /// Which messages of a range of keys stand there.
     pub stored: String,
 
-    pub claims: String,
-    pub nodes: String,
     pub claimed_by: String,
     pub robbed: String,
     pub free_all: String,
 }
 
 impl Sql {
-    /// `mixed`: a claim is not shown at once.
-    pub fn new(layout: &Layout, texts: &Texts, mixed: bool) -> Sql {
+    /// `mixed`: a claim is not shown at once. `node`: this one, if it is not alone.
+    pub fn new(layout: &Layout, texts: &Texts, mixed: bool, node: Option<NodeId>) -> Sql {
         let user = quoted(&layout.user);
+        let (node_mark, node_looks) = (quoted(&layout.node_mark), quoted(&layout.node_looks));
+        let mark =
+            node.map(|node| format!("SELECT marked FROM {node_mark} WHERE node = {} LOCK IN SHARE MODE", node.0));
+        let mark_list = node.map(|node| {
+            format!(
+                "(SELECT {}, CAST(m.marked AS UNSIGNED), 0, FALSE, NULL, NULL, NULL, NULL
+                  FROM {node_mark} AS m WHERE m.node = {} LOCK IN SHARE MODE) UNION ALL ",
+                Kind::Mark as u8,
+                node.0,
+            )
+        });
         let friend = quoted(&layout.friend);
         let all_group = quoted(&layout.all_group);
         let group_user = quoted(&layout.group_user);
@@ -151,6 +167,9 @@ impl Sql {
         let claimed = if mixed { "offline" } else { "online" };
         Sql {
             claimed,
+            unmarked: mark.as_ref().map_or_else(String::new, |mark| format!(" AND ({mark}) = 0")),
+            mark,
+            mark_list: mark_list.unwrap_or_default(),
             users: Named::new(&layout.user, "name", texts),
             groups_by_name: Named::new(&layout.all_group, "groupname", texts),
 
@@ -167,7 +186,6 @@ impl Sql {
             registered: format!("SELECT id FROM {user} WHERE name = ? AND BINARY password = BINARY ?"),
             set_password: format!("UPDATE {user} SET password = ? WHERE id = ?"),
             claim: format!("UPDATE {user} SET state = '{claimed}', node = ?, epoch = ? WHERE id = ?"),
-            show: format!("UPDATE {user} SET state = 'online' WHERE id = ?"),
             release: format!("UPDATE {user} SET state = 'offline', node = NULL, epoch = NULL WHERE id = ?"),
             add_friend: format!("INSERT INTO {friend} (userid, friendid) SELECT ?, id FROM {user} WHERE id = ?"),
             create_group: format!("INSERT INTO {all_group} (groupname, groupdesc, namekey) VALUES (?, ?, ?)"),
@@ -185,8 +203,6 @@ impl Sql {
             remove_member: format!("DELETE FROM {group_user} WHERE userid = ? AND groupid = ?"),
             stored: format!("SELECT {row}, once FROM {message} WHERE once BETWEEN ? AND ?"),
 
-            claims: format!("SELECT id, epoch FROM {user} WHERE node = ?"),
-            nodes: format!("SELECT DISTINCT node FROM {user} WHERE node IS NOT NULL"),
             claimed_by: format!("SELECT id FROM {user} WHERE node = ? ORDER BY id LIMIT ?"),
             free_all: format!(
                 "UPDATE {user} SET state = 'offline', node = NULL, epoch = NULL
@@ -195,6 +211,8 @@ impl Sql {
             robbed: format!("SELECT id FROM {user} WHERE node = ? AND state = 'offline' ORDER BY id LIMIT ?"),
 
             user,
+            node_mark,
+            node_looks,
             offline_message: message,
             message_row: row,
         }
@@ -206,40 +224,56 @@ impl Sql {
     }
 
     /// What a user has of these lists, by one statement: a snapshot of all of them. Its rows are in no
-    /// order, and each is of one [`Kind`].
+    /// order, and each is of one [`Kind`]. With the user's messages comes this node's mark, which stays locked
+    /// until all is read.
     pub fn lists(&self, kinds: &[Kind], user: UserId, max_bytes: usize) -> String {
         let branches = kinds.iter().map(|kind| match kind {
+            Kind::Mark => "",
             Kind::Friend => &*self.lists.friends,
             Kind::Group => &self.lists.groups,
             Kind::Member => &self.lists.members,
             Kind::Message => &self.lists.page,
             Kind::Many => &self.lists.few,
         });
-        let sql = branches.collect::<Vec<_>>().join(" UNION ALL ");
+        let lists = branches.filter(|branch| !branch.is_empty()).collect::<Vec<_>>().join(" UNION ALL ");
+        let sql = format!("{}{lists}", if self.locks(kinds) { &*self.mark_list } else { "" });
         sql.replace(":user", &user.to_string()).replace(":bytes", &max_bytes.to_string())
     }
 
-    /// Takes a user for a claim, if nobody has it, or `past` has, or this very claim: then it is shown.
-    /// Without the locks of a transaction: whoever stores for the user holds the same row.
+    /// Whether these lists lock this node's mark.
+    pub fn locks(&self, kinds: &[Kind]) -> bool {
+        self.mark.is_some() && kinds.iter().any(|kind| matches!(kind, Kind::Message | Kind::Many))
+    }
+
+    /// Takes a user for a claim, if nobody has it, or `past` has, unless this node is marked. The statement is a
+    /// transaction of its own: whoever stores for the user holds the same row.
     pub fn claim_alone(&self, user: UserId, mine: Claim, past: Option<Holder>) -> String {
-        let held_by = |claim: Claim| format!("node = {} AND COALESCE(epoch, 0) = {}", claim.node.0, claim.epoch);
         let past = match past {
-            Some(Holder::Node(claim)) => format!(" OR {}", held_by(claim)),
+            Some(Holder::Node(claim)) if claim != mine => format!(" OR {}", held_by(claim)),
             Some(Holder::Foreign) => " OR node IS NULL".to_owned(),
-            None => String::new(),
+            Some(Holder::Node(_)) | None => String::new(),
         };
-        let (Claim { node, epoch }, is_mine) = (mine, held_by(mine));
+        let (Sql { user: table, claimed, unmarked, .. }, Claim { node, epoch }) = (self, mine);
         format!(
-            "UPDATE {} FORCE INDEX (PRIMARY)
-             SET state = IF({is_mine}, 'online', '{}'), node = {}, epoch = {epoch}
-             WHERE id = {user} AND ({is_mine} OR NOT {ONLINE}{past})",
-            self.user, self.claimed, node.0,
+            "UPDATE {table} FORCE INDEX (PRIMARY) SET state = '{claimed}', node = {}, epoch = {epoch}
+             WHERE id = {user} AND (NOT {ONLINE}{past}){unmarked}",
+            node.0,
         )
     }
 
     /// Who has a user.
     pub fn holder(&self, user: UserId) -> String {
         format!("SELECT id, state, node, epoch FROM {} WHERE id = {user}", self.user)
+    }
+
+    /// Has C++ servers, who see no claims, see a user online whom this node has by this claim, unless the
+    /// node is marked.
+    pub fn show(&self, user: UserId, mine: Claim) -> String {
+        let Sql { user: table, unmarked, .. } = self;
+        format!(
+            "UPDATE {table} FORCE INDEX (PRIMARY) SET state = 'online' WHERE id = {user} AND {}{unmarked}",
+            held_by(mine),
+        )
     }
 
     /// Locks users until the transaction's end, and tells who has them. `ids` in ascending order:
@@ -285,10 +319,85 @@ impl Sql {
     }
 }
 
+/// What nodes see of each other.
+impl Sql {
+    /// Writes a node's rows, if they are not there, and reads its mark.
+    pub fn enlist(&self, node: NodeId) -> String {
+        let (Sql { node_mark, node_looks, .. }, node) = (self, node.0);
+        format!(
+            "; INSERT INTO {node_looks} (node, looks) VALUES ({node}, 0) ON DUPLICATE KEY UPDATE looks = looks;
+             INSERT INTO {node_mark} (node, marked) VALUES ({node}, FALSE) ON DUPLICATE KEY UPDATE marked = marked;
+             SELECT marked FROM {node_mark} WHERE node = {node}"
+        )
+    }
+
+    /// Raises a node's counter, and then reads which nodes are marked, and its own mark: none if one of its
+    /// rows is gone.
+    pub fn look(&self, node: NodeId) -> String {
+        let (Sql { node_mark, node_looks, .. }, node) = (self, node.0);
+        format!(
+            "; UPDATE {node_looks} SET looks = looks + 1 WHERE node = {node};
+             SELECT node, marked FROM {node_mark}
+             WHERE IF(node = {node}, EXISTS (SELECT 1 FROM {node_looks} AS own WHERE own.node = {node}), marked)"
+        )
+    }
+
+    /// Reads a node's mark, and waits for nobody.
+    pub fn glance(&self, node: NodeId) -> String {
+        format!("SELECT marked FROM {} WHERE node = {}", self.node_mark, node.0)
+    }
+
+    /// All nodes but one: its counter, whether it is marked, and whether it has claims. One statement, one
+    /// snapshot: a node that has claims had its rows before.
+    pub fn nodes(&self, but: NodeId) -> String {
+        let (Sql { user, node_mark, node_looks, .. }, but) = (self, but.0);
+        format!(
+            "SELECT known.node, l.looks, l.node IS NULL OR COALESCE(m.marked, TRUE),
+                    EXISTS (SELECT 1 FROM {user} AS u WHERE u.node = known.node)
+             FROM (SELECT node FROM {node_looks} UNION SELECT node FROM {node_mark}
+                   UNION SELECT DISTINCT node FROM {user} WHERE node IS NOT NULL) AS known
+                  LEFT JOIN {node_looks} AS l ON l.node = known.node
+                  LEFT JOIN {node_mark} AS m ON m.node = known.node
+             WHERE known.node <> {but}"
+        )
+    }
+
+    /// All nodes but one that are not marked.
+    pub fn unmarked_nodes(&self, but: NodeId) -> String {
+        format!("SELECT node FROM {} WHERE NOT marked AND node <> {}", self.node_mark, but.0)
+    }
+
+    /// Locks a node's counter, which every reaper locks before the mark.
+    pub fn lock_looks(&self, node: NodeId) -> String {
+        format!("SELECT looks FROM {} WHERE node = {} FOR UPDATE", self.node_looks, node.0)
+    }
+
+    /// Locks a node's mark when its open transactions are over.
+    pub fn lock_mark(&self, node: NodeId) -> String {
+        format!("SELECT marked FROM {} WHERE node = {} FOR UPDATE", self.node_mark, node.0)
+    }
+
+    pub fn set_mark(&self, node: NodeId) -> String {
+        format!("UPDATE {} SET marked = TRUE WHERE node = {}", self.node_mark, node.0)
+    }
+
+    /// Deletes the rows of a node, or of all of them.
+    pub fn strike(&self, node: Option<NodeId>) -> [String; 2] {
+        let which = node.map_or_else(String::new, |node| format!(" WHERE node = {}", node.0));
+        [&self.node_looks, &self.node_mark].map(|table| format!("DELETE FROM {table}{which}"))
+    }
+}
+
+fn held_by(claim: Claim) -> String {
+    format!("node = {} AND COALESCE(epoch, 0) = {}", claim.node.0, claim.epoch)
+}
+
 /// What a row of [`Sql::lists`] is, by its first column. The others are: an id, a number, whether it is so
 /// (who is online), and two texts of two columns each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
+    /// Whether this node is marked, for an id. There is none if it has been struck off.
+    Mark = 0,
     /// Its id and name.
     Friend = 1,
     /// Its id, how many members it has if not all are listed, name and description.

@@ -1,9 +1,9 @@
 //! A batch of writes as one transaction.
 //!
-//! First of all it locks the rows of all users that the batch is about, in the order of their ids;
-//! so two batches, of whichever nodes, are one behind the other for the users they share, and never
-//! wait for each other in a circle. From then on who has whom is known, and every decision is made
-//! here, by what was read under the lock.
+//! First of all it locks this node's mark for sharing, and then the rows of all users that the batch is
+//! about, in the order of their ids; so two batches, of whichever nodes, are one behind the other for the
+//! users they share, and never wait for each other in a circle. From then on who has whom is known, and
+//! every decision is made here, by what was read under the lock.
 //!
 //! Messages are inserted at the end, all of the batch with as few statements as possible. Their ids
 //! are given out under the lock too: a user's rows become visible in the order of their ids.
@@ -17,6 +17,7 @@ use mysql::prelude::Queryable;
 use super::Shared;
 use super::link::{Failure, Session, column, is_duplicate};
 use super::names::{Namesake, fill_unseen};
+use super::roll;
 use super::sql::Named;
 use crate::store::names::{NameKey, hash};
 use crate::store::{Claim, Holder, Kept, NodeId, Outcome, Parcel, Quota, RowId, UserId, Write};
@@ -52,14 +53,20 @@ pub(super) fn write(
     first_key: u64,
     in_doubt: bool,
 ) -> Result<Vec<Outcome>, Failure> {
-    if let [Write::Claim { user, epoch, past }] = batch {
-        return claim_alone(session, shared, *user, *epoch, *past).map(|outcome| vec![outcome]);
+    match batch {
+        [Write::Claim { user, epoch, past }] => {
+            return claim_alone(session, shared, *user, *epoch, *past).map(|outcome| vec![outcome]);
+        }
+        [Write::Show { user, epoch }] => {
+            return show_alone(session, shared, *user, *epoch).map(|outcome| vec![outcome]);
+        }
+        _ => {}
     }
-    session.conn.query_drop("START TRANSACTION")?;
+    let holders = lock(session, shared, batch)?;
     let mut transaction = Transaction {
         session,
         shared,
-        holders: HashMap::new(),
+        holders,
         stored: HashMap::new(),
         next_key: first_key,
         rows: Vec::new(),
@@ -67,7 +74,6 @@ pub(super) fn write(
         namesakes: Vec::new(),
         in_doubt,
     };
-    transaction.lock(batch)?;
     if in_doubt {
         transaction.look_for_messages(messages(batch))?;
     }
@@ -79,19 +85,26 @@ pub(super) fn write(
         _ => None,
     }) {
         for kept in kept {
-            if let Kept::Stored(row) = kept {
+            if let Kept::Stored(row) | Kept::Past(row) = kept {
                 *row = transaction.places.get(*row as usize).map_or(0, |place| place.id(&ids));
             }
         }
     }
     let namesakes = transaction.namesakes;
-    session.conn.query_drop("COMMIT").map_err(|error| match Failure::from(error) {
-        // The database's word that nothing is done.
-        conflict @ Failure::Conflict(_) => conflict,
-        Failure::Lost(text) | Failure::Refused(text) | Failure::InDoubt(text) | Failure::Away(text) => {
-            Failure::InDoubt(text)
-        }
-    })?;
+    let joined = outcomes.iter_mut().filter_map(|outcome| match outcome {
+        Outcome::Joined { nodes, .. } => Some(nodes),
+        _ => None,
+    });
+    let mut joined = joined.peekable();
+    if joined.peek().is_some() && shared.sql.mark.is_some() {
+        // Behind the COMMIT. Before it a node could be missing that writes its rows, and reads the members,
+        // between this and the COMMIT.
+        let others = format!("; {}", shared.sql.unmarked_nodes(shared.node));
+        let others = session.commit(&others, |row| column(row, 0).map(NodeId))?;
+        joined.for_each(|nodes| nodes.clone_from(&others));
+    } else {
+        session.commit("", |_| Ok(()))?;
+    }
     namesakes.iter().for_each(Namesake::warn);
     Ok(outcomes)
 }
@@ -110,12 +123,24 @@ fn claim_alone(
     if session.conn.affected_rows() > 0 {
         return Ok(Outcome::Done);
     }
+    roll::check(session, shared)?;
     match session.list_text(&shared.sql.holder(user), read_holder)?.first() {
         None => Ok(Outcome::NoUser),
         Some((_, Some(other))) if *other == Holder::Node(mine) => Ok(Outcome::Done),
         Some((_, Some(other))) if Some(*other) != past => Ok(Outcome::InUse(*other)),
         Some(_) => Err(Failure::Conflict(format!("user {user} came free a moment ago"))),
     }
+}
+
+/// The same for what C++ servers see.
+fn show_alone(session: &mut Session, shared: &Shared, user: UserId, epoch: u64) -> Result<Outcome, Failure> {
+    if shared.mixed {
+        session.conn.query_drop(shared.sql.show(user, Claim { node: shared.node, epoch }))?;
+        if session.conn.affected_rows() == 0 {
+            roll::check(session, shared)?;
+        }
+    }
+    Ok(Outcome::Done)
 }
 
 /// A user, and who has it.
@@ -177,32 +202,35 @@ struct Transaction<'a> {
     in_doubt: bool,
 }
 
-impl<'a> Transaction<'a> {
-    fn lock(&mut self, batch: &[Write]) -> Result<(), Failure> {
-        let mut users = Vec::new();
-        for write in batch {
-            match write {
-                Write::Keep(parcels) => users.extend(parcels.iter().map(|parcel| parcel.to)),
-                Write::Claim { user, .. }
-                | Write::Release { user, .. }
-                | Write::SetPassword { user, .. }
-                | Write::Remove { user, .. } => users.push(*user),
-                // These are about no user that somebody could have.
-                Write::Register { .. }
-                | Write::AddFriend { .. }
-                | Write::CreateGroup { .. }
-                | Write::JoinGroup { .. } => {}
-            }
+/// Begins the transaction, and locks all users that the batch is about. Who has them; those without an
+/// account are not among them.
+fn lock(session: &mut Session, shared: &Shared, batch: &[Write]) -> Result<HashMap<UserId, Option<Holder>>, Failure> {
+    let mut users = Vec::new();
+    for write in batch {
+        match write {
+            Write::Keep(parcels) => users.extend(parcels.iter().map(|parcel| parcel.to)),
+            Write::Claim { user, .. }
+            | Write::Show { user, .. }
+            | Write::Release { user, .. }
+            | Write::SetPassword { user, .. }
+            | Write::Remove { user, .. } => users.push(*user),
+            // These are about no user that somebody could have.
+            Write::Register { .. } | Write::AddFriend { .. } | Write::CreateGroup { .. } | Write::JoinGroup { .. } => {}
         }
-        users.sort_unstable();
-        users.dedup();
-        for users in users.chunks(LIST) {
-            let found = self.session.list_text(&self.shared.sql.lock_users(users), read_holder)?;
-            self.holders.extend(found);
-        }
-        Ok(())
     }
+    users.sort_unstable();
+    users.dedup();
+    let mut chunks = users.chunks(LIST);
+    let first = chunks.next().map(|users| shared.sql.lock_users(users));
+    let mut holders: HashMap<_, _> =
+        roll::begin(session, &shared.sql, first.as_deref(), read_holder)?.into_iter().collect();
+    for users in chunks {
+        holders.extend(session.list_text(&shared.sql.lock_users(users), read_holder)?);
+    }
+    Ok(holders)
+}
 
+impl<'a> Transaction<'a> {
     /// The recipients are locked, so what an earlier try has done is done by now, or never.
     fn look_for_messages(&mut self, count: u64) -> Result<(), Failure> {
         let Some(last) = count.checked_sub(1) else { return Ok(()) };
@@ -226,6 +254,13 @@ impl<'a> Transaction<'a> {
                 Ok(Outcome::Done)
             }
             Write::Claim { user, epoch, past } => self.claim(*user, *epoch, *past),
+            Write::Show { user, epoch } => {
+                let mine = Claim { node: shared.node, epoch: *epoch };
+                if shared.mixed && self.holders.get(user) == Some(&Some(Holder::Node(mine))) {
+                    self.session.conn.query_drop(shared.sql.show(*user, mine))?;
+                }
+                Ok(Outcome::Done)
+            }
             Write::Release { user, epoch } => {
                 let mine = Holder::Node(Claim { node: shared.node, epoch: *epoch });
                 if self.holders.get(user) == Some(&Some(mine)) {
@@ -258,7 +293,10 @@ impl<'a> Transaction<'a> {
                         self.session.execute(&shared.sql.remove_member, (user, group))?;
                         Ok(Outcome::Full(Quota::Groups))
                     }
-                    other => self.done_or_already(other),
+                    // Who else is to hear of it is looked at when it is committed.
+                    other => self
+                        .done_or_already(other)
+                        .map(|outcome| Outcome::Joined { already: outcome == Outcome::Already, nodes: Vec::new() }),
                 }
             }
             Write::Keep(parcels) => {
@@ -395,10 +433,7 @@ impl<'a> Transaction<'a> {
         let mine = Holder::Node(Claim { node: self.shared.node, epoch });
         match self.holders.get(&user) {
             None => Ok(Outcome::NoUser),
-            Some(Some(other)) if *other == mine => {
-                self.session.execute(&self.shared.sql.show, (user,))?;
-                Ok(Outcome::Done)
-            }
+            Some(Some(other)) if *other == mine => Ok(Outcome::Done),
             Some(Some(other)) if Some(*other) != past => Ok(Outcome::InUse(*other)),
             Some(_) => {
                 self.session.execute(&self.shared.sql.claim, (self.shared.node.0, epoch, user))?;
@@ -413,15 +448,15 @@ impl<'a> Transaction<'a> {
         self.next_key += parcel.messages.len() as u64;
         let wanted = parcel.messages.len();
         let there: Vec<RowId> = (first_key..self.next_key).filter_map(|key| self.stored.get(&key).copied()).collect();
+        let other = self.holders.get(&parcel.to).map(|holder| holder.filter(|holder| !self.is_mine(*holder)));
         let (place, granted) = if let Some(id) = there.first() {
-            // The earlier try found room for so many.
+            // The earlier try found room for so many. Whoever has the user by now, and did not then, has read
+            // them or will.
             (Place::There(*id), there.len())
         } else {
-            match self.holders.get(&parcel.to) {
+            match other {
                 None => return Ok(Kept::NoUser),
-                Some(Some(other)) if !self.is_mine(*other) && Some(*other) != parcel.past => {
-                    return Ok(Kept::Elsewhere(*other));
-                }
+                Some(Some(other)) if Some(other) != parcel.past => return Ok(Kept::Elsewhere(other)),
                 Some(_) => {}
             }
             let granted = self.take_room(parcel.to, wanted)?;
@@ -437,7 +472,11 @@ impl<'a> Transaction<'a> {
             return Ok(Kept::Full(granted));
         }
         self.places.push(place);
-        Ok(Kept::Stored(self.places.len() as RowId - 1))
+        let place = self.places.len() as RowId - 1;
+        match other.flatten() {
+            Some(other) if Some(other) == parcel.past => Ok(Kept::Past(place)),
+            _ => Ok(Kept::Stored(place)),
+        }
     }
 
     /// How many of so many messages the user's store has room for.
