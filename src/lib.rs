@@ -29,5 +29,6 @@ pub mod password;
 pub mod pool;
 pub mod reactor;
 pub mod secret;
+pub mod service;
 pub mod store;
 pub mod wire;

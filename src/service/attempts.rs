@@ -8,10 +8,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::client::Client;
 use super::hashing::Place;
+use super::jobs::Login;
 use super::letters::Timer;
-use super::session::Client;
-use super::{Effect, Effects, Limit, Login, Shard};
+use super::{Effect, Effects, Limit, Shard};
 use crate::reactor::{CloseReason, ConnId, HangUp};
 use crate::store::UserId;
 use crate::wire::{Errno, Refusal, msgid};
@@ -22,6 +23,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const HASH_BY: Duration = Duration::from_secs(7);
 
 /// A login or a registration that is on its way.
+#[derive(Debug)]
 pub(super) struct Attempt {
     /// Which one: no other one of this shard has this number.
     number: u64,
@@ -31,8 +33,33 @@ pub(super) struct Attempt {
     begun: Instant,
     /// While its password is to be hashed.
     place: Option<Arc<Place>>,
-    /// Of its claim.
-    pub epoch: u64,
+    pub stage: Stage,
+    /// What its user missed is being read.
+    pub is_loading: bool,
+}
+
+/// What a login waits for at its connection.
+#[derive(Debug, Default)]
+pub(super) enum Stage {
+    /// Nothing there: it is with the workers, or at its user's home.
+    #[default]
+    Away,
+    /// The end of the session that was there before.
+    Leaving(Login, Box<str>),
+    /// Whatever else of the connection is under way, before that goes to the user's home.
+    Moving(Login),
+}
+
+impl Attempt {
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// When it is next looked at how far it has come.
+    pub fn next_look(&self, now: Instant) -> Instant {
+        let hash_by = self.begun + HASH_BY;
+        if hash_by > now { hash_by } else { self.begun + DEADLINE }
+    }
 }
 
 impl Client {
@@ -60,7 +87,15 @@ impl Shard {
         self.next_attempt += 1;
         let (number, begun) = (self.next_attempt, self.now.at);
         if let Some(client) = self.clients.get_mut(conn) {
-            client.attempt = Some(Box::new(Attempt { number, user, seq, begun, place: None, epoch: 0 }));
+            client.attempt = Some(Box::new(Attempt {
+                number,
+                user,
+                seq,
+                begun,
+                place: None,
+                stage: Stage::Away,
+                is_loading: false,
+            }));
         }
         fx.push(Effect::Timer(begun + HASH_BY, Timer::Attempt { conn, number }));
         number
@@ -164,28 +199,44 @@ impl Shard {
 
     /// The deadline has come. Wherever the attempt is, it leaves nothing behind.
     fn give_attempt_up(&mut self, conn: ConnId, number: u64, fx: &mut Effects) {
-        let Some(&mut Attempt { user, epoch, ref place, .. }) = self.waits_for(conn, number) else { return };
-        let is_hashing = place.is_some();
+        let Some(attempt) = self.waits_for(conn, number) else { return };
         let busy = Refusal::busy(Errno::Busy.text(), 1);
-        let Some(user) = user else {
+        let Some(user) = attempt.user else {
             // A registration's hash is stored by the same job, so it may be done.
             return self.refuse_attempt(conn, &Errno::StoreUnavailable.into(), fx);
         };
-        if self.listening.remove(&epoch).is_some() {
-            self.claim_failed(user, epoch, fx);
-            self.release(user, epoch, fx);
+        if attempt.place.is_some() || !matches!(attempt.stage, Stage::Away) {
             return self.refuse_attempt(conn, &busy, fx);
         }
-        let waits_for_an_end = self.waiting.get_mut(&user).is_some_and(|logins| {
-            let before = logins.len();
-            logins.retain(|login| login.attempt != number);
-            logins.len() < before
+        let more = self.users.get_mut(&user).and_then(|user| user.more_mut());
+        let waits_for_an_end = more.is_some_and(|more| {
+            let before = more.waiting.len();
+            more.waiting.retain(|login| login.attempt != number);
+            more.waiting.len() < before
         });
-        if waits_for_an_end || is_hashing {
+        if waits_for_an_end {
             return self.refuse_attempt(conn, &busy, fx);
         }
         // The session that has begun ends; a claim that is still on its way is given back when it comes.
-        self.log_out(conn, None, self.now, fx);
+        self.log_out(conn, None, fx);
         self.refuse_attempt(conn, &Errno::StoreUnavailable.into(), fx);
+    }
+
+    /// Input waits from here on, until the request is answered.
+    pub(super) fn begin_waiting(&mut self, conn: ConnId, fx: &mut Effects) {
+        self.owe(conn, fx);
+        if let Some(client) = self.clients.get_mut(conn) {
+            client.waiting = true;
+            fx.push(Effect::Pause(conn));
+        }
+    }
+
+    pub(super) fn end_waiting(&mut self, conn: ConnId, fx: &mut Effects) {
+        let Some(client) = self.clients.get_mut(conn) else { return };
+        client.waiting = false;
+        if !client.is_paused() {
+            fx.push(Effect::Resume(conn));
+        }
+        self.paid(conn, fx);
     }
 }

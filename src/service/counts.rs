@@ -1,7 +1,7 @@
 //! What a shard counts. Counting is no effect and changes none: it may be read by anybody, and is
 //! read by nothing here.
 
-use super::letters::Receipt;
+use super::receipts::Receipt;
 use super::{Answer, Shard};
 use crate::metrics::{By, Counter, Gauge, Histogram, Label, cells, labels};
 use crate::store::{Quota, StoreError};
@@ -152,8 +152,8 @@ impl Shard {
     pub(super) fn count_message(&self, receipt: Receipt, path: Path, recipients: usize) {
         let kind = match receipt {
             Receipt::Sender { .. } => MessageKind::Chat,
-            Receipt::Fan { .. } => MessageKind::Group,
-            Receipt::Node(..) | Receipt::Nobody => return,
+            Receipt::Sum { .. } => MessageKind::Group,
+            Receipt::Node { .. } | Receipt::Nobody => return,
         };
         self.counts.messages.of(kind).of(path).add(recipients as u64);
     }

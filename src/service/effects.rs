@@ -4,10 +4,11 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::client::Moved;
 use super::jobs::{Job, Lane};
 use super::letters::{Letter, Tag, Timer};
 use crate::bus::BusOp;
-use crate::reactor::{CloseReason, ConnId, Manner};
+use crate::reactor::{CloseReason, ConnId, Manner, Recall};
 use crate::wire::Framing;
 
 /// One thing to be done, in the order of the list.
@@ -21,11 +22,15 @@ pub enum Effect {
     Resume(ConnId),
     /// Messages to this connection leave one by one, spaced out.
     Pace(ConnId),
-    /// Take the chats back from the connection's queue at once, as if it had passed the high-water
-    /// mark: they go through the store, before anything else that comes for the session.
-    Recall(ConnId),
+    /// Take messages back from the connection's queue at once: [`super::Shard::recalled`] follows.
+    Recall(ConnId, Recall),
     /// Flush, then close.
     Close(ConnId, CloseReason),
+    /// Close at once; what is not written comes back.
+    Abort(ConnId, CloseReason),
+    /// The connection goes on at another shard, which knows it by a new id: [`super::Shard::arrived`]. This one
+    /// knows it no more.
+    Move { conn: ConnId, to: usize, moved: Box<Moved> },
     /// A letter to a shard.
     Post(usize, Letter),
     /// A job for the pool; its answer comes back as a letter.
@@ -33,12 +38,12 @@ pub enum Effect {
     Submit(Lane, Box<Job>),
     /// Something for the bus.
     Bus(BusOp),
-    /// Read this node's claims from the store, as soon as possible: [`Letter::Claims`].
-    CheckClaims,
     /// Call back at this time.
     Timer(Instant, Timer),
-    /// This shard has wound up: no client, no claim, no job is left.
+    /// This shard has wound up: no client, no session, no message, no job is left.
     WoundUp,
+    /// The store says that this node was taken for dead: nothing of it counts any more.
+    Marked,
 }
 
 /// The bytes of an [`Effect::Send`].

@@ -4,7 +4,6 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::hashing::Place;
-use super::letters::Receipt;
 use super::memo::Memo;
 use crate::password::{HashError, Hasher, Verdict};
 use crate::pool::Standing;
@@ -120,17 +119,19 @@ pub struct Loaded {
     pub more: bool,
 }
 
-/// What a shard does with an answer. It names whom the answer is for by id; who is gone when it
-/// comes gets nothing.
+/// What a shard does with an answer. It names whom the answer is for by id, and a session by its epoch; who is gone
+/// when it comes gets nothing.
 #[derive(Debug)]
 pub enum Then {
     AccountRead(Login),
     Verified(Login),
-    Claimed(Login),
-    /// C++ nodes see the user online, or will when this node's keeper next looks.
-    Shown,
+    Claimed {
+        user: UserId,
+        epoch: u64,
+    },
+    /// Nobody waits for it.
+    Nothing,
     Loaded {
-        conn: ConnId,
         user: UserId,
         epoch: u64,
     },
@@ -149,35 +150,35 @@ pub enum Then {
         conn: ConnId,
         seq: Option<i64>,
     },
+    /// At the group's home; the connection is its user's.
     GroupJoined {
+        group: GroupId,
+        user: UserId,
         conn: ConnId,
         seq: Option<i64>,
-        user: UserId,
-        group: GroupId,
     },
     Listed {
         conn: ConnId,
         seq: Option<i64>,
     },
     Members(GroupId),
-    /// Messages for users of this node are stored, or not.
-    Kept(Vec<Keeping>),
-    /// What was on the ways to these users is stored, or not.
-    WaysKept(Vec<UserId>),
-    /// The message that a slow reader has half read is stored as well, in case it reads no more.
-    KeptBegun {
-        conn: ConnId,
+    /// Messages of a session's backlog are stored, or not.
+    BacklogStored {
         user: UserId,
-        receipt: Receipt,
+        epoch: u64,
     },
+    /// What was on the routes to these users is stored, or not.
+    RoutesStored(Vec<UserId>),
+    /// Who has the user of a route.
+    Looked(UserId),
     Page {
-        conn: ConnId,
         user: UserId,
+        epoch: u64,
     },
+    /// Offline messages that were written are removed, or not.
     Removed {
-        conn: ConnId,
         user: UserId,
-        rows: Arc<[RowId]>,
+        epoch: u64,
     },
     Released {
         user: UserId,
@@ -185,14 +186,6 @@ pub enum Then {
         /// Where a session has ended, and the `seq` of the logout to be acked there.
         ended: Option<(ConnId, Option<i64>)>,
     },
-}
-
-/// A message to be stored for a user of this node.
-#[derive(Debug, Clone)]
-pub struct Keeping {
-    pub to: UserId,
-    pub body: Arc<[u8]>,
-    pub receipt: Receipt,
 }
 
 /// A login on its way.
@@ -207,10 +200,6 @@ pub struct Login {
     pub seq: Option<i64>,
     /// The account's name, once it is known.
     pub name: Box<str>,
-    /// How often the account was found in use although nobody here uses it.
-    pub tries: u8,
-    /// Of its claim.
-    pub epoch: u64,
 }
 
 /// Does jobs: the blocking half of the service, with one worker's connection and hasher.

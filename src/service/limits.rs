@@ -4,8 +4,9 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::session::Client;
-use super::{Effect, Effects, Limit, Login, Shard, Throttle, Timer};
+use super::client::Client;
+use super::jobs::Login;
+use super::{Effect, Effects, Limit, Shard, Throttle, Timer};
 use crate::reactor::{AddressSlot, Addresses, CloseReason, ConnId, Origin};
 use crate::store::{Quota, UserId};
 use crate::wire::Refusal;
@@ -31,6 +32,7 @@ const BURST: Duration = Duration::from_secs(10);
 const TOO_FAST: Duration = Duration::from_secs(1);
 
 /// What is counted for one connection, where anything is.
+#[derive(Debug)]
 pub(super) struct Tally {
     /// Its place under the limit of its address.
     address: Option<AddressSlot>,

@@ -1,0 +1,246 @@
+//! One client: a connection of this shard, and what its requests wait for.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::attempts::Attempt;
+use super::jobs::Login;
+use super::letters::Timer;
+use super::limits::Tally;
+use super::{Effect, Effects, Now, Shard};
+use crate::reactor::{CloseReason, ConnId, canonical};
+use crate::store::UserId;
+use crate::wire::proxy::BadHeader;
+use crate::wire::{Errno, FramingMirror, ProxyHeader, Refusal, Request, Splitter, msgid, reply};
+
+/// How soon a timer that has found somebody busy looks again.
+const LATER: Duration = Duration::from_secs(1);
+
+/// A connection, as the service sees it.
+#[derive(Debug)]
+pub(super) struct Client {
+    /// The client's own address, once the PROXY header of a proxy has told it.
+    pub peer: SocketAddr,
+    /// It comes from a proxy, whose header must be read first.
+    pub header_due: bool,
+    pub splitter: Splitter,
+    pub framing: FramingMirror,
+    /// Who is logged in; a pointer, since many never are.
+    pub user: Option<Box<LoggedIn>>,
+    /// Who was, and whose session is still ending.
+    pub leaving: Option<UserId>,
+    /// Requests that are not settled: replies owed, and chats whose fate is open.
+    pub pending: u32,
+    /// Changes that its requests have made to what later ones read, and that are not settled: to
+    /// friends, to groups, and to who is online.
+    pub changes: u32,
+    /// Of those, joins of groups.
+    pub joins: u32,
+    /// The next request reads what those change; input waits for them.
+    pub behind_changes: bool,
+    /// A login, a registration or a list is on its way; input waits behind it.
+    pub waiting: bool,
+    /// The login or the registration; a pointer, since it is short.
+    pub attempt: Option<Box<Attempt>>,
+    /// It has finished sending, and what it sent last is still on its way.
+    pub half_closed: bool,
+    /// Too many requests are unsettled; input waits.
+    pub throttled: bool,
+    /// It has sent faster than it may; input waits.
+    pub too_fast: bool,
+    /// It has used `seq`, so it is no C++ client.
+    pub uses_seq: bool,
+    /// It has sent a PING or a PONG.
+    pub knows_ping: bool,
+    /// It has finished sending.
+    pub ended: bool,
+    /// We are closing it.
+    pub closing: bool,
+    /// We are, as soon as nothing is pending.
+    pub close_when_paid: Option<CloseReason>,
+    /// What is counted for it; a pointer, since most limits are off by default.
+    pub tally: Option<Box<Tally>>,
+}
+
+/// The user of a connection.
+#[derive(Debug)]
+pub(super) struct LoggedIn {
+    pub user: UserId,
+    /// Of the session.
+    pub epoch: u64,
+    pub name: Box<str>,
+}
+
+/// A connection on its way to its user's home, with the login that it goes there for.
+#[derive(Debug)]
+pub struct Moved {
+    pub(super) client: Client,
+    pub(super) login: Login,
+}
+
+impl Client {
+    pub fn new(peer: SocketAddr) -> Self {
+        Client {
+            peer: canonical(peer),
+            header_due: false,
+            splitter: Splitter::default(),
+            framing: FramingMirror::default(),
+            user: None,
+            leaving: None,
+            pending: 0,
+            changes: 0,
+            joins: 0,
+            behind_changes: false,
+            waiting: false,
+            attempt: None,
+            half_closed: false,
+            throttled: false,
+            too_fast: false,
+            uses_seq: false,
+            knows_ping: false,
+            ended: false,
+            closing: false,
+            close_when_paid: None,
+            tally: None,
+        }
+    }
+
+    /// Whether a request must wait for the changes that earlier ones have made, since it would not see them. A
+    /// join and what is sent to its group need not wait for each other: they go the same way.
+    pub fn reads_changes(&self, object: &[u8]) -> bool {
+        let Ok(request) = Request::parse(object) else { return false };
+        match request.msgid() {
+            Ok(msgid::LIST) => self.changes > 0,
+            Ok(msgid::GROUP_CHAT) => self.changes > self.joins,
+            _ => false,
+        }
+    }
+
+    /// Whether something else of it is under way than its login, or messages of a former session are still queued.
+    pub fn is_busy_besides_its_login(&self) -> bool {
+        self.pending > 1 || self.changes > 0 || self.leaving.is_some()
+    }
+
+    pub fn is_paused(&self) -> bool {
+        self.waiting || self.behind_changes || self.throttled || self.too_fast
+    }
+}
+
+impl Shard {
+    /// A connection has come from another shard, for a login.
+    pub fn arrived(&mut self, conn: ConnId, moved: Box<Moved>, now: Now, fx: &mut Effects) {
+        self.now = now;
+        let Moved { client, mut login } = *moved;
+        login.conn = conn;
+        if client.too_fast {
+            fx.push(Effect::Timer(now.at + LATER, Timer::Rate(conn)));
+        }
+        let attempt_due = client.attempt.as_deref().map(|attempt| (attempt.next_look(now.at), attempt.number()));
+        self.clients.insert(conn, client);
+        self.set_timers(conn, fx);
+        if let Some((due, number)) = attempt_due {
+            fx.push(Effect::Timer(due, Timer::Attempt { conn, number }));
+        }
+        if self.shutting_down {
+            self.refuse_and_close(conn, Errno::ShuttingDown.into(), CloseReason::ShuttingDown, fx);
+        } else {
+            self.enter(login, fx);
+        }
+        self.end(fx);
+    }
+
+    /// Of a connection that is new here.
+    pub(super) fn set_timers(&mut self, conn: ConnId, fx: &mut Effects) {
+        let now = self.now.at;
+        if let Some(timeout) = self.settings.login_timeout {
+            fx.push(Effect::Timer(now + timeout, Timer::Login(conn)));
+        }
+        if let Some(timeout) = self.settings.idle_timeout {
+            fx.push(Effect::Timer(now + timeout / 2, Timer::Idle(conn)));
+        }
+    }
+
+    /// Where there is a proxy, every connection comes from it and says first whose it is. A stranger
+    /// may claim no address, and is closed: false.
+    pub(super) fn expect_proxy_header(&mut self, conn: ConnId, fx: &mut Effects) -> bool {
+        let proxies = &self.settings.proxies;
+        let Some(client) = self.clients.get_mut(conn).filter(|_| !proxies.is_empty()) else { return true };
+        let ip = client.peer.ip();
+        client.header_due = proxies.iter().any(|network| network.contains(&ip));
+        client.closing = !client.header_due;
+        if client.closing {
+            log::debug!("{conn}: {ip} is none of the proxies");
+            fx.push(Effect::Close(conn, CloseReason::NotTheProxy));
+        }
+        client.header_due
+    }
+
+    /// Reads the header at the front of `input`, if one is due, and returns its length; `None`: it
+    /// is not whole yet.
+    pub(super) fn proxy_header(&mut self, conn: ConnId, input: &[u8], fx: &mut Effects) -> Option<usize> {
+        let client = self.clients.get_mut(conn).filter(|client| client.header_due && !client.closing);
+        let Some(client) = client else { return Some(0) };
+        match ProxyHeader::parse(input) {
+            Ok(header) => {
+                let header = header?;
+                client.header_due = false;
+                if let Some(source) = header.source.map(canonical) {
+                    log::debug!("{conn}: {source} has connected, through {}", client.peer);
+                    client.peer = source;
+                    self.admit_address(conn, fx);
+                }
+                Some(header.length)
+            }
+            Err(bad) => {
+                self.refuse_proxy_header(conn, bad, fx);
+                Some(0)
+            }
+        }
+    }
+
+    pub(super) fn refuse_proxy_header(&mut self, conn: ConnId, bad: BadHeader, fx: &mut Effects) {
+        let refusal = Refusal::new(Errno::Unfollowable, bad.to_string());
+        self.refuse_and_close(conn, refusal, CloseReason::BadProxyHeader, fx);
+    }
+
+    /// Has the login timer found somebody who has not logged in?
+    pub(super) fn login_timer(&mut self, conn: ConnId, now: Now, fx: &mut Effects) {
+        let Some(timeout) = self.settings.login_timeout else { return };
+        let Some(client) = self.clients.get_mut(conn) else { return };
+        if client.user.is_some() {
+            return; // a logout sets it again
+        }
+        let due = client.tally(now.at).out_since + timeout;
+        if client.waiting || due > now.at {
+            fx.push(Effect::Timer(due.max(now.at + LATER), Timer::Login(conn)));
+        } else {
+            self.refuse_and_close(conn, Refusal::busy("no login in time", 1), CloseReason::LoginTimeout, fx);
+        }
+    }
+
+    /// Has the idle timer found somebody who has been silent?
+    pub(super) fn idle_timer(&mut self, conn: ConnId, now: Now, fx: &mut Effects) {
+        let Some(timeout) = self.settings.idle_timeout else { return };
+        let Some(client) = self.clients.get_mut(conn) else { return };
+        let last_input = client.tally(now.at).last_input;
+        let (ask, due) = (last_input + timeout / 2, last_input + timeout);
+        if ask > now.at {
+            fx.push(Effect::Timer(ask, Timer::Idle(conn)));
+        } else if due > now.at {
+            // Only those who know what it is: to all others nothing is sent that the original does not send.
+            if client.uses_seq || client.knows_ping {
+                self.reply(conn, fx, reply::ping);
+            }
+            fx.push(Effect::Timer(due, Timer::Idle(conn)));
+        } else if client.pending > 0 {
+            fx.push(Effect::Timer(now.at + LATER, Timer::Idle(conn)));
+        } else {
+            self.refuse_and_close(
+                conn,
+                Refusal::new(Errno::Busy, "closed for being idle"),
+                CloseReason::IdleTimeout,
+                fx,
+            );
+        }
+    }
+}

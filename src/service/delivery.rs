@@ -1,0 +1,340 @@
+//! Where a message goes, and what became of it.
+
+use std::sync::Arc;
+
+use super::cluster::{Question, Waiter};
+use super::limits::store_is_full;
+use super::receipts::{Receipt, Waiting};
+use super::route::{self, Around, Route};
+use super::sessions::kept;
+use super::shard::Shard;
+use super::{Answer, Effect, Effects, Lane, Letter, Op, Path, Payload, Tag, Then};
+use crate::bus::{Addressee, Answered, BusOp, Envelope, Fate};
+use crate::reactor::{ConnId, Manner};
+use crate::store::{Holder, Kept, NodeId, Parcel, StoreError, UserId, Write};
+use crate::wire::{Errno, msgid, reply};
+
+/// So many of the last effects are searched for an envelope that one more recipient may be added to.
+const ENVELOPES_SEARCHED: usize = 64;
+
+/// A chat's bytes: still in the read buffer, or on their way.
+pub(super) enum Text<'a> {
+    Borrowed(&'a [u8]),
+    Shared(Arc<[u8]>),
+}
+
+impl Text<'_> {
+    fn into_shared(self) -> Arc<[u8]> {
+        match self {
+            Text::Borrowed(bytes) => bytes.into(),
+            Text::Shared(bytes) => bytes,
+        }
+    }
+}
+
+impl Shard {
+    /// A chat has come to its recipient's home.
+    pub(super) fn chat_came(&mut self, to: UserId, body: Arc<[u8]>, receipt: Receipt, fx: &mut Effects) {
+        self.deliver(to, Text::Shared(body), receipt, fx);
+    }
+
+    /// At its recipient's home a message goes to the session, if the user is here; else on the route. What is on
+    /// the route comes first, also where the user is here by now.
+    pub(super) fn deliver(&mut self, to: UserId, text: Text<'_>, receipt: Receipt, fx: &mut Effects) {
+        if let Some(user) = self.users.get(&to)
+            && user.session.is_some()
+            && user.more().is_none_or(|more| more.route.is_none())
+        {
+            return self.take(to, text, receipt, fx);
+        }
+        let message = Waiting { body: text.into_shared(), receipt: self.owed(receipt, fx) };
+        self.with_route(to, fx, |route, around, next, steps| route.push(message, around, next, steps));
+    }
+
+    /// A session takes a message: it goes to the connection, or into the backlog.
+    pub(super) fn take(&mut self, to: UserId, text: Text<'_>, receipt: Receipt, fx: &mut Effects) {
+        let Some(session) = self.users.get(&to).and_then(|user| user.session.as_ref()) else { return };
+        let (conn, epoch, is_live) = (session.conn, session.epoch, session.backlog.is_none());
+        let is_from_here = match receipt {
+            Receipt::Sender { conn, .. } => conn.reactor() == self.index,
+            Receipt::Sum { .. } | Receipt::Node { .. } | Receipt::Nobody => true,
+        };
+        self.count_message(receipt, if is_from_here { Path::SameReactor } else { Path::OtherReactor }, 1);
+        if !is_live {
+            let message = Waiting { body: text.into_shared(), receipt: self.owed(receipt, fx) };
+            let (most, now) = (self.settings.high_water / 2, self.now.at);
+            return self.with_backlog(to, epoch, fx, |backlog, steps| backlog.hold(message, most, now, steps));
+        }
+        let body = match text {
+            Text::Borrowed(bytes) => {
+                let from = fx.bytes.len();
+                fx.bytes.extend_from_slice(bytes);
+                Payload::Own(from..fx.bytes.len())
+            }
+            Text::Shared(bytes) => Payload::Shared(bytes),
+        };
+        self.push(conn, to, epoch, body, receipt, fx);
+    }
+
+    /// Queues a chat on a session's connection.
+    pub(super) fn push(
+        &mut self,
+        conn: ConnId,
+        user: UserId,
+        epoch: u64,
+        body: Payload,
+        receipt: Receipt,
+        fx: &mut Effects,
+    ) {
+        let Some(client) = self.clients.get(conn) else { return };
+        let framing = client.framing.framing();
+        let tag = Some(Tag::Chat { user, epoch, receipt });
+        fx.push(Effect::Send { conn, body, framing, tag, manner: Manner::default() });
+    }
+
+    /// A message does not get out in this turn: its sender waits for it from now on, and is read no faster than
+    /// such messages are settled.
+    fn owed(&mut self, receipt: Receipt, fx: &mut Effects) -> Receipt {
+        match receipt {
+            Receipt::Sender { user, conn, seq, owed: false } => {
+                self.send(conn.reactor(), Letter::Owed { conn, user }, fx);
+                Receipt::Sender { user, conn, seq, owed: true }
+            }
+            receipt => receipt,
+        }
+    }
+
+    /// Notes a chat whose fate its sender's session waits for.
+    pub(super) fn owe_send(&mut self, conn: ConnId, user: UserId, fx: &mut Effects) {
+        self.owe(conn, fx);
+        self.users.entry(user).or_default().sends += 1;
+    }
+
+    /// A chat that was owed is settled. `open`: its sender is a debtor.
+    fn pay_send(&mut self, conn: ConnId, user: UserId, open: u32, fx: &mut Effects) {
+        if let Some(user) = self.users.get_mut(&user) {
+            user.debts += open;
+            user.sends -= 1;
+        }
+        self.paid(conn, fx);
+        self.check_sender(user, fx);
+    }
+
+    /// The claim of a session that is ending may have waited for this.
+    fn check_sender(&mut self, user: UserId, fx: &mut Effects) {
+        let is_quiet = |user: &super::users::User| user.sends == 0 && user.debts == 0;
+        let sender = self.users.get(&user).filter(|user| is_quiet(user));
+        if sender.is_some_and(|user| user.session.as_ref().is_none_or(|session| session.is_ending())) {
+            self.try_release(user, fx);
+        }
+    }
+
+    /// A user is a debtor by so many messages less.
+    pub(super) fn freed(&mut self, user: UserId, debts: u32, fx: &mut Effects) {
+        if let Some(user) = self.users.get_mut(&user) {
+            user.debts -= debts;
+        }
+        self.check_sender(user, fx);
+    }
+
+    /// Tells whoever waits for it what became of a message. `open`: a sender of this node is a debtor.
+    pub(super) fn settle(&mut self, receipt: Receipt, fate: Fate, open: bool, fx: &mut Effects) {
+        match receipt {
+            Receipt::Sum { shard, key, .. } => {
+                let letter = Letter::FanPart { key, part: fate.into(), open: u32::from(open) };
+                self.send(usize::from(shard), letter, fx);
+            }
+            Receipt::Node { node, to, number } => {
+                let answer = Envelope::Answer(vec![Answered { user: to, number, fate }]);
+                fx.push(Effect::Bus(BusOp::ToNode(node, answer)));
+            }
+            Receipt::Nobody => {
+                if let Fate::Failed(errno) = fate {
+                    log::warn!("a chat of a C++ node is lost: {}", errno.text());
+                }
+            }
+            Receipt::Sender { conn, owed, .. } if conn.reactor() != self.index => {
+                if owed || matches!(fate, Fate::Failed(_)) {
+                    fx.push(Effect::Post(conn.reactor(), Letter::Settled { receipt, fate, open }));
+                }
+            }
+            Receipt::Sender { user, conn, seq, owed } => {
+                match (fate, seq) {
+                    (Fate::Failed(errno), _) => {
+                        let refusal = if errno == Errno::Busy { store_is_full() } else { errno.into() };
+                        self.refuse(conn, Some(msgid::ONE_CHAT), seq, &refusal, fx);
+                    }
+                    (_, Some(seq)) => self.reply(conn, fx, |out| reply::ack_chat(out, seq, fate == Fate::Delivered)),
+                    (_, None) => {}
+                }
+                if owed {
+                    self.pay_send(conn, user, u32::from(open), fx);
+                }
+            }
+        }
+    }
+
+    /// Ends what a group message's sender waits for.
+    pub(super) fn group_send_settled(&mut self, conn: ConnId, user: UserId, open: u32, fx: &mut Effects) {
+        self.pay_send(conn, user, open, fx);
+    }
+
+    // -- routes -----------------------------------------------------------------------------
+
+    /// Has the route to a user take something, and takes the steps that it wants.
+    pub(super) fn with_route(
+        &mut self,
+        user: UserId,
+        fx: &mut Effects,
+        take: impl FnOnce(&mut Route, Around, &mut u64, &mut Vec<route::Step>),
+    ) {
+        let entry = self.users.entry(user).or_default();
+        let around = Around { here: entry.session.is_some(), up: self.is_up, now: self.now.at };
+        let route = entry.with_more().route.get_or_insert_with(|| {
+            self.routes += 1;
+            Route::default()
+        });
+        let (mut steps, before) = (Vec::new(), route.open());
+        take(route, around, &mut self.next_number, &mut steps);
+        self.open = self.open + route.open() - before;
+        for step in steps {
+            self.take_step(user, step, fx);
+        }
+        self.tidy_route(user, fx);
+    }
+
+    /// The same, if there is one.
+    pub(super) fn with_present_route(
+        &mut self,
+        user: UserId,
+        fx: &mut Effects,
+        take: impl FnOnce(&mut Route, Around, &mut u64, &mut Vec<route::Step>),
+    ) {
+        if self.users.get_mut(&user).is_some_and(|user| user.route().is_some()) {
+            self.with_route(user, fx, take);
+        }
+    }
+
+    fn take_step(&mut self, user: UserId, step: route::Step, fx: &mut Effects) {
+        match step {
+            route::Step::Store => self.marked.push(user),
+            route::Step::Launch { claim, number, after, body, receipt } => {
+                self.count_message(receipt, Path::OtherNode, 1);
+                launch(claim.node, Addressee { user, epoch: claim.epoch, number, after }, body, fx);
+            }
+            route::Step::Publish { number, body, receipt } => {
+                self.count_message(receipt, Path::OtherNode, 1);
+                let ticket = self.ask(Question::Published { user, number }, fx);
+                fx.push(Effect::Bus(BusOp::ToUser(user, body, ticket)));
+            }
+            route::Step::Nudge { claim, number } => {
+                let nudge = Envelope::Nudge { user, epoch: claim.epoch, number };
+                fx.push(Effect::Bus(BusOp::ToNode(claim.node, nudge)));
+            }
+            route::Step::Look => {
+                // A parcel with nothing in it is a question.
+                let write = Write::Keep(vec![Parcel { to: user, messages: Vec::new(), past: None }]);
+                self.submit(self.user_lane(user), Then::Looked(user), Op::Write(write), fx);
+            }
+            route::Step::Deliver(Waiting { body, receipt }) => self.take(user, Text::Shared(body), receipt, fx),
+            route::Step::Settle { receipt, fate, open } => self.settle_and_count(receipt, fate, open, fx),
+            route::Step::Free(mut debtors) => {
+                debtors.sort_unstable();
+                for debtors in debtors.chunk_by(|one, other| one == other) {
+                    let letter = Letter::Freed { user: debtors[0], debts: debtors.len() as u32 };
+                    self.send(self.homes().of_user(debtors[0]), letter, fx);
+                }
+            }
+            route::Step::Watch(at) => self.wait_until(at, Waiter::Route(user), fx),
+        }
+    }
+
+    /// Forgets a route that is not needed any more. Then a session that has begun goes on.
+    fn tidy_route(&mut self, user: UserId, fx: &mut Effects) {
+        let is_last = self.shutting_down;
+        let Some(entry) = self.users.get_mut(&user) else { return };
+        let is_here = entry.session.is_some();
+        let Some(more) = entry.more_mut() else { return };
+        let is_over = |route: &mut Route| route.is_nothing() || ((is_here || is_last) && route.is_idle());
+        if more.route.take_if(is_over).is_none() {
+            return;
+        }
+        self.routes -= 1;
+        if is_here {
+            self.load_if_due(user, fx);
+        }
+        self.tidy(user);
+    }
+
+    /// The user has come here, or has gone: a route that waited for that goes on.
+    pub(super) fn advance_route(&mut self, user: UserId, fx: &mut Effects) {
+        self.with_present_route(user, fx, |route, around, next, steps| route.advance(around, next, steps));
+    }
+
+    /// With many routes, those that nothing uses are forgotten, and again with twice as many as were left:
+    /// finding one again costs a look into the store.
+    pub(super) fn forget_idle_routes(&mut self) {
+        let mut routes = 0;
+        self.users.retain(|_, user| {
+            if let Some(more) = user.more_mut() {
+                more.route.take_if(|route| route.is_idle());
+                routes += usize::from(more.route.is_some());
+            }
+            !user.tidy()
+        });
+        self.routes = routes;
+        self.many_routes = self.settings.routes.max(2 * routes);
+    }
+
+    /// Submits what this input has put on routes to the store: one job for each lane.
+    pub(super) fn store_marked(&mut self, fx: &mut Effects) {
+        let mut by_lane: Vec<(Vec<UserId>, Vec<Parcel>)> = vec![Default::default(); self.settings.lanes];
+        for to in std::mem::take(&mut self.marked) {
+            let Some((messages, past)) = self.users.get_mut(&to).and_then(|user| user.route()?.take_batch()) else {
+                continue;
+            };
+            let (users, parcels) = &mut by_lane[to as usize % self.settings.lanes];
+            users.push(to);
+            parcels.push(Parcel { to, messages, past });
+        }
+        for (lane, (users, parcels)) in by_lane.into_iter().enumerate().filter(|(_, (users, _))| !users.is_empty()) {
+            self.submit(Lane::Number(lane), Then::RoutesStored(users), Op::Write(Write::Keep(parcels)), fx);
+        }
+    }
+
+    /// The store has taken what was on some routes, or not.
+    pub(super) fn routes_stored(&mut self, users: Vec<UserId>, answer: Result<Answer, StoreError>, fx: &mut Effects) {
+        let mut kept = kept(answer).into_iter();
+        for user in users {
+            let kept = kept.next();
+            self.with_present_route(user, fx, |route, around, next, steps| route.stored(kept, around, next, steps));
+        }
+    }
+
+    /// The store was asked who has the user of a route.
+    pub(super) fn holder_looked_up(&mut self, user: UserId, answer: Result<Answer, StoreError>, fx: &mut Effects) {
+        let found: Option<Holder> = match kept(answer)[..] {
+            [Kept::Elsewhere(holder)] => Some(holder),
+            [_] => None,
+            _ => return,
+        };
+        self.with_present_route(user, fx, |route, around, next, steps| route.still_has(found, around, next, steps));
+    }
+}
+
+/// Sends a chat to a user of another node: in the envelope of the last one to that node, if it is the same chat.
+fn launch(node: NodeId, to: Addressee, body: Arc<[u8]>, fx: &mut Effects) {
+    for effect in fx.list.iter_mut().rev().take(ENVELOPES_SEARCHED) {
+        match effect {
+            Effect::Bus(BusOp::ToNode(other, Envelope::Chat { body: last, to: list })) if *other == node => {
+                if Arc::ptr_eq(last, &body) {
+                    return list.push(to);
+                }
+                break;
+            }
+            Effect::Bus(BusOp::ToNode(other, _)) if *other == node => break,
+            _ => {}
+        }
+    }
+    fx.push(Effect::Bus(BusOp::ToNode(node, Envelope::Chat { body, to: vec![to] })));
+}

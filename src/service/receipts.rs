@@ -1,0 +1,59 @@
+//! Messages that wait, and who is to be told what becomes of them.
+
+use std::sync::Arc;
+
+use crate::bus::Fate;
+use crate::reactor::ConnId;
+use crate::store::{NodeId, UserId};
+use crate::wire::reply::FanOut;
+
+/// Who is to be told what became of a message for one user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Receipt {
+    /// The user who has sent it on this connection. Where it is `owed`, the sender's home counts it as
+    /// unsettled and must hear of it in any case; otherwise of a failure only.
+    Sender { user: UserId, conn: ConnId, seq: Option<i64>, owed: bool },
+    /// A sum of a group message by this user, kept by this shard: of the whole message by the sender's home, of
+    /// its recipients on one shard by that one.
+    Sum { user: UserId, shard: u16, key: u64 },
+    /// Another node, by the number of its launch to this user.
+    Node { node: NodeId, to: UserId, number: u64 },
+    /// Nobody: a C++ node has sent it.
+    Nobody,
+}
+
+impl Receipt {
+    /// The user of this node who has sent it.
+    pub(super) fn sender(&self) -> Option<UserId> {
+        match self {
+            Receipt::Sender { user, .. } | Receipt::Sum { user, .. } => Some(*user),
+            Receipt::Node { .. } | Receipt::Nobody => None,
+        }
+    }
+
+    /// The other node that has sent it.
+    pub(super) fn node(&self) -> Option<NodeId> {
+        match self {
+            Receipt::Node { node, .. } => Some(*node),
+            _ => None,
+        }
+    }
+}
+
+/// A message that waits somewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Waiting {
+    pub body: Arc<[u8]>,
+    pub receipt: Receipt,
+}
+
+impl From<Fate> for FanOut {
+    fn from(fate: Fate) -> FanOut {
+        let none = FanOut::default();
+        match fate {
+            Fate::Delivered => FanOut { delivered: 1, ..none },
+            Fate::Stored => FanOut { stored: 1, ..none },
+            Fate::Failed(_) | Fate::Gone => FanOut { failed: 1, ..none },
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! ADD_FRIEND; and the ack of all that changes something.
+
+use crate::reactor::ConnId;
+use crate::service::jobs::{Answer, Op, Then};
+use crate::service::limits::is_full;
+use crate::service::shard::{Call, Shard};
+use crate::service::{Effects, store_failure, user_id};
+use crate::store::{Outcome, StoreError, Write};
+use crate::wire::{Errno, Refusal, msgid, reply};
+
+impl Shard {
+    pub(in crate::service) fn add_friend(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
+        let user = self.me(call)?.user;
+        let friend = user_id(call.request.friendid()?).ok_or(Errno::NoSuchUser)?;
+        self.owe(call.conn, fx);
+        self.begin_change(call.conn);
+        let then = Then::Ack { conn: call.conn, request: call.msgid, seq: call.seq };
+        self.submit(self.user_lane(user), then, Op::Write(Write::AddFriend { user, friend }), fx);
+        Ok(())
+    }
+
+    /// A change is done, or refused: the client is told.
+    pub(in crate::service) fn acked(
+        &mut self,
+        conn: ConnId,
+        request: i64,
+        seq: Option<i64>,
+        answer: Result<Answer, StoreError>,
+        fx: &mut Effects,
+    ) {
+        let refusal: Option<Refusal> = match answer {
+            Ok(Answer::Wrote(Outcome::Done | Outcome::Id(_) | Outcome::Joined { already: false, .. })) => None,
+            Ok(Answer::Wrote(Outcome::Already | Outcome::Joined { .. })) => Some(Refusal::new(
+                Errno::AlreadySo,
+                match request {
+                    msgid::ADD_FRIEND => "already a friend",
+                    msgid::CREATE_GROUP => "this group name is taken",
+                    _ => "already a member of this group",
+                },
+            )),
+            Ok(Answer::Wrote(Outcome::Full(quota))) => {
+                self.counts.limits.of(quota.into()).add(1);
+                Some(is_full(quota))
+            }
+            Ok(Answer::Wrote(Outcome::NoUser)) => Some(Errno::NoSuchUser.into()),
+            Ok(Answer::Wrote(Outcome::NoGroup)) => Some(Errno::NoSuchGroup.into()),
+            other => Some(store_failure(other)),
+        };
+        match (refusal, seq) {
+            (Some(refusal), _) => self.refuse(conn, Some(request), seq, &refusal, fx),
+            (None, Some(seq)) => self.reply(conn, fx, |out| reply::ack(out, seq)),
+            (None, None) => {}
+        }
+        self.end_change(conn, fx);
+        self.paid(conn, fx);
+    }
+}

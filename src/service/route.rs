@@ -1,0 +1,567 @@
+//! The route to a user who is not on this node.
+//!
+//! All that this node's users write to such a user goes through one `Route`, at the user's home. It is a
+//! state machine and nothing else: it takes a message, an answer or a result, and notes the [`Step`]s that
+//! are to be taken.
+//!
+//! | state | what happens to a message |
+//! | --- | --- |
+//! | `Ask` | It goes to the store, one batch at a time. The store takes it if nobody has the user, or says who has. |
+//! | `Via` | A node has the user: each message is launched to it at once, under a number of its own. |
+//! | `Halted` | Something came back, or nothing was heard of it: nothing is launched. When all that is under way is answered or given up, what is not settled goes to the store, past that node. |
+//!
+//! What is stored past a node is followed by a *nudge*, and the route is `Via` again: what is launched next
+//! arrives behind the nudge. Whoever sent what was stored may not log in elsewhere until the nudge has been
+//! answered; until then he is one of the route's *debtors*.
+//!
+//! If the store refuses something that may still arrive at that node, since it was given up, the route is
+//! *fenced*: nothing is settled, stored or launched until a nudge has been answered, for by then it has arrived
+//! or never will.
+//!
+//! Each launch names the last one before it, or the nudge, that is not answered yet. A node that does not have
+//! that one takes nothing more of the route until its next nudge.
+//!
+//! C++ nodes answer nothing: what is published for them is confirmed by the number of listeners, and the next
+//! message asks the store again, for nobody tells when the user goes elsewhere.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::receipts::{Receipt, Waiting};
+use crate::bus::Fate;
+use crate::store::{Claim, Holder, Kept, NodeId, UserId};
+use crate::wire::Errno;
+
+/// How long another node may take to answer.
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
+/// The most messages, and bytes, that one job stores for one user; of larger messages it is one.
+pub(super) const BATCH_MESSAGES: usize = 256;
+pub(super) const BATCH_BYTES: usize = 1 << 20;
+
+/// What a route wants done, in this order.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// To store a batch: [`Route::take_batch`] at the end of the input.
+    Store,
+    /// To the node that has the user.
+    Launch {
+        claim: Claim,
+        number: u64,
+        after: u64,
+        body: Arc<[u8]>,
+        receipt: Receipt,
+    },
+    /// To the user's channel.
+    Publish {
+        number: u64,
+        body: Arc<[u8]>,
+        receipt: Receipt,
+    },
+    Nudge {
+        claim: Claim,
+        number: u64,
+    },
+    /// A nudge is not answered: does that node still have the user by that claim? See [`Route::still_has`].
+    Look,
+    /// The user lives here by now: the message goes to the session.
+    Deliver(Waiting),
+    /// `open`: the sender is a debtor from now on.
+    Settle {
+        receipt: Receipt,
+        fate: Fate,
+        open: bool,
+    },
+    /// They are debtors no more, each as often as it is in the list.
+    Free(Vec<UserId>),
+    /// [`Route::expire`] is due then.
+    Watch(Instant),
+}
+
+/// What a route has to know of the world.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Around {
+    /// The user lives on this node.
+    pub here: bool,
+    /// The bus is there.
+    pub up: bool,
+    pub now: Instant,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Route {
+    state: State,
+    /// What has been neither launched nor stored, oldest first.
+    queue: VecDeque<Waiting>,
+    /// What was launched and is not settled, in that order.
+    launched: VecDeque<Launch>,
+    /// How many of those may still be answered.
+    flying: usize,
+    /// What a job is storing.
+    storing: Option<Batch>,
+    nudge: Nudge,
+    /// What the store has refused while some of it may still arrive.
+    fenced: Vec<(Receipt, Errno)>,
+    /// Who sent what was stored past a node that does not know it yet, once for each message.
+    debtors: Vec<UserId>,
+    /// It is in the list of routes with something to be stored.
+    pub marked: bool,
+    /// [`Step::Watch`] was noted.
+    watched: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Ask,
+    Via(Holder),
+    Halted(Holder),
+}
+
+#[derive(Debug)]
+struct Launch {
+    number: u64,
+    message: Waiting,
+    /// When it is given up.
+    due: Instant,
+    state: Flight,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Flight {
+    Flying,
+    /// It did not arrive.
+    Back,
+    /// Nobody knows whether it will.
+    GivenUp,
+}
+
+/// Messages, each with whether it was given up, on their way into the store.
+#[derive(Debug)]
+struct Batch {
+    messages: Vec<(Waiting, bool)>,
+    past: Option<Holder>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Nudge {
+    #[default]
+    None,
+    Owed,
+    Asked {
+        number: u64,
+        due: Instant,
+    },
+}
+
+impl Route {
+    /// Takes a message.
+    pub fn push(&mut self, message: Waiting, around: Around, next: &mut u64, steps: &mut Vec<Step>) {
+        self.queue.push_back(message);
+        self.advance(around, next, steps);
+    }
+
+    /// Whether nothing is on it, and nobody waits for it.
+    pub fn is_idle(&self) -> bool {
+        self.is_empty() && self.nudge == Nudge::None
+    }
+
+    /// Whether no message is on it.
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty() && self.launched.is_empty() && self.storing.is_none() && self.fenced.is_empty()
+    }
+
+    /// Whether it is idle and knows nothing, either.
+    pub fn is_nothing(&self) -> bool {
+        self.is_idle() && self.state == State::Ask
+    }
+
+    /// Launches and nudges that may still be answered.
+    pub fn open(&self) -> usize {
+        self.flying + usize::from(matches!(self.nudge, Nudge::Asked { .. }))
+    }
+
+    /// Messages that are on it.
+    pub fn len(&self) -> usize {
+        let storing = self.storing.as_ref().map_or(0, |batch| batch.messages.len());
+        self.queue.len() + self.launched.len() + storing + self.fenced.len()
+    }
+
+    /// Does what can be done next. `next` is the last number that was given out.
+    pub fn advance(&mut self, around: Around, next: &mut u64, steps: &mut Vec<Step>) {
+        if self.storing.is_some() || (around.here && self.flying > 0) {
+            return;
+        }
+        if around.here {
+            return self.go_home(steps);
+        }
+        if let State::Via(holder @ Holder::Node(_)) = self.state
+            && !around.up
+            && (!self.queue.is_empty() || self.nudge == Nudge::Owed)
+        {
+            self.state = State::Halted(holder);
+        }
+        match self.state {
+            State::Ask => self.store_what_waits(steps),
+            State::Via(Holder::Node(claim)) => {
+                self.send_nudge(claim, around, next, steps);
+                while let Some(message) = self.queue.pop_front() {
+                    let after = self.last_unanswered();
+                    let (number, body, receipt) = self.launch(message, around, next, steps);
+                    steps.push(Step::Launch { claim, number, after, body, receipt });
+                }
+            }
+            State::Via(Holder::Foreign) if self.flying > 0 => {}
+            State::Via(Holder::Foreign) if self.queue.is_empty() => self.state = State::Ask,
+            State::Via(Holder::Foreign) if !around.up => {
+                self.state = State::Halted(Holder::Foreign);
+                self.store_what_waits(steps);
+            }
+            State::Via(Holder::Foreign) => {
+                while let Some(message) = self.queue.pop_front() {
+                    let (number, body, receipt) = self.launch(message, around, next, steps);
+                    steps.push(Step::Publish { number, body, receipt });
+                }
+            }
+            State::Halted(_) if self.flying > 0 => {}
+            State::Halted(Holder::Node(claim)) if !self.fenced.is_empty() => {
+                self.send_nudge(claim, around, next, steps);
+            }
+            State::Halted(_) if !self.launched.is_empty() || !self.queue.is_empty() => self.store_what_waits(steps),
+            State::Halted(holder) if around.up => {
+                self.state = State::Via(holder);
+                self.advance(around, next, steps);
+            }
+            State::Halted(_) => {}
+        }
+    }
+
+    fn store_what_waits(&mut self, steps: &mut Vec<Step>) {
+        if (!self.queue.is_empty() || !self.launched.is_empty()) && !self.marked {
+            self.marked = true;
+            steps.push(Step::Store);
+        }
+    }
+
+    fn send_nudge(&mut self, claim: Claim, around: Around, next: &mut u64, steps: &mut Vec<Step>) {
+        if self.nudge == Nudge::Owed && around.up {
+            *next += 1;
+            self.nudge = Nudge::Asked { number: *next, due: around.now + PATIENCE };
+            steps.push(Step::Nudge { claim, number: *next });
+            self.watch(around.now + PATIENCE, steps);
+        }
+    }
+
+    /// What the next launch names as the one before it.
+    fn last_unanswered(&self) -> u64 {
+        match (self.launched.back(), self.nudge) {
+            (Some(launch), _) => launch.number,
+            (None, Nudge::Asked { number, .. }) => number,
+            (None, _) => 0,
+        }
+    }
+
+    fn launch(
+        &mut self,
+        message: Waiting,
+        around: Around,
+        next: &mut u64,
+        steps: &mut Vec<Step>,
+    ) -> (u64, Arc<[u8]>, Receipt) {
+        *next += 1;
+        let (body, receipt, due) = (Arc::clone(&message.body), message.receipt, around.now + PATIENCE);
+        self.launched.push_back(Launch { number: *next, message, due, state: Flight::Flying });
+        self.flying += 1;
+        self.watch(due, steps);
+        (*next, body, receipt)
+    }
+
+    fn watch(&mut self, due: Instant, steps: &mut Vec<Step>) {
+        if !self.watched {
+            self.watched = true;
+            steps.push(Step::Watch(due));
+        }
+    }
+
+    /// The user lives on this node: what is left goes to the session, and whoever had the user has not any more.
+    fn go_home(&mut self, steps: &mut Vec<Step>) {
+        self.forget_holder(steps);
+        steps.extend(self.launched.drain(..).map(|launch| Step::Deliver(launch.message)));
+        steps.extend(self.queue.drain(..).map(Step::Deliver));
+    }
+
+    /// Nobody has the user, as far as is known.
+    fn forget_holder(&mut self, steps: &mut Vec<Step>) {
+        self.state = State::Ask;
+        self.void_nudge(steps);
+    }
+
+    /// Nobody will answer the nudge, or it has been: what it was for has come to pass.
+    fn void_nudge(&mut self, steps: &mut Vec<Step>) {
+        self.nudge = Nudge::None;
+        for (receipt, errno) in self.fenced.drain(..) {
+            steps.push(Step::Settle { receipt, fate: Fate::Failed(errno), open: false });
+        }
+        if !self.debtors.is_empty() {
+            steps.push(Step::Free(std::mem::take(&mut self.debtors)));
+        }
+    }
+
+    /// What became of a launch. Returns how long that took, if it was still waited for.
+    pub fn answered(
+        &mut self,
+        number: u64,
+        fate: Fate,
+        around: Around,
+        next: &mut u64,
+        steps: &mut Vec<Step>,
+    ) -> Option<Duration> {
+        let is_it = |launch: &Launch| launch.number == number && launch.state == Flight::Flying;
+        let at = self.launched.iter().position(is_it)?;
+        let took = (around.now + PATIENCE).saturating_duration_since(self.launched[at].due);
+        self.flying -= 1;
+        if fate == Fate::Gone {
+            self.launched[at].state = Flight::Back;
+            self.halt();
+        } else if let Some(launch) = self.launched.remove(at) {
+            steps.push(Step::Settle { receipt: launch.message.receipt, fate, open: false });
+        }
+        if self.state == State::Via(Holder::Foreign) && self.flying == 0 {
+            self.state = State::Ask;
+        }
+        self.advance(around, next, steps);
+        Some(took)
+    }
+
+    fn halt(&mut self) {
+        if let State::Via(holder) = self.state {
+            self.state = State::Halted(holder);
+        }
+    }
+
+    /// A launch is not known to have reached anybody.
+    pub fn unsent(&mut self, number: u64, around: Around, next: &mut u64, steps: &mut Vec<Step>) {
+        self.give_up(|launch| launch.number == number);
+        self.advance(around, next, steps);
+    }
+
+    fn give_up(&mut self, which: impl Fn(&Launch) -> bool) {
+        let mut given_up = 0;
+        for launch in self.launched.iter_mut().filter(|launch| launch.state == Flight::Flying && which(launch)) {
+            launch.state = Flight::GivenUp;
+            given_up += 1;
+        }
+        if given_up > 0 {
+            self.flying -= given_up;
+            self.halt();
+        }
+    }
+
+    /// Gives up what has not been answered in time.
+    pub fn expire(&mut self, around: Around, next: &mut u64, steps: &mut Vec<Step>) {
+        self.watched = false;
+        self.give_up(|launch| launch.due <= around.now);
+        if let Nudge::Asked { number, due } = self.nudge
+            && due <= around.now
+        {
+            self.nudge = Nudge::Asked { number, due: around.now + PATIENCE };
+            steps.push(Step::Look);
+            if let State::Via(Holder::Node(claim)) | State::Halted(Holder::Node(claim)) = self.state
+                && around.up
+            {
+                steps.push(Step::Nudge { claim, number });
+            }
+        }
+        let flying = self.launched.iter().find(|launch| launch.state == Flight::Flying).map(|launch| launch.due);
+        let nudge = match self.nudge {
+            Nudge::Asked { due, .. } => Some(due),
+            Nudge::None | Nudge::Owed => None,
+        };
+        if let Some(due) = [flying, nudge].into_iter().flatten().min() {
+            self.watch(due, steps);
+        }
+        self.advance(around, next, steps);
+    }
+
+    /// A nudge was answered.
+    pub fn nudged(&mut self, number: u64, around: Around, next: &mut u64, steps: &mut Vec<Step>) {
+        if matches!(self.nudge, Nudge::Asked { number: asked, .. } if asked == number) {
+            self.void_nudge(steps);
+            self.advance(around, next, steps);
+        }
+    }
+
+    /// Who has the user, by the store, which was asked because a nudge is not answered. If it is not the one who
+    /// was nudged, that one has delivered or stored everything, and has gone.
+    pub fn still_has(&mut self, found: Option<Holder>, around: Around, next: &mut u64, steps: &mut Vec<Step>) {
+        if matches!(self.state, State::Via(holder) | State::Halted(holder) if found != Some(holder)) {
+            self.void_nudge(steps);
+            self.advance(around, next, steps);
+        }
+    }
+
+    /// A node was marked so long ago that it does nothing any more.
+    pub fn holder_died(&mut self, node: NodeId, around: Around, next: &mut u64, steps: &mut Vec<Step>) {
+        let (State::Via(Holder::Node(claim)) | State::Halted(Holder::Node(claim))) = self.state else { return };
+        if claim.node != node {
+            return;
+        }
+        self.void_nudge(steps);
+        if self.launched.is_empty() && self.storing.is_none() {
+            self.state = State::Ask;
+        }
+        self.advance(around, next, steps);
+    }
+
+    /// What the next job is to store, and past whom; `None`: nothing any more. What came back goes first.
+    pub fn take_batch(&mut self) -> Option<(Vec<Arc<[u8]>>, Option<Holder>)> {
+        self.marked = false;
+        if self.storing.is_some() || self.flying > 0 || !self.fenced.is_empty() {
+            return None;
+        }
+        let past = match self.state {
+            State::Ask => None,
+            State::Halted(holder) => Some(holder),
+            State::Via(_) => return None,
+        };
+        let (mut messages, mut bytes) = (Vec::new(), 0);
+        let mut has_room = |message: &Waiting, count: usize| {
+            bytes += message.body.len();
+            count == 0 || (count < BATCH_MESSAGES && bytes <= BATCH_BYTES)
+        };
+        while let Some(launch) = self.launched.pop_front_if(|launch| has_room(&launch.message, messages.len())) {
+            messages.push((launch.message, launch.state == Flight::GivenUp));
+        }
+        if self.launched.is_empty() {
+            while let Some(message) = self.queue.pop_front_if(|message| has_room(message, messages.len())) {
+                messages.push((message, false));
+            }
+        }
+        if messages.is_empty() {
+            return None;
+        }
+        let bodies = messages.iter().map(|(message, _)| Arc::clone(&message.body)).collect();
+        self.storing = Some(Batch { messages, past });
+        Some((bodies, past))
+    }
+
+    /// What the store has done with the batch; `None`: nothing, as far as is known.
+    pub fn stored(&mut self, kept: Option<Kept>, around: Around, next: &mut u64, steps: &mut Vec<Step>) {
+        let Some(Batch { messages, past }) = self.storing.take() else { return };
+        let all = messages.len();
+        match kept {
+            Some(Kept::Stored(_)) => {
+                self.settle_stored(messages, false, steps);
+                self.forget_holder(steps);
+            }
+            Some(Kept::Past(_)) => self.stored_past(messages, past, steps),
+            Some(Kept::NoUser) => {
+                self.forget_holder(steps);
+                fail(messages, Errno::NoSuchUser, steps);
+            }
+            Some(Kept::Elsewhere(holder)) => {
+                if !matches!(self.state, State::Via(was) | State::Halted(was) if was == holder) {
+                    self.forget_holder(steps);
+                }
+                let left: Vec<Waiting> = self.launched.drain(..).map(|launch| launch.message).collect();
+                let back = messages.into_iter().map(|(message, _)| message).chain(left).collect::<Vec<_>>();
+                back.into_iter().rev().for_each(|message| self.queue.push_front(message));
+                self.state = State::Via(holder);
+            }
+            Some(Kept::Full(stored)) => {
+                self.stored_in_part(messages, past, stored.min(all), all, Errno::Busy, around, steps);
+            }
+            Some(Kept::Refused(stored)) => {
+                let stored = stored.min(all);
+                let refused = (stored + 1).min(all);
+                self.stored_in_part(messages, past, stored, refused, Errno::StoreUnavailable, around, steps);
+            }
+            None => self.stored_in_part(messages, past, 0, all, Errno::StoreUnavailable, around, steps),
+        }
+        self.advance(around, next, steps);
+    }
+
+    fn settle_stored(&mut self, messages: Vec<(Waiting, bool)>, open: bool, steps: &mut Vec<Step>) {
+        for (message, _) in messages {
+            let debtor = message.receipt.sender().filter(|_| open);
+            self.debtors.extend(debtor);
+            steps.push(Step::Settle { receipt: message.receipt, fate: Fate::Stored, open: debtor.is_some() });
+        }
+    }
+
+    /// These messages stand in the store of a user whom that node has.
+    fn stored_past(&mut self, messages: Vec<(Waiting, bool)>, past: Option<Holder>, steps: &mut Vec<Step>) {
+        match past {
+            Some(Holder::Node(_)) => {
+                self.settle_stored(messages, true, steps);
+                self.nudge = Nudge::Owed;
+                if self.launched.is_empty()
+                    && let State::Halted(holder) = self.state
+                {
+                    self.state = State::Via(holder);
+                }
+            }
+            Some(Holder::Foreign) | None => {
+                self.settle_stored(messages, false, steps);
+                self.forget_holder(steps);
+            }
+        }
+    }
+
+    /// The first `stored` of these messages are in the store, those behind them up to `refused` were refused, and
+    /// the rest was not tried.
+    #[expect(clippy::too_many_arguments)]
+    fn stored_in_part(
+        &mut self,
+        mut messages: Vec<(Waiting, bool)>,
+        past: Option<Holder>,
+        stored: usize,
+        refused: usize,
+        errno: Errno,
+        around: Around,
+        steps: &mut Vec<Step>,
+    ) {
+        self.put_back(messages.split_off(refused), around.now);
+        let failed = messages.split_off(stored);
+        let is_past_a_node = matches!(past, Some(Holder::Node(_)));
+        if !messages.is_empty() {
+            self.stored_past(messages, past, steps);
+        }
+        if is_past_a_node && !around.here && failed.iter().any(|(_, given_up)| *given_up) {
+            self.fenced.extend(failed.into_iter().map(|(message, _)| (message.receipt, errno)));
+            self.nudge = Nudge::Owed;
+            if let State::Via(holder) = self.state {
+                self.state = State::Halted(holder);
+            }
+            return;
+        }
+        fail(failed, errno, steps);
+        match self.state {
+            // What was not tried is stored before anything is launched.
+            State::Halted(Holder::Node(_)) if !self.launched.is_empty() => {}
+            State::Halted(holder @ Holder::Node(_)) => self.state = State::Via(holder),
+            State::Halted(Holder::Foreign) if self.launched.is_empty() => self.state = State::Ask,
+            State::Halted(Holder::Foreign) | State::Ask | State::Via(_) => {}
+        }
+    }
+
+    /// Messages that the store was not asked for stand first again.
+    fn put_back(&mut self, messages: Vec<(Waiting, bool)>, now: Instant) {
+        let is_asking = self.state == State::Ask;
+        for (message, was_given_up) in messages.into_iter().rev() {
+            if is_asking {
+                self.queue.push_front(message);
+            } else {
+                let state = if was_given_up { Flight::GivenUp } else { Flight::Back };
+                // Its number and its time are over.
+                self.launched.push_front(Launch { number: 0, message, due: now, state });
+            }
+        }
+    }
+}
+
+fn fail(messages: Vec<(Waiting, bool)>, errno: Errno, steps: &mut Vec<Step>) {
+    for (message, _) in messages {
+        steps.push(Step::Settle { receipt: message.receipt, fate: Fate::Failed(errno), open: false });
+    }
+}

@@ -1,0 +1,601 @@
+//! A shard: its state, its inputs, and the table of requests.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use chrono::{Local, TimeZone};
+
+use super::client::Client;
+use super::cluster::{Burial, Question, Waiter};
+use super::groups::{Groups, Sums};
+use super::users::{User, Users};
+use super::{
+    Answer, Asks, Effect, Effects, Job, Lane, Letter, Now, Op, Settings, ShardCounts, Tag, Then, Timer, requests,
+};
+use crate::home::Homes;
+use crate::reactor::{CloseReason, ConnId, ConnMap, HangUp, Taken, Unwritten};
+use crate::store::{StoreError, UserId};
+use crate::wire::proxy::BadHeader;
+use crate::wire::{Broken, Errno, Refusal, Request, Split, msgid, reply};
+
+/// After so many objects of one connection the others have their turn.
+const OBJECTS_A_TURN: usize = 32;
+/// A connection with so many unsettled requests is not read any further…
+const MAX_PENDING: u32 = 256;
+/// …nor is one with any while a shard has so many jobs in the pool and questions to other nodes.
+const MAX_JOBS: usize = 8192;
+/// A claim's epoch bears in its upper bits the shard that has drawn it, so that no two are the same.
+const EPOCH_BITS: u32 = 48;
+
+/// One request on its way to its handler.
+pub(super) struct Call<'a> {
+    pub conn: ConnId,
+    pub msgid: i64,
+    pub seq: Option<i64>,
+    pub request: &'a Request<'a>,
+    /// The object as it came.
+    pub object: &'a [u8],
+    pub now: Now,
+}
+
+/// The service's part that belongs to one reactor.
+pub struct Shard {
+    pub(super) index: usize,
+    pub(super) settings: Settings,
+    /// The connections of this reactor.
+    pub(super) clients: ConnMap<Client>,
+    /// The users whose home this is.
+    pub(super) users: Users,
+    /// How many of them are logged in.
+    pub(super) sessions: usize,
+    /// How many of them have a route, and with how many some are forgotten.
+    pub(super) routes: usize,
+    pub(super) many_routes: usize,
+    /// The groups whose home this is.
+    pub(super) groups: Groups,
+    pub(super) sums: Sums,
+    /// Of the last claim.
+    pub(super) next_epoch: u64,
+    /// Of the last login or registration.
+    pub(super) next_attempt: u64,
+    /// Of the last launch or nudge.
+    pub(super) next_number: u64,
+    /// Routes of which something is to be stored at the end of this input.
+    pub(super) marked: Vec<UserId>,
+    /// Launches and nudges of all routes that may still be answered.
+    pub(super) open: usize,
+    /// What else was asked of other nodes, and of the bus, by ticket.
+    pub(super) questions: HashMap<u64, Question>,
+    pub(super) next_question: u64,
+    /// When answers have had their time.
+    pub(super) patience: BTreeSet<(Instant, Waiter)>,
+    /// Nodes that are dead, with what is still open of them.
+    pub(super) burials: HashMap<u64, Burial>,
+    pub(super) next_burial: u64,
+    /// The bus reaches others.
+    pub(super) is_up: bool,
+    /// Bytes that backlogs keep.
+    pub(super) held: usize,
+    /// Jobs in the pool.
+    pub(super) jobs: usize,
+    pub(super) shutting_down: bool,
+    wound_up: bool,
+    /// Messages that were lost since then: the store did not take them. And whose.
+    pub(super) lost: usize,
+    pub(super) lost_by: BTreeSet<UserId>,
+    /// The store has said that this node is taken for dead: nothing is done any more.
+    is_marked: bool,
+    /// The time of this input.
+    pub(super) now: Now,
+    /// The last formatted time, and the second it is of.
+    clock: (i64, String),
+    pub(super) counts: Arc<ShardCounts>,
+}
+
+impl Shard {
+    /// Shard `index` of those that the homes tell of, at this time.
+    pub fn new(index: usize, settings: Settings, now: Now) -> Self {
+        let many_routes = settings.routes;
+        Shard {
+            index,
+            settings,
+            clients: ConnMap::default(),
+            users: Users::new(),
+            sessions: 0,
+            routes: 0,
+            many_routes,
+            groups: Groups::default(),
+            sums: Sums::default(),
+            next_epoch: (index as u64) << EPOCH_BITS,
+            // So that shards tell those they refuse different times.
+            next_attempt: (index as u64) << 32,
+            next_number: 0,
+            marked: Vec::new(),
+            open: 0,
+            questions: HashMap::new(),
+            next_question: 0,
+            patience: BTreeSet::new(),
+            burials: HashMap::new(),
+            next_burial: 0,
+            is_up: true,
+            held: 0,
+            jobs: 0,
+            shutting_down: false,
+            wound_up: false,
+            lost: 0,
+            lost_by: BTreeSet::new(),
+            is_marked: false,
+            now,
+            clock: (i64::MIN, String::new()),
+            counts: Arc::default(),
+        }
+    }
+
+    /// What it counts.
+    pub fn counts(&self) -> Arc<ShardCounts> {
+        Arc::clone(&self.counts)
+    }
+
+    /// The number of this shard's connections, and how many users are logged in on it.
+    pub fn population(&self) -> (usize, usize) {
+        (self.clients.len(), self.sessions)
+    }
+
+    /// Bytes that are kept for sessions besides what stands in their connections' queues.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Messages that could not be stored since [`Shard::stop`], or still wait for it, and of how many users they
+    /// are.
+    pub fn lost(&self) -> (usize, usize) {
+        let waiting = |user: &&UserId| self.users.get(user).is_some_and(|user| user.unsettled() > 0);
+        let mut users = self.lost_by.clone();
+        users.extend(self.users.keys().filter(waiting));
+        (self.lost + self.users.values().map(|user| user.unsettled()).sum::<usize>(), users.len())
+    }
+
+    /// Which shard a user or a group belongs to.
+    pub(super) fn homes(&self) -> &Homes {
+        &self.settings.homes
+    }
+
+    /// A connection was accepted, from `peer`: the client, or a proxy that will tell whose it is.
+    pub fn opened(&mut self, conn: ConnId, peer: SocketAddr, now: Now, fx: &mut Effects) {
+        self.now = now;
+        let mut client = Client::new(peer);
+        if self.settings.login_timeout.or(self.settings.idle_timeout).is_some() {
+            client.tally(now.at);
+        }
+        self.clients.insert(conn, client);
+        if !self.expect_proxy_header(conn, fx) {
+            return;
+        }
+        if self.shutting_down {
+            self.refuse_and_close(conn, Errno::ShuttingDown.into(), CloseReason::ShuttingDown, fx);
+            return;
+        }
+        self.set_timers(conn, fx);
+    }
+
+    /// Bytes have arrived; `input` begins with what the last call left.
+    pub fn input(&mut self, conn: ConnId, input: &[u8], now: Now, fx: &mut Effects) -> Taken {
+        self.now = now;
+        let taken = self.objects(conn, input, now, fx);
+        self.end(fx);
+        taken
+    }
+
+    fn objects(&mut self, conn: ConnId, input: &[u8], now: Now, fx: &mut Effects) -> Taken {
+        let Some(mut taken) = self.proxy_header(conn, input, fx) else { return Taken { bytes: 0, more: false } };
+        if let Some(client) = self.clients.get_mut(conn) {
+            if let Some(tally) = &mut client.tally {
+                tally.last_input = now.at;
+            }
+            if !client.splitter.inside_object() {
+                client.framing.more(&input[taken..]);
+            }
+        }
+        for _ in 0..OBJECTS_A_TURN {
+            let Some(client) = self.clients.get_mut(conn) else { return Taken { bytes: input.len(), more: false } };
+            if client.closing {
+                return Taken { bytes: input.len(), more: false };
+            }
+            if client.is_paused() {
+                return Taken { bytes: taken, more: false };
+            }
+            let limit = match client.user {
+                Some(_) => self.settings.max_message,
+                None => self.settings.max_message_before_login,
+            };
+            match client.splitter.next(&input[taken..], limit) {
+                Ok(Split::Partial { skip }) => return Taken { bytes: taken + skip, more: false },
+                Ok(Split::Object { start, end }) => {
+                    let object = &input[taken + start..taken + end];
+                    if client.changes > 0 && client.reads_changes(object) {
+                        client.behind_changes = true;
+                        fx.push(Effect::Pause(conn));
+                        return Taken { bytes: taken + start, more: false };
+                    }
+                    taken += end;
+                    client.framing.object_ended(&input[taken..]);
+                    self.object(conn, object, now, fx);
+                }
+                Err(broken) => {
+                    let (errno, reason) = match broken {
+                        Broken::TooLarge => (Errno::TooLarge, CloseReason::TooLarge),
+                        Broken::NotAnObject | Broken::TooDeep => (Errno::Unfollowable, CloseReason::Unfollowable),
+                    };
+                    self.refuse_stream(conn, Refusal::new(errno, broken.to_string()), reason, fx);
+                }
+            }
+        }
+        Taken { bytes: taken, more: taken < input.len() }
+    }
+
+    /// The client has finished sending; `rest` bytes of its input were left.
+    pub fn ended(&mut self, conn: ConnId, rest: usize, now: Now, fx: &mut Effects) {
+        self.now = now;
+        let Some(client) = self.clients.get_mut(conn) else { return };
+        client.ended = true;
+        if rest > 0 && client.header_due {
+            self.refuse_proxy_header(conn, BadHeader::Malformed, fx);
+        } else if rest > 0 || client.splitter.inside_object() {
+            let refusal = Refusal::new(Errno::Unfollowable, "the stream ended inside an object");
+            self.refuse_stream(conn, refusal, CloseReason::Unfollowable, fx);
+        } else {
+            self.close_if_done(conn, fx);
+        }
+        self.end(fx);
+    }
+
+    /// The client has hung up while its input waits.
+    pub fn hung_up(&mut self, conn: ConnId, how: HangUp, now: Now, fx: &mut Effects) {
+        self.now = now;
+        self.client_hung_up(conn, how, fx);
+        self.end(fx);
+    }
+
+    /// A message with this tag was written whole.
+    pub fn written(&mut self, _: ConnId, tag: Tag, now: Now, fx: &mut Effects) {
+        self.now = now;
+        match tag {
+            Tag::Chat { user, epoch, receipt } => self.chat_written(user, epoch, receipt, fx),
+            Tag::Row { user, epoch, row } => self.rows_written(user, epoch, &[row], fx),
+            Tag::Reply { user, epoch, rows } => self.rows_written(user, epoch, &rows, fx),
+        }
+        self.end(fx);
+    }
+
+    /// These were taken back from a connection's queue: its client reads slowly, or [`Effect::Recall`] has asked
+    /// for them.
+    pub fn recalled(&mut self, conn: ConnId, unwritten: Vec<Unwritten<Tag>>, now: Now, fx: &mut Effects) {
+        self.now = now;
+        self.queue_recalled(conn, unwritten, fx);
+        self.end(fx);
+    }
+
+    /// All that was queued for a slow reader is written.
+    pub fn drained(&mut self, conn: ConnId, now: Now, fx: &mut Effects) {
+        self.now = now;
+        self.queue_drained(conn, fx);
+        self.end(fx);
+    }
+
+    /// A connection is gone; `unwritten` did not get out.
+    pub fn closed(
+        &mut self,
+        conn: ConnId,
+        reason: CloseReason,
+        unwritten: Vec<Unwritten<Tag>>,
+        now: Now,
+        fx: &mut Effects,
+    ) {
+        self.now = now;
+        log::debug!("{conn}: {}", reason.text());
+        if let Some(client) = self.clients.remove(conn) {
+            client.give_up();
+            if let Some(user) = client.user.as_deref().map(|user| user.user).or(client.leaving) {
+                self.connection_gone(conn, user, unwritten, fx);
+            }
+        }
+        self.end(fx);
+    }
+
+    /// A letter from another shard, a job's answer, or news from the bus.
+    pub fn letter(&mut self, letter: Letter, now: Now, fx: &mut Effects) {
+        self.now = now;
+        self.receive(letter, fx);
+        self.end(fx);
+    }
+
+    fn receive(&mut self, letter: Letter, fx: &mut Effects) {
+        match letter {
+            Letter::Chat { to, body, receipt } => self.chat_came(to, body, receipt, fx),
+            Letter::GroupChat(message) => self.group_chat_came(message, fx),
+            Letter::Fan { to, message } => self.fan(&to, message, fx),
+            Letter::Join { group, user, conn, seq } => self.join(group, user, conn, seq, fx),
+            Letter::Joined { conn, seq, outcome } => self.joined(conn, seq, outcome, fx),
+            Letter::Settled { receipt, fate, open } => self.settle(receipt, fate, open, fx),
+            Letter::Owed { conn, user } => self.owe_send(conn, user, fx),
+            Letter::FanSize { key, size } => self.fan_size(key, size, fx),
+            Letter::FanPart { key, part, open } => self.fan_part(key, part, open, fx),
+            Letter::Freed { user, debts } => self.freed(user, debts, fx),
+            Letter::Bus(event) => self.bus_event(event, fx),
+            Letter::Done(done) => {
+                self.jobs -= 1;
+                self.done(done.then, done.answer, fx);
+            }
+        }
+    }
+
+    /// A timer has fired.
+    pub fn timer(&mut self, timer: Timer, now: Now, fx: &mut Effects) {
+        self.now = now;
+        match timer {
+            Timer::Login(conn) => self.login_timer(conn, now, fx),
+            Timer::Attempt { conn, number } => self.attempt_timer(conn, number, fx),
+            Timer::Idle(conn) => self.idle_timer(conn, now, fx),
+            Timer::Rate(conn) => self.rate_timer(conn, fx),
+            Timer::Backlog { user, epoch } => self.backlog_timer(user, epoch, fx),
+            Timer::Half { user, epoch } => self.half_timer(user, epoch, fx),
+            Timer::Release { user, epoch } => self.release(user, epoch, None, fx),
+            Timer::Patience => self.patience_timer(fx),
+            Timer::Dead(node) => self.holder_died(node, fx),
+        }
+        self.end(fx);
+    }
+
+    /// The process is to end: everybody is logged out, what waits for them is stored, and they are disconnected
+    /// once what they asked for is done. [`Effect::WoundUp`] follows.
+    pub fn stop(&mut self, now: Now, fx: &mut Effects) {
+        self.now = now;
+        self.shutting_down = true;
+        self.forget_idle_routes();
+        let mut waiting: Vec<_> = self.users.values_mut().flat_map(User::end_of_service).collect();
+        self.users.retain(|_, user| !user.tidy());
+        waiting.sort_unstable_by_key(|login| login.attempt); // the same order in every run of a simulation
+        for login in waiting {
+            self.refuse_login(&login, &Errno::ShuttingDown.into(), fx);
+        }
+        for conn in self.clients.ids().collect::<Vec<_>>() {
+            let Some(client) = self.clients.get_mut(conn) else { continue };
+            // Its turn to be hashed may be a minute away.
+            let would_be_hashed = client.give_up();
+            if client.waiting && client.user.is_none() {
+                self.refuse_and_close(conn, Errno::ShuttingDown.into(), CloseReason::ShuttingDown, fx);
+                continue;
+            }
+            if would_be_hashed {
+                self.refuse_attempt(conn, &Errno::ShuttingDown.into(), fx);
+            }
+            self.log_out(conn, None, fx);
+            self.close_if_done(conn, fx);
+        }
+        self.end(fx);
+    }
+
+    /// What is left to be done at the end of every input.
+    pub(super) fn end(&mut self, fx: &mut Effects) {
+        if !self.marked.is_empty() {
+            self.store_marked(fx);
+        }
+        if self.routes >= self.many_routes {
+            self.forget_idle_routes();
+        }
+        self.counts.jobs.set(self.jobs);
+        self.counts.questions.set(self.open + self.questions.len());
+        let is_done = self.clients.is_empty() && self.users.is_empty() && self.jobs == 0;
+        if self.shutting_down && !self.wound_up && is_done {
+            self.wound_up = true;
+            fx.push(Effect::WoundUp);
+        }
+    }
+
+    /// One object: find its handler and answer a refusal.
+    fn object(&mut self, conn: ConnId, object: &[u8], now: Now, fx: &mut Effects) {
+        let request = match Request::parse(object) {
+            Ok(request) => request,
+            Err(refusal) => return self.refuse_stream(conn, refusal, CloseReason::Unfollowable, fx),
+        };
+        let (id, seq) = (request.msgid(), request.seq());
+        if let Some(refusal) = self.is_too_fast(conn, object.len(), fx) {
+            return self.refuse(conn, id.ok(), seq.ok().flatten(), &refusal, fx);
+        }
+        let (msgid, seq) = match (id, seq) {
+            (Ok(msgid), Ok(seq)) => (msgid, seq),
+            (msgid, Err(refusal)) => return self.refuse(conn, msgid.ok(), None, &refusal, fx),
+            (Err(refusal), Ok(seq)) => return self.refuse(conn, None, seq, &refusal, fx),
+        };
+        if seq.is_some()
+            && let Some(client) = self.clients.get_mut(conn)
+        {
+            client.uses_seq = true;
+        }
+        let (asks, handler) = match requests::HANDLERS.iter().find(|(id, ..)| *id == msgid) {
+            Some((_, asks, handler)) => (*asks, Some(*handler)),
+            None => (Asks::Unknown, None),
+        };
+        self.counts.requests.of(asks).add(1);
+        let call = Call { conn, msgid, seq, request: &request, object, now };
+        let result = match handler {
+            None => Err(Errno::UnknownMsgid.into()),
+            Some(_) if self.shutting_down => Err(Errno::ShuttingDown.into()),
+            Some(handler) => handler(self, &call, fx),
+        };
+        if let Err(refusal) = result {
+            self.refuse(conn, Some(msgid), seq, &refusal, fx);
+        }
+    }
+
+    /// Sends a reply in the connection's framing; nobody is there: nobody hears it.
+    pub(super) fn reply(&mut self, conn: ConnId, fx: &mut Effects, write: impl FnOnce(&mut Vec<u8>)) {
+        if let Some(client) = self.clients.get(conn) {
+            fx.reply(conn, client.framing.framing(), false, write);
+        }
+    }
+
+    pub(super) fn refuse(
+        &mut self,
+        conn: ConnId,
+        request: Option<i64>,
+        seq: Option<i64>,
+        refusal: &Refusal,
+        fx: &mut Effects,
+    ) {
+        self.counts.refusals.of(refusal.errno).add(1);
+        if let Some(client) = self.clients.get(conn) {
+            // Clients that read one object a time wait for exactly these two.
+            let alone = matches!(request, Some(msgid::LOGIN | msgid::REGISTER));
+            fx.reply(conn, client.framing.framing(), alone, |out| reply::refused(out, request, seq, refusal));
+        }
+    }
+
+    /// For what no request can be blamed for: says why, then closes.
+    pub(super) fn refuse_and_close(&mut self, conn: ConnId, refusal: Refusal, reason: CloseReason, fx: &mut Effects) {
+        let Some(client) = self.clients.get_mut(conn) else { return };
+        if !std::mem::replace(&mut client.closing, true) {
+            client.give_up();
+            log::debug!("{conn}: {}", refusal.text);
+            self.refuse(conn, None, None, &refusal, fx);
+            fx.push(Effect::Close(conn, reason));
+        }
+    }
+
+    /// The same where the stream cannot be followed: requests before that still get their replies.
+    fn refuse_stream(&mut self, conn: ConnId, refusal: Refusal, reason: CloseReason, fx: &mut Effects) {
+        match self.clients.get_mut(conn) {
+            Some(client) if client.pending > 0 && !client.waiting && !client.closing => {
+                log::debug!("{conn}: {}", refusal.text);
+                client.closing = true;
+                client.close_when_paid = Some(reason);
+                self.refuse(conn, None, None, &refusal, fx);
+            }
+            _ => self.refuse_and_close(conn, refusal, reason, fx),
+        }
+    }
+
+    /// Notes that a request of this connection will be settled later.
+    pub(super) fn owe(&mut self, conn: ConnId, fx: &mut Effects) {
+        let crowded = self.is_crowded();
+        if let Some(client) = self.clients.get_mut(conn) {
+            client.pending += 1;
+            if !client.throttled && (client.pending >= MAX_PENDING || crowded) {
+                client.throttled = true;
+                fx.push(Effect::Pause(conn));
+            }
+        }
+    }
+
+    /// Notes that what a request of this connection changes will be settled later.
+    pub(super) fn begin_change(&mut self, conn: ConnId) {
+        if let Some(client) = self.clients.get_mut(conn) {
+            client.changes += 1;
+        }
+    }
+
+    /// A change is settled. What is to see it goes on: a list, a group chat, or a login.
+    pub(super) fn end_change(&mut self, conn: ConnId, fx: &mut Effects) {
+        let Some(client) = self.clients.get_mut(conn) else { return };
+        client.changes -= 1;
+        if client.changes == client.joins && std::mem::take(&mut client.behind_changes) && !client.is_paused() {
+            fx.push(Effect::Resume(conn));
+        }
+        self.goes_on(conn, fx);
+    }
+
+    /// Whether the pool or other nodes are behind.
+    fn is_crowded(&self) -> bool {
+        self.jobs + self.open + self.questions.len() >= MAX_JOBS
+    }
+
+    /// A request of this connection is settled.
+    pub(super) fn paid(&mut self, conn: ConnId, fx: &mut Effects) {
+        let crowded = self.is_crowded();
+        let Some(client) = self.clients.get_mut(conn) else { return };
+        client.pending -= 1;
+        if client.throttled && client.pending <= MAX_PENDING / 2 && (!crowded || client.pending == 0) {
+            client.throttled = false;
+            if !client.is_paused() {
+                fx.push(Effect::Resume(conn));
+            }
+        }
+        if client.pending == 0
+            && let Some(reason) = client.close_when_paid.take()
+        {
+            fx.push(Effect::Close(conn, reason));
+        }
+        self.goes_on(conn, fx);
+        self.close_if_done(conn, fx);
+    }
+
+    /// Closes a connection that has nothing more to say, once it is owed nothing more.
+    pub(super) fn close_if_done(&mut self, conn: ConnId, fx: &mut Effects) {
+        let Some(client) = self.clients.get_mut(conn) else { return };
+        if client.pending == 0 && (client.ended || self.shutting_down) && !std::mem::replace(&mut client.closing, true)
+        {
+            let reason = if client.ended { CloseReason::ByClient } else { CloseReason::ShuttingDown };
+            fx.push(Effect::Close(conn, reason));
+        }
+    }
+
+    pub(super) fn submit(&mut self, lane: Lane, then: Then, op: Op, fx: &mut Effects) {
+        self.jobs += 1;
+        fx.push(Effect::Submit(lane, Box::new(Job { shard: self.index, then, op })));
+    }
+
+    /// A letter to a shard, or to this one, which has it at once.
+    pub(super) fn send(&mut self, shard: usize, letter: Letter, fx: &mut Effects) {
+        if shard == self.index {
+            self.receive(letter, fx);
+        } else {
+            fx.push(Effect::Post(shard, letter));
+        }
+    }
+
+    /// The lane of everything about one user's account and offline messages.
+    pub(super) fn user_lane(&self, user: UserId) -> Lane {
+        Lane::Number(user as usize % self.settings.lanes)
+    }
+
+    /// A job's answer, for whoever asked.
+    fn done(&mut self, then: Then, answer: Result<Answer, StoreError>, fx: &mut Effects) {
+        if matches!(answer, Err(StoreError::Marked)) {
+            if !std::mem::replace(&mut self.is_marked, true) {
+                fx.push(Effect::Marked);
+            }
+            return;
+        }
+        match then {
+            Then::AccountRead(login) => self.account_read(login, answer, fx),
+            Then::Verified(login) => self.verified(login, answer, fx),
+            Then::Claimed { user, epoch } => self.claimed(user, epoch, answer, fx),
+            Then::Nothing => {}
+            Then::Loaded { user, epoch } => self.loaded(user, epoch, answer, fx),
+            Then::Registered { conn, from, attempt } => self.registered(conn, from, attempt, answer, fx),
+            Then::Ack { conn, request, seq } => self.acked(conn, request, seq, answer, fx),
+            Then::GroupCreated { conn, seq } => self.group_created(conn, seq, answer, fx),
+            Then::GroupJoined { group, user, conn, seq } => self.group_joined(group, user, conn, seq, answer, fx),
+            Then::Listed { conn, seq } => self.listed(conn, seq, answer, fx),
+            Then::Members(group) => self.members_loaded(group, answer, fx),
+            Then::BacklogStored { user, epoch } => self.backlog_stored(user, epoch, answer, fx),
+            Then::RoutesStored(users) => self.routes_stored(users, answer, fx),
+            Then::Looked(user) => self.holder_looked_up(user, answer, fx),
+            Then::Page { user, epoch } => self.page_read(user, epoch, answer, fx),
+            Then::Removed { user, epoch } => self.removed(user, epoch, answer, fx),
+            Then::Released { user, epoch, ended } => self.released(user, epoch, ended, answer, fx),
+        }
+    }
+
+    /// The server's local time, as chats bear it.
+    pub(super) fn local_time(&mut self, now: Now) -> &str {
+        if self.clock.0 != now.unix {
+            let time = Local.timestamp_opt(now.unix, 0).earliest();
+            let text = time.map(|time| time.format("%Y-%m-%d %H:%M:%S").to_string());
+            self.clock = (now.unix, text.unwrap_or_default());
+        }
+        &self.clock.1
+    }
+}

@@ -1,0 +1,173 @@
+//! All that a node knows of a user: one struct, at the user's home, and no copy of it anywhere else.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::backlog::Backlog;
+use super::jobs::Login;
+use super::route::Route;
+use crate::reactor::ConnId;
+use crate::store::{NodeId, UserId};
+
+/// The users that something is known of, by id.
+pub(super) type Users = HashMap<UserId, User>;
+
+#[derive(Default)]
+pub(super) struct User {
+    /// The session, once it has begun, until its claim is released.
+    pub session: Option<Session>,
+    /// Messages that this user has sent, in whichever session, and that are not settled. The claim is not
+    /// released while there are any.
+    pub sends: u32,
+    /// Messages of this user that stand in the store of somebody whose node does not know it yet. Nor is it
+    /// released while there are any.
+    pub debts: u32,
+    /// What most users do not have.
+    more: Option<Box<More>>,
+}
+
+/// A session that has its claim and its connection, or is ending.
+pub(super) struct Session {
+    pub conn: ConnId,
+    /// Of its claim. It names the session for good.
+    pub epoch: u64,
+    /// What does not go to the connection; `None`: everything does.
+    pub backlog: Option<Box<Backlog>>,
+}
+
+impl Session {
+    pub fn is_ending(&self) -> bool {
+        self.backlog.as_deref().is_some_and(Backlog::is_ending)
+    }
+}
+
+#[derive(Default)]
+pub(super) struct More {
+    /// To where the user is, while that is not here; or was, while something is still on it.
+    pub route: Option<Route>,
+    /// A login that has passed its password.
+    pub entering: Option<Entering>,
+    /// Logins that wait for that one, or for the end of the session.
+    pub waiting: Vec<Login>,
+    /// Other nodes that have sent something to the session.
+    pub peers: Vec<Peer>,
+    /// How the session ends.
+    pub ending: Option<Ending>,
+    /// Claims that the store may have, and that nobody uses: it has not taken them back yet.
+    pub unreleased: Vec<u64>,
+}
+
+impl More {
+    fn is_nothing(&self) -> bool {
+        self.route.is_none()
+            && self.entering.is_none()
+            && self.waiting.is_empty()
+            && self.peers.is_empty()
+            && self.ending.is_none()
+            && self.unreleased.is_empty()
+    }
+}
+
+/// A login that takes the account.
+pub(super) struct Entering {
+    pub login: Login,
+    /// Of the claim.
+    pub epoch: u64,
+    /// What other nodes, which have read of the claim already, have sent for it.
+    pub early: Vec<Early>,
+}
+
+/// Something from another node for a session that has not begun.
+pub(super) enum Early {
+    Chat { body: Arc<[u8]>, from: NodeId, number: u64, after: u64 },
+    Nudge { from: NodeId, number: u64 },
+}
+
+/// How a session ends.
+#[derive(Clone, Copy)]
+pub(super) struct Ending {
+    /// The connection lives on, and waits for the end.
+    pub stays: bool,
+    /// The logout's `seq`. It is acked when the claim is released, so that it holds on all nodes.
+    pub ack: Option<i64>,
+}
+
+/// What another node has sent to a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Peer {
+    pub node: NodeId,
+    /// The number of the last launch or nudge that came.
+    pub last: u64,
+    /// One went back, or did not arrive: what follows must not overtake it, and goes back, too, until that
+    /// node's nudge tells that it knows.
+    pub fenced: bool,
+}
+
+impl User {
+    pub fn more(&self) -> Option<&More> {
+        self.more.as_deref()
+    }
+
+    pub fn more_mut(&mut self) -> Option<&mut More> {
+        self.more.as_deref_mut()
+    }
+
+    /// The same, which is there from now on.
+    pub fn with_more(&mut self) -> &mut More {
+        self.more.get_or_insert_default()
+    }
+
+    pub fn route(&mut self) -> Option<&mut Route> {
+        self.more.as_deref_mut()?.route.as_mut()
+    }
+
+    pub fn entering(&self) -> Option<&Entering> {
+        self.more.as_deref()?.entering.as_ref()
+    }
+
+    /// The session of this epoch.
+    pub fn session_of(&mut self, epoch: u64) -> Option<&mut Session> {
+        self.session.as_mut().filter(|session| session.epoch == epoch)
+    }
+
+    /// Whether the user may log in again at once although the last session is ending: its connection is gone, and
+    /// nothing that was for it is held, being stored, or awaited by a nudge. What the user has sent counts on.
+    pub fn may_return(&self) -> bool {
+        let stays = self.more().and_then(|more| more.ending).is_none_or(|ending| ending.stays);
+        let backlog = self.session.as_ref().and_then(|session| session.backlog.as_deref());
+        !stays && backlog.is_some_and(|backlog| backlog.is_ending() && backlog.is_settled())
+    }
+
+    /// What a node has sent to the session.
+    pub fn peer(&mut self, node: NodeId) -> &mut Peer {
+        let peers = &mut self.with_more().peers;
+        let at = peers.iter().position(|peer| peer.node == node).unwrap_or_else(|| {
+            peers.push(Peer { node, last: 0, fenced: false });
+            peers.len() - 1
+        });
+        &mut peers[at]
+    }
+
+    /// Messages for this user that are neither delivered nor stored.
+    pub fn unsettled(&self) -> usize {
+        let backlog = self.session.as_ref().and_then(|session| session.backlog.as_deref());
+        let route = self.more().and_then(|more| more.route.as_ref());
+        backlog.map_or(0, Backlog::len) + route.map_or(0, Route::len)
+    }
+
+    /// The process is to end: no login goes on. What the store has not taken back is released with everything
+    /// else of the node. Returns the logins that have waited.
+    pub fn end_of_service(&mut self) -> Vec<Login> {
+        let Some(more) = self.more_mut() else { return Vec::new() };
+        more.unreleased.clear();
+        std::mem::take(&mut more.waiting)
+    }
+
+    /// Forgets what is empty. True: nothing is known of the user any more.
+    pub fn tidy(&mut self) -> bool {
+        if self.more.as_deref().is_some_and(More::is_nothing) {
+            self.more = None;
+        }
+        self.session.is_none() && self.sends == 0 && self.debts == 0 && self.more.is_none()
+    }
+}
