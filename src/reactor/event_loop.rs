@@ -49,6 +49,8 @@ const COMPLAINT: Duration = Duration::from_secs(10);
 const SPARE_OUTBOXES: usize = 64;
 /// With so many letters waiting in some mailbox, its feeders stop reading for the moment.
 const CONGESTED: usize = 64 * 1024;
+/// How often it is noted that the loop has taken a turn: a clock costs as much as some letters.
+const BEAT: Duration = Duration::from_millis(50);
 /// How soon a reactor that waits for others looks again: for a congested mailbox to be emptied, or at the end for
 /// a connection that moves to arrive.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
@@ -123,9 +125,9 @@ pub trait Handler: Sized {
     /// A timer set with [`Io::set_timer`] has fired.
     fn timer(&mut self, io: &mut Io<Self>, timer: Self::Timer);
 
-    /// A turn ends: what there was to write is written as far as the sockets took it, and the letters of this
-    /// turn are not posted yet. So clients get theirs before others are told what became of it. What it
-    /// sends is written in the next turn, which follows at once.
+    /// A turn ends: what it had to write is written, and its letters are not posted yet. So clients get theirs
+    /// before others are told what became of it. What it sends is written in the next turn, which follows
+    /// at once.
     fn turn_ended(&mut self, io: &mut Io<Self>);
 
     /// The process is to end: take nothing new, wind up what there is, and say so to whoever will
@@ -462,6 +464,8 @@ pub struct EventLoop<H: Handler> {
     abandoned: bool,
     /// See [`EventLoop::beat`].
     beat: Arc<AtomicU64>,
+    /// The turn in which that was noted last.
+    noted: Instant,
 }
 
 impl<H: Handler> EventLoop<H> {
@@ -512,6 +516,7 @@ impl<H: Handler> EventLoop<H> {
             exit_by: None,
             abandoned: false,
             beat: Arc::new(AtomicU64::new(clock::since_boot().as_millis() as u64)),
+            noted: Instant::now(),
         })
     }
 
@@ -520,8 +525,9 @@ impl<H: Handler> EventLoop<H> {
         Arc::clone(&self.io.counts)
     }
 
-    /// When the loop last completed a turn, in milliseconds since the machine was booted; at first, when it was
-    /// made. A loop that is not stuck completes one a second at least, also while its handler may not act.
+    /// When the loop last completed a turn, in milliseconds since the machine was booted, and up to 50 ms less;
+    /// at first, when it was made. A loop that is not stuck completes one a second at least, also while its
+    /// handler may not act.
     pub fn beat(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.beat)
     }
@@ -559,7 +565,9 @@ impl<H: Handler> EventLoop<H> {
         self.io.counts.turns.add(1);
         self.io.now = Instant::now();
         self.had_events = !self.events.is_empty();
-        (self.halted, self.has_gone_on) = (false, false);
+        self.has_gone_on = false;
+        // While it may not, nothing is read either.
+        self.halted = self.halted && !self.handler.may_act();
         self.note_readiness();
         self.take_mail();
         if self.abandoned {
@@ -581,8 +589,15 @@ impl<H: Handler> EventLoop<H> {
         // still busy, which costs 6 % of a relayed message more.
         self.io.post_outgoing();
         self.io.publish();
-        self.beat.store(clock::since_boot().as_millis() as u64, Relaxed);
+        self.note_beat();
         Ok(())
+    }
+
+    fn note_beat(&mut self) {
+        if self.io.now >= self.noted + BEAT {
+            self.noted = self.io.now;
+            self.beat.store(clock::since_boot().as_millis() as u64, Relaxed);
+        }
     }
 
     fn sleep(&self) -> Duration {
@@ -739,8 +754,7 @@ impl<H: Handler> EventLoop<H> {
 
     /// Lets every connection in the ready list have its share of this turn.
     fn read_ready(&mut self) {
-        // Each is asked for again, between its read and its handling.
-        if self.io.ready.is_empty() || !self.may_act() {
+        if self.halted {
             return;
         }
         if self.io.congested {
@@ -935,7 +949,8 @@ impl<H: Handler> EventLoop<H> {
     /// Acts on connections whose queue has just grown past a mark, or is to be recalled. A full queue in the middle of a
     /// turn says nothing about the client yet, so it is flushed first.
     fn settle_over(&mut self) {
-        while let Some(id) = self.io.over.pop() {
+        while !self.io.over.is_empty() && self.may_act() {
+            let Some(id) = self.io.over.pop() else { return };
             self.flush_one(id);
             if self.halted {
                 return self.io.over.push(id);

@@ -26,11 +26,13 @@
 mod support;
 
 mod accepting;
+mod acting;
 mod bounds;
 mod closing;
 mod fairness;
 mod identity;
 mod letters;
+mod moving;
 mod probe;
 mod process;
 mod reading;

@@ -92,6 +92,23 @@ pub fn inode_of_accepted(client: &TcpStream) -> u64 {
     line.expect("the accepted socket")[9].parse().expect("an inode")
 }
 
+/// The accepted socket's own descriptor whose peer is `client`.
+pub fn descriptor_of_accepted(client: &TcpStream) -> RawFd {
+    let name = format!("socket:[{}]", inode_of_accepted(client));
+    let descriptors = std::fs::read_dir("/proc/self/fd").expect("/proc");
+    let is_it = |path: &std::path::PathBuf| std::fs::read_link(path).is_ok_and(|target| target.as_os_str() == &*name);
+    let path = descriptors.flatten().map(|entry| entry.path()).find(is_it).expect("it is open");
+    path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok()).expect("a number")
+}
+
+/// Has an epoll instance watch a descriptor behind its owner's back, for nothing.
+pub fn watch(epoll: RawFd, descriptor: RawFd) {
+    let mut event = libc::epoll_event { events: 0, u64: u64::MAX };
+    // SAFETY: both descriptors are open, and `event` outlives the call.
+    let done = unsafe { libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, descriptor, &raw mut event) };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+}
+
 /// The events that an epoll instance waits for on the socket with this inode.
 pub fn watched(epoll: RawFd, inode: u64) -> Option<u32> {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{epoll}")).ok()?;

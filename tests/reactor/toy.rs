@@ -63,6 +63,9 @@ pub struct Toy {
     pub on_arrival: fn(&mut Toy, &mut Io<Toy>, ConnId, Moved),
     /// What it does with tags that are written.
     pub on_written: fn(&mut Toy, &mut Io<Toy>, ConnId, Tag),
+    /// What it does when something was recalled, and when a timer fires.
+    pub on_recalled: fn(&mut Toy),
+    pub on_timer: fn(&mut Toy),
     /// What it does when a turn ends, once.
     pub at_turn_end: Option<Letter>,
     /// Whether it may act.
@@ -73,6 +76,11 @@ impl Toy {
     pub fn report(&self, event: Event) {
         // The test may have ended already.
         let _ = self.events.send(event);
+    }
+
+    /// From now on it may not act.
+    pub fn may_no_longer(&mut self) {
+        self.may.store(false, SeqCst);
     }
 }
 
@@ -126,6 +134,7 @@ impl Handler for Toy {
 
     fn recalled(&mut self, _io: &mut Io<Self>, conn: ConnId, recalled: Vec<Unwritten<Tag>>) {
         self.report(Event::Recalled(conn, recalled));
+        (self.on_recalled)(self);
     }
 
     fn drained(&mut self, _io: &mut Io<Self>, conn: ConnId) {
@@ -138,6 +147,7 @@ impl Handler for Toy {
 
     fn timer(&mut self, _io: &mut Io<Self>, timer: u32) {
         self.report(Event::Timer(timer));
+        (self.on_timer)(self);
     }
 
     fn turn_ended(&mut self, io: &mut Io<Self>) {
@@ -269,6 +279,8 @@ impl Reactors {
                 close_at_end: true,
                 on_arrival: |_, _, _, _| {},
                 on_written: |_, _, _, _| {},
+                on_recalled: |_| {},
+                on_timer: |_| {},
                 at_turn_end: None,
                 may: Arc::clone(&may),
             };
@@ -405,6 +417,14 @@ impl Reactors {
         });
         is_stalled.recv_timeout(DEADLINE).expect("the reactor lives");
         Stall { _go_on: go_on }
+    }
+
+    /// Waits until a reactor has ended.
+    #[track_caller]
+    pub fn join(&mut self, reactor: usize) {
+        let handle = self.threads[reactor].handle.take().expect("it was not waited for");
+        crate::support::eventually("a reactor to end", || handle.is_finished());
+        handle.join().expect("it does not panic").expect("it does not fail");
     }
 
     /// Waits for so long by a reactor's own clock.
