@@ -83,6 +83,7 @@ fn nothing_is_handled_or_written_while_it_may_not_act_and_all_of_it_after_in_ord
     leaver.shutdown(Shutdown::Write).unwrap();
     let newcomer = (0..2).map(|_| reactors.client()).collect::<Vec<_>>();
     reactors.ask(1 - HELD, move |_, io| io.move_to(moves.1, HELD, 6));
+    reactors.turns(1 - HELD, 1); // it is posted at the end of the turn before
     reactors.mailboxes[HELD].post(Mail::Stop);
 
     let told = told(&reactors);

@@ -66,6 +66,8 @@ pub struct Toy {
     /// What it does when something was recalled, and when a timer fires.
     pub on_recalled: fn(&mut Toy),
     pub on_timer: fn(&mut Toy),
+    /// What it does when a timer fires, once.
+    pub at_timer: Option<Letter>,
     /// What it does when a turn ends, once.
     pub at_turn_end: Option<Letter>,
     /// Whether it may act.
@@ -145,9 +147,12 @@ impl Handler for Toy {
         self.report(Event::Closed(conn, reason, unwritten));
     }
 
-    fn timer(&mut self, _io: &mut Io<Self>, timer: u32) {
+    fn timer(&mut self, io: &mut Io<Self>, timer: u32) {
         self.report(Event::Timer(timer));
         (self.on_timer)(self);
+        if let Some(what) = self.at_timer.take() {
+            what(self, io);
+        }
     }
 
     fn turn_ended(&mut self, io: &mut Io<Self>) {
@@ -281,6 +286,7 @@ impl Reactors {
                 on_written: |_, _, _, _| {},
                 on_recalled: |_| {},
                 on_timer: |_| {},
+                at_timer: None,
                 at_turn_end: None,
                 may: Arc::clone(&may),
             };
