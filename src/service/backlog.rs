@@ -555,3 +555,6 @@ fn errno(kept: Option<Kept>) -> Errno {
         _ => Errno::StoreUnavailable,
     }
 }
+
+#[cfg(test)]
+mod tests;

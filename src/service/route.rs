@@ -565,3 +565,6 @@ fn fail(messages: Vec<(Waiting, bool)>, errno: Errno, steps: &mut Vec<Step>) {
         steps.push(Step::Settle { receipt: message.receipt, fate: Fate::Failed(errno), open: false });
     }
 }
+
+#[cfg(test)]
+mod tests;

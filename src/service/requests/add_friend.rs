@@ -9,7 +9,7 @@ use crate::store::{Outcome, StoreError, Write};
 use crate::wire::{Errno, Refusal, msgid, reply};
 
 impl Shard {
-    pub(in crate::service) fn add_friend(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
+    pub(crate) fn add_friend(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
         let user = self.me(call)?.user;
         let friend = user_id(call.request.friendid()?).ok_or(Errno::NoSuchUser)?;
         self.owe(call.conn, fx);
@@ -20,7 +20,7 @@ impl Shard {
     }
 
     /// A change is done, or refused: the client is told.
-    pub(in crate::service) fn acked(
+    pub(crate) fn acked(
         &mut self,
         conn: ConnId,
         request: i64,

@@ -10,7 +10,7 @@ use crate::service::{Effect, Effects, Letter, Receipt, user_id};
 use crate::wire::{Errno, Refusal, rewrite_chat};
 
 impl Shard {
-    pub(in crate::service) fn one_chat(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
+    pub(crate) fn one_chat(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
         let user = self.me(call)?.user;
         let to = call.request.toid()?;
         let text = self.outgoing(call)?;
@@ -32,14 +32,14 @@ impl Shard {
     }
 
     /// Whom a request speaks for: `id` must be the logged-in user.
-    pub(in crate::service) fn me(&self, call: &Call<'_>) -> Result<&LoggedIn, Refusal> {
+    pub(crate) fn me(&self, call: &Call<'_>) -> Result<&LoggedIn, Refusal> {
         let client = self.clients.get(call.conn);
         let me = client.and_then(|client| client.user.as_deref()).ok_or(Errno::NotLoggedIn)?;
         if call.request.id()? == i64::from(me.user) { Ok(me) } else { Err(Errno::NotYou.into()) }
     }
 
     /// A chat as it is forwarded: as it came, unless `name` or `time` must be set.
-    pub(in crate::service) fn outgoing<'a>(&mut self, call: &Call<'a>) -> Result<Cow<'a, [u8]>, Refusal> {
+    pub(crate) fn outgoing<'a>(&mut self, call: &Call<'a>) -> Result<Cow<'a, [u8]>, Refusal> {
         let chat = call.request.chat()?;
         let name = &self.me(call)?.name;
         if chat.is_complete(name) {

@@ -8,7 +8,7 @@ use crate::store::{Outcome, StoreError, Write};
 use crate::wire::{Refusal, msgid, reply};
 
 impl Shard {
-    pub(in crate::service) fn create_group(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
+    pub(crate) fn create_group(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
         let creator = self.me(call)?.user;
         let (name, description) = (call.request.groupname()?.to_owned(), call.request.groupdesc()?.to_owned());
         self.owe(call.conn, fx);
@@ -19,7 +19,7 @@ impl Shard {
         Ok(())
     }
 
-    pub(in crate::service) fn group_created(
+    pub(crate) fn group_created(
         &mut self,
         conn: ConnId,
         seq: Option<i64>,

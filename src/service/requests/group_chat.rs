@@ -8,7 +8,7 @@ use crate::service::{Effects, Letter, Receipt, group_id};
 use crate::wire::{Errno, Refusal};
 
 impl Shard {
-    pub(in crate::service) fn group_chat(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
+    pub(crate) fn group_chat(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
         let sender = self.me(call)?.user;
         let group = call.request.groupid()?;
         let text = self.outgoing(call)?;

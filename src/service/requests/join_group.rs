@@ -8,7 +8,7 @@ use crate::store::{Outcome, StoreError};
 use crate::wire::{Errno, Refusal, msgid};
 
 impl Shard {
-    pub(in crate::service) fn join_group(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
+    pub(crate) fn join_group(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
         let user = self.me(call)?.user;
         let group = group_id(call.request.groupid()?).ok_or(Errno::NoSuchGroup)?;
         self.owe(call.conn, fx);
@@ -22,7 +22,7 @@ impl Shard {
     }
 
     /// A join counts on all nodes, or it does not.
-    pub(in crate::service) fn joined(
+    pub(crate) fn joined(
         &mut self,
         conn: ConnId,
         seq: Option<i64>,

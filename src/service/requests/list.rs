@@ -8,7 +8,7 @@ use crate::store::StoreError;
 use crate::wire::{Errno, Refusal, msgid};
 
 impl Shard {
-    pub(in crate::service) fn list(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
+    pub(crate) fn list(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
         let client = self.clients.get(call.conn);
         let user = client.and_then(|client| client.user.as_deref()).ok_or(Errno::NotLoggedIn)?.user;
         // One at a time: the reply may be large, and input behind it waits until it is written.
@@ -18,7 +18,7 @@ impl Shard {
         Ok(())
     }
 
-    pub(in crate::service) fn listed(
+    pub(crate) fn listed(
         &mut self,
         conn: ConnId,
         seq: Option<i64>,

@@ -16,7 +16,7 @@ use crate::wire::{Errno, Framing, Refusal};
 const LEGACY_REPLY: usize = 1022;
 
 impl Shard {
-    pub(in crate::service) fn login(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
+    pub(crate) fn login(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
         let id = call.request.id()?;
         let password: Box<str> = call.request.password()?.into();
         let conn = call.conn;
@@ -47,7 +47,7 @@ impl Shard {
     }
 
     /// Something that a login on this connection may have waited for is over.
-    pub(in crate::service) fn goes_on(&mut self, conn: ConnId, fx: &mut Effects) {
+    pub(crate) fn goes_on(&mut self, conn: ConnId, fx: &mut Effects) {
         let Some(client) = self.clients.get_mut(conn).filter(|client| !client.closing) else { return };
         let (is_leaving, is_busy) = (client.leaving.is_some(), client.is_busy_besides_its_login());
         let Some(attempt) = client.attempt.as_deref_mut() else { return };
@@ -66,12 +66,7 @@ impl Shard {
 
     /// The account was read. Who was here before with this password goes on at once; all others, also
     /// those who have no account, wait for a hash.
-    pub(in crate::service) fn account_read(
-        &mut self,
-        mut login: Login,
-        answer: Result<Answer, StoreError>,
-        fx: &mut Effects,
-    ) {
+    pub(crate) fn account_read(&mut self, mut login: Login, answer: Result<Answer, StoreError>, fx: &mut Effects) {
         self.count_password(&answer);
         let is_waited_for = self.is_waited_for(&login);
         match answer {
@@ -102,12 +97,7 @@ impl Shard {
     }
 
     /// The password was looked at.
-    pub(in crate::service) fn verified(
-        &mut self,
-        mut login: Login,
-        answer: Result<Answer, StoreError>,
-        fx: &mut Effects,
-    ) {
+    pub(crate) fn verified(&mut self, mut login: Login, answer: Result<Answer, StoreError>, fx: &mut Effects) {
         self.count_password(&answer);
         self.leave_hashing(login.conn, login.attempt);
         let is_right = match &answer {
@@ -145,7 +135,7 @@ impl Shard {
     }
 
     /// The password is right, and this is the user's home: the account is taken, unless somebody here uses it.
-    pub(in crate::service) fn enter(&mut self, login: Login, fx: &mut Effects) {
+    pub(crate) fn enter(&mut self, login: Login, fx: &mut Effects) {
         if !self.is_waited_for(&login) {
             return;
         }
@@ -165,7 +155,7 @@ impl Shard {
     }
 
     /// Asks the store for the account. `past`: who had it, and has gone without a word.
-    pub(in crate::service) fn claim(&mut self, login: Login, past: Option<Holder>, fx: &mut Effects) {
+    pub(crate) fn claim(&mut self, login: Login, past: Option<Holder>, fx: &mut Effects) {
         self.next_epoch += 1;
         let (user, epoch) = (login.user, self.next_epoch);
         let entry = self.users.entry(user).or_default();
@@ -180,13 +170,7 @@ impl Shard {
         more.entering.take_if(|entering| entering.epoch == epoch)
     }
 
-    pub(in crate::service) fn claimed(
-        &mut self,
-        user: UserId,
-        epoch: u64,
-        answer: Result<Answer, StoreError>,
-        fx: &mut Effects,
-    ) {
+    pub(crate) fn claimed(&mut self, user: UserId, epoch: u64, answer: Result<Answer, StoreError>, fx: &mut Effects) {
         let Some(entering) = self.users.get(&user).and_then(|user| user.entering()) else { return };
         let login = entering.login.clone();
         match answer {
@@ -234,14 +218,14 @@ impl Shard {
     }
 
     /// Nobody waits for this session.
-    pub(in crate::service) fn give_claim_back(&mut self, user: UserId, epoch: u64, fx: &mut Effects) {
+    pub(crate) fn give_claim_back(&mut self, user: UserId, epoch: u64, fx: &mut Effects) {
         self.claim_failed(user, epoch, fx);
         self.release(user, epoch, None, fx);
         self.let_in(user, fx);
     }
 
     /// Logins that have waited for another one, or for the end of a session, go on.
-    pub(in crate::service) fn let_in(&mut self, user: UserId, fx: &mut Effects) {
+    pub(crate) fn let_in(&mut self, user: UserId, fx: &mut Effects) {
         let waiting = self.users.get_mut(&user).and_then(|user| user.more_mut());
         let waiting = waiting.map_or_else(Vec::new, |more| std::mem::take(&mut more.waiting));
         waiting.into_iter().for_each(|login| self.enter(login, fx));
@@ -255,7 +239,7 @@ impl Shard {
     }
 
     /// The account is online, but none of our nodes has it: does a C++ node listen for its user?
-    pub(in crate::service) fn listeners_counted(&mut self, login: Login, count: Option<u32>, fx: &mut Effects) {
+    pub(crate) fn listeners_counted(&mut self, login: Login, count: Option<u32>, fx: &mut Effects) {
         let is_free =
             self.users.get(&login.user).is_none_or(|user| user.session.is_none() && user.entering().is_none());
         match count {
@@ -268,7 +252,7 @@ impl Shard {
     }
 
     /// C++ nodes reach the user from now on: the session begins.
-    pub(in crate::service) fn listened(&mut self, user: UserId, epoch: u64, fx: &mut Effects) {
+    pub(crate) fn listened(&mut self, user: UserId, epoch: u64, fx: &mut Effects) {
         let entering = self.users.get(&user).and_then(|user| user.entering());
         let Some(entering) = entering.filter(|entering| entering.epoch == epoch) else { return };
         let login = entering.login.clone();
@@ -286,7 +270,7 @@ impl Shard {
 
     /// Reads what was stored until now, and the lists, once nothing is on the route to where the user was, and
     /// what the connection's earlier requests change is settled.
-    pub(in crate::service) fn load_if_due(&mut self, user: UserId, fx: &mut Effects) {
+    pub(crate) fn load_if_due(&mut self, user: UserId, fx: &mut Effects) {
         let Some(entry) = self.users.get_mut(&user) else { return };
         let has_route = entry.more().is_some_and(|more| more.route.is_some());
         let Some(session) = entry.session.as_ref() else { return };
@@ -307,13 +291,7 @@ impl Shard {
     }
 
     /// The login reply is ready: out with it, then with what has come meanwhile.
-    pub(in crate::service) fn loaded(
-        &mut self,
-        user: UserId,
-        epoch: u64,
-        answer: Result<Answer, StoreError>,
-        fx: &mut Effects,
-    ) {
+    pub(crate) fn loaded(&mut self, user: UserId, epoch: u64, answer: Result<Answer, StoreError>, fx: &mut Effects) {
         let session = self.users.get_mut(&user).and_then(|user| user.session_of(epoch));
         let Some(conn) = session.filter(|session| !session.is_ending()).map(|session| session.conn) else { return };
         let legacy = self.is_legacy(conn);
@@ -336,14 +314,14 @@ impl Shard {
     }
 
     /// Refuses a login, if somebody still waits for it.
-    pub(in crate::service) fn refuse_login(&mut self, login: &Login, refusal: &Refusal, fx: &mut Effects) {
+    pub(crate) fn refuse_login(&mut self, login: &Login, refusal: &Refusal, fx: &mut Effects) {
         if self.is_waited_for(login) {
             self.refuse_attempt(login.conn, refusal, fx);
         }
     }
 
     /// Where the client of a request is.
-    pub(in crate::service) fn origin(&self, conn: ConnId) -> Result<Origin, Refusal> {
+    pub(crate) fn origin(&self, conn: ConnId) -> Result<Origin, Refusal> {
         let client = self.clients.get(conn).ok_or(Errno::NotLoggedIn)?;
         Ok(client.peer.ip().into())
     }

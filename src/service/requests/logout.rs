@@ -5,7 +5,7 @@ use crate::service::shard::{Call, Shard};
 use crate::wire::Refusal;
 
 impl Shard {
-    pub(in crate::service) fn logout(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
+    pub(crate) fn logout(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
         self.me(call)?;
         if call.seq.is_some() {
             self.owe(call.conn, fx);

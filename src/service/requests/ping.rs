@@ -6,14 +6,14 @@ use crate::service::shard::{Call, Shard};
 use crate::wire::{Refusal, reply};
 
 impl Shard {
-    pub(in crate::service) fn ping(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
+    pub(crate) fn ping(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
         self.note_ping(call.conn);
         self.reply(call.conn, fx, |out| reply::pong(out, call.seq));
         Ok(())
     }
 
     /// The answer to our ping; that it came is all it says.
-    pub(in crate::service) fn pong(&mut self, call: &Call<'_>, _: &mut Effects) -> Result<(), Refusal> {
+    pub(crate) fn pong(&mut self, call: &Call<'_>, _: &mut Effects) -> Result<(), Refusal> {
         self.note_ping(call.conn);
         Ok(())
     }

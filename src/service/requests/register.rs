@@ -11,7 +11,7 @@ use crate::wire::{Errno, Refusal, reply};
 const PLAIN_PASSWORD: usize = 50;
 
 impl Shard {
-    pub(in crate::service) fn register(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
+    pub(crate) fn register(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
         let name = call.request.name()?.to_owned();
         let password = call.request.password()?;
         if self.settings.mixed && password.len() > PLAIN_PASSWORD {
@@ -35,7 +35,7 @@ impl Shard {
         Ok(())
     }
 
-    pub(in crate::service) fn registered(
+    pub(crate) fn registered(
         &mut self,
         conn: ConnId,
         from: Origin,

@@ -1,0 +1,239 @@
+//! The table of a backlog's stages: what happens, and the steps that are taken then.
+
+use super::*;
+
+const LIMIT: usize = 100;
+
+struct Table {
+    backlog: Backlog,
+    now: Instant,
+}
+
+fn message(n: u64) -> Waiting {
+    Waiting { body: Arc::from([n as u8]), receipt: Receipt::Node { node: NodeId(1 + n / 10), to: 1, number: n } }
+}
+
+fn name(receipt: Receipt) -> u64 {
+    match receipt {
+        Receipt::Node { number, .. } => number,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn show(step: Step) -> String {
+    match step {
+        Step::Recall => "recall".to_owned(),
+        Step::Store { messages, half } => {
+            let messages: Vec<u8> = messages.iter().map(|body| body[0]).collect();
+            format!("store {messages:?}{}", if half { " with a half" } else { "" })
+        }
+        Step::Page => "page".to_owned(),
+        Step::Remove(rows) => format!("remove {rows:?}"),
+        Step::Forget(rows) => format!("forget {rows:?}"),
+        Step::Live => "live".to_owned(),
+        Step::Deliver(message) => format!("deliver {}", message.body[0]),
+        Step::Settle(receipt, fate) => format!("{} {fate:?}", name(receipt)),
+        Step::Fence(node) => format!("fence {}", node.0),
+        Step::Nudged(Nudger::Node(node, number)) => format!("nudged {} {number}", node.0),
+        Step::Nudged(Nudger::Burial(number)) => format!("buried {number}"),
+        Step::Watch(_) => "watch".to_owned(),
+    }
+}
+
+impl Table {
+    fn of(backlog: Backlog) -> Table {
+        Table { backlog, now: Instant::now() }
+    }
+
+    /// One whose queue is empty, and of which a page is being read.
+    fn reading() -> Table {
+        let mut table = Table::of(Backlog::behind());
+        table.take(&[], |backlog, steps, _| backlog.recalled(Vec::new(), false, steps));
+        table.take(&["page"], |backlog, steps, _| backlog.drained(steps));
+        table
+    }
+
+    #[track_caller]
+    fn take(&mut self, expected: &[&str], take: impl FnOnce(&mut Backlog, &mut Vec<Step>, Instant)) {
+        let mut steps = Vec::new();
+        take(&mut self.backlog, &mut steps, self.now);
+        assert_eq!(steps.into_iter().map(show).collect::<Vec<_>>(), expected);
+        let bytes = self.backlog.held.iter().chain(&self.backlog.storing).map(|message| message.body.len());
+        assert_eq!(self.backlog.bytes, bytes.sum::<usize>());
+    }
+    #[track_caller]
+    fn hold(&mut self, n: u64, expected: &[&str]) {
+        self.take(expected, |backlog, steps, now| backlog.hold(message(n), LIMIT, now, steps));
+    }
+    #[track_caller]
+    fn stored(&mut self, kept: &[Kept], expected: &[&str]) {
+        self.take(expected, |backlog, steps, _| backlog.stored(kept, steps));
+    }
+    #[track_caller]
+    fn page(&mut self, messages: usize, expected: &[&str]) {
+        self.take(expected, |backlog, steps, _| backlog.page(messages, steps));
+    }
+    #[track_caller]
+    fn written(&mut self, row: RowId, expected: &[&str]) {
+        self.take(expected, |backlog, steps, _| backlog.rows_written(&[row], steps));
+    }
+    #[track_caller]
+    fn a_second(&mut self, expected: &[&str]) {
+        self.now += HELD;
+        self.take(expected, |backlog, steps, now| backlog.time(now, steps));
+    }
+    #[track_caller]
+    fn recalled(&mut self, begun: Option<u64>, others: &[u64], expected: &[&str]) {
+        let begun = begun.map(|n| (message(n), true));
+        let list = begun.into_iter().chain(others.iter().map(|n| (message(*n), false))).collect();
+        self.take(expected, |backlog, steps, _| backlog.recalled(list, false, steps));
+    }
+}
+
+#[test]
+fn a_page_is_written_and_removed_before_the_next_is_read_and_what_came_meanwhile_is_delivered_last() {
+    let mut table = Table::reading();
+    table.page(2, &[]);
+    table.hold(1, &["watch"]);
+    table.written(11, &[]);
+    table.written(12, &["remove [11, 12]"]);
+    table.hold(2, &[]);
+    table.take(&["page"], |backlog, steps, now| backlog.removed(true, now, steps));
+    table.page(0, &["live", "deliver 1", "deliver 2"]);
+}
+
+#[test]
+fn what_is_held_for_a_second_or_is_too_much_is_stored_and_then_the_store_is_read_again() {
+    let mut table = Table::reading();
+    table.hold(1, &["watch"]);
+    table.a_second(&["store [1]"]);
+    table.hold(2, &["watch"]);
+    table.page(0, &[]);
+    table.stored(&[Kept::Stored(5)], &["1 Stored", "page"]);
+    table.page(0, &["live", "deliver 2"]);
+
+    let mut table = Table::reading();
+    let much = Waiting { body: vec![1; LIMIT + 1].into(), ..message(1) };
+    table.take(&["store [1]"], |backlog, steps, now| backlog.hold(much, LIMIT, now, steps));
+}
+
+#[test]
+fn one_job_at_a_time_stores_and_the_order_is_that_of_their_coming() {
+    let mut table = Table::of(Backlog::behind());
+    table.recalled(None, &[1, 2], &["store [1, 2]"]);
+    table.hold(3, &["watch"]);
+    table.a_second(&[]);
+    table.stored(&[Kept::Stored(1)], &["1 Stored", "2 Stored", "store [3]"]);
+    table.take(&[], |backlog, steps, _| backlog.drained(steps));
+    table.stored(&[Kept::Stored(3)], &["3 Stored", "page"]);
+}
+
+#[test]
+fn a_nudger_is_told_when_all_before_it_is_stored_and_not_when_it_is_read() {
+    let mut steps = Vec::new();
+    let mut table = Table::of(Backlog::to_recall(&mut steps));
+    assert_eq!(steps, [Step::Recall]);
+    table.take(&[], |backlog, steps, _| backlog.nudge(Nudger::Node(NodeId(9), 4), steps));
+    table.hold(2, &["watch"]);
+    table.recalled(None, &[1], &["store [1, 2]"]);
+    table.hold(3, &[]);
+    table.stored(&[Kept::Stored(1)], &["1 Stored", "2 Stored", "nudged 9 4"]);
+    // Nothing is held: at once.
+    let mut table = Table::reading();
+    table.take(&["nudged 9 5"], |backlog, steps, _| backlog.nudge(Nudger::Node(NodeId(9), 5), steps));
+    table.page(0, &["page"]);
+    table.take(&["buried 1"], |backlog, steps, _| backlog.nudge(Nudger::Burial(1), steps));
+}
+
+#[test]
+fn a_half_written_message_is_stored_first_and_its_row_goes_when_the_rest_is_written() {
+    let mut table = Table::of(Backlog::behind());
+    table.recalled(Some(1), &[2], &["store [1, 2] with a half"]);
+    table.stored(&[Kept::Stored(5), Kept::Stored(6)], &["1 Stored", "2 Stored"]);
+    table.take(&["forget [5]"], |backlog, steps, _| assert!(backlog.chat_written(steps)));
+    table.take(&["page"], |backlog, steps, _| backlog.drained(steps));
+    // The rest is written while it is being stored.
+    let mut table = Table::of(Backlog::behind());
+    table.recalled(Some(1), &[], &["store [1] with a half"]);
+    table.take(&[], |backlog, steps, _| assert!(backlog.chat_written(steps)));
+    table.take(&[], |backlog, steps, _| backlog.drained(steps));
+    table.stored(&[Kept::Stored(5)], &["forget [5]", "1 Stored", "page"]);
+    // It was refused: it is written, or fails.
+    let mut table = Table::of(Backlog::behind());
+    table.recalled(Some(1), &[12], &["store [1, 12] with a half"]);
+    let then = ["fence 1", "12 Failed(Busy)", "fence 2"];
+    table.stored(&[Kept::Full(0), Kept::Full(0)], &then);
+    table.take(&[], |backlog, steps, _| assert!(!backlog.chat_written(steps)));
+    // Its connection is gone.
+    let mut table = Table::of(Backlog::behind());
+    table.recalled(Some(1), &[2], &["store [1, 2] with a half"]);
+    assert_eq!(table.backlog.cut(), Ok(true));
+    table.stored(&[Kept::Stored(5), Kept::Stored(6)], &["1 Stored", "2 Stored"]);
+    assert!(!table.backlog.has_half());
+}
+
+#[test]
+fn what_follows_a_refused_message_of_a_node_goes_back_there() {
+    let mut table = Table::of(Backlog::behind());
+    table.recalled(None, &[1, 2, 11], &["store [1, 2, 11]"]);
+    table.hold(3, &["watch"]);
+    table.hold(12, &[]);
+    let then = ["1 Stored", "2 Failed(StoreUnavailable)", "fence 1", "3 Gone", "store [11, 12]"];
+    table.stored(&[Kept::Refused(1)], &then);
+    table.stored(&[], &["11 Failed(StoreUnavailable)", "fence 2", "12 Failed(StoreUnavailable)", "fence 2"]);
+}
+
+#[test]
+fn what_the_store_does_not_do_is_tried_again() {
+    let mut table = Table::reading();
+    table.take(&["watch"], |backlog, steps, now| backlog.page_failed(now, steps));
+    table.a_second(&["page"]);
+    table.page(1, &[]);
+    table.written(7, &["remove [7]"]);
+    table.take(&["watch"], |backlog, steps, now| backlog.removed(false, now, steps));
+    table.a_second(&["remove [7]"]);
+    table.take(&["page"], |backlog, steps, now| backlog.removed(true, now, steps));
+}
+
+#[test]
+fn a_login_is_live_behind_its_reply_unless_there_is_more() {
+    let mut table = Table::of(Backlog::loading());
+    table.hold(1, &["watch"]);
+    table.take(&["live", "deliver 1"], |backlog, steps, _| backlog.loaded(false, false, steps));
+    let mut table = Table::of(Backlog::loading());
+    table.take(&[], |backlog, steps, _| backlog.loaded(true, false, steps));
+    table.take(&["remove [1, 2]"], |backlog, steps, _| backlog.rows_written(&[1, 2], steps));
+    table.take(&["page"], |backlog, steps, now| backlog.removed(true, now, steps));
+    table.page(0, &["live"]);
+    let mut table = Table::of(Backlog::loading());
+    table.take(&["page"], |backlog, steps, _| backlog.loaded(false, true, steps));
+    // What was stored while the reply was being read is read behind it.
+    let mut table = Table::of(Backlog::loading());
+    table.hold(1, &["watch"]);
+    table.a_second(&["store [1]"]);
+    table.take(&[], |backlog, steps, _| backlog.loaded(false, false, steps));
+    table.stored(&[Kept::Stored(1)], &["1 Stored", "page"]);
+}
+
+#[test]
+fn an_end_stores_all_that_is_left_and_waits_for_nobody_who_reads() {
+    let mut table = Table::reading();
+    table.page(2, &[]);
+    table.written(7, &[]);
+    table.hold(1, &["watch"]);
+    table.take(&["forget [7]"], |backlog, steps, _| backlog.end(steps));
+    assert!(!table.backlog.is_settled());
+    table.recalled(None, &[], &["store [1]"]);
+    table.hold(2, &[]);
+    table.stored(&[Kept::Stored(1)], &["1 Stored", "store [2]"]);
+    table.stored(&[Kept::Stored(2)], &["2 Stored"]);
+    assert!(table.backlog.is_settled());
+    // Some of an offline message is written: that has its time.
+    let mut table = Table::reading();
+    table.page(1, &[]);
+    table.take(&[], |backlog, steps, _| backlog.end(steps));
+    table.take(&[], |backlog, steps, _| backlog.recalled(Vec::new(), true, steps));
+    assert!(!table.backlog.is_settled());
+    table.written(7, &["forget [7]"]);
+    assert!(table.backlog.is_settled());
+}
