@@ -71,9 +71,7 @@ impl Shard {
             BusEvent::Reached(ticket, count) => self.reached(ticket.key, count, fx),
             BusEvent::Unsent(_, Envelope::Chat { to, .. }) => {
                 for Addressee { user, number, .. } in to {
-                    self.with_present_route(user, fx, |route, around, next, steps| {
-                        route.unsent(number, around, next, steps);
-                    });
+                    self.with_present_route(user, fx, |route, cx| route.unsent(number, cx));
                 }
             }
             // All others are repeated.
@@ -106,8 +104,8 @@ impl Shard {
             Envelope::Answer(answers) => {
                 for Answered { user, number, fate } in answers {
                     let mut took = None;
-                    self.with_present_route(user, fx, |route, around, next, steps| {
-                        took = route.answered(number, fate, around, next, steps);
+                    self.with_present_route(user, fx, |route, cx| {
+                        took = route.answered(number, fate, cx);
                     });
                     if let Some(took) = took {
                         self.counts.answers.observe(took);
@@ -118,9 +116,7 @@ impl Shard {
                 self.take_early(user, epoch, Early::Nudge { from, number }, fx);
             }
             Envelope::Nudged { user, number } => {
-                self.with_present_route(user, fx, |route, around, next, steps| {
-                    route.nudged(number, around, next, steps);
-                });
+                self.with_present_route(user, fx, |route, cx| route.nudged(number, cx));
             }
             Envelope::Joined { group, user, ticket } => self.joined_elsewhere(group, user, from, ticket, fx),
             Envelope::Seen { ticket } => self.join_seen(ticket.key, from, fx),
@@ -216,9 +212,7 @@ impl Shard {
         let mut users: Vec<UserId> = with_route.collect();
         users.sort_unstable(); // the same order in every run of a simulation
         for user in users {
-            self.with_present_route(user, fx, |route, around, next, steps| {
-                route.holder_died(node, around, next, steps);
-            });
+            self.with_present_route(user, fx, |route, cx| route.holder_died(node, cx));
         }
     }
 
@@ -250,9 +244,7 @@ impl Shard {
             }
             self.patience.pop_first();
             match waiter {
-                Waiter::Route(user) => self.with_present_route(user, fx, |route, around, next, steps| {
-                    route.expire(around, next, steps);
-                }),
+                Waiter::Route(user) => self.with_present_route(user, fx, |route, cx| route.expire(cx)),
                 Waiter::Question(key) => self.ask_again(key, fx),
             }
         }
@@ -285,9 +277,7 @@ impl Shard {
             Some(Question::Listeners(login)) => self.listeners_counted(login, count, fx),
             Some(Question::Published { user, number }) => {
                 let fate = if matches!(count, Some(1..)) { Fate::Delivered } else { Fate::Gone };
-                self.with_present_route(user, fx, |route, around, next, steps| {
-                    route.answered(number, fate, around, next, steps);
-                });
+                self.with_present_route(user, fx, |route, cx| _ = route.answered(number, fate, cx));
             }
             Some(join @ Question::Join { .. }) => _ = self.questions.insert(key, join),
             None => {}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::cluster::{Question, Waiter};
 use super::limits::store_is_full;
 use super::receipts::{Receipt, Waiting};
-use super::route::{self, Around, Route};
+use super::route::{self, Context, Route};
 use super::sessions::kept;
 use super::shard::Shard;
 use super::{Answer, Effect, Effects, Lane, Letter, Op, Path, Payload, Tag, Then};
@@ -48,7 +48,7 @@ impl Shard {
             return self.take(to, text, receipt, fx);
         }
         let message = Waiting { body: text.into_shared(), receipt: self.owed(receipt, fx) };
-        self.with_route(to, fx, |route, around, next, steps| route.push(message, around, next, steps));
+        self.with_route(to, fx, |route, cx| route.push(message, cx));
     }
 
     /// A session takes a message: it goes to the connection, or into the backlog.
@@ -182,22 +182,18 @@ impl Shard {
     // -- routes -----------------------------------------------------------------------------
 
     /// Has the route to a user take something, and takes the steps that it wants.
-    pub(super) fn with_route(
-        &mut self,
-        user: UserId,
-        fx: &mut Effects,
-        take: impl FnOnce(&mut Route, Around, &mut u64, &mut Vec<route::Step>),
-    ) {
+    pub(super) fn with_route(&mut self, user: UserId, fx: &mut Effects, take: impl FnOnce(&mut Route, &mut Context)) {
         let entry = self.users.entry(user).or_default();
-        let around = Around { here: entry.session.is_some(), up: self.is_up, now: self.now.at };
+        let (here, next) = (entry.session.is_some(), &mut self.next_number);
+        let mut cx = Context { here, up: self.is_up, now: self.now.at, next, steps: Vec::new() };
         let route = entry.with_more().route.get_or_insert_with(|| {
             self.routes += 1;
             Route::default()
         });
-        let (mut steps, before) = (Vec::new(), route.open());
-        take(route, around, &mut self.next_number, &mut steps);
+        let before = route.open();
+        take(route, &mut cx);
         self.open = self.open + route.open() - before;
-        for step in steps {
+        for step in cx.steps {
             self.take_step(user, step, fx);
         }
         self.tidy_route(user, fx);
@@ -208,7 +204,7 @@ impl Shard {
         &mut self,
         user: UserId,
         fx: &mut Effects,
-        take: impl FnOnce(&mut Route, Around, &mut u64, &mut Vec<route::Step>),
+        take: impl FnOnce(&mut Route, &mut Context),
     ) {
         if self.users.get_mut(&user).is_some_and(|user| user.route().is_some()) {
             self.with_route(user, fx, take);
@@ -268,7 +264,7 @@ impl Shard {
 
     /// The user has come here, or has gone: a route that waited for that goes on.
     pub(super) fn advance_route(&mut self, user: UserId, fx: &mut Effects) {
-        self.with_present_route(user, fx, |route, around, next, steps| route.advance(around, next, steps));
+        self.with_present_route(user, fx, |route, cx| route.advance(cx));
     }
 
     /// With many routes, those that nothing uses are forgotten, and again with twice as many as were left:
@@ -307,7 +303,7 @@ impl Shard {
         let mut kept = kept(answer).into_iter();
         for user in users {
             let kept = kept.next();
-            self.with_present_route(user, fx, |route, around, next, steps| route.stored(kept, around, next, steps));
+            self.with_present_route(user, fx, |route, cx| route.stored(kept, cx));
         }
     }
 
@@ -318,7 +314,7 @@ impl Shard {
             [_] => None,
             _ => return,
         };
-        self.with_present_route(user, fx, |route, around, next, steps| route.still_has(found, around, next, steps));
+        self.with_present_route(user, fx, |route, cx| route.still_has(found, cx));
     }
 }
 

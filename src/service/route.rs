@@ -78,14 +78,16 @@ pub(super) enum Step {
     Watch(Instant),
 }
 
-/// What a route has to know of the world.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Around {
+/// What a route has to know of the world, and what it wants of it.
+pub(super) struct Context<'a> {
     /// The user lives on this node.
     pub here: bool,
     /// The bus is there.
     pub up: bool,
     pub now: Instant,
+    /// The last number of a launch or nudge that was given out.
+    pub next: &'a mut u64,
+    pub steps: Vec<Step>,
 }
 
 #[derive(Debug, Default)]
@@ -156,9 +158,9 @@ enum Nudge {
 
 impl Route {
     /// Takes a message.
-    pub fn push(&mut self, message: Waiting, around: Around, next: &mut u64, steps: &mut Vec<Step>) {
+    pub fn push(&mut self, message: Waiting, cx: &mut Context) {
         self.queue.push_back(message);
-        self.advance(around, next, steps);
+        self.advance(cx);
     }
 
     /// Whether nothing is on it, and nobody waits for it.
@@ -187,68 +189,68 @@ impl Route {
         self.queue.len() + self.launched.len() + storing + self.fenced.len()
     }
 
-    /// Does what can be done next. `next` is the last number that was given out.
-    pub fn advance(&mut self, around: Around, next: &mut u64, steps: &mut Vec<Step>) {
-        if self.storing.is_some() || (around.here && self.flying > 0) {
+    /// Does what can be done next.
+    pub fn advance(&mut self, cx: &mut Context) {
+        if self.storing.is_some() || (cx.here && self.flying > 0) {
             return;
         }
-        if around.here {
-            return self.go_home(steps);
+        if cx.here {
+            return self.go_home(cx);
         }
         if let State::Via(holder @ Holder::Node(_)) = self.state
-            && !around.up
+            && !cx.up
             && (!self.queue.is_empty() || self.nudge == Nudge::Owed)
         {
             self.state = State::Halted(holder);
         }
         match self.state {
-            State::Ask => self.store_what_waits(steps),
+            State::Ask => self.store_what_waits(cx),
             State::Via(Holder::Node(claim)) => {
-                self.send_nudge(claim, around, next, steps);
+                self.send_nudge(claim, cx);
                 while let Some(message) = self.queue.pop_front() {
                     let after = self.last_unanswered();
-                    let (number, body, receipt) = self.launch(message, around, next, steps);
-                    steps.push(Step::Launch { claim, number, after, body, receipt });
+                    let (number, body, receipt) = self.launch(message, cx);
+                    cx.steps.push(Step::Launch { claim, number, after, body, receipt });
                 }
             }
             State::Via(Holder::Foreign) if self.flying > 0 => {}
             State::Via(Holder::Foreign) if self.queue.is_empty() => self.state = State::Ask,
-            State::Via(Holder::Foreign) if !around.up => {
+            State::Via(Holder::Foreign) if !cx.up => {
                 self.state = State::Halted(Holder::Foreign);
-                self.store_what_waits(steps);
+                self.store_what_waits(cx);
             }
             State::Via(Holder::Foreign) => {
                 while let Some(message) = self.queue.pop_front() {
-                    let (number, body, receipt) = self.launch(message, around, next, steps);
-                    steps.push(Step::Publish { number, body, receipt });
+                    let (number, body, receipt) = self.launch(message, cx);
+                    cx.steps.push(Step::Publish { number, body, receipt });
                 }
             }
             State::Halted(_) if self.flying > 0 => {}
             State::Halted(Holder::Node(claim)) if !self.fenced.is_empty() => {
-                self.send_nudge(claim, around, next, steps);
+                self.send_nudge(claim, cx);
             }
-            State::Halted(_) if !self.launched.is_empty() || !self.queue.is_empty() => self.store_what_waits(steps),
-            State::Halted(holder) if around.up => {
+            State::Halted(_) if !self.launched.is_empty() || !self.queue.is_empty() => self.store_what_waits(cx),
+            State::Halted(holder) if cx.up => {
                 self.state = State::Via(holder);
-                self.advance(around, next, steps);
+                self.advance(cx);
             }
             State::Halted(_) => {}
         }
     }
 
-    fn store_what_waits(&mut self, steps: &mut Vec<Step>) {
+    fn store_what_waits(&mut self, cx: &mut Context) {
         if (!self.queue.is_empty() || !self.launched.is_empty()) && !self.marked {
             self.marked = true;
-            steps.push(Step::Store);
+            cx.steps.push(Step::Store);
         }
     }
 
-    fn send_nudge(&mut self, claim: Claim, around: Around, next: &mut u64, steps: &mut Vec<Step>) {
-        if self.nudge == Nudge::Owed && around.up {
-            *next += 1;
-            self.nudge = Nudge::Asked { number: *next, due: around.now + PATIENCE };
-            steps.push(Step::Nudge { claim, number: *next });
-            self.watch(around.now + PATIENCE, steps);
+    fn send_nudge(&mut self, claim: Claim, cx: &mut Context) {
+        if self.nudge == Nudge::Owed && cx.up {
+            *cx.next += 1;
+            self.nudge = Nudge::Asked { number: *cx.next, due: cx.now + PATIENCE };
+            cx.steps.push(Step::Nudge { claim, number: *cx.next });
+            self.watch(cx.now + PATIENCE, cx);
         }
     }
 
@@ -261,75 +263,62 @@ impl Route {
         }
     }
 
-    fn launch(
-        &mut self,
-        message: Waiting,
-        around: Around,
-        next: &mut u64,
-        steps: &mut Vec<Step>,
-    ) -> (u64, Arc<[u8]>, Receipt) {
-        *next += 1;
-        let (body, receipt, due) = (Arc::clone(&message.body), message.receipt, around.now + PATIENCE);
-        self.launched.push_back(Launch { number: *next, message, due, state: Flight::Flying });
+    fn launch(&mut self, message: Waiting, cx: &mut Context) -> (u64, Arc<[u8]>, Receipt) {
+        *cx.next += 1;
+        let (body, receipt, due) = (Arc::clone(&message.body), message.receipt, cx.now + PATIENCE);
+        self.launched.push_back(Launch { number: *cx.next, message, due, state: Flight::Flying });
         self.flying += 1;
-        self.watch(due, steps);
-        (*next, body, receipt)
+        self.watch(due, cx);
+        (*cx.next, body, receipt)
     }
 
-    fn watch(&mut self, due: Instant, steps: &mut Vec<Step>) {
+    fn watch(&mut self, due: Instant, cx: &mut Context) {
         if !self.watched {
             self.watched = true;
-            steps.push(Step::Watch(due));
+            cx.steps.push(Step::Watch(due));
         }
     }
 
     /// The user lives on this node: what is left goes to the session, and whoever had the user has not any more.
-    fn go_home(&mut self, steps: &mut Vec<Step>) {
-        self.forget_holder(steps);
-        steps.extend(self.launched.drain(..).map(|launch| Step::Deliver(launch.message)));
-        steps.extend(self.queue.drain(..).map(Step::Deliver));
+    fn go_home(&mut self, cx: &mut Context) {
+        self.forget_holder(cx);
+        cx.steps.extend(self.launched.drain(..).map(|launch| Step::Deliver(launch.message)));
+        cx.steps.extend(self.queue.drain(..).map(Step::Deliver));
     }
 
     /// Nobody has the user, as far as is known.
-    fn forget_holder(&mut self, steps: &mut Vec<Step>) {
+    fn forget_holder(&mut self, cx: &mut Context) {
         self.state = State::Ask;
-        self.void_nudge(steps);
+        self.void_nudge(cx);
     }
 
     /// Nobody will answer the nudge, or it has been: what it was for has come to pass.
-    fn void_nudge(&mut self, steps: &mut Vec<Step>) {
+    fn void_nudge(&mut self, cx: &mut Context) {
         self.nudge = Nudge::None;
         for (receipt, errno) in self.fenced.drain(..) {
-            steps.push(Step::Settle { receipt, fate: Fate::Failed(errno), open: false });
+            cx.steps.push(Step::Settle { receipt, fate: Fate::Failed(errno), open: false });
         }
         if !self.debtors.is_empty() {
-            steps.push(Step::Free(std::mem::take(&mut self.debtors)));
+            cx.steps.push(Step::Free(std::mem::take(&mut self.debtors)));
         }
     }
 
     /// What became of a launch. Returns how long that took, if it was still waited for.
-    pub fn answered(
-        &mut self,
-        number: u64,
-        fate: Fate,
-        around: Around,
-        next: &mut u64,
-        steps: &mut Vec<Step>,
-    ) -> Option<Duration> {
+    pub fn answered(&mut self, number: u64, fate: Fate, cx: &mut Context) -> Option<Duration> {
         let is_it = |launch: &Launch| launch.number == number && launch.state == Flight::Flying;
         let at = self.launched.iter().position(is_it)?;
-        let took = (around.now + PATIENCE).saturating_duration_since(self.launched[at].due);
+        let took = (cx.now + PATIENCE).saturating_duration_since(self.launched[at].due);
         self.flying -= 1;
         if fate == Fate::Gone {
             self.launched[at].state = Flight::Back;
             self.halt();
         } else if let Some(launch) = self.launched.remove(at) {
-            steps.push(Step::Settle { receipt: launch.message.receipt, fate, open: false });
+            cx.steps.push(Step::Settle { receipt: launch.message.receipt, fate, open: false });
         }
         if self.state == State::Via(Holder::Foreign) && self.flying == 0 {
             self.state = State::Ask;
         }
-        self.advance(around, next, steps);
+        self.advance(cx);
         Some(took)
     }
 
@@ -340,9 +329,9 @@ impl Route {
     }
 
     /// A launch is not known to have reached anybody.
-    pub fn unsent(&mut self, number: u64, around: Around, next: &mut u64, steps: &mut Vec<Step>) {
+    pub fn unsent(&mut self, number: u64, cx: &mut Context) {
         self.give_up(|launch| launch.number == number);
-        self.advance(around, next, steps);
+        self.advance(cx);
     }
 
     fn give_up(&mut self, which: impl Fn(&Launch) -> bool) {
@@ -358,18 +347,18 @@ impl Route {
     }
 
     /// Gives up what has not been answered in time.
-    pub fn expire(&mut self, around: Around, next: &mut u64, steps: &mut Vec<Step>) {
+    pub fn expire(&mut self, cx: &mut Context) {
         self.watched = false;
-        self.give_up(|launch| launch.due <= around.now);
+        self.give_up(|launch| launch.due <= cx.now);
         if let Nudge::Asked { number, due } = self.nudge
-            && due <= around.now
+            && due <= cx.now
         {
-            self.nudge = Nudge::Asked { number, due: around.now + PATIENCE };
-            steps.push(Step::Look);
+            self.nudge = Nudge::Asked { number, due: cx.now + PATIENCE };
+            cx.steps.push(Step::Look);
             if let State::Via(Holder::Node(claim)) | State::Halted(Holder::Node(claim)) = self.state
-                && around.up
+                && cx.up
             {
-                steps.push(Step::Nudge { claim, number });
+                cx.steps.push(Step::Nudge { claim, number });
             }
         }
         let flying = self.launched.iter().find(|launch| launch.state == Flight::Flying).map(|launch| launch.due);
@@ -378,39 +367,39 @@ impl Route {
             Nudge::None | Nudge::Owed => None,
         };
         if let Some(due) = [flying, nudge].into_iter().flatten().min() {
-            self.watch(due, steps);
+            self.watch(due, cx);
         }
-        self.advance(around, next, steps);
+        self.advance(cx);
     }
 
     /// A nudge was answered.
-    pub fn nudged(&mut self, number: u64, around: Around, next: &mut u64, steps: &mut Vec<Step>) {
+    pub fn nudged(&mut self, number: u64, cx: &mut Context) {
         if matches!(self.nudge, Nudge::Asked { number: asked, .. } if asked == number) {
-            self.void_nudge(steps);
-            self.advance(around, next, steps);
+            self.void_nudge(cx);
+            self.advance(cx);
         }
     }
 
     /// Who has the user, by the store, which was asked because a nudge is not answered. If it is not the one who
     /// was nudged, that one has delivered or stored everything, and has gone.
-    pub fn still_has(&mut self, found: Option<Holder>, around: Around, next: &mut u64, steps: &mut Vec<Step>) {
+    pub fn still_has(&mut self, found: Option<Holder>, cx: &mut Context) {
         if matches!(self.state, State::Via(holder) | State::Halted(holder) if found != Some(holder)) {
-            self.void_nudge(steps);
-            self.advance(around, next, steps);
+            self.void_nudge(cx);
+            self.advance(cx);
         }
     }
 
     /// A node was marked so long ago that it does nothing any more.
-    pub fn holder_died(&mut self, node: NodeId, around: Around, next: &mut u64, steps: &mut Vec<Step>) {
+    pub fn holder_died(&mut self, node: NodeId, cx: &mut Context) {
         let (State::Via(Holder::Node(claim)) | State::Halted(Holder::Node(claim))) = self.state else { return };
         if claim.node != node {
             return;
         }
-        self.void_nudge(steps);
+        self.void_nudge(cx);
         if self.launched.is_empty() && self.storing.is_none() {
             self.state = State::Ask;
         }
-        self.advance(around, next, steps);
+        self.advance(cx);
     }
 
     /// What the next job is to store, and past whom; `None`: nothing any more. What came back goes first.
@@ -446,22 +435,22 @@ impl Route {
     }
 
     /// What the store has done with the batch; `None`: nothing, as far as is known.
-    pub fn stored(&mut self, kept: Option<Kept>, around: Around, next: &mut u64, steps: &mut Vec<Step>) {
+    pub fn stored(&mut self, kept: Option<Kept>, cx: &mut Context) {
         let Some(Batch { messages, past }) = self.storing.take() else { return };
         let all = messages.len();
         match kept {
             Some(Kept::Stored(_)) => {
-                self.settle_stored(messages, false, steps);
-                self.forget_holder(steps);
+                self.settle_stored(messages, false, cx);
+                self.forget_holder(cx);
             }
-            Some(Kept::Past(_)) => self.stored_past(messages, past, steps),
+            Some(Kept::Past(_)) => self.stored_past(messages, past, cx),
             Some(Kept::NoUser) => {
-                self.forget_holder(steps);
-                fail(messages, Errno::NoSuchUser, steps);
+                self.forget_holder(cx);
+                fail(messages, Errno::NoSuchUser, cx);
             }
             Some(Kept::Elsewhere(holder)) => {
                 if !matches!(self.state, State::Via(was) | State::Halted(was) if was == holder) {
-                    self.forget_holder(steps);
+                    self.forget_holder(cx);
                 }
                 let left: Vec<Waiting> = self.launched.drain(..).map(|launch| launch.message).collect();
                 let back = messages.into_iter().map(|(message, _)| message).chain(left).collect::<Vec<_>>();
@@ -469,31 +458,31 @@ impl Route {
                 self.state = State::Via(holder);
             }
             Some(Kept::Full(stored)) => {
-                self.stored_in_part(messages, past, stored.min(all), all, Errno::Busy, around, steps);
+                self.stored_in_part(messages, past, stored.min(all), all, Errno::Busy, cx);
             }
             Some(Kept::Refused(stored)) => {
                 let stored = stored.min(all);
                 let refused = (stored + 1).min(all);
-                self.stored_in_part(messages, past, stored, refused, Errno::StoreUnavailable, around, steps);
+                self.stored_in_part(messages, past, stored, refused, Errno::StoreUnavailable, cx);
             }
-            None => self.stored_in_part(messages, past, 0, all, Errno::StoreUnavailable, around, steps),
+            None => self.stored_in_part(messages, past, 0, all, Errno::StoreUnavailable, cx),
         }
-        self.advance(around, next, steps);
+        self.advance(cx);
     }
 
-    fn settle_stored(&mut self, messages: Vec<(Waiting, bool)>, open: bool, steps: &mut Vec<Step>) {
+    fn settle_stored(&mut self, messages: Vec<(Waiting, bool)>, open: bool, cx: &mut Context) {
         for (message, _) in messages {
             let debtor = message.receipt.sender().filter(|_| open);
             self.debtors.extend(debtor);
-            steps.push(Step::Settle { receipt: message.receipt, fate: Fate::Stored, open: debtor.is_some() });
+            cx.steps.push(Step::Settle { receipt: message.receipt, fate: Fate::Stored, open: debtor.is_some() });
         }
     }
 
     /// These messages stand in the store of a user whom that node has.
-    fn stored_past(&mut self, messages: Vec<(Waiting, bool)>, past: Option<Holder>, steps: &mut Vec<Step>) {
+    fn stored_past(&mut self, messages: Vec<(Waiting, bool)>, past: Option<Holder>, cx: &mut Context) {
         match past {
             Some(Holder::Node(_)) => {
-                self.settle_stored(messages, true, steps);
+                self.settle_stored(messages, true, cx);
                 self.nudge = Nudge::Owed;
                 if self.launched.is_empty()
                     && let State::Halted(holder) = self.state
@@ -502,15 +491,14 @@ impl Route {
                 }
             }
             Some(Holder::Foreign) | None => {
-                self.settle_stored(messages, false, steps);
-                self.forget_holder(steps);
+                self.settle_stored(messages, false, cx);
+                self.forget_holder(cx);
             }
         }
     }
 
     /// The first `stored` of these messages are in the store, those behind them up to `refused` were refused, and
     /// the rest was not tried.
-    #[expect(clippy::too_many_arguments)]
     fn stored_in_part(
         &mut self,
         mut messages: Vec<(Waiting, bool)>,
@@ -518,16 +506,15 @@ impl Route {
         stored: usize,
         refused: usize,
         errno: Errno,
-        around: Around,
-        steps: &mut Vec<Step>,
+        cx: &mut Context,
     ) {
-        self.put_back(messages.split_off(refused), around.now);
+        self.put_back(messages.split_off(refused), cx.now);
         let failed = messages.split_off(stored);
         let is_past_a_node = matches!(past, Some(Holder::Node(_)));
         if !messages.is_empty() {
-            self.stored_past(messages, past, steps);
+            self.stored_past(messages, past, cx);
         }
-        if is_past_a_node && !around.here && failed.iter().any(|(_, given_up)| *given_up) {
+        if is_past_a_node && !cx.here && failed.iter().any(|(_, given_up)| *given_up) {
             self.fenced.extend(failed.into_iter().map(|(message, _)| (message.receipt, errno)));
             self.nudge = Nudge::Owed;
             if let State::Via(holder) = self.state {
@@ -535,7 +522,7 @@ impl Route {
             }
             return;
         }
-        fail(failed, errno, steps);
+        fail(failed, errno, cx);
         match self.state {
             // What was not tried is stored before anything is launched.
             State::Halted(Holder::Node(_)) if !self.launched.is_empty() => {}
@@ -560,9 +547,9 @@ impl Route {
     }
 }
 
-fn fail(messages: Vec<(Waiting, bool)>, errno: Errno, steps: &mut Vec<Step>) {
+fn fail(messages: Vec<(Waiting, bool)>, errno: Errno, cx: &mut Context) {
     for (message, _) in messages {
-        steps.push(Step::Settle { receipt: message.receipt, fate: Fate::Failed(errno), open: false });
+        cx.steps.push(Step::Settle { receipt: message.receipt, fate: Fate::Failed(errno), open: false });
     }
 }
 

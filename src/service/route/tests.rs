@@ -9,7 +9,9 @@ const C: Holder = Holder::Node(Claim { node: NodeId(3), epoch: 9 });
 /// A route, and the world around it. Message `n` is of user `n`, so that steps can be told apart.
 struct Table {
     route: Route,
-    around: Around,
+    here: bool,
+    up: bool,
+    now: Instant,
     next: u64,
 }
 
@@ -39,8 +41,7 @@ fn show(step: &Step) -> String {
 
 impl Table {
     fn new() -> Table {
-        let around = Around { here: false, up: true, now: Instant::now() };
-        Table { route: Route::default(), around, next: 0 }
+        Table { route: Route::default(), here: false, up: true, now: Instant::now(), next: 0 }
     }
 
     /// A route to B, on which the first message was delivered.
@@ -53,15 +54,19 @@ impl Table {
         table
     }
 
-    fn take(&mut self, expected: &[&str], take: impl FnOnce(&mut Route, Around, &mut u64, &mut Vec<Step>)) {
-        let mut steps = Vec::new();
-        take(&mut self.route, self.around, &mut self.next, &mut steps);
-        let steps: Vec<String> = steps.iter().map(show).collect();
+    fn take(&mut self, expected: &[&str], take: impl FnOnce(&mut Route, &mut Context)) {
+        let steps: Vec<String> = self.steps(take).iter().map(show).collect();
         assert_eq!(steps, expected);
+    }
+    fn steps(&mut self, take: impl FnOnce(&mut Route, &mut Context)) -> Vec<Step> {
+        let (here, up, now, next) = (self.here, self.up, self.now, &mut self.next);
+        let mut cx = Context { here, up, now, next, steps: Vec::new() };
+        take(&mut self.route, &mut cx);
+        cx.steps
     }
     #[track_caller]
     fn push(&mut self, n: u32, expected: &[&str]) {
-        self.take(expected, |route, around, next, steps| route.push(message(n), around, next, steps));
+        self.take(expected, |route, cx| route.push(message(n), cx));
     }
     #[track_caller]
     fn batch(&mut self, expected: &[u8], past: Option<Holder>) {
@@ -71,28 +76,28 @@ impl Table {
     }
     #[track_caller]
     fn stored(&mut self, kept: Option<Kept>, expected: &[&str]) {
-        self.take(expected, |route, around, next, steps| route.stored(kept, around, next, steps));
+        self.take(expected, |route, cx| route.stored(kept, cx));
     }
     #[track_caller]
     fn answered(&mut self, number: u64, fate: Fate, expected: &[&str]) {
-        self.take(expected, |route, around, next, steps| _ = route.answered(number, fate, around, next, steps));
+        self.take(expected, |route, cx| _ = route.answered(number, fate, cx));
     }
     #[track_caller]
     fn nudged(&mut self, number: u64, expected: &[&str]) {
-        self.take(expected, |route, around, next, steps| route.nudged(number, around, next, steps));
+        self.take(expected, |route, cx| route.nudged(number, cx));
     }
     #[track_caller]
     fn expire(&mut self, expected: &[&str]) {
-        self.around.now += PATIENCE;
-        self.take(expected, |route, around, next, steps| route.expire(around, next, steps));
+        self.now += PATIENCE;
+        self.take(expected, |route, cx| route.expire(cx));
     }
     #[track_caller]
     fn advance(&mut self, expected: &[&str]) {
-        self.take(expected, |route, around, next, steps| route.advance(around, next, steps));
+        self.take(expected, |route, cx| route.advance(cx));
     }
     #[track_caller]
     fn look(&mut self, found: Option<Holder>, expected: &[&str]) {
-        self.take(expected, |route, around, next, steps| route.still_has(found, around, next, steps));
+        self.take(expected, |route, cx| route.still_has(found, cx));
     }
 }
 
@@ -184,7 +189,7 @@ fn what_is_not_answered_or_not_sent_is_given_up_and_stored() {
 
     let mut table = Table::via_b();
     table.push(2, &["launch 2 to 2 as 2 after 0"]);
-    table.take(&["store"], |route, around, next, steps| route.unsent(2, around, next, steps));
+    table.take(&["store"], |route, cx| route.unsent(2, cx));
     table.batch(&[2], Some(B));
 }
 
@@ -225,8 +230,7 @@ fn stored_in_part_past_a_node_owes_a_nudge_and_fences_what_was_given_up() {
 
 impl Table {
     fn take_launch(&mut self, n: u32) {
-        let mut steps = Vec::new();
-        self.route.push(message(n), self.around, &mut self.next, &mut steps);
+        let steps = self.steps(|route, cx| route.push(message(n), cx));
         assert!(matches!(steps[..], [Step::Launch { .. }]), "{steps:?}");
     }
 }
@@ -248,15 +252,15 @@ fn a_nudge_is_repeated_until_it_is_answered_or_that_node_has_the_user_no_more() 
     table.answered(2, Fate::Gone, &["store"]);
     table.batch(&[2], Some(B));
     table.stored(Some(Kept::Past(1)), &["2 Stored, open", "nudge 2 as 3"]);
-    table.take(&[], |route, around, next, steps| route.holder_died(NodeId(3), around, next, steps));
-    table.take(&["free [2]"], |route, around, next, steps| route.holder_died(NodeId(2), around, next, steps));
+    table.take(&[], |route, cx| route.holder_died(NodeId(3), cx));
+    table.take(&["free [2]"], |route, cx| route.holder_died(NodeId(2), cx));
     assert!(table.route.is_nothing());
 }
 
 #[test]
 fn while_the_bus_is_away_all_is_stored_past_the_node_and_the_nudge_is_owed() {
     let mut table = Table::via_b();
-    table.around.up = false;
+    table.up = false;
     table.advance(&[]);
     table.push(2, &["store"]);
     table.batch(&[2], Some(B));
@@ -265,7 +269,7 @@ fn while_the_bus_is_away_all_is_stored_past_the_node_and_the_nudge_is_owed() {
     table.batch(&[3], Some(B));
     table.stored(Some(Kept::Past(2)), &["3 Stored, open"]);
     assert!(!table.route.is_idle());
-    table.around.up = true;
+    table.up = true;
     table.advance(&["nudge 2 as 2"]);
     table.push(4, &["launch 4 to 2 as 3 after 2"]);
     table.nudged(2, &["free [2, 3]"]);
@@ -276,7 +280,7 @@ fn the_user_comes_here_and_gets_what_is_left_in_order_once_nothing_is_under_way(
     let mut table = Table::via_b();
     table.push(2, &["launch 2 to 2 as 2 after 0"]);
     table.push(3, &["launch 3 to 2 as 3 after 2"]);
-    table.around.here = true;
+    table.here = true;
     table.push(4, &[]);
     table.answered(2, Fate::Delivered, &["2 Delivered"]);
     table.answered(3, Fate::Gone, &["deliver 3", "deliver 4"]);
@@ -285,7 +289,7 @@ fn the_user_comes_here_and_gets_what_is_left_in_order_once_nothing_is_under_way(
     let mut table = Table::new();
     table.push(1, &["store"]);
     table.batch(&[1], None);
-    table.around.here = true;
+    table.here = true;
     table.push(2, &[]);
     table.stored(Some(Kept::Stored(1)), &["1 Stored", "deliver 2"]);
 }
@@ -313,14 +317,13 @@ fn a_batch_has_its_bounds_and_what_came_back_is_all_stored_before_anything_is_la
     let mut table = Table::via_b();
     let all = BATCH_MESSAGES as u32 + 10;
     (0..all).for_each(|n| table.take_launch(n));
-    table.take(&["store"], |route, around, next, steps| {
+    table.take(&["store"], |route, cx| {
         route.give_up(|_| true);
-        route.advance(around, next, steps);
+        route.advance(cx);
     });
     let (bodies, _) = table.route.take_batch().unwrap();
     assert_eq!(bodies.len(), BATCH_MESSAGES);
-    let mut steps = Vec::new();
-    table.route.stored(Some(Kept::Past(1)), table.around, &mut table.next, &mut steps);
+    let steps = table.steps(|route, cx| route.stored(Some(Kept::Past(1)), cx));
     assert_eq!(steps.last(), Some(&Step::Store), "nothing is launched, nor nudged");
     assert!(!steps.iter().any(|step| matches!(step, Step::Nudge { .. } | Step::Launch { .. })));
     assert_eq!(table.route.take_batch().unwrap().0.len(), 10);
