@@ -39,7 +39,7 @@ impl Homes {
         x = (x ^ x >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
         x ^= x >> 31;
         // The upper half as a fraction of all reactors.
-        ((x >> 32) * u64::from(self.reactors) >> 32) as usize
+        (((x >> 32) * u64::from(self.reactors)) >> 32) as usize
     }
 }
 

@@ -64,7 +64,7 @@ pub(super) struct Client {
 
 /// The user of a connection.
 #[derive(Debug)]
-pub(super) struct LoggedIn {
+pub(crate) struct LoggedIn {
     pub user: UserId,
     /// Of the session.
     pub epoch: u64,
@@ -128,9 +128,9 @@ impl Client {
 
 impl Shard {
     /// A connection has come from another shard, for a login.
-    pub fn arrived(&mut self, conn: ConnId, moved: Box<Moved>, now: Now, fx: &mut Effects) {
+    pub fn arrived(&mut self, conn: ConnId, moved: Moved, now: Now, fx: &mut Effects) {
         self.now = now;
-        let Moved { client, mut login } = *moved;
+        let Moved { client, mut login } = moved;
         login.conn = conn;
         if client.too_fast {
             fx.push(Effect::Timer(now.at + LATER, Timer::Rate(conn)));

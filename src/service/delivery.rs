@@ -8,6 +8,7 @@ use super::receipts::{Receipt, Waiting};
 use super::route::{self, Context, Route};
 use super::sessions::kept;
 use super::shard::Shard;
+use super::users::{Place, User};
 use super::{Answer, Effect, Effects, Lane, Letter, Op, Path, Payload, Tag, Then};
 use crate::bus::{Addressee, Answered, BusOp, Envelope, Fate};
 use crate::reactor::{ConnId, Manner};
@@ -33,32 +34,30 @@ impl Text<'_> {
 }
 
 impl Shard {
-    /// A chat has come to its recipient's home.
-    pub(super) fn chat_came(&mut self, to: UserId, body: Arc<[u8]>, receipt: Receipt, fx: &mut Effects) {
-        self.deliver(to, Text::Shared(body), receipt, fx);
-    }
-
     /// At its recipient's home a message goes to the session, if the user is here; else on the route. What is on
     /// the route comes first, also where the user is here by now.
     pub(super) fn deliver(&mut self, to: UserId, text: Text<'_>, receipt: Receipt, fx: &mut Effects) {
-        if let Some(user) = self.users.get(&to)
-            && user.session.is_some()
-            && user.more().is_none_or(|more| more.route.is_none())
-        {
-            return self.take(to, text, receipt, fx);
+        let user = self.users.get(&to);
+        match user.filter(|user| !user.has_route()).and_then(User::place) {
+            Some(place) => self.take_at(place, to, text, receipt, fx),
+            None => {
+                let message = Waiting { body: text.into_shared(), receipt: self.owed(receipt, fx) };
+                self.with_route(to, fx, |route, cx| route.push(message, cx));
+            }
         }
-        let message = Waiting { body: text.into_shared(), receipt: self.owed(receipt, fx) };
-        self.with_route(to, fx, |route, cx| route.push(message, cx));
+    }
+
+    /// The user's session, whatever is on the route, takes a message.
+    pub(super) fn take(&mut self, to: UserId, text: Text<'_>, receipt: Receipt, fx: &mut Effects) {
+        if let Some(place) = self.users.get(&to).and_then(User::place) {
+            self.take_at(place, to, text, receipt, fx);
+        }
     }
 
     /// A session takes a message: it goes to the connection, or into the backlog.
-    pub(super) fn take(&mut self, to: UserId, text: Text<'_>, receipt: Receipt, fx: &mut Effects) {
-        let Some(session) = self.users.get(&to).and_then(|user| user.session.as_ref()) else { return };
-        let (conn, epoch, is_live) = (session.conn, session.epoch, session.backlog.is_none());
-        let is_from_here = match receipt {
-            Receipt::Sender { conn, .. } => conn.reactor() == self.index,
-            Receipt::Sum { .. } | Receipt::Node { .. } | Receipt::Nobody => true,
-        };
+    fn take_at(&mut self, place: Place, to: UserId, text: Text<'_>, receipt: Receipt, fx: &mut Effects) {
+        let Place { conn, epoch, is_live } = place;
+        let is_from_here = receipt.sender().is_none_or(|sender| self.homes().of_user(sender) == self.index);
         self.count_message(receipt, if is_from_here { Path::SameReactor } else { Path::OtherReactor }, 1);
         if !is_live {
             let message = Waiting { body: text.into_shared(), receipt: self.owed(receipt, fx) };
@@ -110,31 +109,26 @@ impl Shard {
         self.users.entry(user).or_default().sends += 1;
     }
 
-    /// A chat that was owed is settled. `open`: its sender is a debtor.
-    fn pay_send(&mut self, conn: ConnId, user: UserId, open: u32, fx: &mut Effects) {
-        if let Some(user) = self.users.get_mut(&user) {
+    /// A chat, or a group message, that was owed is settled. By `open` messages its sender is a debtor.
+    pub(super) fn pay_send(&mut self, conn: ConnId, user: UserId, open: u32, fx: &mut Effects) {
+        let may_be_over = self.users.get_mut(&user).is_some_and(|user| {
             user.debts += open;
             user.sends -= 1;
-        }
+            user.may_be_over()
+        });
         self.paid(conn, fx);
-        self.check_sender(user, fx);
-    }
-
-    /// The claim of a session that is ending may have waited for this.
-    fn check_sender(&mut self, user: UserId, fx: &mut Effects) {
-        let is_quiet = |user: &super::users::User| user.sends == 0 && user.debts == 0;
-        let sender = self.users.get(&user).filter(|user| is_quiet(user));
-        if sender.is_some_and(|user| user.session.as_ref().is_none_or(|session| session.is_ending())) {
+        if may_be_over {
             self.try_release(user, fx);
         }
     }
 
     /// A user is a debtor by so many messages less.
     pub(super) fn freed(&mut self, user: UserId, debts: u32, fx: &mut Effects) {
-        if let Some(user) = self.users.get_mut(&user) {
-            user.debts -= debts;
+        let Some(sender) = self.users.get_mut(&user) else { return };
+        sender.debts -= debts;
+        if sender.may_be_over() {
+            self.try_release(user, fx);
         }
-        self.check_sender(user, fx);
     }
 
     /// Tells whoever waits for it what became of a message. `open`: a sender of this node is a debtor.
@@ -172,11 +166,6 @@ impl Shard {
                 }
             }
         }
-    }
-
-    /// Ends what a group message's sender waits for.
-    pub(super) fn group_send_settled(&mut self, conn: ConnId, user: UserId, open: u32, fx: &mut Effects) {
-        self.pay_send(conn, user, open, fx);
     }
 
     // -- routes -----------------------------------------------------------------------------
@@ -286,12 +275,12 @@ impl Shard {
     pub(super) fn store_marked(&mut self, fx: &mut Effects) {
         let mut by_lane: Vec<(Vec<UserId>, Vec<Parcel>)> = vec![Default::default(); self.settings.lanes];
         for to in std::mem::take(&mut self.marked) {
-            let Some((messages, past)) = self.users.get_mut(&to).and_then(|user| user.route()?.take_batch()) else {
-                continue;
-            };
-            let (users, parcels) = &mut by_lane[to as usize % self.settings.lanes];
-            users.push(to);
-            parcels.push(Parcel { to, messages, past });
+            let route = self.users.get_mut(&to).and_then(User::route);
+            if let Some(parcel) = route.and_then(|route| route.take_batch(to)) {
+                let (users, parcels) = &mut by_lane[to as usize % self.settings.lanes];
+                users.push(to);
+                parcels.push(parcel);
+            }
         }
         for (lane, (users, parcels)) in by_lane.into_iter().enumerate().filter(|(_, (users, _))| !users.is_empty()) {
             self.submit(Lane::Number(lane), Then::RoutesStored(users), Op::Write(Write::Keep(parcels)), fx);

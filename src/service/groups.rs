@@ -231,7 +231,7 @@ impl Shard {
             (Err(errno), Some(_)) => {
                 if let Some(Sum { whose: Whose::Message { user, conn, seq }, .. }) = self.sums.sums.remove(&key) {
                     self.refuse(conn, Some(msgid::GROUP_CHAT), seq, &errno.into(), fx);
-                    self.group_send_settled(conn, user, 0, fx);
+                    self.pay_send(conn, user, 0, fx);
                 }
             }
             (_, None) => {}
@@ -271,7 +271,7 @@ impl Shard {
             }
             None => {}
         }
-        self.group_send_settled(conn, user, open, fx);
+        self.pay_send(conn, user, open, fx);
     }
 
     // -- joins ------------------------------------------------------------------------------

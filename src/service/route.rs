@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 
 use super::receipts::{Receipt, Waiting};
 use crate::bus::Fate;
-use crate::store::{Claim, Holder, Kept, NodeId, UserId};
+use crate::store::{Claim, Holder, Kept, NodeId, Parcel, UserId};
 use crate::wire::Errno;
 
 /// How long another node may take to answer.
@@ -402,8 +402,8 @@ impl Route {
         self.advance(cx);
     }
 
-    /// What the next job is to store, and past whom; `None`: nothing any more. What came back goes first.
-    pub fn take_batch(&mut self) -> Option<(Vec<Arc<[u8]>>, Option<Holder>)> {
+    /// What the next job is to store for the user of this route; `None`: nothing any more. What came back goes first.
+    pub fn take_batch(&mut self, to: UserId) -> Option<Parcel> {
         self.marked = false;
         if self.storing.is_some() || self.flying > 0 || !self.fenced.is_empty() {
             return None;
@@ -431,7 +431,7 @@ impl Route {
         }
         let bodies = messages.iter().map(|(message, _)| Arc::clone(&message.body)).collect();
         self.storing = Some(Batch { messages, past });
-        Some((bodies, past))
+        Some(Parcel { to, messages: bodies, past })
     }
 
     /// What the store has done with the batch; `None`: nothing, as far as is known.

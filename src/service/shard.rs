@@ -9,6 +9,7 @@ use chrono::{Local, TimeZone};
 
 use super::client::Client;
 use super::cluster::{Burial, Question, Waiter};
+use super::delivery::Text;
 use super::groups::{Groups, Sums};
 use super::users::{User, Users};
 use super::{
@@ -30,7 +31,7 @@ const MAX_JOBS: usize = 8192;
 const EPOCH_BITS: u32 = 48;
 
 /// One request on its way to its handler.
-pub(super) struct Call<'a> {
+pub(crate) struct Call<'a> {
     pub conn: ConnId,
     pub msgid: i64,
     pub seq: Option<i64>,
@@ -102,7 +103,7 @@ impl Shard {
             index,
             settings,
             clients: ConnMap::default(),
-            users: Users::new(),
+            users: Users::default(),
             sessions: 0,
             routes: 0,
             many_routes,
@@ -313,7 +314,7 @@ impl Shard {
 
     fn receive(&mut self, letter: Letter, fx: &mut Effects) {
         match letter {
-            Letter::Chat { to, body, receipt } => self.chat_came(to, body, receipt, fx),
+            Letter::Chat { to, body, receipt } => self.deliver(to, Text::Shared(body), receipt, fx),
             Letter::GroupChat(message) => self.group_chat_came(message, fx),
             Letter::Fan { to, message } => self.fan(&to, message, fx),
             Letter::Join { group, user, conn, seq } => self.join(group, user, conn, seq, fx),

@@ -9,8 +9,9 @@ use super::route::Route;
 use crate::reactor::ConnId;
 use crate::store::{NodeId, UserId};
 
-/// The users that something is known of, by id.
-pub(super) type Users = HashMap<UserId, User>;
+/// The users that something is known of, by id. They are looked up several times for each message, so by a faster
+/// hash than the standard library's, whose seed nobody can know either.
+pub(super) type Users = HashMap<UserId, User, foldhash::fast::RandomState>;
 
 #[derive(Default)]
 pub(super) struct User {
@@ -33,6 +34,14 @@ pub(super) struct Session {
     pub epoch: u64,
     /// What does not go to the connection; `None`: everything does.
     pub backlog: Option<Box<Backlog>>,
+}
+
+/// Where a session's messages go.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub conn: ConnId,
+    pub epoch: u64,
+    pub is_live: bool,
 }
 
 impl Session {
@@ -123,6 +132,23 @@ impl User {
 
     pub fn entering(&self) -> Option<&Entering> {
         self.more.as_deref()?.entering.as_ref()
+    }
+
+    pub fn has_route(&self) -> bool {
+        self.more.as_deref().is_some_and(|more| more.route.is_some())
+    }
+
+    /// Where the session is, and whether it is live.
+    pub fn place(&self) -> Option<Place> {
+        let session = self.session.as_ref()?;
+        Some(Place { conn: session.conn, epoch: session.epoch, is_live: session.backlog.is_none() })
+    }
+
+    /// Whether the end of a session, or of all that is known of the user, may have waited for what the user has
+    /// sent.
+    pub fn may_be_over(&self) -> bool {
+        let is_here = self.session.as_ref().is_some_and(|session| !session.is_ending());
+        self.sends == 0 && self.debts == 0 && !is_here
     }
 
     /// The session of this epoch.

@@ -272,7 +272,7 @@ impl Shard {
     /// what the connection's earlier requests change is settled.
     pub(crate) fn load_if_due(&mut self, user: UserId, fx: &mut Effects) {
         let Some(entry) = self.users.get_mut(&user) else { return };
-        let has_route = entry.more().is_some_and(|more| more.route.is_some());
+        let has_route = entry.has_route();
         let Some(session) = entry.session.as_ref() else { return };
         let (conn, epoch) = (session.conn, session.epoch);
         if has_route || !session.backlog.as_deref().is_some_and(|backlog| backlog.is_loading()) {

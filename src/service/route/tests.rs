@@ -70,9 +70,9 @@ impl Table {
     }
     #[track_caller]
     fn batch(&mut self, expected: &[u8], past: Option<Holder>) {
-        let (bodies, was_past) = self.route.take_batch().expect("a batch");
-        assert_eq!(bodies.iter().map(|body| body[0]).collect::<Vec<_>>(), expected);
-        assert_eq!(was_past, past);
+        let parcel = self.route.take_batch(1).expect("a batch");
+        assert_eq!(parcel.messages.iter().map(|body| body[0]).collect::<Vec<_>>(), expected);
+        assert_eq!(parcel.past, past);
     }
     #[track_caller]
     fn stored(&mut self, kept: Option<Kept>, expected: &[&str]) {
@@ -108,7 +108,7 @@ fn ask_what_nobody_has_is_stored_one_batch_at_a_time() {
     table.push(2, &[]);
     table.batch(&[1, 2], None);
     table.push(3, &[]);
-    assert!(table.route.take_batch().is_none(), "two jobs at a time");
+    assert!(table.route.take_batch(1).is_none(), "two jobs at a time");
     table.stored(Some(Kept::Stored(1)), &["1 Stored", "2 Stored", "store"]);
     table.batch(&[3], None);
     table.stored(None, &["3 Failed(StoreUnavailable)"]);
@@ -202,7 +202,7 @@ fn fenced_nothing_is_done_until_the_nudge_is_answered() {
     table.push(3, &[]);
     table.stored(None, &["nudge 2 as 3", "watch"]);
     table.push(4, &[]);
-    assert!(table.route.take_batch().is_none());
+    assert!(table.route.take_batch(1).is_none());
     table.nudged(3, &["2 Failed(StoreUnavailable)", "store"]);
     table.batch(&[3, 4], Some(B));
 }
@@ -321,10 +321,9 @@ fn a_batch_has_its_bounds_and_what_came_back_is_all_stored_before_anything_is_la
         route.give_up(|_| true);
         route.advance(cx);
     });
-    let (bodies, _) = table.route.take_batch().unwrap();
-    assert_eq!(bodies.len(), BATCH_MESSAGES);
+    assert_eq!(table.route.take_batch(1).unwrap().messages.len(), BATCH_MESSAGES);
     let steps = table.steps(|route, cx| route.stored(Some(Kept::Past(1)), cx));
     assert_eq!(steps.last(), Some(&Step::Store), "nothing is launched, nor nudged");
     assert!(!steps.iter().any(|step| matches!(step, Step::Nudge { .. } | Step::Launch { .. })));
-    assert_eq!(table.route.take_batch().unwrap().0.len(), 10);
+    assert_eq!(table.route.take_batch(1).unwrap().messages.len(), 10);
 }
