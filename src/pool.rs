@@ -134,7 +134,7 @@ impl<J> Submitter<J> {
     }
 }
 
-/// The worker threads.
+/// The worker threads. Dropped, it drops what waits, and waits for nobody: a job that hangs is left behind.
 pub struct Pool<J> {
     shared: Arc<Shared<J>>,
     threads: Vec<JoinHandle<()>>,
@@ -193,7 +193,7 @@ impl<J: Send + 'static> Pool<J> {
     }
 
     /// Finishes what the lanes hold, drops jobs of no lane, and ends the threads.
-    pub fn finish(self) {
+    pub fn finish(mut self) {
         {
             let mut state = self.shared.state();
             state.closed = true;
@@ -201,10 +201,25 @@ impl<J: Send + 'static> Pool<J> {
             state.last.clear();
         }
         self.shared.work.notify_all();
-        for thread in self.threads {
+        for thread in std::mem::take(&mut self.threads) {
             // A worker's panic has ended the process already.
             let _ = thread.join();
         }
+    }
+}
+
+impl<J> Drop for Pool<J> {
+    fn drop(&mut self) {
+        let mut dropped: Vec<Vec<J>> = Vec::new();
+        {
+            let mut state = self.shared.state();
+            state.closed = true;
+            state.ready.clear();
+            dropped.extend(state.lanes.iter_mut().map(|lane| std::mem::take(&mut lane.queue)));
+            let State { free, last, .. } = &mut *state;
+            dropped.push(free.drain(..).chain(last.drain(..)).map(|(_, job)| job).collect());
+        }
+        self.shared.work.notify_all();
     }
 }
 
@@ -309,7 +324,7 @@ fn work<W: Worker>(shared: &Shared<W::Job>, mut worker: W, counts: &WorkerCounts
 #[cfg(test)]
 mod tests {
     use std::sync::Barrier;
-    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
     use std::time::Duration;
 
     use super::*;
@@ -381,6 +396,24 @@ mod tests {
         assert_eq!(done.recv_timeout(SOON), Ok((1, 1)));
         drop(stop);
         pool.finish();
+    }
+
+    #[test]
+    fn a_dropped_pool_drops_what_waits_and_waits_for_nobody() {
+        let (pool, done) = pool(2, 1);
+        let submit = pool.submitter();
+        let (go_on, until) = channel();
+        submit.in_lane(0, Job::Wait(until));
+        while submit.waiting()[0].1 > 0 {
+            std::thread::yield_now(); // until a worker has it
+        }
+        submit.in_lane(0, Job::Number(0, 1));
+        submit.anywhere(Job::Wait(channel().1));
+        drop(pool);
+        assert_eq!(submit.waiting().map(|(_, jobs)| jobs), [0, 0]);
+        drop(go_on);
+        // Its workers have ended when nobody can report any more.
+        assert_eq!(done.recv_timeout(SOON), Err(RecvTimeoutError::Disconnected));
     }
 
     #[test]
