@@ -298,6 +298,18 @@ impl RedisBus {
     }
 }
 
+impl RedisBus {
+    /// Ends at once: nothing else is published, what waits is dropped, and the threads are not waited for. What
+    /// they hear until they have ended is still handed on.
+    pub fn abandon(&self) {
+        let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // The publisher's pool drops what waits.
+        if threads.is_some() {
+            self.listens.post(Mail::Stop);
+        }
+    }
+}
+
 impl Drop for RedisBus {
     fn drop(&mut self) {
         self.stop();
