@@ -83,6 +83,9 @@ pub struct Config {
     pub proxies: Vec<IpNet>,
     /// Where `/metrics` and the like are served; `None`: nowhere.
     pub metrics: Option<SocketAddr>,
+    /// Decides which reactor each user belongs to; `None`: drawn at random, so that nobody can choose ids that
+    /// all belong to one.
+    pub home_seed: Option<u64>,
 }
 
 /// A cluster chat server: a drop-in for the muduo ChatServer.
@@ -238,6 +241,10 @@ struct Flags {
     /// Whoever reaches it may read it, so keep it from strangers. Off by default
     #[arg(long, env = "CHAT_METRICS", value_name = "IP:PORT", allow_hyphen_values = true, value_parser = socket_address)]
     metrics: Option<SocketAddr>,
+
+    /// For tests: which reactor a user belongs to depends on this and on the user's id alone
+    #[arg(long, value_name = "N", hide = true)]
+    home_seed: Option<u64>,
 }
 
 /// A number within bounds.
@@ -503,6 +510,7 @@ impl Config {
             legacy_client: flags.legacy_client,
             proxies: flags.proxy_protocol,
             metrics: flags.metrics,
+            home_seed: flags.home_seed,
         })
     }
 }
