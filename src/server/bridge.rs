@@ -2,16 +2,22 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::Sender;
 
-use super::keeper::Waker;
+use super::ending::{LOOK, Remains};
+use super::reaper::Notice;
+use super::validity::Validity;
 use super::{Mailboxes, submit};
-use crate::bus::{Bus, BusEvent, BusOp, Listener};
+use crate::bus::{Bus, BusEvent, BusOp, Envelope, Listener};
+use crate::clock::since_boot;
+use crate::home::Homes;
 use crate::pool::{Standing, Submitter, Worker};
-use crate::reactor::{Body, CloseReason, ConnId, Handler, HangUp, Io, Mail, Message, Taken, Unwritten};
-use crate::service::{Effect, Effects, Job, JobRunner, Letter, Now, Payload, Shard, Tag, Timer};
+use crate::reactor::{Body, CloseReason, ConnId, Handler, HangUp, Io, Mail, Message, Recall, Taken, Unwritten};
+use crate::service::{Effect, Effects, Job, JobRunner, Letter, Moved, Now, Payload, Shard, Tag, Timer};
+use crate::store::NodeId;
 
 /// One reactor's handler: a shard, and what its effects go to.
 pub(super) struct Bridge {
@@ -19,13 +25,25 @@ pub(super) struct Bridge {
     effects: Effects,
     pool: Submitter<Job>,
     bus: Arc<dyn Bus>,
-    /// What this input wants of the bus.
-    bus_ops: Vec<BusOp>,
-    /// Where there are other nodes: has the claims checked.
-    keeper: Option<Waker>,
-    /// Told once, when the shard has wound up.
-    report: Sender<usize>,
+    /// What this turn wants of the bus.
+    bus_ops: BusOps,
+    /// Where there are other nodes.
+    validity: Option<Arc<Validity>>,
+    reports: Reports,
+    /// Since the server is to end: when what remains is counted next.
+    count_at: Option<Instant>,
     clock: Clock,
+}
+
+/// Whom a reactor tells what has become of its shard.
+#[derive(Clone)]
+pub(super) struct Reports {
+    /// Told once, when the shard has wound up.
+    pub wound_up: Sender<()>,
+    /// Told when the node was taken for dead.
+    pub marked: Sender<()>,
+    /// Of this reactor.
+    pub remains: Arc<Remains>,
 }
 
 impl Bridge {
@@ -33,23 +51,25 @@ impl Bridge {
         shard: Shard,
         pool: Submitter<Job>,
         bus: Arc<dyn Bus>,
-        keeper: Option<Waker>,
-        report: Sender<usize>,
+        validity: Option<Arc<Validity>>,
+        reports: Reports,
     ) -> Self {
         Bridge {
             shard,
             effects: Effects::default(),
             pool,
             bus,
-            bus_ops: Vec::new(),
-            keeper,
-            report,
+            bus_ops: BusOps::default(),
+            validity,
+            reports,
+            count_at: None,
             clock: Clock(now_at(Instant::now())),
         }
     }
 
     fn carry_out(&mut self, io: &mut Io<Self>) {
         let Effects { list, bytes } = &mut self.effects;
+        let mut wound_up = false;
         for effect in list.drain(..) {
             match effect {
                 Effect::Send { conn, body, framing, tag, manner } => {
@@ -62,26 +82,68 @@ impl Bridge {
                 Effect::Pause(conn) => io.pause(conn),
                 Effect::Resume(conn) => io.resume(conn),
                 Effect::Pace(conn) => io.pace(conn),
-                Effect::Recall(conn) => io.recall(conn),
+                Effect::Recall(conn, how) => io.recall(conn, how),
                 Effect::Close(conn, reason) => io.close(conn, reason),
+                Effect::Abort(conn, reason) => io.abort(conn, reason),
+                Effect::Move { conn, to, moved } => io.move_to(conn, to, moved),
                 Effect::Post(shard, letter) => io.post(shard, letter),
                 Effect::Submit(lane, job) => submit(&self.pool, lane, *job),
                 Effect::Bus(op) => self.bus_ops.push(op),
-                Effect::CheckClaims => {
-                    if let Some(keeper) = &self.keeper {
-                        keeper.wake();
-                    }
-                }
                 Effect::Timer(at, timer) => io.set_timer(at, timer),
-                Effect::WoundUp => {
-                    // The channel has room for every reactor's report.
-                    let _ = self.report.try_send(io.index());
+                Effect::WoundUp => wound_up = true,
+                Effect::Marked => {
+                    // Nothing more is handled, written or published. Full: it is known already.
+                    self.validity.iter().for_each(|validity| validity.end());
+                    let _ = self.reports.marked.try_send(());
                 }
             }
         }
         self.effects.clear();
-        if !self.bus_ops.is_empty() {
-            self.bus.send(&mut self.bus_ops);
+        io.set_held(self.shard.held());
+        if wound_up {
+            self.count_what_remains(io.now());
+            // The channel has room for every reactor's report.
+            let _ = self.reports.wound_up.try_send(());
+        }
+    }
+
+    /// For whoever waits for the end.
+    fn count_what_remains(&mut self, now: Instant) {
+        self.count_at = Some(now + LOOK);
+        self.reports.remains.set(self.shard.waiting(), self.shard.lost());
+    }
+}
+
+/// What goes to the bus at the end of a turn.
+#[derive(Default)]
+struct BusOps {
+    list: Vec<BusOp>,
+    /// Where in the list each node's answers stand.
+    answers: Vec<(NodeId, usize)>,
+}
+
+impl BusOps {
+    /// Puts the answers to one node into one envelope, where the first of them stood: what else is sent to it does
+    /// not have to come before an answer.
+    fn push(&mut self, op: BusOp) {
+        if let BusOp::ToNode(node, Envelope::Answer(mut more)) = op {
+            let first = self.answers.iter().find(|(answered, _)| *answered == node).map(|(_, first)| *first);
+            match first.map(|first| &mut self.list[first]) {
+                Some(BusOp::ToNode(_, Envelope::Answer(answers))) => answers.append(&mut more),
+                _ => {
+                    self.answers.push((node, self.list.len()));
+                    self.list.push(BusOp::ToNode(node, Envelope::Answer(more)));
+                }
+            }
+        } else {
+            self.list.push(op);
+        }
+    }
+
+    fn send(&mut self, bus: &dyn Bus) {
+        if !self.list.is_empty() {
+            bus.send(&mut self.list);
+            self.answers.clear();
         }
     }
 }
@@ -109,10 +171,20 @@ impl Handler for Bridge {
     type Letter = Letter;
     type Tag = Tag;
     type Timer = Timer;
+    type Moved = Box<Moved>;
+
+    fn may_act(&mut self) -> bool {
+        self.validity.as_ref().is_none_or(|validity| validity.may_act(since_boot()))
+    }
 
     fn opened(&mut self, io: &mut Io<Self>, conn: ConnId, peer: SocketAddr) {
         log::debug!("{conn}: {peer} has connected");
         self.shard.opened(conn, peer, self.clock.now(io.now()), &mut self.effects);
+        self.carry_out(io);
+    }
+
+    fn arrived(&mut self, io: &mut Io<Self>, conn: ConnId, moved: Box<Moved>) {
+        self.shard.arrived(conn, moved, self.clock.now(io.now()), &mut self.effects);
         self.carry_out(io);
     }
 
@@ -123,12 +195,12 @@ impl Handler for Bridge {
     }
 
     fn ended(&mut self, io: &mut Io<Self>, conn: ConnId, rest: usize) {
-        self.shard.ended(conn, rest, &mut self.effects);
+        self.shard.ended(conn, rest, self.clock.now(io.now()), &mut self.effects);
         self.carry_out(io);
     }
 
     fn hung_up(&mut self, io: &mut Io<Self>, conn: ConnId, how: HangUp) {
-        self.shard.hung_up(conn, how, &mut self.effects);
+        self.shard.hung_up(conn, how, self.clock.now(io.now()), &mut self.effects);
         self.carry_out(io);
     }
 
@@ -138,26 +210,26 @@ impl Handler for Bridge {
     }
 
     fn written(&mut self, io: &mut Io<Self>, conn: ConnId, tag: Tag) {
-        self.shard.written(conn, tag, &mut self.effects);
+        self.shard.written(conn, tag, self.clock.now(io.now()), &mut self.effects);
         self.carry_out(io);
     }
 
-    fn recallable(tag: &Tag) -> bool {
-        matches!(tag, Tag::Chat { .. })
+    fn recallable(tag: &Tag, how: Recall) -> bool {
+        tag.is_recallable(how)
     }
 
-    fn high_water(&mut self, io: &mut Io<Self>, conn: ConnId, recalled: Vec<Unwritten<Tag>>) {
-        self.shard.high_water(conn, recalled, &mut self.effects);
+    fn recalled(&mut self, io: &mut Io<Self>, conn: ConnId, recalled: Vec<Unwritten<Tag>>) {
+        self.shard.recalled(conn, recalled, self.clock.now(io.now()), &mut self.effects);
         self.carry_out(io);
     }
 
     fn drained(&mut self, io: &mut Io<Self>, conn: ConnId) {
-        self.shard.drained(conn, &mut self.effects);
+        self.shard.drained(conn, self.clock.now(io.now()), &mut self.effects);
         self.carry_out(io);
     }
 
     fn closed(&mut self, io: &mut Io<Self>, conn: ConnId, reason: CloseReason, unwritten: Vec<Unwritten<Tag>>) {
-        self.shard.closed(conn, reason, unwritten, &mut self.effects);
+        self.shard.closed(conn, reason, unwritten, self.clock.now(io.now()), &mut self.effects);
         self.carry_out(io);
     }
 
@@ -166,34 +238,42 @@ impl Handler for Bridge {
         self.carry_out(io);
     }
 
-    fn was_stopped(&mut self, io: &mut Io<Self>, gap: Duration) {
-        log::warn!("this process was stopped for {} s", gap.as_secs());
-        // A node that is alone cannot have been taken for dead.
-        if self.keeper.is_some() {
-            self.shard.was_stopped(self.clock.now(io.now()), &mut self.effects);
-            self.carry_out(io);
+    fn turn_ended(&mut self, io: &mut Io<Self>) {
+        self.bus_ops.send(&*self.bus);
+        if self.count_at.is_some_and(|at| at <= io.now()) {
+            self.count_what_remains(io.now());
         }
     }
 
     fn stopping(&mut self, io: &mut Io<Self>) {
-        self.shard.stop(&mut self.effects);
+        self.count_at = Some(io.now());
+        self.shard.stop(self.clock.now(io.now()), &mut self.effects);
         self.carry_out(io);
     }
 }
 
-/// The bus's way to the shards: their mailboxes.
-pub(super) struct BusListener(pub Mailboxes);
+/// The bus's way to the shards, their mailboxes, and to whoever frees the claims of dead nodes.
+pub(super) struct BusListener {
+    pub mailboxes: Mailboxes,
+    pub homes: Homes,
+    pub reaper: Sender<Notice>,
+}
 
 impl Listener for BusListener {
-    fn shards(&self) -> usize {
-        self.0.len()
+    fn homes(&self) -> Homes {
+        self.homes
     }
 
     fn post(&self, shard: usize, events: &mut Vec<BusEvent>) {
         let mut mail: Vec<_> = events.drain(..).map(|event| Mail::Letter(Letter::Bus(event))).collect();
         if !mail.is_empty() {
-            self.0[shard].post_all(&mut mail);
+            self.mailboxes[shard].post_all(&mut mail);
         }
+    }
+
+    fn confirmed(&self, dead: NodeId, by: NodeId) {
+        // It is gone: this node ends.
+        let _ = self.reaper.send(Notice::Confirmed { dead, by });
     }
 }
 
@@ -202,13 +282,15 @@ pub(super) struct StoreWorker {
     runner: JobRunner,
     mailboxes: Mailboxes,
     /// Answers of the batch that runs, by shard: one wake for each shard is enough.
-    answers: Vec<Vec<Mail<Letter>>>,
+    answers: Vec<Vec<Mail<Bridge>>>,
+    /// Jobs of all workers that the store has done.
+    done: Arc<AtomicU64>,
 }
 
 impl StoreWorker {
-    pub fn new(runner: JobRunner, mailboxes: Mailboxes) -> Self {
+    pub fn new(runner: JobRunner, mailboxes: Mailboxes, done: Arc<AtomicU64>) -> Self {
         let answers = mailboxes.iter().map(|_| Vec::new()).collect();
-        StoreWorker { runner, mailboxes, answers }
+        StoreWorker { runner, mailboxes, answers, done }
     }
 }
 
@@ -216,8 +298,12 @@ impl Worker for StoreWorker {
     type Job = Job;
 
     fn run(&mut self, batch: &mut Vec<Job>) {
-        let answers = &mut self.answers;
-        self.runner.run(batch, |shard, done| answers[shard].push(Mail::Letter(Letter::Done(Box::new(done)))));
+        let (answers, mut served) = (&mut self.answers, 0);
+        self.runner.run(batch, |shard, done| {
+            served += u64::from(done.answer.is_ok());
+            answers[shard].push(Mail::Letter(Letter::Done(Box::new(done))));
+        });
+        self.done.fetch_add(served, Relaxed);
         for (mailbox, answers) in self.mailboxes.iter().zip(answers) {
             if !answers.is_empty() {
                 mailbox.post_all(answers);
@@ -227,5 +313,46 @@ impl Worker for StoreWorker {
 
     fn standing(job: &Job) -> Standing {
         job.op.standing()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::{Answered, Fate};
+
+    fn answer(node: u64, number: u64) -> BusOp {
+        BusOp::ToNode(NodeId(node), Envelope::Answer(vec![Answered { user: 1, number, fate: Fate::Stored }]))
+    }
+
+    #[test]
+    fn answers_to_a_node_share_an_envelope_in_their_order_and_all_else_is_as_it_was() {
+        let nudge = |node| BusOp::ToNode(NodeId(node), Envelope::Nudge { user: 1, epoch: 1, number: 1 });
+        let mut ops = BusOps::default();
+        for op in [nudge(1), answer(1, 1), answer(2, 2), nudge(1), answer(1, 3), answer(2, 4), answer(1, 5)] {
+            ops.push(op);
+        }
+        let shown = |op: &BusOp| match op {
+            BusOp::ToNode(node, Envelope::Answer(answers)) => {
+                (node.0, answers.iter().map(|answer| answer.number).collect())
+            }
+            BusOp::ToNode(node, _) => (node.0, Vec::new()),
+            other => panic!("{other:?}"),
+        };
+        let list: Vec<(u64, Vec<u64>)> = ops.list.iter().map(shown).collect();
+        assert_eq!(list, [(1, vec![]), (1, vec![1, 3, 5]), (2, vec![2, 4]), (1, vec![])]);
+
+        struct Nowhere;
+        impl Bus for Nowhere {
+            fn send(&self, ops: &mut Vec<BusOp>) {
+                ops.clear();
+            }
+            fn is_up(&self) -> bool {
+                true
+            }
+        }
+        ops.send(&Nowhere);
+        ops.push(answer(2, 6));
+        assert_eq!(ops.list.iter().map(shown).collect::<Vec<_>>(), [(2, vec![6])]);
     }
 }

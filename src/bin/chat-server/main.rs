@@ -9,9 +9,8 @@ use std::process::ExitCode;
 use anyhow::Context;
 use chat_server::config::{Config, Stop};
 use chat_server::logging;
-use chat_server::server::{CannotListen, Server, advise, enough_memory};
+use chat_server::server::{CannotListen, Hurried, Hurry, Server, advise, enough_memory};
 use sd_notify::NotifyState;
-use signals::Signals;
 
 fn main() -> ExitCode {
     let config = match Config::from_args(std::env::args_os()) {
@@ -33,7 +32,7 @@ fn main() -> ExitCode {
             } else {
                 logging::last_words(&format!("chat-server: {error:#}"));
             }
-            ExitCode::FAILURE
+            if error.is::<Hurried>() { ExitCode::from(signals::INTERRUPTED) } else { ExitCode::FAILURE }
         }
     };
     logging::flush();
@@ -47,18 +46,18 @@ fn refuse(line: &str) -> ExitCode {
 }
 
 fn run(config: &Config) -> anyhow::Result<()> {
-    let start = || -> anyhow::Result<(Signals, Server)> {
+    let start = || -> anyhow::Result<(Hurry, Server)> {
         enough_memory(config)?;
         logging::start().context("cannot start the log")?;
-        let signals = Signals::take().context("cannot take the signals")?;
+        let signals = signals::take().context("cannot take the signals")?;
         Ok((signals, Server::start(config)?))
     };
-    let (mut signals, server) = start().map_err(|error| advise(error, config))?;
+    let (signals, server) = start().map_err(|error| advise(error, config))?;
     tell_supervisor(NotifyState::Ready);
-    let signal = signals.wait_for_the_end();
-    log::info!("{signal}: stopping; a second SIGTERM or SIGINT ends at once");
+    let signal = signals.recv().context("nobody tells of signals any more")?;
+    log::info!("{signal}: stopping; a second SIGTERM or SIGINT cuts that short");
     tell_supervisor(NotifyState::Stopping);
-    server.stop()?;
+    server.stop(signals)?;
     log::info!("stopped");
     Ok(())
 }

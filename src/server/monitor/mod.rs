@@ -7,6 +7,8 @@
 //! | `/healthz` | 200: this process runs |
 //! | `/readyz` | 200: it serves; 503 and the reason: it does not |
 //!
+//! It outlives a node that is taken for dead and begins anew; what is counted begins anew with that.
+//!
 //! It is one more [`EventLoop`] with an acceptor, apart from those of the clients: so slow readers,
 //! half-closed connections and goodbyes are what they are there, and nobody who asks can wait for
 //! another one. A handful of HTTP is all that is added, read by `httparse`: GET and HEAD, one request
@@ -25,25 +27,28 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use mio::Poll;
 
-pub use sources::{Sources, registry};
+pub use sources::Sources;
 
 use request::{Refused, Request};
 
 use super::advice::CannotListen;
+use super::validity::Validity;
 use super::{join, thread};
 use crate::bus::Bus;
+use crate::bus::redis::RedisBus;
+use crate::clock::since_boot;
 use crate::metrics::Registry;
-use crate::pool::{Pool, Submitter, Worker};
+use crate::pool::{Pool, Worker};
 use crate::reactor::{
-    Acceptor, AcceptorHandle, Admission, Body, CloseReason, ConnId, EventLoop, Handler, HangUp, Io, Limits, Mail,
-    Mailbox, Manner, Message, Taken, Unwritten, listen,
+    Acceptor, AcceptorHandle, Admission, Body, Budget, CloseReason, ConnId, EventLoop, Handler, HangUp, Io, Limits,
+    Mail, Mailbox, Manner, Message, Recall, Taken, Unwritten, listen,
 };
-use crate::store::{Connection, Store};
+use crate::store::Connection;
 
 const PAGE: &str = include_str!("page.html");
 
@@ -58,21 +63,19 @@ const STORE_TIME: Duration = Duration::from_secs(1);
 /// Larger than any answer.
 const LIMITS: Limits = Limits { high_water: 64 << 20, hard: 128 << 20, total: usize::MAX };
 
-/// What readiness depends on, beside the store.
-pub struct Condition {
-    pub bus: Arc<dyn Bus>,
-    /// The server is shutting down.
-    pub stopping: AtomicBool,
-}
-
 /// The monitor's threads.
 pub struct Monitor {
     address: SocketAddr,
-    condition: Arc<Condition>,
+    /// In seconds since 1970.
+    started: f64,
+    /// The server is shutting down.
+    stopping: Arc<AtomicBool>,
     acceptor: AcceptorHandle,
-    mailboxes: Arc<[Mailbox<Mail<Probed>>]>,
+    mailboxes: Mailboxes,
     threads: [JoinHandle<()>; 2],
 }
+
+type Mailboxes = Arc<[Mailbox<Mail<Web>>]>;
 
 /// Takes the address, before anything else is done.
 ///
@@ -87,36 +90,28 @@ impl Monitor {
     ///
     /// # Errors
     /// The system has no more of them, or no more descriptors.
-    pub fn start(
-        listener: TcpListener,
-        max_connections: usize,
-        registry: Registry,
-        store: &Arc<dyn Store>,
-        bus: Arc<dyn Bus>,
-    ) -> Result<Monitor> {
+    pub fn start(listener: TcpListener, max_connections: usize, sources: Sources) -> Result<Monitor> {
         let address = listener.local_addr()?;
         let poll = Poll::new()?;
-        let mailboxes: Arc<[Mailbox<Mail<Probed>>]> = [Mailbox::new(poll.registry())?].into();
-        let condition = Arc::new(Condition { bus, stopping: AtomicBool::new(false) });
-        let prober = Prober { connection: store.connection(), mailboxes: Arc::clone(&mailboxes) };
-        // It is never waited for: a store that hangs must not keep the process from its end.
-        let prober = Pool::start_named("store-probe", vec![prober], 1, 1).context("cannot start the store's probe")?;
+        let mailboxes: Mailboxes = [Mailbox::new(poll.registry())?].into();
+        let stopping = Arc::<AtomicBool>::default();
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64());
         let web = Web {
-            registry,
-            condition: Arc::clone(&condition),
-            prober: prober.submitter(),
+            idle: sources::process(started),
+            node: Some(Box::new(View::new(sources, started, &mailboxes)?)),
+            stopping: Arc::clone(&stopping),
             probing: false,
             open: VecDeque::new(),
             asking: HashMap::new(),
         };
-        let event_loop = EventLoop::new(0, poll, Arc::clone(&mailboxes), LIMITS, web)?;
+        let event_loop = EventLoop::new(0, poll, Arc::clone(&mailboxes), LIMITS, Budget::new(), web)?;
         let admission = Admission { max: max_connections, refusal: Vec::new(), addresses: None };
         let (acceptor, handle) = Acceptor::new(listener, Arc::clone(&mailboxes), admission)?;
         let threads = [
             thread("monitor".to_owned(), move || event_loop.run())?,
             thread("monitor-accept".to_owned(), move || acceptor.run())?,
         ];
-        Ok(Monitor { address, condition, acceptor: handle, mailboxes, threads })
+        Ok(Monitor { address, started, stopping, acceptor: handle, mailboxes, threads })
     }
 
     /// Where it listens, with the real port.
@@ -124,29 +119,67 @@ impl Monitor {
         self.address
     }
 
-    /// Tells from now on that this node is not ready, since it is shutting down.
+    /// Tells from now on that this server is not ready, since there is no node.
+    pub fn watch_nobody(&self) {
+        self.tell(News::Node(None));
+    }
+
+    /// Tells from now on of this node.
+    ///
+    /// # Errors
+    /// The system has no more threads.
+    pub fn watch(&self, sources: Sources) -> Result<()> {
+        let node = View::new(sources, self.started, &self.mailboxes)?;
+        self.tell(News::Node(Some(Box::new(node))));
+        Ok(())
+    }
+
+    fn tell(&self, news: News) {
+        self.mailboxes[0].post(Mail::Letter(news));
+    }
+
+    /// Tells from now on that this server is not ready, since it is shutting down.
     pub fn stopping(&self) {
-        self.condition.stopping.store(true, Ordering::Relaxed);
+        self.stopping.store(true, Ordering::Relaxed);
     }
 
-    /// Begins to end, which takes at most half a second.
-    pub fn end(&self) {
+    /// Ends, which takes at most half a second.
+    pub fn end(self) {
         self.acceptor.stop();
-        self.mailboxes.iter().for_each(|mailbox| mailbox.post(Mail::Exit));
-    }
-
-    /// Waits for its end.
-    pub fn join(self) {
+        self.mailboxes[0].post(Mail::Exit);
         self.threads.into_iter().for_each(join);
     }
 }
 
-/// What the store said when it was asked whether it is there.
-pub struct Probed(Result<(), String>);
+/// A node that is watched.
+pub struct View {
+    registry: Registry,
+    bus: Option<Arc<RedisBus>>,
+    validity: Option<Arc<Validity>>,
+    /// Never waited for: a store that hangs must keep nobody.
+    prober: Pool<()>,
+}
+
+impl View {
+    fn new(sources: Sources, started: f64, mailboxes: &Mailboxes) -> Result<View> {
+        let (bus, validity) = (sources.bus.clone(), sources.validity.clone());
+        let prober = Prober { connection: sources.store.connection(), mailboxes: Arc::clone(mailboxes) };
+        let prober = Pool::start_named("store-probe", vec![prober], 1, 1).context("cannot start the store's probe")?;
+        Ok(View { registry: sources.registry(started), bus, validity, prober })
+    }
+}
+
+/// What the monitor's thread is told.
+pub enum News {
+    /// Whether the store is there.
+    Probed(Result<(), String>),
+    /// Which node is watched.
+    Node(Option<Box<View>>),
+}
 
 struct Prober {
     connection: Box<dyn Connection>,
-    mailboxes: Arc<[Mailbox<Mail<Probed>>]>,
+    mailboxes: Mailboxes,
 }
 
 impl Worker for Prober {
@@ -156,7 +189,7 @@ impl Worker for Prober {
         batch.clear();
         // Nobody's account: that nobody has it is answer enough.
         let result = self.connection.account(0).map(drop).map_err(|error| error.to_string());
-        self.mailboxes[0].post(Mail::Letter(Probed(result)));
+        self.mailboxes[0].post(Mail::Letter(News::Probed(result)));
     }
 }
 
@@ -167,10 +200,12 @@ enum Late {
 
 /// Answers requests.
 struct Web {
-    registry: Registry,
-    condition: Arc<Condition>,
-    prober: Submitter<()>,
-    /// The store is being asked.
+    /// What there is to tell without a node.
+    idle: Registry,
+    node: Option<Box<View>>,
+    /// The server is shutting down.
+    stopping: Arc<AtomicBool>,
+    /// The node's store is being asked.
     probing: bool,
     /// Connections that are not closed, oldest first.
     open: VecDeque<ConnId>,
@@ -218,7 +253,7 @@ impl Web {
     fn request(&mut self, io: &mut Io<Self>, conn: ConnId, Request { is_head, path }: Request<'_>) {
         match &*path {
             "/metrics" => {
-                let text = self.registry.text();
+                let text = self.node.as_ref().map_or(&self.idle, |node| &node.registry).text();
                 let media = "text/plain; version=0.0.4; charset=utf-8";
                 Reply { status: OK, media, body: &text }.send(io, conn, is_head);
             }
@@ -233,23 +268,32 @@ impl Web {
 
     /// What can be told at once is; otherwise the store is asked, by a thread that may wait for it.
     fn ask_whether_ready(&mut self, io: &mut Io<Self>, conn: ConnId, is_head: bool) {
-        if let Some(reason) = self.obstacle() {
-            return not_ready(io, conn, is_head, reason);
-        }
+        let node = match self.ready_node() {
+            Ok(node) => node,
+            Err(reason) => return not_ready(io, conn, is_head, reason),
+        };
+        let prober = node.prober.submitter();
         self.asking.insert(conn, is_head);
         io.set_timer(io.now() + STORE_TIME, Late::Store(conn));
         if !std::mem::replace(&mut self.probing, true) {
-            self.prober.in_lane(0, ());
+            prober.in_lane(0, ());
         }
     }
 
-    fn obstacle(&self) -> Option<&'static str> {
-        if self.condition.stopping.load(Ordering::Relaxed) {
-            Some("shutting down")
-        } else if !self.condition.bus.is_up() {
-            Some("the bus is down: Redis cannot be reached")
+    /// The node, or what it lacks, as far as that is known without asking the store.
+    fn ready_node(&self) -> Result<&View, &'static str> {
+        if self.stopping.load(Ordering::Relaxed) {
+            return Err("shutting down");
+        }
+        let Some(node) = &self.node else {
+            return Err("other nodes took this one for dead: it begins anew");
+        };
+        if node.bus.as_ref().is_some_and(|bus| !bus.is_up()) {
+            Err("the bus is down: Redis cannot be reached")
+        } else if node.validity.as_ref().is_some_and(|validity| !validity.may_act(since_boot())) {
+            Err("neither Redis nor the store tells whether other nodes took this one for dead")
         } else {
-            None
+            Ok(node)
         }
     }
 }
@@ -259,9 +303,10 @@ fn not_ready(io: &mut Io<Web>, conn: ConnId, is_head: bool, reason: &str) {
 }
 
 impl Handler for Web {
-    type Letter = Probed;
+    type Letter = News;
     type Tag = ();
     type Timer = Late;
+    type Moved = ();
 
     fn opened(&mut self, io: &mut Io<Self>, conn: ConnId, _peer: SocketAddr) {
         self.open.push_back(conn);
@@ -272,6 +317,10 @@ impl Handler for Web {
         {
             io.close(oldest, CloseReason::SlowConsumer);
         }
+    }
+
+    fn arrived(&mut self, _io: &mut Io<Self>, _conn: ConnId, (): ()) {
+        // Nothing moves where there is one reactor.
     }
 
     fn input(&mut self, io: &mut Io<Self>, conn: ConnId, input: &[u8]) -> Taken {
@@ -298,9 +347,17 @@ impl Handler for Web {
         // Nobody's input waits here.
     }
 
-    fn letter(&mut self, io: &mut Io<Self>, Probed(result): Probed) {
+    fn letter(&mut self, io: &mut Io<Self>, news: News) {
+        let result = match news {
+            News::Probed(result) => result,
+            News::Node(node) => {
+                self.node = node;
+                // Nobody answers for the former one.
+                Err("it is another node".to_owned())
+            }
+        };
         self.probing = false;
-        let obstacle = self.obstacle();
+        let obstacle = self.ready_node().err();
         for (conn, is_head) in std::mem::take(&mut self.asking) {
             match (&result, obstacle) {
                 (_, Some(reason)) => not_ready(io, conn, is_head, reason),
@@ -312,11 +369,11 @@ impl Handler for Web {
 
     fn written(&mut self, _io: &mut Io<Self>, _conn: ConnId, (): ()) {}
 
-    fn recallable((): &()) -> bool {
+    fn recallable((): &(), _how: Recall) -> bool {
         false
     }
 
-    fn high_water(&mut self, _io: &mut Io<Self>, _conn: ConnId, _recalled: Vec<Unwritten<()>>) {}
+    fn recalled(&mut self, _io: &mut Io<Self>, _conn: ConnId, _recalled: Vec<Unwritten<()>>) {}
 
     fn drained(&mut self, _io: &mut Io<Self>, _conn: ConnId) {}
 
@@ -337,7 +394,7 @@ impl Handler for Web {
         }
     }
 
-    fn was_stopped(&mut self, _io: &mut Io<Self>, _gap: Duration) {}
+    fn turn_ended(&mut self, _io: &mut Io<Self>) {}
 
     fn stopping(&mut self, _io: &mut Io<Self>) {}
 }

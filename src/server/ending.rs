@@ -1,0 +1,203 @@
+//! What an end in order waits for: that all users are logged out, and that the store has what they had not got.
+
+use std::fmt;
+use std::iter::Sum;
+use std::ops::Add;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, select};
+
+use super::Hurry;
+
+/// How long nothing may get further.
+const STALLED: Duration = Duration::from_secs(5);
+/// How long it may take in all.
+const WIND_UP: Duration = Duration::from_secs(60);
+/// How often the log tells what is left.
+const PROGRESS: Duration = Duration::from_secs(5);
+/// How often it is looked what has got further.
+pub const LOOK: Duration = Duration::from_millis(100);
+
+/// So many messages, for so many users.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Count {
+    pub messages: usize,
+    pub users: usize,
+}
+
+impl fmt::Display for Count {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{} messages for {} users", self.messages, self.users)
+    }
+}
+
+impl Add for Count {
+    type Output = Count;
+
+    fn add(self, other: Count) -> Count {
+        Count { messages: self.messages + other.messages, users: self.users + other.users }
+    }
+}
+
+impl Sum for Count {
+    fn sum<I: Iterator<Item = Count>>(counts: I) -> Count {
+        counts.fold(Count::default(), Count::add)
+    }
+}
+
+/// What one reactor has not got rid of, since it is to end. Its users belong to no other reactor.
+#[derive(Default)]
+pub(super) struct Remains {
+    waiting: Messages,
+    lost: Messages,
+}
+
+#[derive(Default)]
+struct Messages {
+    messages: AtomicUsize,
+    users: AtomicUsize,
+}
+
+impl Messages {
+    fn set(&self, (messages, users): (usize, usize)) {
+        self.messages.store(messages, Relaxed);
+        self.users.store(users, Relaxed);
+    }
+
+    fn get(&self) -> Count {
+        Count { messages: self.messages.load(Relaxed), users: self.users.load(Relaxed) }
+    }
+}
+
+impl Remains {
+    /// Messages and users: what is neither delivered nor stored yet, and what the store has not taken.
+    pub fn set(&self, waiting: (usize, usize), lost: (usize, usize)) {
+        self.waiting.set(waiting);
+        self.lost.set(lost);
+    }
+}
+
+/// What nobody will get: what the store did not take, and, where an end is not waited for, what has not got there.
+pub(super) fn lost(remains: &[Arc<Remains>], is_complete: bool) -> Count {
+    let of = |remains: &Arc<Remains>| {
+        let waiting = if is_complete { Count::default() } else { remains.waiting.get() };
+        remains.lost.get() + waiting
+    };
+    remains.iter().map(of).sum()
+}
+
+/// Why an end is not complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Unfinished {
+    #[error("nothing has got further for {} s", STALLED.as_secs())]
+    Stalled,
+    #[error("the store has not taken everything in {} s", WIND_UP.as_secs())]
+    TooSlow,
+    #[error("other nodes took this one for dead")]
+    Marked,
+    #[error("a second signal has come")]
+    Hurried,
+}
+
+/// A second signal has cut an end short. So much nobody will get.
+#[derive(Debug, thiserror::Error)]
+#[error("a second signal has cut the end short; {0} are lost")]
+pub struct Hurried(pub(super) Count);
+
+/// Waits until every shard has said that it has `wound_up`. `done`: how many jobs the store has done.
+pub(super) fn wind_up(
+    wound_up: &Receiver<()>,
+    marked: &Receiver<()>,
+    hurry: &Hurry,
+    remains: &[Arc<Remains>],
+    done: &AtomicU64,
+) -> Result<(), Unfinished> {
+    let begun = Instant::now();
+    let (mut open, mut progress, mut told) = (remains.len(), Progress::new(done.load(Relaxed), begun), begun);
+    while open > 0 {
+        select! {
+            recv(wound_up) -> _ => open -= 1,
+            recv(marked) -> _ => return Err(Unfinished::Marked),
+            recv(hurry) -> _ => return Err(Unfinished::Hurried),
+            default(LOOK) => {}
+        }
+        let now = Instant::now();
+        progress.check(done.load(Relaxed), now)?;
+        if told + PROGRESS <= now {
+            told = now;
+            let waiting: Count = remains.iter().map(|remains| remains.waiting.get()).sum();
+            log::info!("stopping: {waiting} wait to be stored");
+        }
+    }
+    Ok(())
+}
+
+/// Whether the store goes on taking what it is given.
+struct Progress {
+    begun: Instant,
+    done: u64,
+    since: Instant,
+}
+
+impl Progress {
+    fn new(done: u64, now: Instant) -> Progress {
+        Progress { begun: now, done, since: now }
+    }
+
+    /// `done`: how many jobs it has done by now.
+    fn check(&mut self, done: u64, now: Instant) -> Result<(), Unfinished> {
+        if self.done != done {
+            (self.done, self.since) = (done, now);
+        }
+        if self.since + STALLED <= now {
+            Err(Unfinished::Stalled)
+        } else if self.begun + WIND_UP <= now {
+            Err(Unfinished::TooSlow)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crossbeam_channel::{bounded, never};
+
+    use super::*;
+
+    #[test]
+    fn an_end_lasts_while_the_store_takes_something_and_not_for_more_than_a_minute() {
+        let begun = Instant::now();
+        let at = |ms| begun + Duration::from_millis(ms);
+        let mut progress = Progress::new(7, begun);
+        assert_eq!(progress.check(7, at(4999)), Ok(()));
+        assert_eq!(progress.check(8, at(4999)), Ok(()));
+        assert_eq!(progress.check(8, at(9998)), Ok(()));
+        assert_eq!(progress.check(8, at(9999)), Err(Unfinished::Stalled));
+        let mut progress = Progress::new(0, begun);
+        assert!((1..600).all(|n| progress.check(n, at(n * 100)).is_ok()));
+        assert_eq!(progress.check(600, at(60_000)), Err(Unfinished::TooSlow));
+    }
+
+    #[test]
+    fn an_end_is_complete_when_all_have_wound_up_and_what_was_lost_until_then_is_counted() {
+        let remains: Vec<Arc<Remains>> = (0..2).map(|_| Arc::default()).collect();
+        remains[0].set((3, 2), (1, 1));
+        remains[1].set((4, 1), (0, 0));
+        assert_eq!(lost(&remains, true), Count { messages: 1, users: 1 });
+        assert_eq!(lost(&remains, false), Count { messages: 8, users: 4 });
+
+        let (report, wound_up) = bounded(2);
+        let (hurry, hurried) = bounded(1);
+        (0..2).for_each(|_| report.send(()).unwrap());
+        assert_eq!(wind_up(&wound_up, &never(), &hurried, &remains, &AtomicU64::new(0)), Ok(()));
+        report.send(()).unwrap();
+        hurry.send("SIGTERM".to_owned()).unwrap();
+        assert_eq!(wind_up(&wound_up, &never(), &hurried, &remains, &AtomicU64::new(0)), Err(Unfinished::Hurried));
+        let (_mark, marked) = bounded(1);
+        _mark.send(()).unwrap();
+        assert_eq!(wind_up(&wound_up, &marked, &never(), &remains, &AtomicU64::new(0)), Err(Unfinished::Marked));
+    }
+}

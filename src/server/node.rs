@@ -1,0 +1,414 @@
+//! One life of this node: all its threads, from a start with nothing to its end.
+//!
+//! A life ends in order ([`Node::stop`]), or at once, when other nodes have taken this one for dead
+//! ([`Node::abandon`]). Then another one begins as at a start, under a new id: nothing of the old one is
+//! used again but what [`Lasting`] has.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
+use mio::Poll;
+
+use super::advice::Descriptors;
+use super::bridge::{Bridge, BusListener, Reports, StoreWorker, now_at};
+use super::cluster::{Cluster, Joined};
+use super::ending::{self, Hurried, Remains, Unfinished};
+use super::monitor::Sources;
+use super::{Hurry, Mailboxes, cores, join, refusal_of, thread};
+use crate::bus::{Alone, Bus};
+use crate::config::{Config, StoreUrl};
+use crate::home::Homes;
+use crate::password::Hasher;
+use crate::pool::{self, Pool};
+use crate::reactor::{
+    Acceptor, AcceptorHandle, Addresses, Admission, Budget, EventLoop, Limits, Mail, Mailbox, Origin,
+};
+use crate::service::{self, HashQueue, Job, JobRunner, Memo, Settings, Shard, Throttle};
+use crate::store::mysql::{self, Lock, MySqlStore};
+use crate::store::sqlite::SqliteStore;
+use crate::store::{NodeId, Quotas, Store, StoreCounts, Timed, UserId};
+use crate::wire::{Errno, Refusal};
+
+/// How long the store may take to be closed after that. Where it has taken nothing before, it gets less.
+const LAST_WRITES: Duration = Duration::from_secs(5);
+const LAST_CHANCE: Duration = Duration::from_millis(500);
+/// A reactor that does not end for so long hangs.
+const HANGS: Duration = Duration::from_secs(10);
+/// A few more lanes than workers: what piles up in one while the workers are busy is committed
+/// together.
+const LANES_PER_WORKER: usize = 2;
+
+/// How often it is looked whether the lock on the database is held.
+const LOCK_PERIOD: Duration = Duration::from_secs(1);
+
+/// What outlives a life.
+pub(super) struct Lasting {
+    config: Config,
+    descriptors: Descriptors,
+    homes: Homes,
+    /// Connections of an address, where addresses have a limit.
+    addresses: Option<Arc<Addresses>>,
+    failed_logins: Option<Arc<Throttle<(UserId, Origin)>>>,
+    registrations: Option<Arc<Throttle<Origin>>>,
+    memo: Option<Arc<Memo>>,
+}
+
+impl Lasting {
+    pub fn new(config: &Config, descriptors: Descriptors) -> Result<Lasting> {
+        let seed = match config.home_seed {
+            Some(seed) => seed,
+            None => getrandom::u64().context("cannot draw a number")?,
+        };
+        Ok(Lasting {
+            config: config.clone(),
+            descriptors,
+            homes: Homes::new(seed, config.reactors),
+            addresses: config.max_connections_per_address.map(Addresses::new),
+            failed_logins: config.max_failed_logins.map(|an_hour| Arc::new(Throttle::new(an_hour))),
+            registrations: config.max_registrations.map(|an_hour| Arc::new(Throttle::new(an_hour))),
+            memo: config.login_memo.then(Memo::new).transpose().context("cannot draw a secret")?.map(Arc::new),
+        })
+    }
+}
+
+impl Lasting {
+    /// A client's address is known only when its proxy has told it.
+    fn is_behind_a_proxy(&self) -> bool {
+        !self.config.proxies.is_empty()
+    }
+}
+
+/// A life that has its store.
+pub(super) struct Opened {
+    node: NodeId,
+    store: Arc<dyn Store>,
+    /// On the database, where other servers could reach it.
+    lock: Option<Lock>,
+}
+
+impl Opened {
+    /// Opens the store.
+    ///
+    /// # Errors
+    /// It cannot be had.
+    pub fn new(config: &Config) -> Result<Opened> {
+        let node = NodeId(getrandom::u64().context("cannot draw a number")? >> 1 | 1);
+        let quotas = Quotas {
+            offline: config.max_offline,
+            friends: config.max_friends,
+            groups: config.max_groups,
+            members: config.max_group_size,
+        };
+        let (store, lock): (Arc<dyn Store>, _) = match &config.store {
+            StoreUrl::Sqlite(path) => (Arc::new(SqliteStore::open(Path::new(path), quotas)?), None),
+            StoreUrl::MySql(url) => {
+                let (url, charset, mixed) = (url.reveal().to_owned(), config.mysql_charset.clone(), config.mixed);
+                let alone = config.redis.is_none();
+                let store = MySqlStore::open(mysql::Options { url, node, charset, mixed, alone, quotas })?;
+                let lock = store.lock()?;
+                (Arc::new(store), Some(lock))
+            }
+        };
+        Ok(Opened { node, store, lock })
+    }
+
+    /// Joins the cluster, if there is one. `address` tells whoever looks into Redis which node this is.
+    ///
+    /// # Errors
+    /// Redis or the store cannot be had, or the database is another cluster's; the system has no more
+    /// descriptors or threads.
+    pub fn ready(mut self, lasting: &Lasting, address: SocketAddr) -> Result<Ready> {
+        // First the polls, then their mailboxes, then threads that know all mailboxes.
+        let polls: Vec<Poll> = (0..lasting.config.reactors).map(|_| Poll::new()).collect::<std::io::Result<_>>()?;
+        let mailboxes = polls.iter().map(|poll| Mailbox::new(poll.registry()));
+        let mailboxes: Mailboxes = mailboxes.collect::<std::io::Result<Vec<_>>>()?.into();
+        let listener = |reaper| BusListener { mailboxes: Arc::clone(&mailboxes), homes: lasting.homes, reaper };
+        let joined = match &lasting.config.redis {
+            Some(url) => {
+                Some(Joined::new(url.reveal(), self.node, address, &*self.store, self.lock.as_mut(), listener)?)
+            }
+            None => None,
+        };
+        Ok(Ready { opened: self, polls, mailboxes, joined })
+    }
+}
+
+/// A life that has all that others give it. What is missing are its threads; nothing is left of it when it is
+/// dropped.
+pub(super) struct Ready {
+    opened: Opened,
+    polls: Vec<Poll>,
+    mailboxes: Mailboxes,
+    joined: Option<Joined>,
+}
+
+/// A node that runs.
+pub(super) struct Node {
+    store: Arc<dyn Store>,
+    acceptor: AcceptorHandle,
+    acceptor_thread: Option<JoinHandle<()>>,
+    mailboxes: Mailboxes,
+    /// Closed when all reactors have ended.
+    reactors: Receiver<()>,
+    pool: Pool<Job>,
+    /// Jobs that the store has done.
+    done: Arc<AtomicU64>,
+    cluster: Option<Cluster>,
+    /// Keeps the lock on the database.
+    lock: Option<Sender<()>>,
+    remains: Vec<Arc<Remains>>,
+    wound_up: Receiver<()>,
+    marked: Receiver<()>,
+}
+
+impl Ready {
+    /// Starts all threads, with an acceptor on `listener`.
+    ///
+    /// # Errors
+    /// The system has no more descriptors or threads; those that have been started go on.
+    pub fn run(self, lasting: &Lasting, listener: TcpListener) -> Result<(Node, Sources)> {
+        let Ready { opened: Opened { node, store, lock }, polls, mailboxes, joined } = self;
+        let config = &lasting.config;
+        let lock = lock.map(keep_lock).transpose()?;
+        let lanes = config.workers * LANES_PER_WORKER;
+        let stores: Vec<Arc<StoreCounts>> = (0..config.workers).map(|_| Arc::default()).collect();
+        let done = Arc::default();
+        let pool = start_pool(lasting, lanes, &store, &stores, &mailboxes, &done)?;
+        let (bus, validity): (Arc<dyn Bus>, _) = match &joined {
+            Some(joined) => (joined.bus(), Some(joined.validity())),
+            None => {
+                // Nobody confirms anything to a node that is alone.
+                let (reaper, _) = bounded(0);
+                let listener = BusListener { mailboxes: Arc::clone(&mailboxes), homes: lasting.homes, reaper };
+                (Arc::new(Alone::new(Arc::new(listener))), None)
+            }
+        };
+        let settings = settings(lasting, node, lanes)?;
+        let limits = Limits {
+            high_water: config.high_water,
+            // Far enough above the soft mark for a page of offline messages and a large message.
+            hard: config.high_water.saturating_mul(4).saturating_add(config.max_message.saturating_mul(2)),
+            total: config.max_buffered,
+        };
+        let budget = Budget::new();
+        let (report, wound_up) = bounded(config.reactors);
+        let (tell_of_mark, marked) = bounded(1);
+        // Dropped with the last reactor.
+        let (alive, reactors) = bounded::<()>(0);
+        let (mut loops, mut shards, mut remains) = (Vec::new(), Vec::new(), Vec::new());
+        for (index, poll) in polls.into_iter().enumerate() {
+            let shard = Shard::new(index, settings.clone(), now_at(Instant::now()));
+            shards.push(shard.counts());
+            let left = Arc::<Remains>::default();
+            remains.push(Arc::clone(&left));
+            let reports = Reports { wound_up: report.clone(), marked: tell_of_mark.clone(), remains: left };
+            let bridge = Bridge::new(shard, pool.submitter(), Arc::clone(&bus), validity.clone(), reports);
+            loops.push(EventLoop::new(index, poll, Arc::clone(&mailboxes), limits, Arc::clone(&budget), bridge)?);
+        }
+        let reactor_counts = loops.iter().map(EventLoop::counts).collect();
+        let turns = loops.iter().map(EventLoop::beat).collect();
+        for (index, event_loop) in loops.into_iter().enumerate() {
+            let alive = alive.clone();
+            thread(format!("reactor-{index}"), move || {
+                let _alive = alive;
+                event_loop.run()
+            })?;
+        }
+        let cluster = joined.map(|joined| joined.run(turns, config.mixed, &tell_of_mark)).transpose()?;
+        let (acceptor, handle) = Acceptor::new(listener, Arc::clone(&mailboxes), admission(lasting))?;
+        let acceptor_counts = acceptor.counts();
+        let acceptor_thread = Some(thread("acceptor".to_owned(), move || acceptor.run())?);
+        let sources = Sources {
+            mailboxes: Arc::clone(&mailboxes),
+            acceptor: acceptor_counts,
+            reactors: reactor_counts,
+            shards,
+            pool: pool.submitter(),
+            workers: pool.counts(),
+            stores,
+            bus: cluster.as_ref().map(Cluster::bus),
+            validity,
+            store: Arc::clone(&store),
+        };
+        let node = Node {
+            store,
+            acceptor: handle,
+            acceptor_thread,
+            mailboxes,
+            reactors,
+            pool,
+            done,
+            cluster,
+            lock,
+            remains,
+            wound_up,
+            marked,
+        };
+        Ok((node, sources))
+    }
+}
+
+fn start_pool(
+    lasting: &Lasting,
+    lanes: usize,
+    store: &Arc<dyn Store>,
+    counts: &[Arc<StoreCounts>],
+    mailboxes: &Mailboxes,
+    done: &Arc<AtomicU64>,
+) -> Result<Pool<Job>> {
+    let config = &lasting.config;
+    let worker = |counts: &Arc<StoreCounts>| {
+        let connection = Box::new(Timed::new(store.connection(), Arc::clone(counts)));
+        let hasher = Hasher::new(config.password_cost);
+        let runner = JobRunner::new(connection, hasher, config.mixed, lasting.memo.clone());
+        StoreWorker::new(runner, Arc::clone(mailboxes), Arc::clone(done))
+    };
+    Pool::start(counts.iter().map(worker).collect(), lanes, cores()).context("cannot start the workers")
+}
+
+fn settings(lasting: &Lasting, node: NodeId, lanes: usize) -> Result<Settings> {
+    let config = &lasting.config;
+    let hashes = HashQueue::new(pool::free_places(config.workers, cores()));
+    if !config.mixed {
+        // Whoever comes first, thousands after an outage, is to be told how long it takes.
+        let begun = Instant::now();
+        Hasher::new(config.password_cost).hash("a password").context("cannot hash a password")?;
+        hashes.note(begun.elapsed());
+    }
+    Ok(Settings {
+        node,
+        homes: lasting.homes,
+        max_message_before_login: config.max_message_before_login,
+        max_message: config.max_message,
+        login_timeout: config.login_timeout,
+        idle_timeout: config.idle_timeout,
+        high_water: config.high_water,
+        lanes,
+        legacy_client: config.legacy_client,
+        alone: config.redis.is_none(),
+        mixed: config.mixed,
+        proxies: config.proxies.clone().into(),
+        limits: service::Limits {
+            addresses: lasting.addresses.clone().filter(|_| lasting.is_behind_a_proxy()),
+            failed_logins: lasting.failed_logins.clone(),
+            registrations: lasting.registrations.clone(),
+            message_rate: config.max_message_rate,
+            byte_rate: config.max_byte_rate,
+        },
+        hashes,
+        ..Settings::default()
+    })
+}
+
+fn admission(lasting: &Lasting) -> Admission {
+    let room = lasting.descriptors.room();
+    let of_address = |addresses| (addresses, refusal_of(&service::address_is_full()));
+    Admission {
+        max: lasting.config.max_connections.map_or(room, |max| max.min(room)),
+        refusal: refusal_of(&Refusal::new(Errno::Busy, "the server is full, try again later")),
+        addresses: lasting.addresses.clone().filter(|_| !lasting.is_behind_a_proxy()).map(of_address),
+    }
+}
+
+/// Keeps the lock on the database for as long as what it returns is there. If it is lost, and somebody else
+/// has the database by then, the process ends.
+fn keep_lock(mut lock: Lock) -> Result<Sender<()>> {
+    let (kept, stop) = bounded(0);
+    thread("store-lock".to_owned(), move || {
+        while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(LOCK_PERIOD) {
+            lock.check().map_err(std::io::Error::other)?;
+        }
+        Ok(())
+    })?;
+    Ok(kept)
+}
+
+impl Node {
+    /// Told when other nodes have taken this one for dead.
+    pub fn marked(&self) -> &Receiver<()> {
+        &self.marked
+    }
+
+    fn accept_no_more(&mut self) {
+        self.acceptor.stop();
+        self.acceptor_thread.take().into_iter().for_each(join);
+    }
+
+    /// Closes everything at once: nothing is flushed, stored or published any more. A job that hangs is left
+    /// behind.
+    pub fn abandon(mut self) {
+        // From here on no reactor acts, whatever it has still to take.
+        self.cluster.iter().for_each(Cluster::end);
+        self.accept_no_more();
+        self.mailboxes.iter().for_each(|mailbox| mailbox.post(Mail::Abandon));
+        drop(self.pool);
+        self.cluster.into_iter().for_each(Cluster::abandon);
+        if let Err(RecvTimeoutError::Timeout) = self.reactors.recv_timeout(HANGS) {
+            // Its clients would stay connected to a session that is over.
+            log::error!("a reactor hangs");
+            crate::logging::exit(70);
+        }
+        // What was on its way to a reactor that had ended.
+        self.mailboxes.iter().for_each(|mailbox| mailbox.take(&mut Vec::new()));
+    }
+
+    /// Ends in order: see [`Server::stop`](super::Server::stop).
+    pub fn stop(mut self, hurry: &Hurry) -> Result<()> {
+        self.accept_no_more();
+        self.mailboxes.iter().for_each(|mailbox| mailbox.post(Mail::Stop));
+        let wound_up = ending::wind_up(&self.wound_up, &self.marked, hurry, &self.remains, &self.done);
+        let lost = ending::lost(&self.remains, wound_up.is_ok());
+        match wound_up {
+            Err(Unfinished::Hurried) => return Err(Hurried(lost).into()),
+            Err(Unfinished::Marked) => {
+                self.abandon();
+                bail!("{}; {lost} are lost", Unfinished::Marked);
+            }
+            Ok(()) | Err(Unfinished::Stalled | Unfinished::TooSlow) => {}
+        }
+        self.mailboxes.iter().for_each(|mailbox| mailbox.post(Mail::Exit));
+        let _ = self.reactors.recv_timeout(HANGS);
+        let Node { pool, store, cluster, lock, .. } = self;
+        // In a cluster whatever is open of somebody who is not logged out keeps his claim, until the others have
+        // done what they do for a node that is dead.
+        let release = wound_up.is_ok() || cluster.is_none();
+        let (done, released) = bounded(1);
+        // The store may hang; the process must not.
+        thread("last-writes".to_owned(), move || {
+            pool.finish();
+            let result = if release { store.release_all().context(NOT_OFFLINE) } else { Ok(()) };
+            let _ = done.send(result.and(store.close().context("could not close the store")));
+            cluster.into_iter().for_each(Cluster::stop);
+            drop(lock);
+            Ok(())
+        })?;
+        let deadline = Instant::now() + if wound_up.is_ok() { LAST_WRITES } else { LAST_CHANCE };
+        let wait = || {
+            select! {
+                recv(released) -> result => Ok(result),
+                recv(hurry) -> _ => Err(Hurried(lost)),
+                default(deadline.saturating_duration_since(Instant::now())) => Ok(Ok(Err(anyhow!(TOO_LATE)))),
+            }
+        };
+        let outcome = wait()?.unwrap_or(Ok(()));
+        // Whoever is offline is so; that a lease then runs out instead of ending, where Redis hangs, is no
+        // failure. The channel's end tells that this is done as well.
+        let _ = wait()?;
+        match wound_up {
+            Err(why) => bail!("{why}; {lost} are lost, and {NOT_OFFLINE}"),
+            Ok(()) if lost.messages > 0 => bail!("{lost} are lost: the store did not take them"),
+            Ok(()) => outcome,
+        }
+    }
+}
+
+/// What follows where users were not set offline.
+const NOT_OFFLINE: &str = "not everybody was set offline: the next start does that, or the other nodes";
+const TOO_LATE: &str = "the store did not finish in time, so that perhaps not everybody was set offline: the next \
+                        start does that, or the other nodes";

@@ -1,0 +1,155 @@
+//! Marks other nodes that are dead, and frees their claims, in a thread and on a connection of its own.
+//!
+//! What is done when is [`Reaping`]'s to say. A round follows each renewal of the lease, so that nobody is
+//! marked by a node that has none.
+//!
+//! How long a dead node's users wait, of the 10 s that they may have to:
+//!
+//! | | s |
+//! | --- | --- |
+//! | its lease runs out, after its last renewal | 5 |
+//! | somebody's next renewal finds it missing, and marks it | 0.5 |
+//! | looks that it has relied on are over, and all others have confirmed | 2 |
+//!
+//! A line that breaks meanwhile costs a repetition, 2 s. A node that is deaf, and so does not confirm, is marked itself within
+//! 7.5 s of the moment when it heard itself last.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+
+use super::Complaints;
+use super::lease::{PERIOD, Suspects};
+use super::reaping::{Reaping, Step, Suspect};
+use super::validity::Validity;
+use crate::bus::redis::RedisBus;
+use crate::bus::{Bus, BusOp, Envelope};
+use crate::clock::since_boot;
+use crate::store::{NodeId, Roll, StoreError};
+
+/// A death that nobody has freed for so long is told in the log.
+const OVERDUE: Duration = Duration::from_secs(10);
+
+/// What the reaper is told.
+pub(super) enum Notice {
+    /// The lease was renewed, and then these nodes had none.
+    Renewed { missing: Vec<Suspect> },
+    /// A node has done all that it had to at the death of another one.
+    Confirmed { dead: NodeId, by: NodeId },
+    /// It is to end.
+    Stop,
+}
+
+pub(super) struct Reaper {
+    pub own: NodeId,
+    pub roll: Box<dyn Roll>,
+    pub bus: Arc<RedisBus>,
+    pub validity: Arc<Validity>,
+    pub reaping: Reaping,
+    pub suspects: Suspects,
+    /// C++ nodes may set everybody offline.
+    pub mixed: bool,
+    /// Told when this node is marked.
+    pub marked: Sender<()>,
+}
+
+impl Reaper {
+    /// Reaps until it is told to stop.
+    pub fn run(mut self, notices: &Receiver<Notice>) {
+        let mut complaints = Complaints::default();
+        // No step is tried again before that.
+        let mut not_before = Duration::ZERO;
+        loop {
+            let now = since_boot();
+            let due = self.reaping.next().map_or(now + OVERDUE, |at| at.max(not_before));
+            let result = match notices.recv_timeout(due.saturating_sub(now)) {
+                Ok(Notice::Renewed { missing }) => self.round(&missing),
+                Ok(Notice::Confirmed { dead, by }) => {
+                    self.reaping.confirmed(dead, by);
+                    Ok(())
+                }
+                Err(RecvTimeoutError::Timeout) => Ok(()),
+                Ok(Notice::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+            };
+            let result = result.and_then(|()| if since_boot() < not_before { Ok(()) } else { self.take_steps() });
+            if let Err(StoreError::Marked) = result {
+                self.validity.end();
+                // Full: somebody else has found it out as well.
+                let _ = self.marked.try_send(());
+                return;
+            }
+            if result.is_err() {
+                not_before = since_boot() + PERIOD;
+            }
+            complaints.note(
+                result.as_ref().err(),
+                "the store tells again which nodes live",
+                "the store does not tell which nodes live",
+            );
+            self.complain_of_what_is_overdue(&mut complaints);
+        }
+    }
+
+    fn round(&mut self, missing: &[Suspect]) -> Result<(), StoreError> {
+        if self.mixed {
+            let users = self.roll.reassert()?;
+            if users > 0 {
+                log::info!("{users} users of this node had been set offline by another, and are online again");
+            }
+        }
+        // One whose transactions are not over yet keeps nobody else.
+        let marked = self.reaping.missing(missing).into_iter().map(|suspect| self.mark(suspect));
+        let marked = marked.collect::<Vec<_>>().into_iter().collect::<Result<(), _>>();
+        let entries = self.roll.nodes()?;
+        self.reaping.read(&entries, since_boot());
+        *self.suspects.lock().unwrap_or_else(PoisonError::into_inner) = self.reaping.suspects();
+        marked
+    }
+
+    fn mark(&mut self, Suspect { node, looks }: Suspect) -> Result<(), StoreError> {
+        if self.roll.mark(node, looks)? {
+            log::warn!("node {node} is dead: it has no lease any more");
+            self.reaping.marked(node, since_boot());
+        }
+        Ok(())
+    }
+
+    fn take_steps(&mut self) -> Result<(), StoreError> {
+        for step in self.reaping.steps(since_boot()) {
+            match step {
+                Step::Tell { dead, to } => self.tell(dead, &to),
+                Step::Free(node) => {
+                    let users = self.roll.free(node)?;
+                    log::info!("{users} users of the dead node {node} are offline");
+                    self.reaping.freed(node);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn tell(&self, dead: NodeId, to: &[NodeId]) {
+        let (own, others): (Vec<_>, Vec<_>) = to.iter().partition(|node| **node == self.own);
+        if !own.is_empty() {
+            self.bus.bury(dead, Some(self.own));
+        }
+        let mut ops = others.into_iter().map(|node| BusOp::ToNode(node, Envelope::Dead { node: dead })).collect();
+        self.bus.send(&mut ops);
+    }
+
+    fn complain_of_what_is_overdue(&self, complaints: &mut Complaints) {
+        let late: Vec<String> = (self.reaping.overdue(since_boot(), OVERDUE))
+            .map(|(dead, open)| {
+                let open: Vec<String> = open.iter().map(NodeId::to_string).collect();
+                format!("{dead} (not confirmed by {})", open.join(", "))
+            })
+            .collect();
+        let late = (!late.is_empty()).then(|| late.join(", "));
+        complaints.note(
+            late.as_ref(),
+            "no dead node's users wait any more",
+            "users of dead nodes still wait to be freed",
+        );
+    }
+}
