@@ -29,6 +29,7 @@ pub mod password;
 pub mod pool;
 pub mod reactor;
 pub mod secret;
+pub mod server;
 pub mod service;
 pub mod store;
 pub mod wire;

@@ -110,7 +110,7 @@ impl Bridge {
     /// For whoever waits for the end.
     fn count_what_remains(&mut self, now: Instant) {
         self.count_at = Some(now + LOOK);
-        self.reports.remains.set(self.shard.waiting(), self.shard.lost());
+        self.reports.remains.set(self.shard.lost());
     }
 }
 

@@ -1,8 +1,6 @@
 //! What an end in order waits for: that all users are logged out, and that the store has what they had not got.
 
 use std::fmt;
-use std::iter::Sum;
-use std::ops::Add;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -33,35 +31,15 @@ impl fmt::Display for Count {
     }
 }
 
-impl Add for Count {
-    type Output = Count;
-
-    fn add(self, other: Count) -> Count {
-        Count { messages: self.messages + other.messages, users: self.users + other.users }
-    }
-}
-
-impl Sum for Count {
-    fn sum<I: Iterator<Item = Count>>(counts: I) -> Count {
-        counts.fold(Count::default(), Count::add)
-    }
-}
-
-/// What one reactor has not got rid of, since it is to end. Its users belong to no other reactor.
+/// What one reactor has neither delivered nor stored, since it is to end. Its users belong to no other reactor.
 #[derive(Default)]
 pub(super) struct Remains {
-    waiting: Messages,
-    lost: Messages,
-}
-
-#[derive(Default)]
-struct Messages {
     messages: AtomicUsize,
     users: AtomicUsize,
 }
 
-impl Messages {
-    fn set(&self, (messages, users): (usize, usize)) {
+impl Remains {
+    pub fn set(&self, (messages, users): (usize, usize)) {
         self.messages.store(messages, Relaxed);
         self.users.store(users, Relaxed);
     }
@@ -71,21 +49,13 @@ impl Messages {
     }
 }
 
-impl Remains {
-    /// Messages and users: what is neither delivered nor stored yet, and what the store has not taken.
-    pub fn set(&self, waiting: (usize, usize), lost: (usize, usize)) {
-        self.waiting.set(waiting);
-        self.lost.set(lost);
-    }
-}
-
-/// What nobody will get: what the store did not take, and, where an end is not waited for, what has not got there.
-pub(super) fn lost(remains: &[Arc<Remains>], is_complete: bool) -> Count {
-    let of = |remains: &Arc<Remains>| {
-        let waiting = if is_complete { Count::default() } else { remains.waiting.get() };
-        remains.lost.get() + waiting
-    };
-    remains.iter().map(of).sum()
+/// What all reactors have neither delivered nor stored: when nobody waits for it any more, it is lost.
+pub(super) fn remaining(remains: &[Arc<Remains>]) -> Count {
+    let each = remains.iter().map(|remains| remains.get());
+    each.fold(Count::default(), |sum, one| Count {
+        messages: sum.messages + one.messages,
+        users: sum.users + one.users,
+    })
 }
 
 /// Why an end is not complete.
@@ -127,8 +97,7 @@ pub(super) fn wind_up(
         progress.check(done.load(Relaxed), now)?;
         if told + PROGRESS <= now {
             told = now;
-            let waiting: Count = remains.iter().map(|remains| remains.waiting.get()).sum();
-            log::info!("stopping: {waiting} wait to be stored");
+            log::info!("stopping: {} are not delivered or stored yet", remaining(remains));
         }
     }
     Ok(())
@@ -182,22 +151,23 @@ mod tests {
     }
 
     #[test]
-    fn an_end_is_complete_when_all_have_wound_up_and_what_was_lost_until_then_is_counted() {
+    fn an_end_is_complete_when_all_have_wound_up() {
         let remains: Vec<Arc<Remains>> = (0..2).map(|_| Arc::default()).collect();
-        remains[0].set((3, 2), (1, 1));
-        remains[1].set((4, 1), (0, 0));
-        assert_eq!(lost(&remains, true), Count { messages: 1, users: 1 });
-        assert_eq!(lost(&remains, false), Count { messages: 8, users: 4 });
+        remains[0].set((3, 2));
+        remains[1].set((4, 1));
+        assert_eq!(remaining(&remains), Count { messages: 7, users: 3 });
 
         let (report, wound_up) = bounded(2);
-        let (hurry, hurried) = bounded(1);
+        let end =
+            |marked: &Receiver<()>, hurry: &Hurry| wind_up(&wound_up, marked, hurry, &remains, &AtomicU64::new(0));
         (0..2).for_each(|_| report.send(()).unwrap());
-        assert_eq!(wind_up(&wound_up, &never(), &hurried, &remains, &AtomicU64::new(0)), Ok(()));
+        assert_eq!(end(&never(), &never()), Ok(()));
         report.send(()).unwrap();
-        hurry.send("SIGTERM".to_owned()).unwrap();
-        assert_eq!(wind_up(&wound_up, &never(), &hurried, &remains, &AtomicU64::new(0)), Err(Unfinished::Hurried));
-        let (_mark, marked) = bounded(1);
-        _mark.send(()).unwrap();
-        assert_eq!(wind_up(&wound_up, &marked, &never(), &remains, &AtomicU64::new(0)), Err(Unfinished::Marked));
+        let (tell, told) = bounded(1);
+        tell.send("SIGTERM".to_owned()).unwrap();
+        assert_eq!(end(&never(), &told), Err(Unfinished::Hurried));
+        let (mark, marked) = bounded(1);
+        mark.send(()).unwrap();
+        assert_eq!(end(&marked, &never()), Err(Unfinished::Marked));
     }
 }

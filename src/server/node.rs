@@ -106,7 +106,7 @@ impl Opened {
             members: config.max_group_size,
         };
         let (store, lock): (Arc<dyn Store>, _) = match &config.store {
-            StoreUrl::Sqlite(path) => (Arc::new(SqliteStore::open(Path::new(path), quotas)?), None),
+            StoreUrl::Sqlite(path) => (Arc::new(SqliteStore::open(Path::new(path), node, quotas)?), None),
             StoreUrl::MySql(url) => {
                 let (url, charset, mixed) = (url.reveal().to_owned(), config.mysql_charset.clone(), config.mixed);
                 let alone = config.redis.is_none();
@@ -363,9 +363,13 @@ impl Node {
         self.accept_no_more();
         self.mailboxes.iter().for_each(|mailbox| mailbox.post(Mail::Stop));
         let wound_up = ending::wind_up(&self.wound_up, &self.marked, hurry, &self.remains, &self.done);
-        let lost = ending::lost(&self.remains, wound_up.is_ok());
+        let lost = ending::remaining(&self.remains);
         match wound_up {
-            Err(Unfinished::Hurried) => return Err(Hurried(lost).into()),
+            Err(Unfinished::Hurried) => {
+                // To give the store back could take as long as whatever was waited for.
+                std::mem::forget(self);
+                return Err(Hurried(lost).into());
+            }
             Err(Unfinished::Marked) => {
                 self.abandon();
                 bail!("{}; {lost} are lost", Unfinished::Marked);
