@@ -184,7 +184,7 @@ impl Handler for Bridge {
     }
 
     fn arrived(&mut self, io: &mut Io<Self>, conn: ConnId, moved: Box<Moved>) {
-        self.shard.arrived(conn, moved, self.clock.now(io.now()), &mut self.effects);
+        self.shard.arrived(conn, *moved, self.clock.now(io.now()), &mut self.effects);
         self.carry_out(io);
     }
 
