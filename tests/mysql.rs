@@ -53,11 +53,16 @@ struct Node {
 
 impl Node {
     fn open(options: Options) -> Node {
-        let id = options.node;
-        let store = MySqlStore::open(options).unwrap_or_else(|error| panic!("{error}"));
-        if let Some(mut roll) = store.roll() {
+        let node = Node::not_enlisted(options);
+        if let Some(mut roll) = node.store.roll() {
             roll.enlist().unwrap();
         }
+        node
+    }
+
+    fn not_enlisted(options: Options) -> Node {
+        let id = options.node;
+        let store = MySqlStore::open(options).unwrap_or_else(|error| panic!("{error}"));
         Node { id, connection: store.connection(), store }
     }
 
@@ -144,7 +149,10 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Fixture {
-        let server = shared();
+        Fixture::on(shared())
+    }
+
+    fn on(server: Arc<MariaDb>) -> Fixture {
         let database = server.new_database();
         Fixture { node: Node::open(options(server.url(&database), 1)), database, server }
     }
@@ -634,6 +642,21 @@ fn a_parcel_is_stored_where_nobody_has_the_user_or_this_node_or_the_past() {
     let past = kept(one.one(past(two.claimed_as(2))));
     assert_eq!(past, [Kept::Past(one.connection.page(theirs, 100).unwrap().messages[0].0)]);
     assert_eq!(one.texts(theirs), ["a", "b"]);
+    // Without messages it is a question.
+    let ask = |to, past| Write::Keep(vec![Parcel { past, ..parcel(to, &[]) }]);
+    let all = [
+        (theirs, None, Kept::Elsewhere(two.claimed_as(2))),
+        (theirs, Some(two.claimed_as(1)), Kept::Elsewhere(two.claimed_as(2))),
+        (theirs, Some(two.claimed_as(2)), Kept::Past(0)),
+        (ours, None, Kept::Stored(0)),
+        (ours, Some(one.claimed_as(9)), Kept::Stored(0)),
+        (nobodys, Some(two.claimed_as(2)), Kept::Stored(0)),
+        (theirs + 1000, None, Kept::NoUser),
+    ];
+    for (to, past, answer) in all {
+        assert_eq!(kept(one.one(ask(to, past))), [answer]);
+    }
+    assert_eq!(one.texts(theirs), ["a", "b"]);
     // Within a batch, too, a claim comes before or after.
     let batch = [keep(&[nobodys], "before"), claim(nobodys, 7), keep(&[nobodys], "after")];
     let outcomes = two.write(&batch);
@@ -718,6 +741,298 @@ fn only_whoever_has_a_user_removes_its_messages() {
     assert_eq!(node.texts(ann), ["3"]);
 }
 
+// ---- The mark
+
+/// A node's transaction that others can only hold up.
+type Job = Box<dyn FnOnce() -> Result<(), StoreError> + Send>;
+
+/// Every kind of transaction of a node: all writes, alone and in batches, and the reads of a user's store.
+fn every_job(node: &Node, users: [UserId; 3], group: GroupId, rows: &[RowId]) -> Vec<(String, Job)> {
+    let [held, free, robbed] = users;
+    let past = Some(node.claimed_as(1));
+    let writes = [
+        register("new"),
+        Write::SetPassword { user: free, password: "changed".into() },
+        claim(free, 2),
+        Write::Claim { user: held, epoch: 3, past },
+        // Nothing can come of these; it is told all the same that the node is marked.
+        claim(held, 4),
+        claim(held + 1000, 4),
+        Write::Show { user: held, epoch: 1 },
+        Write::Release { user: held, epoch: 1 },
+        Write::AddFriend { user: held, friend: free },
+        create_group(held, "new"),
+        Write::JoinGroup { user: free, group },
+        keep(&[free], "new"),
+        Write::Keep(vec![parcel(free, &[])]),
+        Write::Remove { user: held, epoch: 1, rows: rows.to_vec() },
+    ];
+    let mut jobs: Vec<(String, Job)> = Vec::new();
+    for write in writes {
+        for batch in [vec![write.clone()], vec![write.clone(), register("another")]] {
+            let (name, mut connection) = (format!("{batch:?}"), node.store.connection());
+            jobs.push((name, Box::new(move || connection.write(&batch).map(drop))));
+        }
+    }
+    let (mut page, mut load) = (node.store.connection(), node.store.connection());
+    let (mut reassert, mut mark, mut free) = (node.roll(), node.roll(), node.roll());
+    jobs.push(("page".into(), Box::new(move || page.page(robbed, 1 << 18).map(drop))));
+    jobs.push(("load".into(), Box::new(move || load.load(robbed, 1 << 18).map(drop))));
+    jobs.push(("reassert".into(), Box::new(move || reassert.reassert().map(drop))));
+    jobs.push(("mark".into(), Box::new(move || mark.mark(NodeId(1), 0).map(drop))));
+    jobs.push(("free".into(), Box::new(move || free.free(NodeId(99)).map(drop))));
+    jobs
+}
+
+/// A node on a database of its own that C++ nodes use too, with users, a group, and a message.
+fn with_everything(server: Arc<MariaDb>) -> (Fixture, Node, [UserId; 3], GroupId, Vec<RowId>) {
+    let fixture = Fixture::on(server);
+    let url = fixture.server.url(&fixture.database);
+    let mut node = Node::open(Options { mixed: true, ..options(url, 5) });
+    let users @ [held, _, robbed] = node.users(["held", "free", "robbed"]);
+    let group = node.group(held, "readers");
+    let rows = ["1", "2"].map(|message| row(node.keep(&[held], message)[0])).to_vec();
+    node.write(&[claim(held, 1), claim(robbed, 1), Write::Show { user: robbed, epoch: 1 }]);
+    fixture.foreign().query_drop("UPDATE User SET state = 'offline'").unwrap();
+    (fixture, node, users, group, rows)
+}
+
+/// How many wait for a row, on the whole server.
+fn waiting(root: &mut Conn) -> usize {
+    let status: Option<(String, usize)> =
+        root.query_first("SHOW GLOBAL STATUS LIKE 'Innodb_row_lock_current_waits'").unwrap();
+    status.unwrap().1
+}
+
+/// All that is in the tables that users are about.
+fn content(conn: &mut Conn) -> String {
+    let of_table = |table: &&str| {
+        let columns = if *table == "User" { "*, node, epoch" } else { "*" };
+        let rows: Vec<mysql::Row> = conn.query(format!("SELECT {columns} FROM {table}")).unwrap();
+        format!("{table}: {rows:?}")
+    };
+    TABLES.iter().map(of_table).collect()
+}
+
+#[test]
+fn a_mark_holds_up_every_transaction_of_its_node_and_then_fails_it() {
+    let (fixture, mut node, users, group, rows) = with_everything(Arc::new(MariaDb::start()));
+    let mut root = fixture.foreign();
+    let before = content(&mut root);
+    let jobs = every_job(&node, users, group, &rows);
+    let all = jobs.len();
+    // Marked, and not committed yet.
+    let mut reaper = fixture.foreign();
+    reaper.query_drop("START TRANSACTION; UPDATE NodeMark SET marked = TRUE WHERE node = 5").unwrap();
+    let results: Vec<(String, Result<(), StoreError>)> = thread::scope(|scope| {
+        let running: Vec<_> = jobs.into_iter().map(|(name, job)| (name, scope.spawn(job))).collect();
+        eventually("all to wait", || {
+            let done: Vec<_> = running.iter().filter(|(_, job)| job.is_finished()).map(|(name, _)| name).collect();
+            assert!(done.is_empty(), "not held up: {done:#?}");
+            waiting(&mut root) == all
+        });
+        // What is no transaction of the node goes on: a look waits for the counter alone.
+        let [held, ..] = users;
+        assert!(node.connection.account(held).unwrap().is_some());
+        node.connection.friends(held).unwrap();
+        node.connection.groups(held).unwrap();
+        node.connection.members(group).unwrap();
+        let mut roll = node.roll();
+        roll.look().unwrap();
+        roll.glance().unwrap();
+        roll.nodes().unwrap();
+        reaper.query_drop("COMMIT").unwrap();
+        running.into_iter().map(|(name, job)| (name, job.join().unwrap())).collect()
+    });
+    for (name, result) in results {
+        assert!(matches!(result, Err(StoreError::Marked)), "{name}: {result:?}");
+    }
+    assert_eq!(content(&mut root), before);
+    let mut roll = node.roll();
+    assert!(matches!(roll.look(), Err(StoreError::Marked)));
+    assert!(matches!(roll.glance(), Err(StoreError::Marked)));
+    assert!(matches!(roll.enlist(), Err(StoreError::Marked)));
+    assert!(matches!(node.store.release_all(), Err(StoreError::Marked)));
+    assert_eq!(content(&mut root), before);
+}
+
+#[test]
+fn a_node_that_is_struck_off_does_nothing_any_more() {
+    let (fixture, node, users, group, rows) = with_everything(shared());
+    let mut root = fixture.foreign();
+    assert_eq!(node.end_by(&fixture.node), 2);
+    let before = content(&mut root);
+    for (name, job) in every_job(&node, users, group, &rows) {
+        // Nobody is left to be shown.
+        let expected = if name == "reassert" { "Ok(())" } else { "Err(Marked)" };
+        assert_eq!(format!("{:?}", job()), expected, "{name}");
+    }
+    let mut roll = node.roll();
+    assert!(matches!(roll.look(), Err(StoreError::Marked)));
+    assert!(matches!(roll.glance(), Err(StoreError::Marked)));
+    assert!(matches!(node.store.release_all(), Err(StoreError::Marked)));
+    assert_eq!(content(&mut root), before);
+    assert_eq!(fixture.node.roll().nodes().unwrap(), [], "nothing is left of it");
+}
+
+#[test]
+fn a_look_waits_for_no_transaction_and_a_mark_for_all_that_are_open() {
+    let fixture = Fixture::on(Arc::new(MariaDb::start()));
+    let (node, mut open) = (fixture.node(5), fixture.foreign());
+    let (mut own, mut reaper) = (node.roll(), fixture.node.roll());
+    // The node is in the middle of one.
+    let lock = "START TRANSACTION; SELECT marked FROM NodeMark WHERE node = 5 LOCK IN SHARE MODE";
+    open.query_drop(lock).unwrap();
+    assert_eq!(own.look().unwrap(), []);
+    assert_eq!(looks(&mut *reaper, node.id), 1);
+    let mut root = fixture.foreign();
+    thread::scope(|scope| {
+        let marking = scope.spawn(|| reaper.mark(node.id, 1));
+        eventually("the mark to wait", || waiting(&mut root) == 1);
+        // From now on a look waits for what becomes of the mark.
+        let looking = scope.spawn(|| own.look());
+        eventually("the look to wait, too", || waiting(&mut root) == 2);
+        assert!(!marking.is_finished());
+        open.query_drop("COMMIT").unwrap();
+        assert!(matches!(marking.join().unwrap(), Ok(true)));
+        assert!(matches!(looking.join().unwrap(), Err(StoreError::Marked)));
+    });
+    // A mark that has not come to be leaves no trace.
+    let node = fixture.node(6);
+    let mut own = node.roll();
+    assert_eq!(own.look().unwrap(), [NodeId(5)], "it hears who is marked");
+    assert!(matches!(reaper.mark(node.id, 0), Ok(false)), "it has looked since");
+    own.look().unwrap();
+    own.glance().unwrap();
+    assert_eq!(looks(&mut *reaper, node.id), 2, "a glance raises nothing");
+    assert!(matches!(reaper.mark(node.id, 2), Ok(true)));
+    assert!(matches!(reaper.mark(node.id, 2), Ok(true)), "twice is once");
+    assert_eq!(fixture.node(7).roll().look().unwrap().len(), 2);
+}
+
+#[test]
+fn of_a_look_and_a_mark_that_meet_one_fails() {
+    let fixture = Fixture::new();
+    let mut reapers = [fixture.node(2), fixture.node(3)];
+    for round in 100..130 {
+        let mut node = fixture.node(round);
+        let user = node.user(&format!("user {round}"));
+        node.one(claim(user, 1));
+        let (mut own, mut connection, id) = (node.roll(), node.store.connection(), node.id);
+        let (looked, written) = (AtomicU64::new(0), AtomicU64::new(0));
+        let reaped: Vec<(u64, usize, u64)> = thread::scope(|scope| {
+            scope.spawn(|| {
+                while own.look().is_ok() {
+                    looked.fetch_add(1, Ordering::SeqCst);
+                }
+                assert!(matches!(own.look(), Err(StoreError::Marked)));
+            });
+            scope.spawn(|| {
+                loop {
+                    match connection.write(&[keep(&[user], "{}")]) {
+                        Ok(_) => _ = written.fetch_add(1, Ordering::SeqCst),
+                        Err(error) => break assert!(matches!(error, StoreError::Marked), "{error}"),
+                    }
+                }
+            });
+            let reaping: Vec<_> = reapers
+                .iter_mut()
+                .map(|reaper| {
+                    scope.spawn(move || {
+                        let mut roll = reaper.roll();
+                        loop {
+                            let seen = looks(&mut *roll, id);
+                            if roll.mark(id, seen).unwrap() {
+                                let kept = reaper.connection.page(user, usize::MAX).unwrap().messages.len();
+                                return (seen, kept, roll.free(id).unwrap());
+                            }
+                        }
+                    })
+                })
+                .collect();
+            reaping.into_iter().map(|reaping| reaping.join().unwrap()).collect()
+        });
+        // Both have marked it, or one has come when it was struck off. No look has succeeded since the counter was
+        // read, and nothing was written since the mark.
+        let (looked, written) = (looked.into_inner(), written.into_inner());
+        assert!(reaped.iter().any(|(seen, ..)| *seen == looked), "{looked}: {reaped:?}");
+        assert!(reaped.iter().all(|(_, kept, _)| *kept as u64 == written), "{written}: {reaped:?}");
+        assert_eq!(reapers[0].connection.page(user, usize::MAX).unwrap().messages.len() as u64, written);
+        assert_eq!(reaped.iter().map(|(.., freed)| freed).sum::<u64>(), 1);
+        assert_eq!(reapers[0].roll().nodes().unwrap().iter().filter(|entry| entry.node == id).count(), 0);
+    }
+}
+
+#[test]
+fn a_node_with_claims_but_without_rows_is_marked_and_whoever_is_alone_needs_none() {
+    let fixture = Fixture::new();
+    let url = fixture.server.url(&fixture.database);
+    let mut old = fixture.node(5);
+    let [ann, bob] = old.users(["ann", "bob"]);
+    old.one(claim(ann, 1));
+    // One that is alone, while that stands still: it is struck off, and finds it out.
+    let mut alone = Node::open(Options { alone: true, ..options(url, 6) });
+    assert!(alone.store.roll().is_none());
+    let rows = |conn: &mut Conn| {
+        let rows = "SELECT (SELECT COUNT(*) FROM NodeMark) + (SELECT COUNT(*) FROM NodeLooks)";
+        conn.query_first::<u32, _>(rows).unwrap().unwrap()
+    };
+    let mut root = fixture.foreign();
+    assert_eq!(rows(&mut root), 0);
+    assert!(matches!(old.connection.write(&[claim(bob, 1)]), Err(StoreError::Marked)));
+    assert_eq!(alone.write(&[claim(ann, 1), claim(bob, 1)]), [Outcome::Done, Outcome::Done]);
+    assert_eq!(alone.one(claim(ann, 1)), Outcome::Done);
+    assert!(alone.keep(&[ann], "{}")[0] != Kept::NoUser && alone.texts(ann) == ["{}"]);
+    let group = alone.group(ann, "readers");
+    assert_eq!(alone.one(Write::JoinGroup { user: bob, group }), joined(false, &[]));
+    assert_eq!(rows(&mut root), 0);
+    // It has crashed, and a cluster uses the database.
+    let node = fixture.node(7);
+    let mut roll = node.roll();
+    let left = Entry { node: alone.id, looks: 0, marked: true, has_claims: true };
+    assert_eq!(roll.nodes().unwrap(), [left]);
+    assert!(roll.mark(alone.id, 0).unwrap());
+    assert_eq!(roll.free(alone.id).unwrap(), 2);
+    assert_eq!((roll.nodes().unwrap(), rows(&mut root)), (vec![], 2));
+    // One row of the two is as good as none.
+    for table in ["NodeMark", "NodeLooks"] {
+        let half = fixture.node(8);
+        root.query_drop(format!("DELETE FROM {table} WHERE node = 8")).unwrap();
+        assert!(entry(&mut *roll, half.id).unwrap().marked);
+        assert!(matches!(half.roll().look(), Err(StoreError::Marked)));
+        assert!(roll.mark(half.id, 0).unwrap());
+        assert_eq!(roll.free(half.id).unwrap(), 0);
+        assert_eq!(roll.nodes().unwrap(), []);
+    }
+    // At its own end a node leaves nothing.
+    node.store.release_all().unwrap();
+    assert_eq!(rows(&mut root), 0);
+}
+
+#[test]
+fn a_join_tells_of_every_node_that_may_have_read_the_members_without_it() {
+    let (mut fixture, proxy, node, _, users) = behind_a_proxy();
+    let [ann, bob, eve] = users[..] else { unreachable!() };
+    let group = fixture.node.group(eve, "readers");
+    let marked = fixture.node(50);
+    assert!(fixture.node.roll().mark(marked.id, 0).unwrap());
+    let join = |user| Write::JoinGroup { user, group };
+    let mut connection = node.store.connection();
+    assert_eq!(connection.write(&[join(ann)]).unwrap(), [joined(false, &[1])], "no marked one, and not itself");
+    // One that begins when the row is written, and not committed yet: it reads the members without it.
+    let mut new = Node::not_enlisted(options(fixture.server.url(&fixture.database), 60));
+    proxy.cut.stop_at(Stop::Commit);
+    let outcomes = thread::scope(|scope| {
+        let joining = scope.spawn(|| connection.write(&[join(ann), join(bob), keep(&[eve], "{}")]));
+        eventually("the join to be there but for its COMMIT", || proxy.cut.stopped.load(Ordering::SeqCst));
+        new.roll().enlist().unwrap();
+        assert_eq!(new.connection.members(group).unwrap(), Some(vec![ann, eve]));
+        proxy.cut.go_on();
+        joining.join().unwrap().unwrap()
+    });
+    assert_eq!(outcomes[..2], [joined(true, &[1, 60]), joined(false, &[1, 60])]);
+}
+
 // ---- When the database does not answer
 
 /// Stands between a store and its database, and cuts connections.
@@ -742,11 +1057,45 @@ struct Cut {
     requests: AtomicUsize,
     /// New connections have to wait.
     closed: AtomicBool,
+    /// What the node is stopped at, with its line open; see [`Cut::stop_at`].
+    stop: Mutex<Option<Stop>>,
+    stopped: AtomicBool,
+}
+
+/// A point in a node's transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    /// Nothing of it is sent.
+    Commit,
+    /// The first 64 KiB of it are sent.
+    Insert,
+    /// Nothing more of its rows is read.
+    Page,
 }
 
 impl Cut {
     fn take(counter: &AtomicUsize) -> bool {
         counter.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| count.checked_sub(1)).is_ok()
+    }
+
+    /// Has the next transaction get no further than that until [`Cut::go_on`]. To the database it is as if the
+    /// node had been stopped, or its machine had lost power: nothing is closed, and nobody comes anew.
+    fn stop_at(&self, stop: Stop) {
+        *self.stop.lock().unwrap() = Some(stop);
+    }
+
+    fn go_on(&self) {
+        self.closed.store(false, Ordering::SeqCst);
+        self.stopped.store(false, Ordering::SeqCst);
+    }
+
+    /// Stays here for as long as the node is stopped, if it is to be stopped at this.
+    fn pass(&self, at: Stop) {
+        if self.stop.lock().unwrap().take_if(|stop| *stop == at).is_some() {
+            self.closed.store(true, Ordering::SeqCst);
+            self.stopped.store(true, Ordering::SeqCst);
+            eventually("the node to go on", || !self.stopped.load(Ordering::SeqCst));
+        }
     }
 }
 
@@ -776,44 +1125,92 @@ impl Proxy {
 /// Passes on both ways until one side ends, or the cut is due.
 fn relay(mut client: TcpStream, mut database: TcpStream, cut: &Cut) {
     let (mut from_client, mut from_database) = (client.try_clone().unwrap(), database.try_clone().unwrap());
-    let silent = Arc::new(AtomicBool::new(false));
-    let muted = Arc::clone(&silent);
-    let answers = thread::spawn(move || {
+    let silent = AtomicBool::new(false);
+    let muted = &silent;
+    thread::scope(|scope| {
+        let answers = scope.spawn(move || {
+            let mut buffer = [0; 1 << 16];
+            while let Ok(count @ 1..) = from_database.read(&mut buffer) {
+                if count == buffer.len() {
+                    cut.pass(Stop::Page);
+                }
+                // The answer to the COMMIT is here, so it is done; nobody hears of it.
+                if muted.load(Ordering::SeqCst) || client.write_all(&buffer[..count]).is_err() {
+                    break;
+                }
+            }
+            let _ = client.shutdown(Shutdown::Both);
+        });
         let mut buffer = [0; 1 << 16];
-        while let Ok(count @ 1..) = from_database.read(&mut buffer) {
-            // The answer to the COMMIT is here, so it is done; nobody hears of it.
-            if muted.load(Ordering::SeqCst) || client.write_all(&buffer[..count]).is_err() {
+        while let Ok(count @ 1..) = from_client.read(&mut buffer) {
+            cut.requests.fetch_add(1, Ordering::SeqCst);
+            let mut sent = 0;
+            if count == buffer.len() && cut.stop.lock().unwrap().is_some() {
+                sent = database.write(&buffer).unwrap_or_default();
+                cut.pass(Stop::Insert);
+            }
+            if buffer[4..count.max(4)].starts_with(b"\x03UPDATE ") {
+                if Cut::take(&cut.lost_claims) {
+                    break;
+                }
+                if Cut::take(&cut.claims) {
+                    silent.store(true, Ordering::SeqCst);
+                }
+            }
+            if buffer[4..count.max(4)].starts_with(b"\x03COMMIT") {
+                if Cut::take(&cut.commits) {
+                    break;
+                }
+                if Cut::take(&cut.answers) {
+                    silent.store(true, Ordering::SeqCst);
+                }
+                cut.pass(Stop::Commit);
+            }
+            if database.write_all(&buffer[sent..count]).is_err() {
                 break;
             }
         }
-        let _ = client.shutdown(Shutdown::Both);
+        let _ = from_client.shutdown(Shutdown::Both);
+        let _ = database.shutdown(Shutdown::Both);
+        let _ = answers.join();
     });
-    let mut buffer = [0; 1 << 16];
-    while let Ok(count @ 1..) = from_client.read(&mut buffer) {
-        cut.requests.fetch_add(1, Ordering::SeqCst);
-        if buffer[4..count.max(4)].starts_with(b"\x03UPDATE ") {
-            if Cut::take(&cut.lost_claims) {
-                break;
-            }
-            if Cut::take(&cut.claims) {
-                silent.store(true, Ordering::SeqCst);
-            }
+}
+
+#[test]
+fn a_node_that_was_stopped_in_the_middle_of_a_transaction_is_marked_all_the_same() {
+    let large = "x".repeat(1 << 20);
+    thread::scope(|scope| {
+        for stop in [Stop::Commit, Stop::Insert, Stop::Page] {
+            let large = &large;
+            scope.spawn(move || {
+                let (fixture, proxy, mut node, _, users) = behind_a_proxy();
+                let ann = users[0];
+                let fill =
+                    format!("INSERT INTO OfflineMessage (userid, message) SELECT {ann}, '{large}' FROM seq_1_to_16");
+                fixture.foreign().query_drop(fill).unwrap();
+                node.connection.account(ann).unwrap();
+                proxy.cut.stop_at(stop);
+                let result = thread::scope(|scope| {
+                    let running = scope.spawn(|| match stop {
+                        Stop::Page => node.connection.page(ann, usize::MAX).map(drop),
+                        _ => node.connection.write(&[keep(&[ann], large)]).map(drop),
+                    });
+                    eventually("the node to be stopped", || proxy.cut.stopped.load(Ordering::SeqCst));
+                    let marked = fixture.node.roll().mark(node.id, 0);
+                    assert!(matches!(marked, Ok(true)), "{stop:?}: {marked:?}");
+                    proxy.cut.go_on();
+                    running.join().unwrap()
+                });
+                assert!(result.is_err(), "{stop:?}: {result:?}");
+                eventually("the node to hear of it", || {
+                    matches!(node.connection.page(ann, 1), Err(StoreError::Marked))
+                });
+                let count = format!("SELECT COUNT(*) FROM OfflineMessage WHERE userid = {ann}");
+                assert_eq!(fixture.foreign().query_first::<u32, _>(count).unwrap(), Some(16), "{stop:?}");
+                assert_eq!(fixture.node.roll().free(node.id).unwrap(), 1);
+            });
         }
-        if buffer[4..count.max(4)].starts_with(b"\x03COMMIT") {
-            if Cut::take(&cut.commits) {
-                break;
-            }
-            if Cut::take(&cut.answers) {
-                silent.store(true, Ordering::SeqCst);
-            }
-        }
-        if database.write_all(&buffer[..count]).is_err() {
-            break;
-        }
-    }
-    let _ = from_client.shutdown(Shutdown::Both);
-    let _ = database.shutdown(Shutdown::Both);
-    let _ = answers.join();
+    });
 }
 
 /// A node behind a proxy, and the outcomes of a batch of every write, with those that it has if
@@ -967,6 +1364,34 @@ fn a_message_that_was_stored_before_a_claim_is_stored_although_the_answer_was_lo
 }
 
 #[test]
+fn a_message_that_was_stored_past_a_node_is_known_to_be_although_the_answer_was_lost() {
+    let (mut fixture, proxy, mut node, _, users) = behind_a_proxy();
+    let [ann, bob] = [users[0], users[1]];
+    let mut claimer = fixture.node(9);
+    claimer.write(&[claim(ann, 1), claim(bob, 1)]);
+    let past = Some(claimer.claimed_as(1));
+    let past = |text| Write::Keep([ann, bob].map(|to| Parcel { past, ..parcel(to, &[text]) }).to_vec());
+    proxy.cut.answers.store(1, Ordering::SeqCst);
+    let outcome = kept(node.one(past("first")));
+    assert!(matches!(outcome[..], [Kept::Past(1..), Kept::Past(1..)]), "{outcome:?}");
+    // Between the lost answer and the second try both come free, and another takes one of them, and has read it.
+    proxy.cut.answers.store(1, Ordering::SeqCst);
+    proxy.cut.closed.store(true, Ordering::SeqCst);
+    let outcome = thread::scope(|scope| {
+        let writer = scope.spawn(|| node.one(past("second")));
+        eventually("the message's commit", || fixture.node.texts(ann) == ["first", "second"]);
+        claimer.write(&[ann, bob].map(|user| Write::Release { user, epoch: 1 }));
+        assert_eq!(fixture.node.one(claim(ann, 1)), Outcome::Done);
+        proxy.cut.closed.store(false, Ordering::SeqCst);
+        kept(writer.join().unwrap())
+    });
+    outcome.into_iter().for_each(|kept| _ = row(kept));
+    for user in [ann, bob] {
+        assert_eq!(fixture.node.texts(user), ["first", "second"]);
+    }
+}
+
+#[test]
 fn an_answer_lost_twice_is_unavailable_and_nothing_is_stored_twice() {
     let (mut fixture, proxy, mut node, _, users) = behind_a_proxy();
     proxy.cut.answers.store(2, Ordering::SeqCst);
@@ -1059,6 +1484,17 @@ fn a_message_too_large_for_the_database_is_refused_and_others_go_on() {
         (node.texts(ann), node.texts(bob)),
         (vec!["1".into(), "2".into(), "5".into()], vec!["0".into(), "4".into()])
     );
+    // A question beside one that is refused is still answered.
+    let mut other = Node::open(options(server.url("chat"), 2));
+    assert_eq!(other.one(claim(bob, 1)), Outcome::Done);
+    let asked = Parcel { past: Some(other.claimed_as(1)), ..parcel(bob, &[]) };
+    let past = Parcel { messages: vec![large.as_bytes().into()], ..asked.clone() };
+    let some = Write::Keep(vec![parcel(bob, &[]), past, asked.clone(), parcel(bob + 1000, &[])]);
+    let elsewhere = Kept::Elsewhere(other.claimed_as(1));
+    assert_eq!(kept(node.one(some)), [elsewhere, Kept::Refused(0), Kept::Past(0), Kept::NoUser]);
+    let both = Parcel { messages: vec![b"5"[..].into(), b"6"[..].into()], ..asked };
+    let outcome = kept(node.one(Write::Keep(vec![both, parcel(ann, &[&large])])));
+    assert!(matches!(outcome[..], [Kept::Past(1..), Kept::Refused(0)]), "{outcome:?}");
     // Many that fit do not have to fit into one packet together.
     let messages = ["y".repeat(20_000), "z".repeat(60_000), "y".repeat(20_000)];
     node.one(Write::Keep(vec![parcel(ann, &[messages[0].as_str(); 40]), parcel(ann, &[&messages[1], &messages[2]])]));
