@@ -1,0 +1,456 @@
+//! A database in memory, with the semantics of the traits' documentation, and with everything that can be wrong
+//! with it or with one node's line to it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use chat_server::store::{
+    Account, Claim, Connection, Entry, Friend, Group, GroupId, Holder, Kept, NodeId, Outcome, Page, Parcel, RowId,
+    StoreError, UserId, Write,
+};
+
+use crate::rng::Rng;
+
+/// A message with this in it is refused by the database, whenever it is to be stored.
+pub const POISON: u8 = b'!';
+
+/// What is wrong with the store, or with a node's line to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Trouble {
+    #[default]
+    None,
+    /// Every call fails.
+    Away,
+    /// Writes fail, as with a full disk.
+    ReadOnly,
+    /// Of a call that fails nobody knows whether it was done.
+    LosesAnswers,
+}
+
+/// A node's rows in the roll.
+#[derive(Debug, Clone, Copy, Default)]
+struct Enlisted {
+    looks: u64,
+    marked: bool,
+}
+
+pub struct Database {
+    /// Several nodes share it, so there is a roll.
+    is_shared: bool,
+    rng: Rng,
+    password: String,
+    /// Of offline messages for one user.
+    quota: Option<usize>,
+    claims: BTreeMap<UserId, Claim>,
+    /// Users whom C++ nodes see online although one of our nodes has them.
+    shown: BTreeSet<UserId>,
+    /// Users whom a C++ node has set online.
+    foreign: BTreeSet<UserId>,
+    groups: BTreeMap<GroupId, BTreeSet<UserId>>,
+    rows: BTreeMap<RowId, (UserId, Arc<[u8]>)>,
+    next_row: RowId,
+    roll: BTreeMap<NodeId, Enlisted>,
+    /// Nodes whose claims were taken from them.
+    freed: BTreeSet<NodeId>,
+    trouble: Trouble,
+    lines: BTreeMap<NodeId, Trouble>,
+    /// Set by the world.
+    pub clock: Duration,
+    /// Since when nobody has a user.
+    unclaimed: BTreeMap<UserId, Duration>,
+    /// Rows that were removed, since it was last asked.
+    removed: Vec<(UserId, Arc<[u8]>)>,
+    /// Something has failed at some time.
+    pub has_failed: bool,
+}
+
+impl Database {
+    pub fn new(seed: u64, is_shared: bool, password: String, quota: Option<usize>) -> Database {
+        Database {
+            is_shared,
+            rng: Rng::new(seed),
+            password,
+            quota,
+            claims: BTreeMap::new(),
+            shown: BTreeSet::new(),
+            foreign: BTreeSet::new(),
+            groups: BTreeMap::new(),
+            rows: BTreeMap::new(),
+            next_row: 0,
+            roll: BTreeMap::new(),
+            freed: BTreeSet::new(),
+            trouble: Trouble::None,
+            lines: BTreeMap::new(),
+            clock: Duration::ZERO,
+            unclaimed: BTreeMap::new(),
+            removed: Vec::new(),
+            has_failed: false,
+        }
+    }
+
+    // -- what the world does to it ----------------------------------------------------------------
+
+    pub fn set_trouble(&mut self, trouble: Trouble) {
+        self.trouble = trouble;
+        self.has_failed |= trouble != Trouble::None;
+    }
+
+    pub fn set_line(&mut self, node: NodeId, trouble: Trouble) {
+        self.lines.insert(node, trouble);
+        self.has_failed |= trouble != Trouble::None;
+    }
+
+    pub fn mend(&mut self) {
+        self.trouble = Trouble::None;
+        self.lines.clear();
+    }
+
+    fn trouble_of(&self, node: NodeId) -> Trouble {
+        match self.trouble {
+            Trouble::None => self.lines.get(&node).copied().unwrap_or_default(),
+            trouble => trouble,
+        }
+    }
+
+    // -- what the world looks at ------------------------------------------------------------------
+
+    pub fn claim(&self, user: UserId) -> Option<Claim> {
+        self.claims.get(&user).copied()
+    }
+
+    pub fn claims(&self) -> usize {
+        self.claims.len()
+    }
+
+    /// Nobody has had the user since before `time`.
+    pub fn is_unclaimed_since(&self, user: UserId, time: Duration) -> bool {
+        !self.claims.contains_key(&user)
+            && !self.foreign.contains(&user)
+            && self.unclaimed.get(&user).is_none_or(|since| *since < time)
+    }
+
+    pub fn rows(&self) -> impl Iterator<Item = (UserId, &[u8])> {
+        self.rows.values().map(|(user, text)| (*user, &**text))
+    }
+
+    pub fn take_removed(&mut self) -> Vec<(UserId, Arc<[u8]>)> {
+        std::mem::take(&mut self.removed)
+    }
+
+    pub fn has_freed(&self, node: NodeId) -> bool {
+        self.freed.contains(&node)
+    }
+
+    pub fn add_member(&mut self, group: GroupId, user: UserId) {
+        self.groups.entry(group).or_default().insert(user);
+    }
+
+    pub fn group(&self, group: GroupId) -> &BTreeSet<UserId> {
+        &self.groups[&group]
+    }
+
+    // -- the roll ---------------------------------------------------------------------------------
+
+    fn of_roll(&mut self, node: NodeId) -> Result<(), StoreError> {
+        assert!(self.is_shared, "a node that is alone asks for the roll");
+        match self.trouble_of(node) {
+            Trouble::Away => Err(away()),
+            Trouble::LosesAnswers if self.rng.one_in(4) => Err(away()),
+            _ => Ok(()),
+        }
+    }
+
+    pub fn enlist(&mut self, node: NodeId) -> Result<(), StoreError> {
+        if !self.is_shared {
+            // Nobody else uses it: what a former life has left is over.
+            self.claims.clear();
+            self.shown.clear();
+            return Ok(());
+        }
+        self.of_roll(node)?;
+        self.roll.insert(node, Enlisted::default());
+        Ok(())
+    }
+
+    /// Returns the nodes that are marked.
+    pub fn look(&mut self, node: NodeId) -> Result<Vec<NodeId>, StoreError> {
+        self.glance(node)?;
+        self.roll.entry(node).and_modify(|row| row.looks += 1);
+        Ok(self.roll.iter().filter(|(_, row)| row.marked).map(|(node, _)| *node).collect())
+    }
+
+    pub fn glance(&mut self, node: NodeId) -> Result<(), StoreError> {
+        self.of_roll(node)?;
+        self.unmarked(node)
+    }
+
+    fn unmarked(&self, node: NodeId) -> Result<(), StoreError> {
+        match self.roll.get(&node) {
+            _ if !self.is_shared => Ok(()),
+            Some(row) if !row.marked => Ok(()),
+            _ => Err(StoreError::Marked),
+        }
+    }
+
+    pub fn nodes(&mut self, by: NodeId) -> Result<Vec<Entry>, StoreError> {
+        self.of_roll(by)?;
+        let has_claims = |node| self.claims.values().any(|claim| claim.node == node);
+        let mut nodes: BTreeSet<NodeId> = self.roll.keys().copied().collect();
+        nodes.extend(self.claims.values().map(|claim| claim.node));
+        nodes.remove(&by);
+        let entry = |node| {
+            let row = self.roll.get(&node);
+            let (looks, marked) = row.map_or((0, true), |row| (row.looks, row.marked));
+            Entry { node, looks, marked, has_claims: has_claims(node) }
+        };
+        Ok(nodes.into_iter().map(entry).collect())
+    }
+
+    pub fn mark(&mut self, by: NodeId, node: NodeId, looks: u64) -> Result<bool, StoreError> {
+        self.of_roll(by)?;
+        self.unmarked(by)?;
+        let row = self.roll.get_mut(&node).filter(|row| row.looks == looks);
+        Ok(row.map(|row| row.marked = true).is_some())
+    }
+
+    pub fn free(&mut self, by: NodeId, node: NodeId) -> Result<(), StoreError> {
+        self.of_roll(by)?;
+        self.unmarked(by)?;
+        if self.roll.get(&node).is_none_or(|row| row.marked) {
+            self.roll.remove(&node);
+            self.freed.insert(node);
+            self.end_claims(|claim| claim.node == node);
+        }
+        Ok(())
+    }
+
+    /// Users of this node are shown online again where a C++ node's end has set everybody offline.
+    pub fn reassert(&mut self, node: NodeId) -> Result<(), StoreError> {
+        self.of_roll(node)?;
+        self.unmarked(node)?;
+        let mine = self.claims.iter().filter(|(_, claim)| claim.node == node).map(|(user, _)| *user);
+        self.shown.extend(mine);
+        Ok(())
+    }
+
+    /// At the end of a node that was told to stop.
+    pub fn release_all(&mut self, node: NodeId) -> Result<(), StoreError> {
+        match self.trouble_of(node) {
+            Trouble::None => {}
+            _ => return Err(away()),
+        }
+        self.unmarked(node)?;
+        self.roll.remove(&node);
+        self.end_claims(|claim| claim.node == node);
+        Ok(())
+    }
+
+    fn end_claims(&mut self, which: impl Fn(&Claim) -> bool) {
+        let users: Vec<UserId> = self.claims.iter().filter(|(_, claim)| which(claim)).map(|(user, _)| *user).collect();
+        users.into_iter().for_each(|user| self.end_claim(user));
+    }
+
+    fn end_claim(&mut self, user: UserId) {
+        self.claims.remove(&user);
+        self.shown.remove(&user);
+        self.unclaimed.insert(user, self.clock);
+    }
+
+    // -- C++ nodes, which know of no claims -------------------------------------------------------
+
+    /// What `User.state` says.
+    pub fn is_online(&self, user: UserId) -> bool {
+        self.foreign.contains(&user) || self.shown.contains(&user)
+    }
+
+    pub fn set_foreign(&mut self, user: UserId, online: bool) {
+        if online {
+            self.foreign.insert(user);
+        } else {
+            self.foreign.remove(&user);
+            self.unclaimed.insert(user, self.clock);
+        }
+    }
+
+    /// What a C++ node does at its end.
+    pub fn set_everybody_offline(&mut self) {
+        self.shown.clear();
+        let foreign: Vec<UserId> = self.foreign.iter().copied().collect();
+        foreign.into_iter().for_each(|user| self.set_foreign(user, false));
+    }
+
+    pub fn insert(&mut self, user: UserId, text: Arc<[u8]>) -> RowId {
+        self.next_row += 1;
+        self.rows.insert(self.next_row, (user, text));
+        self.next_row
+    }
+
+    /// All of a user's offline messages, which are removed before anybody has read them.
+    pub fn take_all(&mut self, user: UserId) -> Vec<Arc<[u8]>> {
+        let rows: Vec<RowId> = self.rows.iter().filter(|(_, (owner, _))| *owner == user).map(|(row, _)| *row).collect();
+        rows.iter().filter_map(|row| self.rows.remove(row)).map(|(_, text)| text).collect()
+    }
+
+    // -- writes -----------------------------------------------------------------------------------
+
+    fn holder(&self, user: UserId) -> Option<Holder> {
+        match self.claims.get(&user) {
+            Some(claim) => Some(Holder::Node(*claim)),
+            None => self.foreign.contains(&user).then_some(Holder::Foreign),
+        }
+    }
+
+    fn keep(&mut self, node: NodeId, parcel: &Parcel) -> Kept {
+        let holder = self.holder(parcel.to);
+        let is_past = match holder {
+            Some(Holder::Node(claim)) if claim.node == node => false,
+            Some(holder) if parcel.past != Some(holder) => return Kept::Elsewhere(holder),
+            holder => holder.is_some(),
+        };
+        let first = if parcel.messages.is_empty() { 0 } else { self.next_row + 1 };
+        let there = self.rows.values().filter(|(owner, _)| *owner == parcel.to).count();
+        for (stored, message) in parcel.messages.iter().enumerate() {
+            if self.quota.is_some_and(|quota| there + stored >= quota) {
+                return Kept::Full(stored);
+            }
+            if message.contains(&POISON) {
+                return Kept::Refused(stored);
+            }
+            self.insert(parcel.to, Arc::clone(message));
+        }
+        if is_past { Kept::Past(first) } else { Kept::Stored(first) }
+    }
+
+    fn write(&mut self, node: NodeId, write: &Write) -> Outcome {
+        match write {
+            Write::Claim { user, epoch, past } => {
+                let claim = Claim { node, epoch: *epoch };
+                match self.holder(*user) {
+                    Some(holder) if holder != Holder::Node(claim) && *past != Some(holder) => Outcome::InUse(holder),
+                    _ => {
+                        self.foreign.remove(user);
+                        self.shown.remove(user);
+                        self.claims.insert(*user, claim);
+                        Outcome::Done
+                    }
+                }
+            }
+            Write::Show { user, epoch } => {
+                if self.has(node, *user, *epoch) {
+                    self.shown.insert(*user);
+                }
+                Outcome::Done
+            }
+            Write::Release { user, epoch } => {
+                if self.has(node, *user, *epoch) {
+                    self.end_claim(*user);
+                }
+                Outcome::Done
+            }
+            Write::JoinGroup { user, group } => {
+                let Some(members) = self.groups.get_mut(group) else { return Outcome::NoGroup };
+                let already = !members.insert(*user);
+                let others = self.roll.iter().filter(|(other, row)| **other != node && !row.marked);
+                Outcome::Joined { already, nodes: others.map(|(node, _)| *node).collect() }
+            }
+            Write::Keep(parcels) => Outcome::Kept(parcels.iter().map(|parcel| self.keep(node, parcel)).collect()),
+            Write::Remove { user, epoch, .. } if !self.has(node, *user, *epoch) => Outcome::Lost,
+            Write::Remove { user, rows, .. } => {
+                for row in rows {
+                    if let Some((owner, text)) = self.rows.remove(row) {
+                        assert_eq!(owner, *user, "somebody else's row is removed");
+                        self.removed.push((owner, text));
+                    }
+                }
+                Outcome::Done
+            }
+            other => panic!("not simulated: {other:?}"),
+        }
+    }
+
+    fn has(&self, node: NodeId, user: UserId, epoch: u64) -> bool {
+        self.claims.get(&user) == Some(&Claim { node, epoch })
+    }
+}
+
+fn away() -> StoreError {
+    StoreError::Unavailable("it is away".into())
+}
+
+/// One node's connection to it.
+pub struct Line {
+    database: Arc<Mutex<Database>>,
+    node: NodeId,
+}
+
+impl Line {
+    pub fn new(database: &Arc<Mutex<Database>>, node: NodeId) -> Line {
+        Line { database: Arc::clone(database), node }
+    }
+
+    /// To read from. `is_checked`: the transaction looks at the node's mark first.
+    fn read(&self, is_checked: bool) -> Result<MutexGuard<'_, Database>, StoreError> {
+        let mut database = self.database.lock().expect("a database");
+        let is_lost = match database.trouble_of(self.node) {
+            Trouble::None | Trouble::ReadOnly => false,
+            Trouble::Away => true,
+            Trouble::LosesAnswers => database.rng.one_in(2),
+        };
+        if is_lost {
+            return Err(away());
+        }
+        if is_checked {
+            database.unmarked(self.node)?;
+        }
+        Ok(database)
+    }
+}
+
+impl Connection for Line {
+    fn write(&mut self, batch: &[Write]) -> Result<Vec<Outcome>, StoreError> {
+        let mut database = self.database.lock().expect("a database");
+        let (is_done, is_told) = match database.trouble_of(self.node) {
+            Trouble::None => (true, true),
+            Trouble::Away | Trouble::ReadOnly => (false, false),
+            Trouble::LosesAnswers => database.rng.pick(&[(true, true), (true, false), (false, false)]),
+        };
+        if !is_done {
+            return Err(away());
+        }
+        database.unmarked(self.node)?;
+        let outcomes = batch.iter().map(|write| database.write(self.node, write)).collect();
+        if is_told { Ok(outcomes) } else { Err(away()) }
+    }
+
+    fn account(&mut self, user: UserId) -> Result<Option<Account>, StoreError> {
+        let password = self.read(false)?.password.clone();
+        Ok(Some(Account { name: format!("u{user}"), password }))
+    }
+
+    fn friends(&mut self, _: UserId) -> Result<Vec<Friend>, StoreError> {
+        self.read(false).map(|_| Vec::new())
+    }
+
+    fn groups(&mut self, _: UserId) -> Result<Vec<Group>, StoreError> {
+        self.read(false).map(|_| Vec::new())
+    }
+
+    fn members(&mut self, group: GroupId) -> Result<Option<Vec<UserId>>, StoreError> {
+        Ok(self.read(false)?.groups.get(&group).map(|members| members.iter().copied().collect()))
+    }
+
+    fn page(&mut self, user: UserId, max_bytes: usize) -> Result<Page, StoreError> {
+        let database = self.read(true)?;
+        let (mut page, mut bytes) = (Page::default(), 0);
+        for (row, (_, text)) in database.rows.iter().filter(|(_, (owner, _))| *owner == user) {
+            bytes += text.len();
+            if !page.messages.is_empty() && bytes > max_bytes {
+                page.more = true;
+                break;
+            }
+            page.messages.push((*row, Box::from(&**text)));
+        }
+        Ok(page)
+    }
+}
