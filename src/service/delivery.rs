@@ -112,7 +112,7 @@ impl Shard {
     /// A chat, or a group message, that was owed is settled. By `open` messages its sender is a debtor.
     pub(super) fn pay_send(&mut self, conn: ConnId, user: UserId, open: u32, fx: &mut Effects) {
         let may_be_over = self.users.get_mut(&user).is_some_and(|user| {
-            user.debts += open;
+            user.debts += open.cast_signed();
             user.sends -= 1;
             user.may_be_over()
         });
@@ -125,7 +125,7 @@ impl Shard {
     /// A user is a debtor by so many messages less.
     pub(super) fn freed(&mut self, user: UserId, debts: u32, fx: &mut Effects) {
         let Some(sender) = self.users.get_mut(&user) else { return };
-        sender.debts -= debts;
+        sender.debts -= debts.cast_signed();
         if sender.may_be_over() {
             self.try_release(user, fx);
         }

@@ -168,8 +168,10 @@ impl Shard {
     /// A message that was half written when its session ended has had its time: nobody waits for its reader.
     pub(super) fn half_timer(&mut self, user: UserId, epoch: u64, fx: &mut Effects) {
         let Some(session) = self.users.get_mut(&user).and_then(|user| user.session_of(epoch)) else { return };
-        if session.backlog.as_deref().is_some_and(Backlog::has_half) {
-            fx.push(Effect::Abort(session.conn, CloseReason::SlowConsumer));
+        let conn = session.conn;
+        // Without its connection it is the store's already.
+        if session.backlog.as_deref().is_some_and(Backlog::has_half) && self.clients.get(conn).is_some() {
+            fx.push(Effect::Abort(conn, CloseReason::SlowConsumer));
         }
     }
 
@@ -318,7 +320,7 @@ impl Shard {
     /// or stored, what its user has sent is settled, and known wherever it is stored.
     pub(super) fn try_release(&mut self, user: UserId, fx: &mut Effects) {
         let Some(entry) = self.users.get_mut(&user) else { return };
-        if entry.sends > 0 || entry.debts > 0 {
+        if entry.sends > 0 || entry.debts != 0 {
             if entry.may_return() {
                 self.let_in(user, fx);
             }

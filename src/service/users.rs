@@ -21,8 +21,9 @@ pub(super) struct User {
     /// released while there are any.
     pub sends: u32,
     /// Messages of this user that stand in the store of somebody whose node does not know it yet. Nor is it
-    /// released while there are any.
-    pub debts: u32,
+    /// released while there are any. Below 0 while a group message is not settled of which the last ones that it
+    /// has counted are known by now, and it is not.
+    pub debts: i32,
     /// What most users do not have.
     more: Option<Box<More>>,
 }

@@ -12,6 +12,8 @@ use crate::world::{CLIENTS, GROUPS, World};
 
 /// A login's deadline.
 const IN_TIME: Duration = Duration::from_secs(10);
+/// When it is refused if its password still waits to be hashed.
+const IN_TIME_FOR_HASH: Duration = Duration::from_secs(7);
 
 /// Somebody with an account, who has at most one connection that he cares for.
 #[derive(Default)]
@@ -47,6 +49,8 @@ struct Asked {
     is_same: bool,
     /// The connection is given up behind it.
     is_last: bool,
+    /// The client has not read all the time.
+    may_be_late: bool,
 }
 
 enum Owed {
@@ -168,7 +172,7 @@ impl World {
             Habit::Ping => self.say(id, "{\"msgid\":202}"),
             Habit::Stall => {
                 let stalled = self.rng.one_in(2);
-                self.sockets.entry(id).and_modify(|socket| socket.stalled = stalled);
+                self.stall(id, stalled);
             }
             Habit::Logout => self.log_out(id, account),
             Habit::LogoutAndLogin => {
@@ -195,6 +199,15 @@ impl World {
             }
         }
         true
+    }
+
+    /// A client does not read any more, or reads again.
+    pub fn stall(&mut self, id: SocketId, stalled: bool) {
+        let Some(socket) = self.sockets.get_mut(&id) else { return };
+        socket.stalled = stalled;
+        if let Some(asked) = &mut socket.seat.asked {
+            asked.may_be_late |= stalled;
+        }
     }
 
     fn anybody(&mut self) -> UserId {
@@ -255,8 +268,8 @@ impl World {
         if socket.seat.asked.is_some() {
             return;
         }
-        let is_same = socket.seat.account == Some(user);
-        socket.seat.asked = Some(Asked { user, is_wrong, since, is_same, is_last: false });
+        let (is_same, may_be_late) = (socket.seat.account == Some(user), socket.stalled);
+        socket.seat.asked = Some(Asked { user, is_wrong, since, is_same, is_last: false, may_be_late });
         if !is_same {
             socket.seat.account = None;
         }
@@ -375,7 +388,7 @@ impl World {
         let Some(asked) = socket.seat.asked.take() else { panic!("a login reply for nobody: {value}") };
         let (at, user, client) = (socket.node, asked.user, socket.seat.client);
         let waited = self.clock - asked.since;
-        if !self.plan.faults && !self.plan.is_overloaded() && !socket.stalled {
+        if !self.plan.faults && !asked.may_be_late {
             assert!(waited <= IN_TIME + Duration::from_secs(2), "a login was answered after {waited:?}");
         }
         if value["errno"] != 0 {
@@ -407,9 +420,9 @@ impl World {
         let is_right = match value["errno"].as_i64() {
             Some(1) => asked.is_wrong,
             Some(2) => asked.is_same || !database.is_unclaimed_since(user, asked.since),
-            // The deadline is counted from when it was read.
-            Some(20) => waited + Duration::from_millis(50) >= IN_TIME,
-            Some(21) => database.has_failed,
+            // Its time is counted from when it was read.
+            Some(20) => waited + Duration::from_millis(50) >= IN_TIME_FOR_HASH,
+            Some(21) => database.has_failed || waited + Duration::from_millis(50) >= IN_TIME,
             Some(22) => self.nodes[at].is_ending,
             _ => false,
         };
@@ -464,6 +477,8 @@ impl World {
             },
             Some(18) => value["request"] == 9,
             Some(20) => self.plan.quota.is_some() || self.plan.faults,
+            // Some of a group were not served, for whatever reason.
+            Some(21) if value["request"] == 10 && self.plan.quota.is_some() => true,
             Some(21) => is_poisoned || self.plan.faults,
             Some(22) => self.nodes[socket.node].is_ending,
             _ => false,

@@ -352,6 +352,8 @@ impl World {
                 self.ghosts.push(Ghost { runner, jobs: std::mem::take(jobs) });
             }
         }
+        // A file is not opened anew before whoever had it has gone.
+        while self.plan.is_alone && self.run_ghost() {}
         self.replace(at);
     }
 

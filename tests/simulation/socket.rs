@@ -115,8 +115,9 @@ impl Socket {
 
     /// Whether a write would come to something.
     pub fn is_writable(&self) -> bool {
-        let ends = self.side >= Side::Closed && self.closing.is_some();
-        self.conn.is_some() && (ends || self.is_closed() || (!self.queue.is_empty() && !self.stalled))
+        // A client that is gone is found to be, whether it has read before or not.
+        let is_gone = self.side >= Side::Closed && (self.closing.is_some() || !self.queue.is_empty());
+        self.conn.is_some() && (is_gone || self.is_closed() || (!self.queue.is_empty() && !self.stalled))
     }
 
     fn is_closed(&self) -> bool {

@@ -60,11 +60,6 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Whether time runs so fast that what is asked cannot be answered in time.
-    pub fn is_overloaded(&self) -> bool {
-        self.pace > Duration::from_millis(1)
-    }
-
     /// Whether messages can be lost at a stop though the store is well.
     pub fn loses_by_itself(&self) -> bool {
         self.quota.is_some() || self.poisons
@@ -276,7 +271,7 @@ impl World {
 
     pub fn trace(&self, what: impl FnOnce() -> String) {
         if self.is_traced {
-            println!("{:.3?} {}", self.clock, what());
+            println!("{:.4?} {}", self.clock, readable(&what()));
         }
     }
 
@@ -484,7 +479,7 @@ impl World {
     }
 
     /// A transaction of a node that was killed is committed after its death.
-    fn run_ghost(&mut self) -> bool {
+    pub fn run_ghost(&mut self) -> bool {
         if self.ghosts.is_empty() {
             return false;
         }
@@ -674,7 +669,8 @@ impl World {
     /// Nobody reads, and some hang up: their claims are released all the same.
     fn nobody_reads(&mut self) {
         self.trace(|| "nobody reads any more".to_owned());
-        self.sockets.values_mut().for_each(|socket| socket.stalled = true);
+        let all: Vec<SocketId> = self.sockets.keys().copied().collect();
+        all.into_iter().for_each(|id| self.stall(id, true));
         for client in 0..CLIENTS {
             if let Some(id) = self.clients[client].socket
                 && self.rng.one_in(2)
@@ -870,4 +866,17 @@ impl World {
         }
         assert_eq!(self.database().claims(), 0, "somebody was left online");
     }
+}
+
+/// The same, with lists of bytes as the texts that they are.
+fn readable(what: &str) -> String {
+    let (mut text, mut rest) = (String::new(), what);
+    while let Some(at) = rest.find("[123, 34, ") {
+        text.push_str(&rest[..at]);
+        let (bytes, behind) = rest[at + 1..].split_once(']').unwrap_or((&rest[at + 1..], ""));
+        let bytes: Vec<u8> = bytes.split(", ").filter_map(|byte| byte.parse().ok()).collect();
+        text.push_str(&String::from_utf8_lossy(&bytes).replace("  ", ""));
+        rest = behind;
+    }
+    text + rest
 }
