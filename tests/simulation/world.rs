@@ -290,7 +290,12 @@ impl World {
     pub fn call(&mut self, at: usize, shard: usize, input: impl FnOnce(&mut Shard, Now, &mut Effects)) {
         let now = self.now_with(self.nodes[at].lag);
         let mut fx = Effects::default();
+        let before = self.nodes[at].shards[shard].held();
         input(&mut self.nodes[at].shards[shard], now, &mut fx);
+        let held = self.nodes[at].shards[shard].held();
+        if held != before {
+            self.trace(|| format!("node {at}/{shard} holds {held} bytes"));
+        }
         // As the reactor does: when all effects are carried out, and before anything else comes.
         let (mut to_recall, mut sent, mut to_abort) = (Vec::new(), Vec::new(), Vec::new());
         self.digest(((at as u64) << 32) + ((shard as u64) << 16) + fx.list.len() as u64);
