@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use super::receipts::{Receipt, Waiting};
 use super::route::{BATCH_BYTES, BATCH_MESSAGES};
 use crate::bus::Fate;
-use crate::store::{Kept, NodeId, RowId};
+use crate::store::{Kept, NodeId, Parcel, RowId, UserId};
 use crate::wire::Errno;
 
 /// How long something is held.
@@ -32,11 +32,8 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(super) enum Step {
     /// To take back what the connection has not begun to write: [`Backlog::recalled`].
     Recall,
-    /// To store these; `half`: the first one in a parcel of its own.
-    Store {
-        messages: Vec<Arc<[u8]>>,
-        half: bool,
-    },
+    /// To store these: a half-written message in a parcel of its own, which comes first.
+    Store(Vec<Parcel>),
     /// To read the oldest offline messages.
     Page,
     /// To remove these, and tell: [`Backlog::removed`].
@@ -65,6 +62,7 @@ pub(super) enum Nudger {
 
 #[derive(Debug)]
 pub(super) struct Backlog {
+    user: UserId,
     stage: Stage,
     /// Something was stored, or may have been, since the last page was asked for.
     stale: bool,
@@ -136,8 +134,9 @@ enum Rest {
 }
 
 impl Backlog {
-    fn new(stage: Stage) -> Backlog {
+    fn new(user: UserId, stage: Stage) -> Backlog {
         Backlog {
+            user,
             stage,
             stale: false,
             recalling: false,
@@ -155,19 +154,19 @@ impl Backlog {
     }
 
     /// Of a session whose login reply is not out yet.
-    pub fn loading() -> Backlog {
-        Backlog::new(Stage::Loading)
+    pub fn loading(user: UserId) -> Backlog {
+        Backlog::new(user, Stage::Loading)
     }
 
     /// Of a session whose client has fallen behind. What was taken back from its queue follows.
-    pub fn behind() -> Backlog {
-        Backlog { stale: true, ..Backlog::new(Stage::Queue) }
+    pub fn behind(user: UserId) -> Backlog {
+        Backlog { stale: true, ..Backlog::new(user, Stage::Queue) }
     }
 
     /// The same of one whose queue is still to be taken back, since something may stand in its store.
-    pub fn to_recall(steps: &mut Vec<Step>) -> Backlog {
+    pub fn to_recall(user: UserId, steps: &mut Vec<Step>) -> Backlog {
         steps.push(Step::Recall);
-        Backlog { recalling: true, flush: true, ..Backlog::behind() }
+        Backlog { recalling: true, flush: true, ..Backlog::behind(user) }
     }
 
     /// Bytes that are held, or on their way into the store.
@@ -281,12 +280,20 @@ impl Backlog {
             self.nudgers_of_job.append(&mut self.nudgers);
         }
         self.stale = true;
-        let half = self.half == Some(Half::Held);
-        if half {
+        if self.half == Some(Half::Held) {
             self.half = Some(Half::Storing(Rest::Waits));
         }
-        let messages = self.storing.iter().map(|message| Arc::clone(&message.body)).collect();
-        steps.push(Step::Store { messages, half });
+        steps.push(Step::Store(self.parcels()));
+    }
+
+    /// What a job is storing.
+    pub fn parcels(&self) -> Vec<Parcel> {
+        let half = usize::from(matches!(self.half, Some(Half::Storing(_)))).min(self.storing.len());
+        let (half, rest) = self.storing.split_at(half);
+        let body = |message: &Waiting| Arc::clone(&message.body);
+        let parcel =
+            |messages: &[Waiting]| Parcel { to: self.user, messages: messages.iter().map(body).collect(), past: None };
+        [half, rest].into_iter().filter(|messages| !messages.is_empty()).map(parcel).collect()
     }
 
     /// What the store has done with the messages of [`Step::Store`], by parcel; nothing, as far as is known, with

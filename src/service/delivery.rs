@@ -1,20 +1,23 @@
 //! Where a message goes, and what became of it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::cluster::{Question, Waiter};
+use super::letters::{Stored, Timer};
 use super::limits::store_is_full;
 use super::receipts::{Receipt, Waiting};
 use super::route::{self, Context, Route};
-use super::sessions::kept;
 use super::shard::Shard;
 use super::users::{Place, User};
 use super::{Answer, Effect, Effects, Lane, Letter, Op, Path, Payload, Tag, Then};
 use crate::bus::{Addressee, Answered, BusOp, Envelope, Fate};
 use crate::reactor::{ConnId, Manner};
-use crate::store::{Holder, Kept, NodeId, Parcel, StoreError, UserId, Write};
+use crate::store::{Holder, Kept, NodeId, Outcome, Parcel, StoreError, UserId, Write};
 use crate::wire::{Errno, msgid, reply};
 
+/// How soon the store is asked again what became of a COMMIT.
+const DOUBT: Duration = Duration::from_secs(1);
 /// So many of the last effects are searched for an envelope that one more recipient may be added to.
 const ENVELOPES_SEARCHED: usize = 64;
 
@@ -283,16 +286,56 @@ impl Shard {
             }
         }
         for (lane, (users, parcels)) in by_lane.into_iter().enumerate().filter(|(_, (users, _))| !users.is_empty()) {
-            self.submit(Lane::Number(lane), Then::RoutesStored(users), Op::Write(Write::Keep(parcels)), fx);
+            self.submit(Lane::Number(lane), Then::Stored(Stored::Routes(users)), Op::Write(Write::Keep(parcels)), fx);
         }
     }
 
-    /// The store has taken what was on some routes, or not.
-    pub(super) fn routes_stored(&mut self, users: Vec<UserId>, answer: Result<Answer, StoreError>, fx: &mut Effects) {
-        let mut kept = kept(answer).into_iter();
-        for user in users {
-            let kept = kept.next();
-            self.with_present_route(user, fx, |route, cx| route.stored(kept, cx));
+    /// The store has taken these messages, or not.
+    pub(super) fn stored(&mut self, whose: Stored, answer: Result<Answer, StoreError>, fx: &mut Effects) {
+        if let Err(StoreError::InDoubt { key, .. }) = answer {
+            return fx.push(Effect::Timer(self.now.at + DOUBT, Timer::Doubt { whose, key }));
+        }
+        let kept = kept(answer);
+        match whose {
+            Stored::Routes(users) => {
+                let mut kept = kept.into_iter();
+                for user in users {
+                    let kept = kept.next();
+                    self.with_present_route(user, fx, |route, cx| route.stored(kept, cx));
+                }
+            }
+            Stored::Backlog { user, epoch } => {
+                if let Some(Kept::Elsewhere(holder)) = kept.first() {
+                    log::warn!(
+                        "user {user} is here, but {holder:?} has the account: somebody has changed the database"
+                    );
+                }
+                self.with_backlog(user, epoch, fx, |backlog, steps| backlog.stored(&kept, steps));
+            }
+        }
+    }
+
+    /// Asks the store what became of messages of which that is not known. Nothing that follows them is stored, or
+    /// delivered, before they are known to be.
+    pub(super) fn look_what_was_stored(&mut self, whose: Stored, key: u64, fx: &mut Effects) {
+        let (lane, parcels) = match &whose {
+            Stored::Routes(users) => {
+                let mut parcels = Vec::new();
+                for user in users {
+                    let route = self.users.get_mut(user).and_then(User::route);
+                    parcels.extend(route.and_then(|route| route.parcel(*user)));
+                }
+                (users.first().copied(), parcels)
+            }
+            Stored::Backlog { user, epoch } => {
+                let session = self.users.get_mut(user).and_then(|user| user.session_of(*epoch));
+                let backlog = session.and_then(|session| session.backlog.as_deref());
+                (Some(*user), backlog.map_or_else(Vec::new, |backlog| backlog.parcels()))
+            }
+        };
+        if let Some(user) = lane.filter(|_| !parcels.is_empty()) {
+            let write = Write::Keep(parcels);
+            self.submit(self.user_lane(user), Then::Stored(whose), Op::WriteAgain { write, key }, fx);
         }
     }
 
@@ -322,4 +365,12 @@ fn launch(node: NodeId, to: Addressee, body: Arc<[u8]>, fx: &mut Effects) {
         }
     }
     fx.push(Effect::Bus(BusOp::ToNode(node, Envelope::Chat { body, to: vec![to] })));
+}
+
+/// What the store has done with some parcels; none, if it has not done anything.
+fn kept(answer: Result<Answer, StoreError>) -> Vec<Kept> {
+    match answer {
+        Ok(Answer::Wrote(Outcome::Kept(kept))) => kept,
+        _ => Vec::new(),
+    }
 }

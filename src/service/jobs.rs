@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::hashing::Place;
+use super::letters::Stored;
 use super::memo::Memo;
 use crate::password::{HashError, Hasher, Verdict};
 use crate::pool::Standing;
@@ -42,6 +43,11 @@ pub struct Done {
 #[derive(Debug)]
 pub enum Op {
     Write(Write),
+    /// Find out what became of a write of offline messages: see [`StoreError::InDoubt`].
+    WriteAgain {
+        write: Write,
+        key: u64,
+    },
     /// Read the account, and see whether this password was found right before.
     Account {
         user: UserId,
@@ -162,13 +168,8 @@ pub enum Then {
         seq: Option<i64>,
     },
     Members(GroupId),
-    /// Messages of a session's backlog are stored, or not.
-    BacklogStored {
-        user: UserId,
-        epoch: u64,
-    },
-    /// What was on the routes to these users is stored, or not.
-    RoutesStored(Vec<UserId>),
+    /// Offline messages are stored, or not.
+    Stored(Stored),
     /// Who has the user of a route.
     Looked(UserId),
     Page {
@@ -254,9 +255,14 @@ impl JobRunner {
                     done(shard, Done { then, answer });
                 }
             }
-            Err(error) => {
+            Err(mut error) => {
                 warn(&error, format_args!("{} writes: ", writes.len()));
-                waiting.drain(..).for_each(|(shard, then)| done(shard, Done { then, answer: Err(error.clone()) }));
+                for ((shard, then), write) in waiting.drain(..).zip(&*writes) {
+                    done(shard, Done { then, answer: Err(error.clone()) });
+                    if let StoreError::InDoubt { key, .. } = &mut error {
+                        *key += write.messages();
+                    }
+                }
             }
         }
         writes.clear();
@@ -268,6 +274,7 @@ impl JobRunner {
                 let outcome = self.connection.write(&[write])?.pop();
                 wrote(outcome.unwrap_or(Outcome::Done))
             }
+            Op::WriteAgain { write, key } => wrote(self.connection.write_again(&write, key)?),
             Op::Account { user, password } => self.account(user, password),
             Op::Verify { user, account, password, place } => {
                 let Some(verdict) = place.hash(|| self.verify(account.as_ref(), &password)) else {

@@ -85,6 +85,11 @@ pub enum Timer {
         user: UserId,
         epoch: u64,
     },
+    /// It is not known whether offline messages were stored: the store is asked under this key.
+    Doubt {
+        whose: Stored,
+        key: u64,
+    },
     /// The store failed to take a claim back.
     Release {
         user: UserId,
@@ -94,4 +99,13 @@ pub enum Timer {
     Patience,
     /// A node that was marked does nothing any more.
     Dead(NodeId),
+}
+
+/// Whose messages a job stores.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stored {
+    /// Those on the routes to these users.
+    Routes(Vec<UserId>),
+    /// Those of this session's backlog.
+    Backlog { user: UserId, epoch: u64 },
 }

@@ -429,9 +429,15 @@ impl Route {
         if messages.is_empty() {
             return None;
         }
-        let bodies = messages.iter().map(|(message, _)| Arc::clone(&message.body)).collect();
         self.storing = Some(Batch { messages, past });
-        Some(Parcel { to, messages: bodies, past })
+        self.parcel(to)
+    }
+
+    /// What a job is storing.
+    pub fn parcel(&self, to: UserId) -> Option<Parcel> {
+        let Batch { messages, past } = self.storing.as_ref()?;
+        let messages = messages.iter().map(|(message, _)| Arc::clone(&message.body)).collect();
+        Some(Parcel { to, messages, past: *past })
     }
 
     /// What the store has done with the batch; `None`: nothing, as far as is known.

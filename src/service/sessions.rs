@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use super::backlog::{self, Backlog, Nudger};
 use super::client::LoggedIn;
-use super::letters::{Tag, Timer};
+use super::letters::{Stored, Tag, Timer};
 use super::receipts::{Receipt, Waiting};
 use super::shard::Shard;
 use super::users::{Ending, Entering, Session};
 use super::{Answer, Effect, Effects, Limit, Op, Path, Payload, Then};
 use crate::bus::{BusOp, Envelope, Fate};
 use crate::reactor::{CloseReason, ConnId, Manner, Recall, Unwritten};
-use crate::store::{Kept, Outcome, Parcel, RowId, StoreError, UserId, Write};
+use crate::store::{Outcome, RowId, StoreError, UserId, Write};
 use crate::wire::reply::OFFLINE_IN_REPLY;
 use crate::wire::{Errno, Refusal, reply};
 
@@ -32,7 +32,7 @@ impl Shard {
         self.counts.sessions.add(1);
         let entry = self.users.entry(user).or_default();
         // Of a former session that is ending nothing is left but what it has sent, which counts on.
-        entry.session = Some(Session { conn, epoch, backlog: Some(Box::new(Backlog::loading())) });
+        entry.session = Some(Session { conn, epoch, backlog: Some(Box::new(Backlog::loading(user))) });
         if let Some(more) = entry.more_mut() {
             more.peers.clear();
             more.ending = None;
@@ -67,12 +67,9 @@ impl Shard {
                         fx.push(Effect::Recall(conn, Recall::Reroutable));
                     }
                 }
-                backlog::Step::Store { mut messages, half } => {
-                    let rest = messages.split_off(usize::from(half));
-                    let parcel = |messages| Parcel { to: user, messages, past: None };
-                    let parcels = [messages, rest].into_iter().filter(|messages| !messages.is_empty()).map(parcel);
-                    let write = Op::Write(Write::Keep(parcels.collect()));
-                    self.submit(self.user_lane(user), Then::BacklogStored { user, epoch }, write, fx);
+                backlog::Step::Store(parcels) => {
+                    let then = Then::Stored(Stored::Backlog { user, epoch });
+                    self.submit(self.user_lane(user), then, Op::Write(Write::Keep(parcels)), fx);
                 }
                 backlog::Step::Page => {
                     let max_bytes = OFFLINE_IN_REPLY.min(self.settings.high_water / 2);
@@ -121,7 +118,7 @@ impl Shard {
         let epoch = session.epoch;
         let mut steps = Vec::new();
         if session.backlog.is_none() {
-            session.backlog = Some(Box::new(Backlog::to_recall(&mut steps)));
+            session.backlog = Some(Box::new(Backlog::to_recall(user, &mut steps)));
         }
         self.with_backlog(user, epoch, fx, |backlog, more| {
             more.append(&mut steps);
@@ -144,7 +141,7 @@ impl Shard {
         let epoch = session.epoch;
         if session.backlog.is_none() {
             log::debug!("{conn}: user {user} reads slowly; messages go through the store");
-            session.backlog = Some(Box::new(Backlog::behind()));
+            session.backlog = Some(Box::new(Backlog::behind(user)));
         }
         let is_ending = session.is_ending();
         let has_half_row =
@@ -178,21 +175,6 @@ impl Shard {
     pub(super) fn backlog_timer(&mut self, user: UserId, epoch: u64, fx: &mut Effects) {
         let now = self.now.at;
         self.with_backlog(user, epoch, fx, |backlog, steps| backlog.time(now, steps));
-    }
-
-    /// The store has taken messages of a backlog, or not.
-    pub(super) fn backlog_stored(
-        &mut self,
-        user: UserId,
-        epoch: u64,
-        answer: Result<Answer, StoreError>,
-        fx: &mut Effects,
-    ) {
-        let kept = kept(answer);
-        if let Some(Kept::Elsewhere(holder)) = kept.first() {
-            log::warn!("user {user} is online here, and {holder:?} has the account: somebody has changed the database");
-        }
-        self.with_backlog(user, epoch, fx, |backlog, steps| backlog.stored(&kept, steps));
     }
 
     /// A page was read: it is pushed, or there is nothing left.
@@ -270,7 +252,7 @@ impl Shard {
         let Some(entry) = self.users.get_mut(&user) else { return };
         entry.with_more().ending = Some(ending);
         let Some(session) = entry.session_of(epoch) else { return };
-        session.backlog.get_or_insert_with(|| Box::new(Backlog::behind()));
+        session.backlog.get_or_insert_with(|| Box::new(Backlog::behind(user)));
         self.sessions -= 1;
         self.counts.sessions.sub(1);
         self.with_backlog(user, epoch, fx, Backlog::end);
@@ -419,12 +401,4 @@ fn chats(unwritten: Vec<Unwritten<Tag>>) -> Vec<(Waiting, bool)> {
         Tag::Row { .. } | Tag::Reply { .. } => None,
     };
     unwritten.into_iter().filter_map(chat).collect()
-}
-
-/// What the store has done with some parcels; none, if it has not done anything.
-pub(super) fn kept(answer: Result<Answer, StoreError>) -> Vec<Kept> {
-    match answer {
-        Ok(Answer::Wrote(Outcome::Kept(kept))) => kept,
-        _ => Vec::new(),
-    }
 }

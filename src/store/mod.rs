@@ -58,7 +58,7 @@ pub enum Holder {
 
 /// Offline messages for one user: all are stored, in this order, or none, but for a full store and a
 /// message that the database refuses. Without messages it is a question: who has the user.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parcel {
     pub to: UserId,
     pub messages: Vec<Arc<[u8]>>,
@@ -96,6 +96,9 @@ pub enum StoreError {
     /// a restart; the store has said so in the log, once.
     #[error("storage is gone: {0}")]
     Gone(Arc<str>),
+    /// There was no answer to the COMMIT: it may be done, or be done yet. [`Connection::write_again`] finds out.
+    #[error("it is not known whether it was stored: {why}")]
+    InDoubt { key: u64, why: Arc<str> },
     /// Other nodes took this one for dead, and have marked it so: nothing was done, and nothing will be
     /// done for it any more.
     #[error("this node was taken for dead")]
@@ -131,6 +134,16 @@ pub enum Write {
     /// Removes exactly these of the user's offline messages: `Done`; or none of them, and `Lost`, if this
     /// node does not have the user by this `epoch`. Rows that are gone are no error.
     Remove { user: UserId, epoch: u64, rows: Vec<RowId> },
+}
+
+impl Write {
+    /// How many offline messages it bears.
+    pub fn messages(&self) -> u64 {
+        match self {
+            Write::Keep(parcels) => parcels.iter().map(|parcel| parcel.messages.len() as u64).sum(),
+            _ => 0,
+        }
+    }
 }
 
 /// What a [`Write`] came to, once it is committed.
@@ -272,6 +285,13 @@ pub trait Connection: Send {
     /// # Errors
     /// The store is unavailable as a whole: none of them is known to be done.
     fn write(&mut self, batch: &[Write]) -> Result<Vec<Outcome>, StoreError>;
+
+    /// Finds out what became of offline messages of which that is not known, and stores them if they are not. `key`
+    /// is that of [`StoreError::InDoubt`], and more by one for each message that stood before them in that batch. A
+    /// store that always knows is never asked.
+    fn write_again(&mut self, write: &Write, _key: u64) -> Result<Outcome, StoreError> {
+        Ok(self.write(std::slice::from_ref(write))?.pop().unwrap_or(Outcome::Done))
+    }
 
     fn account(&mut self, user: UserId) -> Result<Option<Account>, StoreError>;
 

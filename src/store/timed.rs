@@ -67,6 +67,10 @@ impl Connection for Timed {
         Ok(outcomes)
     }
 
+    fn write_again(&mut self, write: &Write, key: u64) -> Result<Outcome, StoreError> {
+        self.time(StoreOp::Write, |connection| connection.write_again(write, key))
+    }
+
     fn account(&mut self, user: UserId) -> Result<Option<Account>, StoreError> {
         self.time(StoreOp::Account, |connection| connection.account(user))
     }

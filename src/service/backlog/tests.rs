@@ -20,12 +20,13 @@ fn name(receipt: Receipt) -> u64 {
     }
 }
 
-fn show(step: Step) -> String {
+fn show(step: Step, half: bool) -> String {
     match step {
         Step::Recall => "recall".to_owned(),
-        Step::Store { messages, half } => {
-            let messages: Vec<u8> = messages.iter().map(|body| body[0]).collect();
-            format!("store {messages:?}{}", if half { " with a half" } else { "" })
+        Step::Store(parcels) => {
+            let messages: Vec<u8> = parcels.iter().flat_map(|parcel| &parcel.messages).map(|body| body[0]).collect();
+            let is_half = |parcel: &Parcel| parcel.messages.len() == 1;
+            format!("store {messages:?}{}", if is_half(&parcels[0]) && half { " with a half" } else { "" })
         }
         Step::Page => "page".to_owned(),
         Step::Remove(rows) => format!("remove {rows:?}"),
@@ -47,7 +48,7 @@ impl Table {
 
     /// One whose queue is empty, and of which a page is being read.
     fn reading() -> Table {
-        let mut table = Table::of(Backlog::behind());
+        let mut table = Table::of(Backlog::behind(1));
         table.take(&[], |backlog, steps, _| backlog.recalled(Vec::new(), false, steps));
         table.take(&["page"], |backlog, steps, _| backlog.drained(steps));
         table
@@ -57,7 +58,7 @@ impl Table {
     fn take(&mut self, expected: &[&str], take: impl FnOnce(&mut Backlog, &mut Vec<Step>, Instant)) {
         let mut steps = Vec::new();
         take(&mut self.backlog, &mut steps, self.now);
-        assert_eq!(steps.into_iter().map(show).collect::<Vec<_>>(), expected);
+        assert_eq!(steps.into_iter().map(|step| show(step, self.backlog.has_half())).collect::<Vec<_>>(), expected);
         let bytes = self.backlog.held.iter().chain(&self.backlog.storing).map(|message| message.body.len());
         assert_eq!(self.backlog.bytes, bytes.sum::<usize>());
     }
@@ -119,7 +120,7 @@ fn what_is_held_for_a_second_or_is_too_much_is_stored_and_then_the_store_is_read
 
 #[test]
 fn one_job_at_a_time_stores_and_the_order_is_that_of_their_coming() {
-    let mut table = Table::of(Backlog::behind());
+    let mut table = Table::of(Backlog::behind(1));
     table.recalled(None, &[1, 2], &["store [1, 2]"]);
     table.hold(3, &["watch"]);
     table.a_second(&[]);
@@ -131,7 +132,7 @@ fn one_job_at_a_time_stores_and_the_order_is_that_of_their_coming() {
 #[test]
 fn a_nudger_is_told_when_all_before_it_is_stored_and_not_when_it_is_read() {
     let mut steps = Vec::new();
-    let mut table = Table::of(Backlog::to_recall(&mut steps));
+    let mut table = Table::of(Backlog::to_recall(1, &mut steps));
     assert_eq!(steps, [Step::Recall]);
     table.take(&[], |backlog, steps, _| backlog.nudge(Nudger::Node(NodeId(9), 4), steps));
     table.hold(2, &["watch"]);
@@ -147,25 +148,25 @@ fn a_nudger_is_told_when_all_before_it_is_stored_and_not_when_it_is_read() {
 
 #[test]
 fn a_half_written_message_is_stored_first_and_its_row_goes_when_the_rest_is_written() {
-    let mut table = Table::of(Backlog::behind());
+    let mut table = Table::of(Backlog::behind(1));
     table.recalled(Some(1), &[2], &["store [1, 2] with a half"]);
     table.stored(&[Kept::Stored(5), Kept::Stored(6)], &["1 Stored", "2 Stored"]);
     table.take(&["forget [5]"], |backlog, steps, _| assert!(backlog.chat_written(steps)));
     table.take(&["page"], |backlog, steps, _| backlog.drained(steps));
     // The rest is written while it is being stored.
-    let mut table = Table::of(Backlog::behind());
+    let mut table = Table::of(Backlog::behind(1));
     table.recalled(Some(1), &[], &["store [1] with a half"]);
     table.take(&[], |backlog, steps, _| assert!(backlog.chat_written(steps)));
     table.take(&[], |backlog, steps, _| backlog.drained(steps));
     table.stored(&[Kept::Stored(5)], &["forget [5]", "1 Stored", "page"]);
     // It was refused: it is written, or fails.
-    let mut table = Table::of(Backlog::behind());
+    let mut table = Table::of(Backlog::behind(1));
     table.recalled(Some(1), &[12], &["store [1, 12] with a half"]);
     let then = ["fence 1", "12 Failed(Busy)", "fence 2"];
     table.stored(&[Kept::Full(0), Kept::Full(0)], &then);
     table.take(&[], |backlog, steps, _| assert!(!backlog.chat_written(steps)));
     // Its connection is gone.
-    let mut table = Table::of(Backlog::behind());
+    let mut table = Table::of(Backlog::behind(1));
     table.recalled(Some(1), &[2], &["store [1, 2] with a half"]);
     assert_eq!(table.backlog.cut(), Ok(true));
     table.stored(&[Kept::Stored(5), Kept::Stored(6)], &["1 Stored", "2 Stored"]);
@@ -174,7 +175,7 @@ fn a_half_written_message_is_stored_first_and_its_row_goes_when_the_rest_is_writ
 
 #[test]
 fn what_follows_a_refused_message_of_a_node_goes_back_there() {
-    let mut table = Table::of(Backlog::behind());
+    let mut table = Table::of(Backlog::behind(1));
     table.recalled(None, &[1, 2, 11], &["store [1, 2, 11]"]);
     table.hold(3, &["watch"]);
     table.hold(12, &[]);
@@ -197,18 +198,18 @@ fn what_the_store_does_not_do_is_tried_again() {
 
 #[test]
 fn a_login_is_live_behind_its_reply_unless_there_is_more() {
-    let mut table = Table::of(Backlog::loading());
+    let mut table = Table::of(Backlog::loading(1));
     table.hold(1, &["watch"]);
     table.take(&["live", "deliver 1"], |backlog, steps, _| backlog.loaded(false, false, steps));
-    let mut table = Table::of(Backlog::loading());
+    let mut table = Table::of(Backlog::loading(1));
     table.take(&[], |backlog, steps, _| backlog.loaded(true, false, steps));
     table.take(&["remove [1, 2]"], |backlog, steps, _| backlog.rows_written(&[1, 2], steps));
     table.take(&["page"], |backlog, steps, now| backlog.removed(true, now, steps));
     table.page(0, &["live"]);
-    let mut table = Table::of(Backlog::loading());
+    let mut table = Table::of(Backlog::loading(1));
     table.take(&["page"], |backlog, steps, _| backlog.loaded(false, true, steps));
     // What was stored while the reply was being read is read behind it.
-    let mut table = Table::of(Backlog::loading());
+    let mut table = Table::of(Backlog::loading(1));
     table.hold(1, &["watch"]);
     table.a_second(&["store [1]"]);
     table.take(&[], |backlog, steps, _| backlog.loaded(false, false, steps));

@@ -71,6 +71,8 @@ impl From<Failure> for StoreError {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Marked => StoreError::Marked,
+            // Of which write, those who write know.
+            failure @ Failure::InDoubt(_) => StoreError::InDoubt { key: 0, why: failure.to_string().into() },
             failure => StoreError::Unavailable(failure.to_string()),
         }
     }
@@ -412,7 +414,10 @@ impl Link {
         loop {
             let mut session = match self.0.take() {
                 Some(session) => session,
-                None => gate.connect()?,
+                None => match gate.connect() {
+                    Err(failure) if in_doubt => return Err(Failure::InDoubt(failure.to_string())),
+                    session => session?,
+                },
             };
             let failure = match work(&mut session, in_doubt) {
                 Ok(value) => {
@@ -440,7 +445,10 @@ impl Link {
                 }
                 Failure::Lost(_) | Failure::InDoubt(_) | Failure::Away(_) => {}
             }
-            return Err(failure);
+            return Err(match failure {
+                Failure::Conflict(why) | Failure::Lost(why) | Failure::Away(why) if in_doubt => Failure::InDoubt(why),
+                failure => failure,
+            });
         }
     }
 }

@@ -257,17 +257,33 @@ impl MySqlConnection {
     }
 }
 
+impl MySqlConnection {
+    /// Does a batch, the first message of which has this key.
+    fn write_as(&mut self, batch: &[Write], key: u64, mut in_doubt: bool) -> Result<Vec<Outcome>, StoreError> {
+        let outcomes = match self.try_write(batch, key, &mut in_doubt) {
+            Err(Failure::Refused(why)) => self.write_one_by_one(batch, key, in_doubt, why),
+            other => other.map_err(StoreError::from),
+        };
+        outcomes.map_err(|error| match error {
+            StoreError::InDoubt { why, .. } => StoreError::InDoubt { key, why },
+            StoreError::Unavailable(why) if in_doubt => StoreError::InDoubt { key, why: why.into() },
+            error => error,
+        })
+    }
+}
+
 impl Connection for MySqlConnection {
     fn write(&mut self, batch: &[Write]) -> Result<Vec<Outcome>, StoreError> {
         if batch.is_empty() {
             return Ok(Vec::new());
         }
         let first_key = self.shared.next_key.fetch_add(write::messages(batch), Ordering::Relaxed);
-        let mut in_doubt = false;
-        match self.try_write(batch, first_key, &mut in_doubt) {
-            Err(Failure::Refused(why)) => self.write_one_by_one(batch, first_key, in_doubt, why),
-            other => Ok(other?),
-        }
+        self.write_as(batch, first_key, false)
+    }
+
+    fn write_again(&mut self, write: &Write, key: u64) -> Result<Outcome, StoreError> {
+        let outcomes = self.write_as(std::slice::from_ref(write), key, true)?;
+        outcomes.into_iter().next().ok_or_else(|| StoreError::Unavailable("no outcome".into()))
     }
 
     fn account(&mut self, user: UserId) -> Result<Option<Account>, StoreError> {

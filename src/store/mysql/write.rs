@@ -37,11 +37,7 @@ const DESCRIPTION_CHARS: usize = 200;
 
 /// How many messages a batch bears, and so how many keys it takes.
 pub(super) fn messages(batch: &[Write]) -> u64 {
-    let count = |write: &Write| match write {
-        Write::Keep(parcels) => parcels.iter().map(|parcel| parcel.messages.len() as u64).sum(),
-        _ => 0,
-    };
-    batch.iter().map(count).sum()
+    batch.iter().map(Write::messages).sum()
 }
 
 /// Does the batch. `first_key` is that of its first message; `in_doubt`: an earlier try may have
