@@ -442,6 +442,10 @@ impl Backlog {
         match self.half.take() {
             None | Some(Half::Row) => Ok(false),
             Some(Half::Held | Half::Stored(_)) => Ok(true),
+            Some(half @ Half::Storing(Rest::Written)) => {
+                self.half = Some(half);
+                Ok(false)
+            }
             Some(Half::Storing(_)) => {
                 self.half = Some(Half::Storing(Rest::Cut));
                 Ok(true)

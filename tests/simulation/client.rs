@@ -7,7 +7,7 @@ use chat_server::store::{GroupId, UserId};
 use serde_json::Value;
 
 use crate::check::{Key, To};
-use crate::socket::{Side, SocketId};
+use crate::socket::{Side, Socket, SocketId};
 use crate::world::{CLIENTS, GROUPS, World};
 
 /// A login's deadline.
@@ -39,6 +39,8 @@ pub struct Seat {
     owed: BTreeMap<i64, Owed>,
     /// What was sent on it.
     sent: Vec<Key>,
+    /// What of that was sent behind a LOGIN that has no reply yet.
+    eager: Vec<Key>,
 }
 
 struct Asked {
@@ -273,6 +275,11 @@ impl World {
         if !is_same {
             socket.seat.account = None;
         }
+        // This session may come before another one that was asked for earlier.
+        let is_rival = |socket: &&mut Socket| socket.seat.asked.as_ref().is_some_and(|asked| asked.user == user);
+        let rivals = self.sockets.values_mut().filter(is_rival);
+        let eager: Vec<Key> = rivals.flat_map(|socket| std::mem::take(&mut socket.seat.eager)).collect();
+        eager.iter().for_each(|key| self.record.is_floating(key));
         self.say(id, &login(user, is_wrong));
     }
 
@@ -305,7 +312,9 @@ impl World {
         socket.seat.owed.clear();
         socket.seat.asked = None;
         let sent = std::mem::take(&mut socket.seat.sent);
+        let eager = std::mem::take(&mut socket.seat.eager);
         sent.iter().for_each(|key| self.record.is_uncertain(key));
+        eager.iter().for_each(|key| self.record.is_floating(key));
         if self.clients[client].socket == Some(id) {
             self.clients[client].socket = None;
         }
@@ -338,6 +347,9 @@ impl World {
         let is_certain = socket.seat.account == Some(from) && !self.nodes[socket.node].is_ending;
         let key = self.record.send(from, to, is_poisoned, is_certain);
         socket.seat.sent.push(key);
+        if socket.seat.account.is_none() {
+            socket.seat.eager.push(key);
+        }
         let target = match to {
             To::User(to) => format!("\"msgid\":6,\"toid\":{to}"),
             To::Group(to) => format!("\"msgid\":10,\"groupid\":{to}"),
@@ -387,6 +399,7 @@ impl World {
         let Some(socket) = self.sockets.get_mut(&id) else { return };
         let Some(asked) = socket.seat.asked.take() else { panic!("a login reply for nobody: {value}") };
         let (at, user, client) = (socket.node, asked.user, socket.seat.client);
+        socket.seat.eager.clear();
         let waited = self.clock - asked.since;
         if !self.plan.faults && !asked.may_be_late {
             assert!(waited <= IN_TIME + Duration::from_secs(2), "a login was answered after {waited:?}");
