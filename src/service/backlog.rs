@@ -63,6 +63,8 @@ pub(super) enum Nudger {
 #[derive(Debug)]
 pub(super) struct Backlog {
     user: UserId,
+    /// The epoch of the former session whose backlog this was; 0: of none. A job may be named by it.
+    pub former: u64,
     stage: Stage,
     /// Something was stored, or may have been, since the last page was asked for.
     stale: bool,
@@ -137,6 +139,7 @@ impl Backlog {
     fn new(user: UserId, stage: Stage) -> Backlog {
         Backlog {
             user,
+            former: 0,
             stage,
             stale: false,
             recalling: false,
@@ -156,6 +159,13 @@ impl Backlog {
     /// Of a session whose login reply is not out yet.
     pub fn loading(user: UserId) -> Backlog {
         Backlog::new(user, Stage::Loading)
+    }
+
+    /// The user has come back while the session of this epoch was ending: the next one takes over what is here.
+    pub fn begin_anew(&mut self, former: u64) {
+        self.former = former;
+        self.stage = Stage::Loading;
+        self.stale |= self.len() > 0;
     }
 
     /// Of a session whose client has fallen behind. What was taken back from its queue follows.

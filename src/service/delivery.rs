@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::backlog::Backlog;
 use super::cluster::{Question, Waiter};
 use super::letters::{Stored, Timer};
 use super::limits::store_is_full;
@@ -310,9 +311,18 @@ impl Shard {
                         "user {user} is here, but {holder:?} has the account: somebody has changed the database"
                     );
                 }
-                self.with_backlog(user, epoch, fx, |backlog, steps| backlog.stored(&kept, steps));
+                if let Some(epoch) = self.session_of_job(user, epoch) {
+                    self.with_backlog(user, epoch, fx, |backlog, steps| backlog.stored(&kept, steps));
+                }
             }
         }
+    }
+
+    /// The session whose backlog a job of this epoch stores: it may have taken that over from a former one.
+    fn session_of_job(&self, user: UserId, epoch: u64) -> Option<u64> {
+        let session = self.users.get(&user)?.session.as_ref()?;
+        let former = session.backlog.as_deref().map_or(0, |backlog| backlog.former);
+        (session.epoch == epoch || former == epoch).then_some(session.epoch)
     }
 
     /// Asks the store what became of messages of which that is not known. Nothing that follows them is stored, or
@@ -328,9 +338,10 @@ impl Shard {
                 (users.first().copied(), parcels)
             }
             Stored::Backlog { user, epoch } => {
-                let session = self.users.get_mut(user).and_then(|user| user.session_of(*epoch));
+                let is_it = self.session_of_job(*user, *epoch).is_some();
+                let session = self.users.get(user).and_then(|user| user.session.as_ref()).filter(|_| is_it);
                 let backlog = session.and_then(|session| session.backlog.as_deref());
-                (Some(*user), backlog.map_or_else(Vec::new, |backlog| backlog.parcels()))
+                (Some(*user), backlog.map_or_else(Vec::new, Backlog::parcels))
             }
         };
         if let Some(user) = lane.filter(|_| !parcels.is_empty()) {

@@ -15,7 +15,7 @@ use super::{Answer, Effect, Effects, Lane, Letter, Op, Then};
 use crate::bus::{BusOp, Envelope, Ticket};
 use crate::home::Homes;
 use crate::reactor::ConnId;
-use crate::store::{GroupId, NodeId, Outcome, StoreError, UserId, Write};
+use crate::store::{GroupId, NodeId, Outcome, StoreError, UserId};
 use crate::wire::reply::FanOut;
 use crate::wire::{Errno, Refusal, msgid, reply};
 
@@ -276,30 +276,22 @@ impl Shard {
 
     // -- joins ------------------------------------------------------------------------------
 
-    /// A user wants to join a group whose home this is.
-    pub(super) fn join(&mut self, group: GroupId, user: UserId, conn: ConnId, seq: Option<i64>, fx: &mut Effects) {
+    /// A user's join of a group whose home this is is on its way to the store.
+    pub(super) fn joining(&mut self, group: GroupId, user: UserId) {
         self.groups.groups.entry(group).or_default().joining.push(user);
-        let then = Then::GroupJoined { group, user, conn, seq };
-        // The user's lane, as all that changes what the user's lists and quotas say.
-        self.submit(self.user_lane(user), then, Op::Write(Write::JoinGroup { user, group }), fx);
     }
 
     /// A join is committed, or not. Before it is acked, all nodes that may have read the members before know of it.
-    pub(super) fn group_joined(
+    pub(super) fn join_stored(
         &mut self,
         id: GroupId,
         user: UserId,
         conn: ConnId,
         seq: Option<i64>,
-        answer: Result<Answer, StoreError>,
+        outcome: Result<Outcome, StoreError>,
         fx: &mut Effects,
     ) {
         let homes = *self.homes();
-        let outcome = match answer {
-            Ok(Answer::Wrote(outcome)) => Ok(outcome),
-            Ok(_) => Err(StoreError::Unavailable("no answer to a join".into())),
-            Err(error) => Err(error),
-        };
         // A join that is not known to have failed may have been done.
         if matches!(outcome, Ok(Outcome::Joined { .. }) | Err(_)) {
             self.groups.joined(id, user, &homes);

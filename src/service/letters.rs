@@ -21,9 +21,11 @@ pub enum Letter {
     GroupChat(GroupMessage),
     /// The same, to the home of some of the members.
     Fan { to: Arc<[UserId]>, message: GroupMessage },
-    /// A user wants to join a group, to the group's home.
-    Join { group: GroupId, user: UserId, conn: ConnId, seq: Option<i64> },
-    /// What came of it.
+    /// A user's join is on its way to the store; to the group's home, where what the user sends to the group waits.
+    Joining { group: GroupId, user: UserId },
+    /// It is committed, or it is not.
+    JoinStored { group: GroupId, user: UserId, conn: ConnId, seq: Option<i64>, outcome: Result<Outcome, StoreError> },
+    /// It counts on all nodes, or it is not known to; to the user's home.
     Joined { conn: ConnId, seq: Option<i64>, outcome: Result<Outcome, StoreError> },
     /// What became of a message, to its sender's home. `open`: its sender is a debtor.
     Settled { receipt: Receipt, fate: Fate, open: bool },

@@ -31,8 +31,16 @@ impl Shard {
         self.sessions += 1;
         self.counts.sessions.add(1);
         let entry = self.users.entry(user).or_default();
-        // Of a former session that is ending nothing is left but what it has sent, which counts on.
-        entry.session = Some(Session { conn, epoch, backlog: Some(Box::new(Backlog::loading(user))) });
+        // What has come for a former session while its claim was being replaced is this one's.
+        let backlog = entry.session.take().and_then(|former| Some((former.epoch, former.backlog?)));
+        let backlog = match backlog {
+            Some((epoch, mut backlog)) => {
+                backlog.begin_anew(epoch);
+                backlog
+            }
+            None => Box::new(Backlog::loading(user)),
+        };
+        entry.session = Some(Session { conn, epoch, backlog: Some(backlog) });
         if let Some(more) = entry.more_mut() {
             more.peers.clear();
             more.ending = None;
@@ -40,6 +48,7 @@ impl Shard {
         early.into_iter().for_each(|early| self.take_early(user, epoch, early, fx));
         self.advance_route(user, fx);
         self.load_if_due(user, fx);
+        self.let_in(user, fx);
     }
 
     /// Has a session's backlog take something, and takes the steps that it wants.

@@ -317,7 +317,10 @@ impl Shard {
             Letter::Chat { to, body, receipt } => self.deliver(to, Text::Shared(body), receipt, fx),
             Letter::GroupChat(message) => self.group_chat_came(message, fx),
             Letter::Fan { to, message } => self.fan(&to, message, fx),
-            Letter::Join { group, user, conn, seq } => self.join(group, user, conn, seq, fx),
+            Letter::Joining { group, user } => self.joining(group, user),
+            Letter::JoinStored { group, user, conn, seq, outcome } => {
+                self.join_stored(group, user, conn, seq, outcome, fx);
+            }
             Letter::Joined { conn, seq, outcome } => self.joined(conn, seq, outcome, fx),
             Letter::Settled { receipt, fate, open } => self.settle(receipt, fate, open, fx),
             Letter::Owed { conn, user } => self.owe_send(conn, user, fx),

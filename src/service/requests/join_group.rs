@@ -1,10 +1,10 @@
 //! JOIN_GROUP.
 
 use crate::reactor::ConnId;
-use crate::service::jobs::Answer;
+use crate::service::jobs::{Answer, Op, Then};
 use crate::service::shard::{Call, Shard};
 use crate::service::{Effects, Letter, group_id};
-use crate::store::{Outcome, StoreError};
+use crate::store::{GroupId, Outcome, StoreError, UserId, Write};
 use crate::wire::{Errno, Refusal, msgid};
 
 impl Shard {
@@ -16,9 +16,30 @@ impl Shard {
         if let Some(client) = self.clients.get_mut(call.conn) {
             client.joins += 1;
         }
-        let letter = Letter::Join { group, user, conn: call.conn, seq: call.seq };
-        self.send(self.homes().of_group(group), letter, fx);
+        self.send(self.homes().of_group(group), Letter::Joining { group, user }, fx);
+        let then = Then::GroupJoined { group, user, conn: call.conn, seq: call.seq };
+        // The user's lane, as all that changes what the user's lists and quotas say.
+        self.submit(self.user_lane(user), then, Op::Write(Write::JoinGroup { user, group }), fx);
         Ok(())
+    }
+
+    /// A join is committed, or not: the group's home tells all nodes.
+    pub(crate) fn group_joined(
+        &mut self,
+        group: GroupId,
+        user: UserId,
+        conn: ConnId,
+        seq: Option<i64>,
+        answer: Result<Answer, StoreError>,
+        fx: &mut Effects,
+    ) {
+        let outcome = match answer {
+            Ok(Answer::Wrote(outcome)) => Ok(outcome),
+            Ok(_) => Err(StoreError::Unavailable("no answer to a join".into())),
+            Err(error) => Err(error),
+        };
+        let letter = Letter::JoinStored { group, user, conn, seq, outcome };
+        self.send(self.homes().of_group(group), letter, fx);
     }
 
     /// A join counts on all nodes, or it does not.
