@@ -325,14 +325,18 @@ impl World {
         let node = &mut self.nodes[at];
         let Some(subscription) = self.redis.subscriptions.get_mut(&node.id).filter(|_| node.ends.listens) else {
             // What is to be listened to is noted for the next connection.
-            while let Some(op) = node.ends.changes.pop_front() {
-                if let BusOp::Unlisten { user, epoch } = op
-                    && node.ends.channels.get(&user) == Some(&epoch)
-                {
-                    node.ends.channels.remove(&user);
+            return match node.ends.changes.pop_front() {
+                Some(BusOp::Listen { user, epoch }) => {
+                    node.ends.channels.insert(user, epoch);
+                    self.event(at, Port::Subscriber, BusEvent::Listening { user, epoch });
+                    true
                 }
-            }
-            return false;
+                Some(BusOp::Unlisten { user, epoch }) => {
+                    node.ends.channels.retain(|listened, by| *listened != user || *by != epoch);
+                    true
+                }
+                _ => false,
+            };
         };
         let mut busy: Vec<Option<Source>> =
             subscription.queues.iter().filter(|(_, queue)| !queue.is_empty()).map(|(from, _)| Some(*from)).collect();
