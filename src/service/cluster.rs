@@ -230,7 +230,14 @@ impl Shard {
     /// Somebody looks again at this time.
     pub(super) fn wait_until(&mut self, at: Instant, waiter: Waiter, fx: &mut Effects) {
         self.patience.insert((at, waiter));
-        if self.patience.first() == Some(&(at, waiter)) {
+        self.set_patience_timer(fx);
+    }
+
+    /// One timer is set, for the first of those who wait.
+    fn set_patience_timer(&mut self, fx: &mut Effects) {
+        let Some((at, _)) = self.patience.first().copied() else { return };
+        if self.patience_timer_at.is_none_or(|timer| at < timer) {
+            self.patience_timer_at = Some(at);
             fx.push(Effect::Timer(at, Timer::Patience));
         }
     }
@@ -238,9 +245,12 @@ impl Shard {
     /// Answers have had their time.
     pub(super) fn patience_timer(&mut self, fx: &mut Effects) {
         let now = self.now.at;
+        if self.patience_timer_at.is_none_or(|timer| now < timer) {
+            return;
+        }
         while let Some((at, waiter)) = self.patience.first().copied() {
             if at > now {
-                return fx.push(Effect::Timer(at, Timer::Patience));
+                break;
             }
             self.patience.pop_first();
             match waiter {
@@ -248,6 +258,8 @@ impl Shard {
                 Waiter::Question(key) => self.ask_again(key, fx),
             }
         }
+        self.patience_timer_at = None;
+        self.set_patience_timer(fx);
     }
 
     /// No answer has come, or not all of them.

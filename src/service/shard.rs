@@ -72,6 +72,8 @@ pub struct Shard {
     pub(super) next_question: u64,
     /// When answers have had their time.
     pub(super) patience: BTreeSet<(Instant, Waiter)>,
+    /// When the timer for the first of them fires; one that was set for later before is of no use any more.
+    pub(super) patience_timer_at: Option<Instant>,
     /// Nodes that are dead, with what is still open of them.
     pub(super) burials: HashMap<u64, Burial>,
     pub(super) next_burial: u64,
@@ -118,6 +120,7 @@ impl Shard {
             questions: HashMap::new(),
             next_question: 0,
             patience: BTreeSet::new(),
+            patience_timer_at: None,
             burials: HashMap::new(),
             next_burial: 0,
             is_up: true,
