@@ -8,15 +8,17 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use chat_server::bus::{BusEvent, BusOp};
+use chat_server::home::Homes;
 use chat_server::password::{Cost, Hasher};
 use chat_server::reactor::{ConnId, ConnIds};
 use chat_server::service::{Effect, Effects, Job, JobRunner, Letter, Now, Payload, Settings, Shard, Tag};
 use chat_server::store::sqlite::SqliteStore;
-use chat_server::store::{Quotas, Store};
+use chat_server::store::{NodeId, Quotas, Store};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
 const SHARDS: usize = 2;
 const MEMBERS: u64 = 200;
+const HOMES: Homes = Homes::new(0, SHARDS);
 const PEER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
 
 /// What a node does, in one thread.
@@ -43,13 +45,13 @@ impl Node {
     fn new() -> Node {
         let folder = tempfile::tempdir().expect("a folder");
         let store: Arc<dyn Store> =
-            Arc::new(SqliteStore::open(&folder.path().join("chat.db"), Quotas::default()).expect("a store"));
+            Arc::new(SqliteStore::open(&folder.path().join("chat.db"), NodeId(1), Quotas::default()).expect("a store"));
         let cost: Cost = "8,1".parse().expect("a cost");
         let runner = JobRunner::new(store.connection(), Hasher::new(cost), false, None);
-        let settings = Settings::default();
+        let settings = Settings { homes: HOMES, ..Settings::default() };
         let now = Now { at: Instant::now(), unix: 0 };
         Node {
-            shards: (0..SHARDS).map(|index| Shard::new(index, SHARDS, settings.clone(), now)).collect(),
+            shards: (0..SHARDS).map(|index| Shard::new(index, settings.clone(), now)).collect(),
             ids: (0..SHARDS).map(|index| ConnIds::new(index as u16)).collect(),
             runner,
             now,
@@ -70,7 +72,7 @@ impl Node {
         loop {
             self.carry_out();
             if let Some((conn, tag)) = self.tags.pop_front() {
-                self.shards[conn.reactor()].written(conn, tag, &mut self.effects);
+                self.shards[conn.reactor()].written(conn, tag, self.now, &mut self.effects);
             } else if let Some((shard, letter)) = self.letters.pop_front() {
                 self.shards[shard].letter(letter, self.now, &mut self.effects);
             } else {
@@ -93,8 +95,9 @@ impl Node {
                 }
                 Effect::Post(to, letter) => self.letters.push_back((to, letter)),
                 Effect::Submit(_, job) => self.jobs.push(*job),
-                Effect::Bus(BusOp::Listen { user, epoch, shard }) => {
-                    self.letters.push_back((shard.into(), Letter::Bus(BusEvent::Listening { user, epoch })));
+                Effect::Bus(BusOp::Listen { user, epoch }) => {
+                    let home = HOMES.of_user(user);
+                    self.letters.push_back((home, Letter::Bus(BusEvent::Listening { user, epoch })));
                 }
                 _ => {}
             }
@@ -108,8 +111,9 @@ impl Node {
         self.call(conn.reactor(), |shard, now, effects| _ = black_box(shard.input(conn, object, now, effects)));
     }
 
-    /// A user who is logged in. Ids count from 1.
-    fn user(&mut self, id: u64, shard: usize) -> ConnId {
+    /// A user who is logged in, at home. Ids count from 1.
+    fn user(&mut self, id: u64) -> ConnId {
+        let shard = HOMES.of_user(id as u32);
         let conn = self.ids[shard].allocate();
         self.call(shard, |shard, now, effects| shard.opened(conn, PEER, now, effects));
         self.input(conn, format!("{{\"msgid\":4,\"name\":\"u{id}\",\"password\":\"p\"}}").as_bytes());
@@ -129,8 +133,10 @@ fn chat(msgid: u32, to: &str, seq: &str) -> String {
 
 fn routing(criterion: &mut Criterion) {
     let mut node = Node::new();
-    // Users 1 and 3 are on shard 0, user 2 on shard 1, and so on.
-    let conns: Vec<ConnId> = (1..=MEMBERS).map(|id| node.user(id, (id as usize + 1) % SHARDS)).collect();
+    let conns: Vec<ConnId> = (1..=MEMBERS).map(|id| node.user(id)).collect();
+    let home = HOMES.of_user(1);
+    let other = |is_there: bool| (2..).find(|id| (HOMES.of_user(*id) == home) == is_there).expect("one of many");
+    let (here, elsewhere) = (other(true), other(false));
     let sender = conns[0];
     node.input(sender, b"{\"msgid\":8,\"id\":1,\"groupname\":\"g\",\"groupdesc\":\"\",\"seq\":1}\n");
     for (id, conn) in (1..).zip(&conns).skip(1) {
@@ -138,9 +144,9 @@ fn routing(criterion: &mut Criterion) {
     }
     let mut group = criterion.benchmark_group("routing");
     for (name, object, messages) in [
-        ("chat on one reactor", chat(6, "\"toid\":3", ""), 1),
-        ("chat on one reactor, with ack", chat(6, "\"toid\":3", ",\"seq\":7"), 2),
-        ("chat between reactors", chat(6, "\"toid\":2", ""), 1),
+        ("chat on one reactor", chat(6, &format!("\"toid\":{here}"), ""), 1),
+        ("chat on one reactor, with ack", chat(6, &format!("\"toid\":{here}"), ",\"seq\":7"), 2),
+        ("chat between reactors", chat(6, &format!("\"toid\":{elsewhere}"), ""), 1),
         ("group of 200", chat(10, "\"groupid\":1", ""), MEMBERS - 1),
     ] {
         // The first reads the members from the store.

@@ -14,8 +14,12 @@ pub struct Homes {
 
 impl Homes {
     /// Homes on so many reactors, of which there is at least one. The same seed gives the same homes.
-    pub fn new(seed: u64, reactors: usize) -> Homes {
-        Homes { seed, reactors: u32::try_from(reactors).unwrap_or(u32::MAX).max(1) }
+    ///
+    /// # Panics
+    /// There are more than 2^32 of them.
+    pub const fn new(seed: u64, reactors: usize) -> Homes {
+        assert!(reactors <= u32::MAX as usize);
+        Homes { seed, reactors: if reactors == 0 { 1 } else { reactors as u32 } }
     }
 
     /// How many reactors there are.
