@@ -417,3 +417,207 @@ impl<'de> Deserialize<'de> for Bytes {
         deserializer.deserialize_bytes(Visitor)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ME: NodeId = NodeId(42);
+    const TICKET: Ticket = Ticket { shard: 3, key: 1 << 40 };
+
+    fn to(user: UserId, epoch: u64) -> Addressee {
+        Addressee { user, epoch, number: 9, after: 7 }
+    }
+
+    fn answered(user: UserId, fate: Fate) -> Answered {
+        Answered { user, number: 300, fate }
+    }
+
+    /// One of each kind, by its number.
+    fn all() -> Vec<(u8, Envelope)> {
+        let fates = [Fate::Delivered, Fate::Stored, Fate::Failed(Errno::NoSuchUser), Fate::Gone];
+        vec![
+            (1, Envelope::Chat { body: b"{\"msg\":\"x\"}"[..].into(), to: vec![to(1, 2), to(u32::MAX, u64::MAX)] }),
+            (2, Envelope::Answer(fates.map(|fate| answered(5, fate)).to_vec())),
+            (3, Envelope::Nudge { user: 1, epoch: 2, number: 3 }),
+            (4, Envelope::Nudged { user: 1, number: 3 }),
+            (5, Envelope::Joined { group: 1, user: 2, ticket: TICKET }),
+            (6, Envelope::Seen { ticket: TICKET }),
+            (7, Envelope::Dead { node: NodeId(u64::MAX) }),
+            (8, Envelope::Confirmed { node: NodeId(3) }),
+        ]
+    }
+
+    fn some() -> Vec<Envelope> {
+        all().into_iter().map(|(_, envelope)| envelope).collect()
+    }
+
+    fn begun() -> Vec<u8> {
+        let mut payload = Vec::new();
+        begin(2, ME, 6, &mut payload);
+        payload
+    }
+
+    fn payload(envelopes: &[Envelope]) -> Vec<u8> {
+        let mut payload = begun();
+        envelopes.iter().for_each(|envelope| append(envelope, &mut payload));
+        payload
+    }
+
+    #[test]
+    fn what_is_encoded_is_what_is_decoded() {
+        let expected = Payload { from: ME, line: 6, envelopes: some(), beat: None, skipped: 0 };
+        assert_eq!(decode(&payload(&some())).unwrap(), expected);
+        assert_eq!(decode(&payload(&[])).unwrap(), Payload { envelopes: Vec::new(), ..expected });
+    }
+
+    #[test]
+    fn a_beat_is_no_envelope() {
+        let sent = Duration::new(7, 5);
+        let mut payload = payload(&some()[..1]);
+        append_beat(sent, &mut payload);
+        let decoded = decode(&payload).unwrap();
+        assert_eq!((decoded.beat, decoded.envelopes.len()), (Some(sent), 1));
+    }
+
+    #[test]
+    fn a_kind_is_the_same_number_for_good_and_its_body_the_same_bytes() {
+        for (kind, envelope) in all() {
+            assert_eq!(payload(std::slice::from_ref(&envelope))[HEADER + 4], kind, "{envelope:?}");
+        }
+        // Nodes of two builds read each other by these.
+        let bytes = |envelope: Envelope| payload(&[envelope]).split_off(HEADER);
+        let header = [2, 42, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(payload(&[]), header);
+        let chat = Envelope::Chat { body: b"{}"[..].into(), to: vec![to(300, 2)] };
+        assert_eq!(bytes(chat), [9, 0, 0, 0, 1, 2, b'{', b'}', 1, 0xac, 2, 2, 9, 7]);
+        let fates = [Fate::Delivered, Fate::Stored, Fate::Failed(Errno::Busy), Fate::Gone];
+        let answers = fates.map(|fate| Answered { user: 5, number: 6, fate });
+        let answers = bytes(Envelope::Answer(answers.to_vec()));
+        assert_eq!(answers, [14, 0, 0, 0, 2, 4, 5, 6, 0, 5, 6, 1, 5, 6, 2, 20, 5, 6, 3]);
+        assert_eq!(bytes(Envelope::Nudge { user: 1, epoch: 2, number: 300 }), [4, 0, 0, 0, 3, 1, 2, 0xac, 2]);
+        assert_eq!(bytes(Envelope::Nudged { user: 1, number: 3 }), [2, 0, 0, 0, 4, 1, 3]);
+        let ticket = Ticket { shard: 3, key: 4 };
+        assert_eq!(bytes(Envelope::Joined { group: 1, user: 2, ticket }), [4, 0, 0, 0, 5, 1, 2, 3, 4]);
+        assert_eq!(bytes(Envelope::Seen { ticket }), [2, 0, 0, 0, 6, 3, 4]);
+        assert_eq!(bytes(Envelope::Dead { node: NodeId(7) }), [1, 0, 0, 0, 7, 7]);
+        assert_eq!(bytes(Envelope::Confirmed { node: NodeId(7) }), [1, 0, 0, 0, 8, 7]);
+        let mut beat = Vec::new();
+        append_beat(Duration::from_nanos(300), &mut beat);
+        assert_eq!(beat, [2, 0, 0, 0, 9, 0xac, 2]);
+    }
+
+    #[test]
+    fn an_envelope_of_an_unknown_kind_is_skipped_and_no_other() {
+        let mut payload = begun();
+        for (at, envelope) in some().iter().enumerate() {
+            append_body(200 + at as u8, &"something, however long it is".repeat(at), &mut payload);
+            append(envelope, &mut payload);
+        }
+        append_body(0, &(), &mut payload);
+        let decoded = decode(&payload).unwrap();
+        assert_eq!((decoded.envelopes, decoded.skipped), (some(), 9));
+    }
+
+    #[test]
+    fn what_is_cut_or_foreign_is_an_error() {
+        for envelope in some() {
+            let one = payload(&[envelope]);
+            for cut in 0..one.len() {
+                assert!(cut == HEADER || decode(&one[..cut]).is_err(), "cut at {cut}");
+            }
+        }
+        for version in [0, 1, 3, b'{', 255] {
+            let mut other = payload(&some());
+            other[0] = version;
+            assert!(matches!(decode(&other), Err(Unreadable::Version(Versions::OURS))), "{version}");
+        }
+    }
+
+    #[test]
+    fn a_length_that_lies_is_an_error_and_reserves_nothing() {
+        let whole = payload(&some());
+        for length in [0, 1, 12, whole.len() as u32, u32::MAX] {
+            let mut lies = whole.clone();
+            lies[HEADER..HEADER + 4].copy_from_slice(&length.to_le_bytes());
+            assert!(decode(&lies).is_err(), "{length}");
+        }
+        // A list of 2^63 recipients, of which none is there.
+        let mut many = begun();
+        append_body(kind::ANSWER, &(u64::MAX >> 1), &mut many);
+        assert!(matches!(decode(&many), Err(Unreadable::Damaged(_))));
+    }
+
+    #[test]
+    fn a_body_that_is_longer_than_what_it_says_is_damaged() {
+        let mut payload = begun();
+        append_body(kind::NUDGED, &(1_u32, 2_u64, 3_u64), &mut payload);
+        assert!(matches!(decode(&payload), Err(Unreadable::Damaged(_))));
+    }
+
+    #[test]
+    fn a_node_speaks_the_newest_version_that_the_other_reads_too() {
+        let versions = |text: &str| text.parse::<Versions>().unwrap();
+        let ours = versions("2-4");
+        for (theirs, spoken) in [("2-2", 2), ("2-3", 3), ("3-4", 4), ("2-9", 4), ("4-9", 4)] {
+            assert_eq!(ours.to_speak(Some(versions(theirs))), spoken, "{theirs}");
+            assert_eq!(versions(theirs).to_string(), theirs);
+        }
+        assert_eq!(ours.to_speak(None), 2, "nothing is known of it");
+        for text in ["", "2", "-", "2-", "3-2", "2-3-4", "a-b", "2-256", "2 - 3", "-1-2"] {
+            assert_eq!(text.parse::<Versions>(), Err(NoVersions), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_newer_build_reads_what_is_older_and_is_not_read_by_that() {
+        let newer: Dialect = "2-3+200".parse().unwrap();
+        assert_eq!(newer.made_up, Some(200));
+        assert_eq!("2-2".parse(), Ok(Dialect::default()));
+        for text in ["2-3+", "2-3+256", "2+3", "+7"] {
+            assert_eq!(text.parse::<Dialect>(), Err(NoVersions), "{text}");
+        }
+        let mut payload = payload(&some());
+        assert!(decode_as(newer.versions, &payload).is_ok());
+        payload[0] = 3;
+        assert!(decode_as(newer.versions, &payload).is_ok() && decode(&payload).is_err());
+    }
+
+    #[test]
+    fn every_part_is_at_the_home_of_what_it_is_about() {
+        let homes = Homes::new(7, 3);
+        let users = [1, 2, 3, 4, 5, 6, 7, 8];
+        let chat = Envelope::Chat { body: b"{}"[..].into(), to: users.map(|user| to(user, 2)).to_vec() };
+        let answer = Envelope::Answer(users.map(|user| answered(user, Fate::Gone)).to_vec());
+        for envelope in [chat, answer] {
+            let mut seen = Vec::new();
+            let mut last = None;
+            for (shard, part) in envelope.split(&homes) {
+                assert!(last.replace(shard) < Some(shard), "one part for each");
+                let of: Vec<UserId> = match part {
+                    Envelope::Chat { to, .. } => to.iter().map(|to| to.user).collect(),
+                    Envelope::Answer(answers) => answers.iter().map(|answer| answer.user).collect(),
+                    other => panic!("{other:?}"),
+                };
+                assert!(of.is_sorted() && of.iter().all(|user| homes.of_user(*user) == shard));
+                seen.extend(of);
+            }
+            seen.sort_unstable();
+            assert_eq!(seen, users);
+        }
+        let of = |envelope: Envelope| envelope.split(&homes).iter().map(|(shard, _)| *shard).collect::<Vec<_>>();
+        for user in users {
+            let home = vec![homes.of_user(user)];
+            assert_eq!(of(Envelope::Chat { body: b"{}"[..].into(), to: vec![to(user, 1)] }), home);
+            assert_eq!(of(Envelope::Answer(vec![answered(user, Fate::Stored)])), home);
+            assert_eq!(of(Envelope::Nudge { user, epoch: 1, number: 2 }), home);
+            assert_eq!(of(Envelope::Nudged { user, number: 2 }), home);
+            assert_eq!(of(Envelope::Joined { group: user, user: 1, ticket: TICKET }), [homes.of_group(user)]);
+        }
+        assert_eq!(of(Envelope::Seen { ticket: Ticket { shard: u16::MAX, key: 0 } }), [0], "none is past the last");
+        assert_eq!(of(Envelope::Seen { ticket: Ticket { shard: 2, key: 0 } }), [2]);
+        assert_eq!(of(Envelope::Dead { node: ME }), [0; 0]);
+        assert_eq!(of(Envelope::Chat { body: b"{}"[..].into(), to: Vec::new() }), [0; 0]);
+        assert_eq!(of(Envelope::Answer(Vec::new())), [0; 0]);
+    }
+}

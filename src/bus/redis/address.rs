@@ -34,8 +34,8 @@ pub(super) struct Address {
     lookup: Lookup,
     /// What the name stood for last.
     known: Vec<SocketAddr>,
-    /// What a look-up that is under way will find.
-    under_way: Option<Receiver<io::Result<Vec<SocketAddr>>>>,
+    /// A look-up that is under way: since when, and what it will find.
+    under_way: Option<(Instant, Receiver<io::Result<Vec<SocketAddr>>>)>,
     /// How often it was asked to connect; each attempt begins at another IP address.
     attempts: usize,
 }
@@ -67,10 +67,14 @@ impl Address {
         self.host.parse::<IpAddr>().is_ok()
     }
 
-    /// Has the name looked up, unless that is under way. `done` is called when something was found, or nothing.
-    pub fn look_up(&mut self, done: impl FnOnce() + Send + 'static) -> io::Result<()> {
-        if self.under_way.is_some() {
-            return Ok(());
+    /// Has the name looked up, unless that is under way; since when it is. `done` is called when something was
+    /// found, or nothing, if this call has begun it.
+    ///
+    /// # Errors
+    /// The system has no more threads.
+    pub fn look_up(&mut self, done: impl FnOnce() + Send + 'static) -> io::Result<Instant> {
+        if let Some((since, _)) = &self.under_way {
+            return Ok(*since);
         }
         let (found, under_way) = bounded(1);
         if self.is_literal() {
@@ -83,13 +87,17 @@ impl Address {
                 done();
             })?;
         }
-        self.under_way = Some(under_way);
-        Ok(())
+        let now = Instant::now();
+        self.under_way = Some((now, under_way));
+        Ok(now)
     }
 
     /// What a look-up has found; `None`: it is under way.
+    ///
+    /// # Errors
+    /// It has found nothing, and nothing is known.
     pub fn found(&mut self) -> Option<io::Result<&[SocketAddr]>> {
-        match self.under_way.as_ref()?.try_recv() {
+        match self.under_way.as_ref()?.1.try_recv() {
             Ok(result) => Some(self.learn(result)),
             Err(TryRecvError::Empty) => None,
             Err(TryRecvError::Disconnected) => Some(self.learn(Err(io::ErrorKind::Other.into()))),
@@ -116,10 +124,14 @@ impl Address {
         }
     }
 
-    /// The same as [`Address::found`], waiting for it.
-    fn wait(&mut self, patience: Duration) -> io::Result<&[SocketAddr]> {
-        let Some(under_way) = &self.under_way else { return self.known(no_addresses()) };
-        match under_way.recv_timeout(patience) {
+    /// Looks the name up, and waits for that until it was under way for so long.
+    ///
+    /// # Errors
+    /// Nothing is known until then.
+    fn resolve(&mut self, patience: Duration) -> io::Result<&[SocketAddr]> {
+        let since = self.look_up(|| ())?;
+        let Some((_, under_way)) = &self.under_way else { return self.known(no_addresses()) };
+        match under_way.recv_timeout((since + patience).saturating_duration_since(Instant::now())) {
             Ok(result) => self.learn(result),
             Err(RecvTimeoutError::Timeout) => self.known(slow_resolver()),
             Err(RecvTimeoutError::Disconnected) => self.learn(Err(io::ErrorKind::Other.into())),
@@ -132,10 +144,9 @@ impl Address {
     /// There was none within [`PATIENCE`].
     pub fn connect(&mut self) -> RedisResult<Connection> {
         let began = Instant::now();
-        self.look_up(|| ())?;
         let first = self.attempts;
         self.attempts = self.attempts.wrapping_add(1);
-        let addresses = self.wait(PATIENCE / 2)?.to_vec();
+        let addresses = self.resolve(PATIENCE / 2)?.to_vec();
         let left = |until: Duration| until.saturating_sub(began.elapsed()).max(Duration::from_millis(1));
         let mut result = Err(io::Error::from(io::ErrorKind::NotFound).into());
         for tried in 0..addresses.len() {
@@ -177,6 +188,8 @@ pub(super) fn slow_resolver() -> io::Error {
 
 #[cfg(test)]
 mod tests {
+    use crossbeam_channel::Sender;
+
     use super::*;
 
     fn parse(url: &str) -> Result<Address, StartError> {
@@ -191,5 +204,69 @@ mod tests {
         }
         let address = parse("redis://some:p%40ss@127.0.0.1:7000/3").unwrap();
         assert_eq!((address.credentials(), address.info.redis_settings().db()), (Some((Some("some"), "p@ss")), 3));
+    }
+
+    /// What a resolver says, one after the other; it waits for what is not there yet.
+    type Says = Sender<io::Result<Vec<SocketAddr>>>;
+
+    fn resolved_by_hand() -> (Address, Says) {
+        let (says, told) = bounded(8);
+        let lookup: Lookup = Arc::new(move |host, port| {
+            assert_eq!((host, port), ("redis.test", 7000));
+            told.recv().expect("the test goes on")
+        });
+        (Address::parse("redis://redis.test:7000", lookup).unwrap(), says)
+    }
+
+    fn ip(last: u8) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, last], 7000))
+    }
+
+    const A_WHILE: Duration = Duration::from_secs(20);
+    const A_MOMENT: Duration = Duration::from_millis(50);
+
+    #[test]
+    fn what_a_name_stood_for_is_used_while_the_resolver_is_dead() {
+        let (mut address, says) = resolved_by_hand();
+        says.send(Ok(vec![ip(1)])).unwrap();
+        assert_eq!(address.resolve(A_WHILE).unwrap(), [ip(1)]);
+        // It does not answer.
+        assert_eq!(address.resolve(A_MOMENT).unwrap(), [ip(1)]);
+        assert_eq!(address.resolve(A_MOMENT).unwrap(), [ip(1)], "and nobody waits for it once more");
+        says.send(Ok(vec![ip(2), ip(3)])).unwrap();
+        assert_eq!(address.resolve(A_WHILE).unwrap(), [ip(2), ip(3)], "the answer to the same question");
+        for nothing in [Err(io::ErrorKind::NotFound.into()), Ok(Vec::new())] {
+            says.send(nothing).unwrap();
+            assert_eq!(address.resolve(A_WHILE).unwrap(), [ip(2), ip(3)]);
+        }
+    }
+
+    #[test]
+    fn a_resolver_that_was_never_alive_holds_up_nobody_for_longer_than_the_patience() {
+        let (mut address, says) = resolved_by_hand();
+        let began = Instant::now();
+        let error = address.connect().err().expect("where it is is not known");
+        assert!(error.is_timeout() && began.elapsed() < PATIENCE, "{error} after {:?}", began.elapsed());
+        let began = Instant::now();
+        assert!(address.connect().is_err());
+        assert!(began.elapsed() < PATIENCE / 4, "it is the same question still: {:?}", began.elapsed());
+        says.send(Err(io::ErrorKind::NotFound.into())).unwrap();
+        assert_eq!(address.resolve(A_WHILE).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn who_looks_up_is_told_when_it_is_done() {
+        let (mut address, says) = resolved_by_hand();
+        let (done, is_done) = bounded(1);
+        let since = address.look_up(move || done.send(()).unwrap()).unwrap();
+        assert!(address.found().is_none());
+        assert_eq!(address.look_up(|| panic!("one is under way")).unwrap(), since);
+        says.send(Ok(vec![ip(1)])).unwrap();
+        is_done.recv_timeout(A_WHILE).unwrap();
+        assert_eq!(address.found().unwrap().unwrap(), [ip(1)]);
+        assert!(address.found().is_none(), "nothing is under way");
+        let mut literal = parse("redis://127.0.0.1:7000").unwrap();
+        literal.look_up(|| ()).unwrap();
+        assert_eq!(literal.found().unwrap().unwrap(), [ip(1)], "an address needs no resolver");
     }
 }

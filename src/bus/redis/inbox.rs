@@ -75,3 +75,118 @@ impl Inbox {
         self.posts.push(BusEvent::Buried { node, asker });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::bus::Listener;
+    use crate::home::Homes;
+
+    const ME: NodeId = NodeId(1);
+    const A: NodeId = NodeId(2);
+    const B: NodeId = NodeId(3);
+
+    /// What was confirmed, by whom.
+    #[derive(Default)]
+    struct Confirmed(Mutex<Vec<(NodeId, NodeId)>>);
+
+    impl Listener for Confirmed {
+        fn homes(&self) -> Homes {
+            Homes::new(0, 2)
+        }
+        fn post(&self, _: usize, _: &mut Vec<BusEvent>) {}
+        fn confirmed(&self, dead: NodeId, by: NodeId) {
+            self.0.lock().unwrap().push((dead, by));
+        }
+    }
+
+    fn inbox() -> (Inbox, Arc<Confirmed>) {
+        let listener = Arc::<Confirmed>::default();
+        (Inbox::new(ME, Posts::new(listener.clone())), listener)
+    }
+
+    fn payload(from: NodeId, line: u64, envelopes: &[Envelope]) -> Payload {
+        Payload { from, line, envelopes: envelopes.to_vec(), beat: None, skipped: 0 }
+    }
+
+    fn nudged(number: u64) -> Envelope {
+        Envelope::Nudged { user: 1, number }
+    }
+
+    /// What each shard is told: a number for an envelope, a name for a burial.
+    fn told(inbox: &mut Inbox) -> [Vec<String>; 2] {
+        let text = |event| match event {
+            BusEvent::Envelope(_, Envelope::Nudged { number, .. }) => number.to_string(),
+            BusEvent::Buried { node: A, asker } => asker.map_or("A".to_owned(), |asker| format!("A by {}", asker.0)),
+            event => panic!("{event:?}"),
+        };
+        [0, 1].map(|shard| inbox.posts.by_shard[shard].drain(..).map(text).collect())
+    }
+
+    /// What the one shard is told that is [`nudged`].
+    fn told_home(inbox: &mut Inbox) -> Vec<String> {
+        let home = inbox.posts.homes.of_user(1);
+        std::mem::take(&mut told(inbox)[home])
+    }
+
+    #[test]
+    fn what_comes_on_an_older_line_than_the_newest_of_its_node_is_dropped() {
+        let (mut inbox, _) = inbox();
+        for (from, line, number) in
+            [(A, 7, 1), (A, 7, 2), (A, 9, 3), (A, 8, 4), (B, 1, 5), (A, 7, 6), (A, 9, 7), (A, 10, 8)]
+        {
+            inbox.take(payload(from, line, &[nudged(number)]));
+        }
+        assert_eq!(told_home(&mut inbox), ["1", "2", "3", "5", "7", "8"]);
+    }
+
+    #[test]
+    fn nothing_of_a_buried_node_is_handed_on_behind_its_burial() {
+        let (mut inbox, _) = inbox();
+        inbox.take(payload(A, 1, &[nudged(1)]));
+        inbox.bury(A, None);
+        inbox.take(payload(A, 1, &[nudged(2)]));
+        inbox.take(payload(A, 2, &[nudged(3), Envelope::Dead { node: B }]));
+        inbox.take(payload(B, 1, &[nudged(4)]));
+        let home = inbox.posts.homes.of_user(1);
+        let told = told(&mut inbox);
+        assert_eq!(
+            (&told[home][..], &told[1 - home][..]),
+            (&["1", "A", "4"].map(String::from)[..], &["A".to_owned()][..])
+        );
+    }
+
+    #[test]
+    fn who_is_told_of_a_death_buries_and_who_is_told_again_asks_again() {
+        let (mut inbox, listener) = inbox();
+        let dead = Envelope::Dead { node: A };
+        inbox.take(payload(B, 1, &[nudged(1), dead.clone(), nudged(2)]));
+        inbox.take(payload(A, 1, &[nudged(3)]));
+        inbox.take(payload(B, 1, &[dead.clone()]));
+        assert_eq!(told_home(&mut inbox), ["1", "A by 3", "2", "A by 3"]);
+        inbox.take(payload(B, 1, &[Envelope::Confirmed { node: A }]));
+        inbox.take(payload(A, 1, &[Envelope::Confirmed { node: B }]));
+        assert_eq!(*listener.0.lock().unwrap(), [(A, B)], "a dead node confirms nothing");
+    }
+
+    #[test]
+    fn a_node_does_not_bury_itself() {
+        let (mut inbox, _) = inbox();
+        inbox.take(payload(B, 1, &[Envelope::Dead { node: ME }, nudged(1)]));
+        assert_eq!(told_home(&mut inbox), ["1"]);
+    }
+
+    #[test]
+    fn who_invents_nodes_takes_no_more_memory_than_the_bounds() {
+        let (mut inbox, _) = inbox();
+        for node in 0..2 * BURIED.get() as u64 {
+            inbox.take(payload(NodeId(node), 1, &[]));
+            inbox.bury(NodeId(node + 10), None);
+            inbox.posts.by_shard.iter_mut().for_each(Vec::clear);
+        }
+        assert_eq!(inbox.buried.len(), BURIED.get());
+        assert!(inbox.lines.len() <= LINES.get());
+    }
+}

@@ -22,6 +22,7 @@
 //! node has renewed its key. A node that lives and does not reach Redis does look dead, on purpose:
 //! its own look at its claims tells it.
 
+use std::io;
 use std::time::{Duration, Instant};
 
 use redis::{Connection, RedisError, RedisResult, Value};
@@ -139,6 +140,10 @@ impl Leases {
 
     /// How much time the lease had left, in ms.
     fn try_renew(&mut self) -> RedisResult<i64> {
+        let connection = match &mut self.connection {
+            Some(connection) => connection,
+            none => none.insert(self.address.connect()?),
+        };
         let (left, ()) = redis::pipe()
             .cmd("PTTL")
             .arg(&self.key)
@@ -147,14 +152,14 @@ impl Leases {
             .arg(&self.value)
             .arg("PX")
             .arg(LEASE_TTL.as_millis() as u64)
-            .query(connected(&mut self.connection, &mut self.address)?)?;
+            .query(connection)?;
         Ok(left)
     }
 
-    /// Looks which of `nodes` have a lease. Connects if it must. To be asked right behind [`Leases::renew`].
+    /// Looks which of `nodes` have a lease. To be asked right behind [`Leases::renew`].
     ///
     /// # Errors
-    /// Redis is away, or refuses.
+    /// Redis is away, or refuses. It was away when the lease was to be renewed last: then this takes no time.
     pub fn look(&mut self, nodes: &[NodeId]) -> Result<Look, RedisError> {
         let (values, info, left) = self.try_look(nodes).inspect_err(|_| self.give_up())?;
         let now = Instant::now();
@@ -169,6 +174,7 @@ impl Leases {
 
     /// The values of their keys, what Redis says of itself, and how much time the own lease has left, in ms.
     fn try_look(&mut self, nodes: &[NodeId]) -> RedisResult<(Vec<Option<Vec<u8>>>, String, i64)> {
+        let connection = self.connection.as_mut().ok_or(io::Error::from(io::ErrorKind::NotConnected))?;
         let mut pipe = redis::pipe();
         for node in nodes {
             pipe.cmd("GET").arg(key_of(*node));
@@ -176,7 +182,7 @@ impl Leases {
         pipe.cmd("INFO").arg("server");
         // Last: what was true of the own key then was true of the others before.
         pipe.cmd("PTTL").arg(&self.key);
-        let mut answers: Vec<Value> = pipe.query(connected(&mut self.connection, &mut self.address)?)?;
+        let mut answers: Vec<Value> = pipe.query(connection)?;
         let left = redis::from_redis_value(answers.pop().unwrap_or(Value::Nil))?;
         let info = redis::from_redis_value(answers.pop().unwrap_or(Value::Nil))?;
         Ok((answers.into_iter().map(redis::from_redis_value).collect::<Result<_, _>>()?, info, left))
@@ -198,13 +204,6 @@ impl Leases {
         self.connection = None;
         self.chain = None;
     }
-}
-
-fn connected<'a>(connection: &'a mut Option<Connection>, address: &mut Address) -> RedisResult<&'a mut Connection> {
-    Ok(match connection {
-        Some(connection) => connection,
-        none => none.insert(address.connect()?),
-    })
 }
 
 /// What the value of a lease says of the versions that its node reads.

@@ -390,3 +390,190 @@ fn converse(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::AtomicU64;
+
+    use super::*;
+    use crate::bus::redis::inbox::Inbox;
+    use crate::bus::{Addressee, Answered, Fate, Listener};
+    use crate::home::Homes;
+
+    const ME: NodeId = NodeId(1);
+
+    struct Nobody;
+
+    impl Listener for Nobody {
+        fn homes(&self) -> Homes {
+            Homes::new(0, 3)
+        }
+        fn post(&self, _: usize, _: &mut Vec<BusEvent>) {}
+        fn confirmed(&self, _: NodeId, _: NodeId) {}
+    }
+
+    fn posts() -> Posts {
+        Posts::new(Arc::new(Nobody))
+    }
+
+    fn pipeline_of(dialect: &str, versions: &[(NodeId, &str)]) -> Pipeline {
+        let shared = Shared {
+            node: ME,
+            dialect: dialect.parse().unwrap(),
+            inbox: Mutex::new(Inbox::new(ME, posts())),
+            subscribed: AtomicU64::new(0),
+            beat: AtomicU64::new(0),
+            versions: Mutex::new(versions.iter().map(|(node, text)| (*node, text.parse().unwrap())).collect()),
+        };
+        Pipeline { line: 5, ..Pipeline::new(Arc::new(shared)) }
+    }
+
+    fn pipeline() -> Pipeline {
+        pipeline_of("2-2", &[])
+    }
+
+    fn ticket(key: u64) -> Ticket {
+        Ticket { shard: 0, key }
+    }
+
+    fn seen(key: u64) -> Envelope {
+        Envelope::Seen { ticket: ticket(key) }
+    }
+
+    fn chat(size: usize) -> Envelope {
+        let to = vec![Addressee { user: 1, epoch: 1, number: 1, after: 0 }];
+        Envelope::Chat { body: vec![b'x'; size].into(), to }
+    }
+
+    const NUDGE: Envelope = Envelope::Nudge { user: 1, epoch: 2, number: 3 };
+
+    /// The commands, and for a PUBLISH to nodes the keys of its envelopes.
+    fn commands(pipeline: &mut Pipeline) -> Vec<String> {
+        pipeline.seal_all();
+        let (mut packed, mut commands) = (pipeline.packed.as_slice(), Vec::new());
+        let mut parser = redis::Parser::new();
+        while commands.len() < pipeline.owed.len() {
+            let Ok(Value::Array(words)) = parser.parse_value(&mut packed) else { panic!("no command") };
+            let word = |value: &Value| match value {
+                Value::BulkString(bytes) => match envelope::decode(bytes) {
+                    Ok(payload) => {
+                        assert_eq!((payload.from, payload.line), (ME, 5));
+                        format!("{:?}", payload.envelopes.iter().map(key).collect::<Vec<_>>())
+                    }
+                    _ => String::from_utf8_lossy(bytes).into_owned(),
+                },
+                other => panic!("{other:?}"),
+            };
+            commands.push(words.iter().map(word).collect::<Vec<_>>().join(" "));
+        }
+        commands
+    }
+
+    fn key(envelope: &Envelope) -> u64 {
+        match envelope {
+            Envelope::Seen { ticket } => ticket.key,
+            _ => panic!("{envelope:?}"),
+        }
+    }
+
+    #[test]
+    fn envelopes_for_one_node_share_a_publish() {
+        let mut pipeline = pipeline();
+        pipeline.add(BusOp::ToNode(NodeId(2), seen(1)));
+        pipeline.add(BusOp::ToNode(NodeId(3), seen(2)));
+        pipeline.add(BusOp::ToUser(17, b"{}"[..].into(), ticket(3)));
+        pipeline.add(BusOp::ToNode(NodeId(2), seen(4)));
+        pipeline.add(BusOp::CountListeners(18, ticket(8)));
+        let expected = [
+            "PUBLISH 17 {}",
+            "PUBSUB NUMSUB 18",
+            "PUBLISH chat:node:0000000000000002 [1, 4]",
+            "PUBLISH chat:node:0000000000000003 [2]",
+        ];
+        assert_eq!(commands(&mut pipeline), expected);
+        let nothing = |node| Owed::Node(NodeId(node), Vec::new());
+        assert_eq!(
+            pipeline.owed,
+            [Owed::Reached(ticket(3)), Owed::Listeners(ticket(8)), nothing(2), nothing(3)],
+            "whoever repeats it needs nothing back",
+        );
+    }
+
+    #[test]
+    fn a_shared_payload_ends_at_its_bound_and_a_pipeline_at_its_own() {
+        let mut pipeline = pipeline();
+        let mut added = 0;
+        while !pipeline.is_full() {
+            pipeline.add(BusOp::ToNode(NodeId(2), chat(MAX_SHARED / 4)));
+            added += 1;
+        }
+        pipeline.seal_all();
+        assert_eq!((added, pipeline.owed.len()), (16, 4));
+    }
+
+    #[test]
+    fn each_node_is_spoken_to_in_the_newest_version_that_it_reads() {
+        let mut pipeline = pipeline_of("2-4+200", &[(NodeId(3), "2-3"), (NodeId(4), "4-7")]);
+        let (old, made_up) = (pipeline.begin(NodeId(2)), pipeline.begin(NodeId(3)));
+        assert_eq!((old[0], made_up[0], pipeline.begin(NodeId(4))[0]), (2, 3, 4));
+        pipeline.add(BusOp::ToNode(NodeId(2), seen(1)));
+        let payload = envelope::decode(&pipeline.open[0].payload).unwrap();
+        assert_eq!((payload.skipped, payload.envelopes), (1, vec![seen(1)]));
+    }
+
+    /// What is told, without what each shard is told for itself.
+    fn told(posts: &mut Posts) -> Vec<BusEvent> {
+        posts.by_shard.iter_mut().flat_map(|events| events.drain(..)).collect()
+    }
+
+    #[test]
+    fn of_what_reached_nobody_chats_and_nudges_come_back_in_order() {
+        let mut pipeline = pipeline();
+        let answer = Envelope::Answer(vec![Answered { user: 1, number: 1, fate: Fate::Gone }]);
+        for envelope in [chat(1), answer.clone(), NUDGE, seen(1), chat(2)] {
+            pipeline.add(BusOp::ToNode(NodeId(2), envelope));
+        }
+        pipeline.seal_all();
+        let [Owed::Node(to, envelopes)] = &pipeline.owed[..] else { panic!("{:?}", pipeline.owed) };
+        assert_eq!((*to, &envelopes[..]), (NodeId(2), &[chat(1), NUDGE, chat(2)][..]));
+        let mut posts = posts();
+        let mut unsent = |reply: Option<Value>| {
+            Owed::Node(NodeId(2), vec![chat(1), NUDGE, chat(2)]).answer(reply.as_ref(), &mut posts);
+            let unsent = |event| match event {
+                BusEvent::Unsent(NodeId(2), envelope) => envelope,
+                event => panic!("{event:?}"),
+            };
+            told(&mut posts).into_iter().map(unsent).collect::<Vec<_>>()
+        };
+        for reply in [None, Some(Value::Int(0)), Some(Value::Nil), Some(Value::Array(vec![]))] {
+            assert_eq!(unsent(reply.clone()), [chat(1), NUDGE, chat(2)], "{reply:?}");
+        }
+        assert_eq!(unsent(Some(Value::Int(1))), []);
+        let mut posts = self::posts();
+        for envelope in [chat(1), answer, NUDGE] {
+            nothing_sent(BusOp::ToNode(NodeId(2), envelope), &mut posts);
+        }
+        assert_eq!(told(&mut posts).len(), 2);
+    }
+
+    #[test]
+    fn an_answer_that_is_none_says_that_it_is_not_known() {
+        let mut posts = posts();
+        let mut count = |owed: Owed, reply: Option<Value>| {
+            owed.answer(reply.as_ref(), &mut posts);
+            match told(&mut posts)[..] {
+                [BusEvent::Reached(_, count)] => count,
+                ref events => panic!("{events:?}"),
+            }
+        };
+        let own = |n| Value::Array(vec![Value::BulkString("own".into()), Value::Int(n)]);
+        assert_eq!(count(Owed::Listeners(ticket(1)), Some(own(2))), Some(2));
+        assert_eq!(count(Owed::Reached(ticket(1)), Some(Value::Int(0))), Some(0));
+        for reply in [None, Some(Value::Nil), Some(Value::Okay), Some(Value::Array(vec![]))] {
+            for owed in [Owed::Listeners(ticket(1)), Owed::Reached(ticket(1))] {
+                assert_eq!(count(owed, reply.clone()), None, "{reply:?}");
+            }
+        }
+    }
+}

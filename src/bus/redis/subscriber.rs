@@ -43,7 +43,7 @@ pub(super) struct Subscriber {
     poll: Poll,
     mailbox: Arc<Mailbox<Mail>>,
     address: Address,
-    /// Since when its name is looked up for the next attempt.
+    /// Since when the name is looked up that the next attempt waits for.
     looking_up: Option<Instant>,
     shared: Arc<Shared>,
     own_channel: String,
@@ -169,14 +169,14 @@ impl Subscriber {
 
     /// Begins a new line, on which everything is subscribed to; false: not yet.
     fn connect(&mut self, now: Instant) -> io::Result<bool> {
-        let Some(since) = self.looking_up else {
-            if now >= self.back_off.not_before {
-                self.looking_up = Some(now);
+        let since = match self.looking_up {
+            Some(since) => since,
+            None if now < self.back_off.not_before => return Ok(false),
+            None => {
                 let mailbox = Arc::clone(&self.mailbox);
-                self.address.look_up(move || mailbox.post(Mail::LookedUp))?;
-                return self.connect(now);
+                let since = self.address.look_up(move || mailbox.post(Mail::LookedUp))?;
+                *self.looking_up.insert(since)
             }
-            return Ok(false);
         };
         let found = match self.address.found() {
             Some(found) => found,
