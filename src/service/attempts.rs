@@ -176,7 +176,7 @@ impl Shard {
             HangUp::Gone => {
                 client.give_up();
                 client.closing = true;
-                fx.push(Effect::Close(conn, CloseReason::SocketError));
+                self.close(conn, CloseReason::SocketError, fx);
             }
         }
     }

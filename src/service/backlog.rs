@@ -68,6 +68,8 @@ pub(super) struct Backlog {
     stage: Stage,
     /// Something was stored, or may have been, since the last page was asked for.
     stale: bool,
+    /// It is ending, and not over before its connection is gone.
+    closing: bool,
     /// The connection's queue is being taken back: what is held stands behind that.
     recalling: bool,
     /// Oldest first.
@@ -142,6 +144,7 @@ impl Backlog {
             former: 0,
             stage,
             stale: false,
+            closing: false,
             recalling: false,
             held: VecDeque::new(),
             since: None,
@@ -194,7 +197,7 @@ impl Backlog {
 
     /// Whether nothing is left that a session which is ending must wait for.
     pub fn is_settled(&self) -> bool {
-        self.has_nothing_to_store() && self.half.is_none()
+        self.has_nothing_to_store() && self.half.is_none() && !self.closing
     }
 
     fn has_nothing_to_store(&self) -> bool {
@@ -449,6 +452,7 @@ impl Backlog {
     /// The connection is gone, and with it the rest of a half-written message. Returns whether there is one that
     /// the store has, or was asked for; the error: it has refused it.
     pub fn cut(&mut self) -> Result<bool, Errno> {
+        self.closing = false;
         match self.half.take() {
             None | Some(Half::Row) => Ok(false),
             Some(Half::Held | Half::Stored(_)) => Ok(true),
@@ -558,7 +562,9 @@ impl Backlog {
     }
 
     /// The session is ending. Its connection's queue is taken back: see [`Backlog::recalled`].
-    pub fn end(&mut self, steps: &mut Vec<Step>) {
+    /// `closing`: it ends only when its connection is gone.
+    pub fn end(&mut self, closing: bool, steps: &mut Vec<Step>) {
+        self.closing = closing;
         if self.stage != Stage::Removing && !self.written.is_empty() {
             steps.push(Step::Forget(std::mem::take(&mut self.written)));
         }

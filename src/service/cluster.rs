@@ -11,10 +11,10 @@ use super::receipts::Receipt;
 use super::route::PATIENCE;
 use super::shard::Shard;
 use super::users::Early;
-use super::{Effect, Effects};
+use super::{Answer, Effect, Effects, Op, Then};
 use crate::bus::{Addressee, Answered, BusEvent, BusOp, Envelope, Fate, Ticket};
 use crate::reactor::ConnId;
-use crate::store::{GroupId, NodeId, Outcome, StoreError, UserId};
+use crate::store::{GroupId, NodeId, Outcome, StoreError, UserId, Write};
 use crate::wire::Request;
 
 /// When a join that some node has not confirmed is refused; it goes on being told.
@@ -266,12 +266,16 @@ impl Shard {
     fn ask_again(&mut self, key: u64, fx: &mut Effects) {
         let (now, ticket) = (self.now.at, Ticket { shard: self.index as u16, key });
         if let Some(Question::Join { group, user, nodes, whose, begun }) = self.questions.get_mut(&key) {
-            let envelope = Envelope::Joined { group: *group, user: *user, ticket };
+            let (group, user) = (*group, *user);
+            let envelope = Envelope::Joined { group, user, ticket };
             fx.list.extend(nodes.iter().map(|node| Effect::Bus(BusOp::ToNode(*node, envelope.clone()))));
             let refused = whose.take_if(|_| *begun + JOIN_PATIENCE <= now);
             if self.shutting_down {
                 self.questions.remove(&key);
             } else {
+                // A node may have ended in the ordinary way. To join twice is to join once.
+                let join = Op::Write(Write::JoinGroup { user, group });
+                self.submit(self.user_lane(user), Then::JoinLooked(key), join, fx);
                 self.wait_until(now + PATIENCE, Waiter::Question(key), fx);
             }
             if let Some((conn, seq, _)) = refused {
@@ -296,10 +300,21 @@ impl Shard {
         }
     }
 
+    /// The store has told which nodes there are: no others are waited for.
+    pub(super) fn join_looked_up(&mut self, key: u64, answer: Result<Answer, StoreError>, fx: &mut Effects) {
+        if let Ok(Answer::Wrote(Outcome::Joined { nodes: there, .. })) = answer {
+            self.join_waits_for(key, |node| there.contains(&node), fx);
+        }
+    }
+
     /// A node knows of a join, or is dead.
     fn join_seen(&mut self, key: u64, by: NodeId, fx: &mut Effects) {
+        self.join_waits_for(key, |node| node != by, fx);
+    }
+
+    fn join_waits_for(&mut self, key: u64, still: impl Fn(NodeId) -> bool, fx: &mut Effects) {
         let Some(Question::Join { nodes, .. }) = self.questions.get_mut(&key) else { return };
-        nodes.retain(|node| *node != by);
+        nodes.retain(|node| still(*node));
         if !nodes.is_empty() {
             return;
         }

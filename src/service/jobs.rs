@@ -172,6 +172,8 @@ pub enum Then {
     Stored(Stored),
     /// Who has the user of a route.
     Looked(UserId),
+    /// Which nodes there are that a join must be told to.
+    JoinLooked(u64),
     Page {
         user: UserId,
         epoch: u64,

@@ -253,18 +253,28 @@ impl Shard {
             fx.push(Effect::Timer(now + timeout, Timer::Login(conn)));
         }
         fx.push(Effect::Recall(conn, Recall::All));
-        self.end_session(me.user, me.epoch, Ending { stays: true, ack }, fx);
+        self.end_session(me.user, me.epoch, Ending { stays: true, ack }, false, fx);
     }
 
-    /// Nobody reads any more what comes for this session: all of it goes to the store.
-    fn end_session(&mut self, user: UserId, epoch: u64, ending: Ending, fx: &mut Effects) {
+    /// Ends the session of a connection that is to be closed. What it was told last is still written.
+    pub(super) fn end_with_connection(&mut self, conn: ConnId, fx: &mut Effects) {
+        let Some(client) = self.clients.get_mut(conn) else { return };
+        let Some(me) = client.user.take() else { return };
+        client.leaving = Some(me.user);
+        fx.push(Effect::Recall(conn, Recall::Reroutable));
+        self.end_session(me.user, me.epoch, Ending { stays: true, ack: None }, true, fx);
+    }
+
+    /// Nobody reads any more what comes for this session: all of it goes to the store. `closing`: the claim waits
+    /// until the connection is gone, since offline messages that it still writes are removed by it.
+    fn end_session(&mut self, user: UserId, epoch: u64, ending: Ending, closing: bool, fx: &mut Effects) {
         let Some(entry) = self.users.get_mut(&user) else { return };
         entry.with_more().ending = Some(ending);
         let Some(session) = entry.session_of(epoch) else { return };
         session.backlog.get_or_insert_with(|| Box::new(Backlog::behind(user)));
         self.sessions -= 1;
         self.counts.sessions.sub(1);
-        self.with_backlog(user, epoch, fx, Backlog::end);
+        self.with_backlog(user, epoch, fx, |backlog, steps| backlog.end(closing, steps));
     }
 
     /// A connection is gone. What it did not write is stored, then the session ends.
@@ -283,7 +293,7 @@ impl Shard {
                 ending.stays = false;
             }
         } else {
-            self.end_session(user, epoch, Ending { stays: false, ack: None }, fx);
+            self.end_session(user, epoch, Ending { stays: false, ack: None }, false, fx);
         }
         let mut refused = None;
         let begun = unwritten.first().filter(|first| first.begun).map(|first| first.tag.clone());

@@ -468,7 +468,7 @@ impl Shard {
             client.give_up();
             log::debug!("{conn}: {}", refusal.text);
             self.refuse(conn, None, None, &refusal, fx);
-            fx.push(Effect::Close(conn, reason));
+            self.close(conn, reason, fx);
         }
     }
 
@@ -533,7 +533,7 @@ impl Shard {
         if client.pending == 0
             && let Some(reason) = client.close_when_paid.take()
         {
-            fx.push(Effect::Close(conn, reason));
+            self.close(conn, reason, fx);
         }
         self.goes_on(conn, fx);
         self.close_if_done(conn, fx);
@@ -545,8 +545,14 @@ impl Shard {
         if client.pending == 0 && (client.ended || self.shutting_down) && !std::mem::replace(&mut client.closing, true)
         {
             let reason = if client.ended { CloseReason::ByClient } else { CloseReason::ShuttingDown };
-            fx.push(Effect::Close(conn, reason));
+            self.close(conn, reason, fx);
         }
+    }
+
+    /// Closes a connection behind what is queued for it. Its session ends before: nobody waits for its reader.
+    pub(super) fn close(&mut self, conn: ConnId, reason: CloseReason, fx: &mut Effects) {
+        self.end_with_connection(conn, fx);
+        fx.push(Effect::Close(conn, reason));
     }
 
     pub(super) fn submit(&mut self, lane: Lane, then: Then, op: Op, fx: &mut Effects) {
@@ -589,6 +595,7 @@ impl Shard {
             Then::Listed { conn, seq } => self.listed(conn, seq, answer, fx),
             Then::Members(group) => self.members_loaded(group, answer, fx),
             Then::Stored(whose) => self.stored(whose, answer, fx),
+            Then::JoinLooked(key) => self.join_looked_up(key, answer, fx),
             Then::Looked(user) => self.holder_looked_up(user, answer, fx),
             Then::Page { user, epoch } => self.page_read(user, epoch, answer, fx),
             Then::Removed { user, epoch } => self.removed(user, epoch, answer, fx),

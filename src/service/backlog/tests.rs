@@ -222,7 +222,7 @@ fn an_end_stores_all_that_is_left_and_waits_for_nobody_who_reads() {
     table.page(2, &[]);
     table.written(7, &[]);
     table.hold(1, &["watch"]);
-    table.take(&["forget [7]"], |backlog, steps, _| backlog.end(steps));
+    table.take(&["forget [7]"], |backlog, steps, _| backlog.end(false, steps));
     assert!(!table.backlog.is_settled());
     table.recalled(None, &[], &["store [1]"]);
     table.hold(2, &[]);
@@ -232,7 +232,7 @@ fn an_end_stores_all_that_is_left_and_waits_for_nobody_who_reads() {
     // Some of an offline message is written: that has its time.
     let mut table = Table::reading();
     table.page(1, &[]);
-    table.take(&[], |backlog, steps, _| backlog.end(steps));
+    table.take(&[], |backlog, steps, _| backlog.end(false, steps));
     table.take(&[], |backlog, steps, _| backlog.recalled(Vec::new(), true, steps));
     assert!(!table.backlog.is_settled());
     table.written(7, &["forget [7]"]);
