@@ -288,7 +288,8 @@ impl<H: Handler> Acceptor<H> {
             }
             _ => {
                 self.counts.refused.add(1);
-                if !std::mem::replace(&mut self.complained, true) {
+                // Where nobody is to be let in, whoever wants that has told why.
+                if self.admission.max > 0 && !std::mem::replace(&mut self.complained, true) {
                     log::warn!("all {} connections are taken; {peer} and others are refused", self.admission.max);
                 }
                 &self.admission.refusal

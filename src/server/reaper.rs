@@ -121,7 +121,9 @@ impl Reaper {
                 Step::Tell { dead, to } => self.tell(dead, &to),
                 Step::Free(node) => {
                     let users = self.roll.free(node)?;
-                    log::info!("{users} users of the dead node {node} are offline");
+                    // Another node may have been faster.
+                    let level = if users > 0 { log::Level::Info } else { log::Level::Debug };
+                    log::log!(level, "{users} users of the dead node {node} are offline");
                     self.reaping.freed(node);
                 }
             }

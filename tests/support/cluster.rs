@@ -34,6 +34,11 @@ impl Cluster {
         Cluster::on(mariadb.url(&mariadb.new_database()), nodes, setup, flags)
     }
 
+    /// The same on this database.
+    pub fn at(store: String, nodes: usize, flags: &[&str]) -> Cluster {
+        Cluster::on(store, nodes, "", flags)
+    }
+
     fn on(store: String, nodes: usize, setup: &str, flags: &[&str]) -> Cluster {
         let redis = Redis::start();
         let launch = Launch {
