@@ -89,6 +89,12 @@ impl Record {
         self.members.get(&(group, user)).is_some_and(|member| member.counts_from.is_some())
     }
 
+    /// Whether every node knew of it when this was sent.
+    pub fn was_member(&self, group: GroupId, key: &Key) -> bool {
+        let member = self.members.get(&(group, key.from));
+        member.and_then(|member| member.counts_from).is_some_and(|from| from < self.sent[key].at)
+    }
+
     /// The others in a group who must get what was sent at this moment.
     fn recipients(&self, group: GroupId, but: UserId, at: u64) -> Vec<UserId> {
         let counts = |member: &Membership| member.counts_from.is_some_and(|from| from < at);

@@ -49,7 +49,7 @@ struct Asked {
     since: Duration,
     /// Of who is logged in already.
     is_same: bool,
-    /// The connection is given up behind it.
+    /// The session is given up behind it.
     is_last: bool,
     /// The client has not read all the time.
     may_be_late: bool,
@@ -223,13 +223,14 @@ impl World {
         let is_alone = self.sockets.iter().all(|(other, socket)| {
             *other == id || (socket.seat.is_or_will_be() != Some(user) && socket.seat.reads_as != Some(user))
         });
-        match self.rng.below(12) {
+        match self.rng.below(16) {
             0 if is_alone && !asked.is_wrong => {
                 let to = 1 + self.rng.below(self.users()) as UserId;
                 self.chat(id, user, To::User(to));
             }
             1 if self.plan.is_hasty => self.finish_sending(id),
             2 if self.plan.is_hasty => self.hang_up(id, Side::Closed),
+            3 if self.plan.is_hasty && self.rng.one_in(2) => self.log_out(id, user),
             _ => return false,
         }
         true
@@ -287,6 +288,7 @@ impl World {
         let seq = self.with_seq(id, Owed::Logout);
         if let Some(socket) = self.sockets.get_mut(&id) {
             socket.seat.account = None;
+            socket.seat.asked.iter_mut().for_each(|asked| asked.is_last = true);
         }
         self.say(id, &format!("{{\"msgid\":3,\"id\":{account}{seq}}}"));
     }
@@ -296,9 +298,7 @@ impl World {
         if let Some(socket) = self.sockets.get_mut(&id) {
             socket.side = Side::Finished;
             socket.seat.account = None;
-            if let Some(asked) = &mut socket.seat.asked {
-                asked.is_last = true;
-            }
+            socket.seat.asked.iter_mut().for_each(|asked| asked.is_last = true);
         }
     }
 
@@ -486,7 +486,7 @@ impl World {
             // The session was not there any more, or not yet.
             Some(13 | 14) => socket.seat.was_refused || socket.seat.account.is_none() || self.plan.faults,
             Some(17) => match key {
-                Some(Key { from, to: To::Group(group), .. }) => !self.record.is_member(group, from),
+                Some(key @ Key { to: To::Group(group), .. }) => !self.record.was_member(group, &key),
                 _ => true,
             },
             Some(18) => value["request"] == 9,

@@ -93,7 +93,7 @@ impl World {
             if self.is_at_cpp_node(user) {
                 self.reads_at_cpp_node(user, &text);
             } else {
-                self.database().insert(user, text);
+                self.database().insert(user, text, None);
             }
         }
     }
@@ -128,7 +128,7 @@ impl World {
         let is_online = self.database().is_online(to);
         let reached = if !is_online || self.redis.is_away { 0 } else { self.redis.publish_on_channel(to, text) };
         if !is_online {
-            self.database().insert(to, Arc::clone(text));
+            self.database().insert(to, Arc::clone(text), None);
         }
         // What it stores itself comes with the next login, and what nobody hears is lost.
         if reached == 0 {

@@ -326,7 +326,8 @@ impl World {
     pub fn finish(&mut self, at: usize) {
         let node = &self.nodes[at];
         let population: Vec<_> = node.shards.iter().map(Shard::population).collect();
-        assert!(population.iter().all(|count| *count == (0, 0)), "wound up, and left behind: {population:?}");
+        // A connection may still have come from another shard.
+        assert!(population.iter().all(|(_, sessions)| *sessions == 0), "wound up, and left behind: {population:?}");
         let lost: Vec<_> = node.shards.iter().map(Shard::lost).collect();
         assert!(
             lost.iter().all(|lost| *lost == (0, 0)) || self.database().has_failed || self.plan.loses_by_itself(),

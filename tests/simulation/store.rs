@@ -24,8 +24,24 @@ pub enum Trouble {
     Away,
     /// Writes fail, as with a full disk.
     ReadOnly,
-    /// Of a call that fails nobody knows whether it was done.
+    /// Of some writes it is not known whether they were done, or will be.
     LosesAnswers,
+}
+
+/// Names one offline message of a node until it is removed.
+type MessageKey = (NodeId, u64);
+
+struct Row {
+    user: UserId,
+    text: Arc<[u8]>,
+    key: Option<MessageKey>,
+}
+
+/// A batch whose COMMIT is still on its way, though nobody waits for its answer any more.
+struct Late {
+    node: NodeId,
+    batch: Vec<Write>,
+    first_key: u64,
 }
 
 /// A node's rows in the roll.
@@ -48,8 +64,11 @@ pub struct Database {
     /// Users whom a C++ node has set online.
     foreign: BTreeSet<UserId>,
     groups: BTreeMap<GroupId, BTreeSet<UserId>>,
-    rows: BTreeMap<RowId, (UserId, Arc<[u8]>)>,
+    rows: BTreeMap<RowId, Row>,
     next_row: RowId,
+    keys: BTreeMap<MessageKey, RowId>,
+    next_key: u64,
+    late: Vec<Late>,
     roll: BTreeMap<NodeId, Enlisted>,
     /// Nodes whose claims were taken from them.
     freed: BTreeSet<NodeId>,
@@ -78,6 +97,9 @@ impl Database {
             groups: BTreeMap::new(),
             rows: BTreeMap::new(),
             next_row: 0,
+            keys: BTreeMap::new(),
+            next_key: 0,
+            late: Vec::new(),
             roll: BTreeMap::new(),
             freed: BTreeSet::new(),
             trouble: Trouble::None,
@@ -131,7 +153,7 @@ impl Database {
     }
 
     pub fn rows(&self) -> impl Iterator<Item = (UserId, &[u8])> {
-        self.rows.values().map(|(user, text)| (*user, &**text))
+        self.rows.values().map(|row| (row.user, &*row.text))
     }
 
     pub fn take_removed(&mut self) -> Vec<(UserId, Arc<[u8]>)> {
@@ -210,6 +232,10 @@ impl Database {
     pub fn mark(&mut self, by: NodeId, node: NodeId, looks: u64) -> Result<bool, StoreError> {
         self.of_roll(by)?;
         self.unmarked(by)?;
+        // It waits for that node's open transactions.
+        while let Some(at) = self.late.iter().position(|late| late.node == node) {
+            self.finish_late(at);
+        }
         let row = self.roll.get_mut(&node).filter(|row| row.looks == looks);
         Ok(row.map(|row| row.marked = true).is_some())
     }
@@ -280,16 +306,29 @@ impl Database {
         foreign.into_iter().for_each(|user| self.set_foreign(user, false));
     }
 
-    pub fn insert(&mut self, user: UserId, text: Arc<[u8]>) -> RowId {
+    pub fn insert(&mut self, user: UserId, text: Arc<[u8]>, key: Option<MessageKey>) -> RowId {
         self.next_row += 1;
-        self.rows.insert(self.next_row, (user, text));
+        self.rows.insert(self.next_row, Row { user, text, key });
+        if let Some(key) = key {
+            assert!(self.keys.insert(key, self.next_row).is_none(), "a key is used twice");
+        }
         self.next_row
+    }
+
+    fn delete(&mut self, row: RowId) -> Option<(UserId, Arc<[u8]>)> {
+        let Row { user, text, key } = self.rows.remove(&row)?;
+        key.iter().for_each(|key| _ = self.keys.remove(key));
+        Some((user, text))
+    }
+
+    fn rows_of(&self, user: UserId) -> impl Iterator<Item = (RowId, &Arc<[u8]>)> {
+        self.rows.iter().filter(move |(_, row)| row.user == user).map(|(id, row)| (*id, &row.text))
     }
 
     /// All of a user's offline messages, which are removed before anybody has read them.
     pub fn take_all(&mut self, user: UserId) -> Vec<Arc<[u8]>> {
-        let rows: Vec<RowId> = self.rows.iter().filter(|(_, (owner, _))| *owner == user).map(|(row, _)| *row).collect();
-        rows.iter().filter_map(|row| self.rows.remove(row)).map(|(_, text)| text).collect()
+        let rows: Vec<RowId> = self.rows_of(user).map(|(row, _)| row).collect();
+        rows.into_iter().filter_map(|row| self.delete(row)).map(|(_, text)| text).collect()
     }
 
     // -- writes -----------------------------------------------------------------------------------
@@ -301,28 +340,66 @@ impl Database {
         }
     }
 
-    fn keep(&mut self, node: NodeId, parcel: &Parcel) -> Kept {
+    /// `key`: of its first message. Those that are there already are not stored again.
+    fn keep(&mut self, node: NodeId, parcel: &Parcel, key: u64) -> Kept {
         let holder = self.holder(parcel.to);
         let is_past = match holder {
             Some(Holder::Node(claim)) if claim.node == node => false,
-            Some(holder) if parcel.past != Some(holder) => return Kept::Elsewhere(holder),
+            Some(holder) if parcel.past != Some(holder) => {
+                let is_there = self.keys.contains_key(&(node, key));
+                return if is_there { Kept::Past(self.keys[&(node, key)]) } else { Kept::Elsewhere(holder) };
+            }
             holder => holder.is_some(),
         };
-        let first = if parcel.messages.is_empty() { 0 } else { self.next_row + 1 };
-        let there = self.rows.values().filter(|(owner, _)| *owner == parcel.to).count();
-        for (stored, message) in parcel.messages.iter().enumerate() {
-            if self.quota.is_some_and(|quota| there + stored >= quota) {
+        let mut first = None;
+        for (stored, (message, key)) in parcel.messages.iter().zip(key..).enumerate() {
+            if let Some(row) = self.keys.get(&(node, key)) {
+                first.get_or_insert(*row);
+                continue;
+            }
+            if self.quota.is_some_and(|quota| self.rows_of(parcel.to).count() >= quota) {
                 return Kept::Full(stored);
             }
             if message.contains(&POISON) {
                 return Kept::Refused(stored);
             }
-            self.insert(parcel.to, Arc::clone(message));
+            let row = self.insert(parcel.to, Arc::clone(message), Some((node, key)));
+            first.get_or_insert(row);
         }
+        let first = first.unwrap_or_default();
         if is_past { Kept::Past(first) } else { Kept::Stored(first) }
     }
 
-    fn write(&mut self, node: NodeId, write: &Write) -> Outcome {
+    /// The writes of a batch, the first message of which has this key.
+    fn write_batch(&mut self, node: NodeId, batch: &[Write], mut key: u64) -> Vec<Outcome> {
+        let mut outcomes = Vec::new();
+        for write in batch {
+            outcomes.push(self.write(node, write, key));
+            key += write.messages();
+        }
+        outcomes
+    }
+
+    /// A COMMIT that was still on its way arrives, unless somebody has stored the same by now.
+    pub fn commit_late(&mut self) -> bool {
+        let is_any = !self.late.is_empty();
+        if is_any {
+            let at = self.rng.below(self.late.len());
+            self.finish_late(at);
+        }
+        is_any
+    }
+
+    fn finish_late(&mut self, at: usize) {
+        let Late { node, batch, first_key } = self.late.swap_remove(at);
+        let messages: u64 = batch.iter().map(Write::messages).sum();
+        let is_done = (first_key..first_key + messages).any(|key| self.keys.contains_key(&(node, key)));
+        if !is_done && self.rng.one_in(2) && self.unmarked(node).is_ok() {
+            self.write_batch(node, &batch, first_key);
+        }
+    }
+
+    fn write(&mut self, node: NodeId, write: &Write, first_key: u64) -> Outcome {
         match write {
             Write::Claim { user, epoch, past } => {
                 let claim = Claim { node, epoch: *epoch };
@@ -354,11 +431,19 @@ impl Database {
                 let others = self.roll.iter().filter(|(other, row)| **other != node && !row.marked);
                 Outcome::Joined { already, nodes: others.map(|(node, _)| *node).collect() }
             }
-            Write::Keep(parcels) => Outcome::Kept(parcels.iter().map(|parcel| self.keep(node, parcel)).collect()),
+            Write::Keep(parcels) => {
+                let mut key = first_key;
+                let mut kept = Vec::new();
+                for parcel in parcels {
+                    kept.push(self.keep(node, parcel, key));
+                    key += parcel.messages.len() as u64;
+                }
+                Outcome::Kept(kept)
+            }
             Write::Remove { user, epoch, .. } if !self.has(node, *user, *epoch) => Outcome::Lost,
             Write::Remove { user, rows, .. } => {
                 for row in rows {
-                    if let Some((owner, text)) = self.rows.remove(row) {
+                    if let Some((owner, text)) = self.delete(*row) {
                         assert_eq!(owner, *user, "somebody else's row is removed");
                         self.removed.push((owner, text));
                     }
@@ -369,9 +454,42 @@ impl Database {
         }
     }
 
+    /// A transaction of writes, by whatever line its node has.
+    fn transact(&mut self, node: NodeId, batch: &[Write], first_key: u64) -> Result<Vec<Outcome>, StoreError> {
+        let fate = match self.trouble_of(node) {
+            Trouble::None => Fate::Done,
+            Trouble::Away | Trouble::ReadOnly => Fate::Failed,
+            // A file is this process's own: what has failed is not done.
+            Trouble::LosesAnswers if !self.is_shared => self.rng.pick(&[Fate::Done, Fate::Failed]),
+            Trouble::LosesAnswers => self.rng.pick(&[Fate::Done, Fate::DoneInDoubt, Fate::LateInDoubt, Fate::Failed]),
+        };
+        if let Fate::Failed = fate {
+            return Err(away());
+        }
+        self.unmarked(node)?;
+        if let Fate::LateInDoubt = fate {
+            self.late.push(Late { node, batch: batch.to_vec(), first_key });
+        } else {
+            let outcomes = self.write_batch(node, batch, first_key);
+            if let Fate::Done = fate {
+                return Ok(outcomes);
+            }
+        }
+        Err(StoreError::InDoubt { key: first_key, why: "the answer is lost".into() })
+    }
+
     fn has(&self, node: NodeId, user: UserId, epoch: u64) -> bool {
         self.claims.get(&user) == Some(&Claim { node, epoch })
     }
+}
+
+/// What becomes of a transaction.
+#[derive(Clone, Copy)]
+enum Fate {
+    Done,
+    DoneInDoubt,
+    LateInDoubt,
+    Failed,
 }
 
 fn away() -> StoreError {
@@ -410,17 +528,15 @@ impl Line {
 impl Connection for Line {
     fn write(&mut self, batch: &[Write]) -> Result<Vec<Outcome>, StoreError> {
         let mut database = self.database.lock().expect("a database");
-        let (is_done, is_told) = match database.trouble_of(self.node) {
-            Trouble::None => (true, true),
-            Trouble::Away | Trouble::ReadOnly => (false, false),
-            Trouble::LosesAnswers => database.rng.pick(&[(true, true), (true, false), (false, false)]),
-        };
-        if !is_done {
-            return Err(away());
-        }
-        database.unmarked(self.node)?;
-        let outcomes = batch.iter().map(|write| database.write(self.node, write)).collect();
-        if is_told { Ok(outcomes) } else { Err(away()) }
+        let first_key = database.next_key;
+        database.next_key += batch.iter().map(Write::messages).sum::<u64>();
+        database.transact(self.node, batch, first_key)
+    }
+
+    fn write_again(&mut self, write: &Write, key: u64) -> Result<Outcome, StoreError> {
+        let mut database = self.database.lock().expect("a database");
+        let outcomes = database.transact(self.node, std::slice::from_ref(write), key)?;
+        Ok(outcomes.into_iter().next().expect("an outcome"))
     }
 
     fn account(&mut self, user: UserId) -> Result<Option<Account>, StoreError> {
@@ -443,13 +559,13 @@ impl Connection for Line {
     fn page(&mut self, user: UserId, max_bytes: usize) -> Result<Page, StoreError> {
         let database = self.read(true)?;
         let (mut page, mut bytes) = (Page::default(), 0);
-        for (row, (_, text)) in database.rows.iter().filter(|(_, (owner, _))| *owner == user) {
+        for (row, text) in database.rows_of(user) {
             bytes += text.len();
             if !page.messages.is_empty() && bytes > max_bytes {
                 page.more = true;
                 break;
             }
-            page.messages.push((*row, Box::from(&**text)));
+            page.messages.push((row, Box::from(&**text)));
         }
         Ok(page)
     }
