@@ -909,6 +909,55 @@ fn what_was_sent_on_a_line_that_broke_comes_back_and_is_dropped_by_who_has_seen_
 }
 
 #[test]
+fn what_arrives_is_in_order_and_what_does_not_comes_back_whatever_becomes_of_the_line() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis);
+    let (one, two) = (Node::start_at(&proxy.url(), 1, Setup::default()), Node::start(&redis, 2));
+    const ROUNDS: u64 = 40;
+    const EACH: u64 = 50;
+    let mut broken: Vec<Arc<Wire>> = Vec::new();
+    for round in 0..ROUNDS {
+        let wire = proxy.publisher();
+        // The commands are held up, or the answers; Redis goes on with them some rounds later, or at once.
+        let flow = if round % 3 == 0 { &wire.down } else { &wire.up };
+        for number in 1..=EACH {
+            if number == EACH / 2 {
+                flow.change(|state| state.held = true);
+            }
+            one.send(BusOp::ToNode(two.id, chat_for(1, round * EACH + number, b"{}")));
+        }
+        eventually("something is held up", || flow.waiting() > 0);
+        wire.cut();
+        // The next line is up when something has come over it.
+        eventually("the next line", || {
+            one.send(BusOp::ToUser(99, b"{}"[..].into(), ticket(round)));
+            one.reached(ticket(round)).is_some()
+        });
+        if round % 4 == 0 {
+            // Something is seen of it.
+            one.send(BusOp::ToNode(two.id, chat_for(1, (round + 1) * EACH, b"again")));
+        }
+        broken.push(wire);
+        if round % 5 == 0 {
+            broken.drain(..).for_each(|wire| wire.up.change(|state| state.held = false));
+        }
+    }
+    broken.drain(..).for_each(|wire| wire.up.change(|state| state.held = false));
+    let last = ROUNDS * EACH + 1;
+    one.send(BusOp::ToNode(two.id, chat_for(1, last, b"{}")));
+    let arrived: Vec<u64> = std::iter::from_fn(|| Some(key_of(&two.envelope().1)).filter(|key| *key != last)).collect();
+    assert!(arrived.is_sorted(), "out of order");
+    let is_unsent = |event: &BusEvent| match event {
+        BusEvent::Unsent(_, envelope) => Some(key_of(envelope)),
+        _ => None,
+    };
+    let unsent: Vec<u64> = one.rest().iter().filter_map(|(_, event)| is_unsent(event)).collect();
+    let lost: Vec<u64> = (1..last).filter(|key| !arrived.contains(key) && !unsent.contains(key)).collect();
+    assert!(lost.is_empty(), "neither here nor there: {lost:?}");
+    println!("{} arrived, {} came back", arrived.len(), unsent.len());
+}
+
+#[test]
 fn the_number_of_the_publishers_line_grows_with_each() {
     let redis = Redis::start();
     let node = Node::start(&redis, 1);
@@ -1304,8 +1353,9 @@ fn a_user_of_redis_needs_no_more_rights_than_it_is_told_to() {
     let redis = Redis::start();
     let mut connection = redis.connect();
     redis::cmd("ACL")
-        .arg(&["SETUSER", "chat", "on", ">secret", "~chat:*", "&*"])
-        .arg(&["+@connection", "+@pubsub", "+set", "+get", "+del", "+pttl", "+info"])
+        .arg(&["SETUSER", "chat", "on", ">secret", "~chat:lease:*", "&*"])
+        .arg(&["+subscribe", "+unsubscribe", "+publish", "+pubsub", "+ping", "+select"])
+        .arg(&["+set", "+get", "+pttl", "+del", "+info"])
         .exec(&mut connection)
         .unwrap();
     let url = format!("redis://chat:secret@127.0.0.1:{}/1", redis.port());
@@ -1342,6 +1392,31 @@ fn a_stopped_bus_has_published_everything_and_listens_to_nothing() {
     eventually("its lines are closed", || two.count_listeners(18) == Some(0));
     assert_eq!(publish(&mut redis.connect(), channel_of(&one), b""), 0);
     one.bus.stop(); // once more does no harm
+}
+
+#[test]
+fn an_abandoned_bus_publishes_nothing_more() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(&redis);
+    let node = Node::start_at(&proxy.url(), 1, Setup::default());
+    const READER: NodeId = NodeId(9);
+    let mut reader = Reader::start(&redis, READER);
+    let publisher = proxy.publisher();
+    // It waits for an answer to the first of several pipelines, behind which more is queued.
+    publisher.down.change(|state| state.held = true);
+    let large = vec![b'x'; 4 << 20];
+    node.send_all((1..=3).map(|number| BusOp::ToNode(READER, chat_for(1, number, &large))).collect());
+    assert_eq!(key_of(&reader.decoded().envelopes[0]), 1);
+    node.send(BusOp::ToNode(READER, chat_for(1, 4, b"{}")));
+    node.bus.abandon();
+    publisher.down.change(|state| state.held = false);
+    eventually("its lines are closed", || {
+        [&publisher, &proxy.subscriber()].iter().all(|wire| wire.up.state.lock().unwrap().ended)
+    });
+    publish(&mut redis.connect(), format!("chat:node:{READER}"), &payload(NodeId(8), 1, &[seen(5)]));
+    assert_eq!(reader.decoded().from, NodeId(8), "it went on");
+    node.bus.abandon();
+    node.bus.stop(); // once more does no harm
 }
 
 // -- leases ---------------------------------------------------------------------------------------

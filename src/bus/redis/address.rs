@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError, bounded};
 use redis::io::tcp::TcpSettings;
 use redis::{
-    Client, Connection, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo, ProtocolVersion, RedisResult,
+    Client, Connection, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo, ProtocolVersion, RedisError,
+    RedisResult,
 };
 
 use super::{PATIENCE, StartError};
@@ -36,8 +37,10 @@ pub(super) struct Address {
     known: Vec<SocketAddr>,
     /// A look-up that is under way: since when, and what it will find.
     under_way: Option<(Instant, Receiver<io::Result<Vec<SocketAddr>>>)>,
-    /// How often it was asked to connect; each attempt begins at another IP address.
-    attempts: usize,
+    /// Which of the known ones is next, counted on past the last.
+    next: usize,
+    /// Where Redis was reached last. It goes before all others, until it is not reached there.
+    good: Option<SocketAddr>,
 }
 
 impl Address {
@@ -54,13 +57,41 @@ impl Address {
         let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true)).set_redis_settings(settings);
         Client::open(info.clone()).map_err(StartError::Url)?;
         let known = host.parse().map_or(Vec::new(), |ip: IpAddr| vec![SocketAddr::new(ip, port)]);
-        Ok(Address { info, host, port, lookup, known, under_way: None, attempts: 0 })
+        Ok(Address { info, host, port, lookup, known, under_way: None, next: 0, good: None })
     }
 
     /// The user name and the password for it; `None`: it wants none.
     pub fn credentials(&self) -> Option<(Option<&str>, &str)> {
         let settings = self.info.redis_settings();
         settings.password().map(|password| (settings.username(), password))
+    }
+
+    /// Where to try next, of what is known: where Redis was reached last, and then all of them in turn; with how
+    /// a look-up has gone.
+    ///
+    /// # Errors
+    /// That of the look-up, where nothing is known.
+    pub fn choose(&mut self, looked_up: io::Result<()>) -> io::Result<SocketAddr> {
+        let good = self.good.take().and_then(|good| self.known.iter().position(|address| *address == good));
+        let index = good.or_else(|| self.next.checked_rem(self.known.len()));
+        match index.and_then(|index| Some((index, *self.known.get(index)?))) {
+            Some((index, chosen)) => {
+                self.next = index + 1;
+                Ok(chosen)
+            }
+            None => Err(looked_up.err().unwrap_or_else(|| io::ErrorKind::NotFound.into())),
+        }
+    }
+
+    /// Redis was reached there.
+    pub fn is_good(&mut self, address: SocketAddr) {
+        self.good = Some(address);
+    }
+
+    /// Begins where the other one has reached Redis.
+    pub fn begin_at(&mut self, other: &Address) {
+        self.good = other.good;
+        self.known.clone_from(&other.known);
     }
 
     fn is_literal(&self) -> bool {
@@ -92,50 +123,41 @@ impl Address {
         Ok(now)
     }
 
-    /// What a look-up has found; `None`: it is under way.
+    /// Whether nothing is looked up any more. What was found is known then.
     ///
     /// # Errors
-    /// It has found nothing, and nothing is known.
-    pub fn found(&mut self) -> Option<io::Result<&[SocketAddr]>> {
-        match self.under_way.as_ref()?.1.try_recv() {
-            Ok(result) => Some(self.learn(result)),
-            Err(TryRecvError::Empty) => None,
-            Err(TryRecvError::Disconnected) => Some(self.learn(Err(io::ErrorKind::Other.into()))),
-        }
-    }
-
-    /// What is known, where a look-up takes too long or fails.
-    ///
-    /// # Errors
-    /// Nothing is.
-    pub fn known(&self, error: io::Error) -> io::Result<&[SocketAddr]> {
-        if self.known.is_empty() { Err(error) } else { Ok(&self.known) }
-    }
-
-    fn learn(&mut self, result: io::Result<Vec<SocketAddr>>) -> io::Result<&[SocketAddr]> {
-        self.under_way = None;
-        match result {
-            Ok(addresses) if !addresses.is_empty() => {
-                self.known = addresses;
-                Ok(&self.known)
-            }
-            Ok(_) => self.known(no_addresses()),
-            Err(error) => self.known(error),
+    /// Nothing was found. What was known before is known still.
+    pub fn is_looked_up(&mut self) -> io::Result<bool> {
+        let Some((_, under_way)) = &self.under_way else { return Ok(true) };
+        match under_way.try_recv() {
+            Ok(result) => self.learn(result).map(|()| true),
+            Err(TryRecvError::Empty) => Ok(false),
+            Err(TryRecvError::Disconnected) => self.learn(Err(io::ErrorKind::Other.into())).map(|()| true),
         }
     }
 
     /// Looks the name up, and waits for that until it was under way for so long.
     ///
     /// # Errors
-    /// Nothing is known until then.
-    fn resolve(&mut self, patience: Duration) -> io::Result<&[SocketAddr]> {
+    /// Nothing was found until then. What was known before is known still.
+    fn resolve(&mut self, patience: Duration) -> io::Result<()> {
         let since = self.look_up(|| ())?;
-        let Some((_, under_way)) = &self.under_way else { return self.known(no_addresses()) };
+        let Some((_, under_way)) = &self.under_way else { return Ok(()) };
         match under_way.recv_timeout((since + patience).saturating_duration_since(Instant::now())) {
             Ok(result) => self.learn(result),
-            Err(RecvTimeoutError::Timeout) => self.known(slow_resolver()),
+            Err(RecvTimeoutError::Timeout) => Err(slow_resolver()),
             Err(RecvTimeoutError::Disconnected) => self.learn(Err(io::ErrorKind::Other.into())),
         }
+    }
+
+    fn learn(&mut self, result: io::Result<Vec<SocketAddr>>) -> io::Result<()> {
+        self.under_way = None;
+        let found = result?;
+        if found.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "its name stands for no address"));
+        }
+        self.known = found;
+        Ok(())
     }
 
     /// A blocking connection to a Redis that answers. Every wait on it ends after [`PATIENCE`].
@@ -144,28 +166,30 @@ impl Address {
     /// There was none within [`PATIENCE`].
     pub fn connect(&mut self) -> RedisResult<Connection> {
         let began = Instant::now();
-        let first = self.attempts;
-        self.attempts = self.attempts.wrapping_add(1);
-        let addresses = self.resolve(PATIENCE / 2)?.to_vec();
+        let looked_up = self.resolve(PATIENCE / 2);
         let left = |until: Duration| until.saturating_sub(began.elapsed()).max(Duration::from_millis(1));
-        let mut result = Err(io::Error::from(io::ErrorKind::NotFound).into());
-        for tried in 0..addresses.len() {
-            let address = addresses[first.wrapping_add(tried) % addresses.len()];
+        let mut result = self.choose(looked_up).map_err(RedisError::from);
+        let mut more = self.known.len();
+        let (address, mut connection) = loop {
+            let address = result?;
             let info = self.info.clone().set_addr(ConnectionAddr::Tcp(address.ip().to_string(), address.port()));
             // What is left of the time is shared by those that are.
-            let share = left(PATIENCE * 3 / 4) / u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
-            result = Client::open(info).and_then(|client| client.get_connection_with_timeout(share));
-            if result.is_ok() {
-                break;
+            let share = left(PATIENCE * 3 / 4) / u32::try_from(more).unwrap_or(u32::MAX).max(1);
+            match Client::open(info).and_then(|client| client.get_connection_with_timeout(share)) {
+                Ok(connection) => break (address, connection),
+                Err(error) => {
+                    more = more.saturating_sub(1);
+                    result = if more == 0 { Err(error) } else { self.choose(Ok(())).map_err(RedisError::from) };
+                }
             }
-        }
-        let mut connection = result?;
+        };
         // Half of it for good: a large write times out twice, once with what was taken and once with nothing.
         connection.set_write_timeout(Some(PATIENCE / 2))?;
         connection.set_read_timeout(Some(left(PATIENCE)))?;
         // A Redis that stands still accepts connections all the same.
         redis::cmd("PING").exec(&mut connection)?;
         connection.set_read_timeout(Some(PATIENCE))?;
+        self.is_good(address);
         Ok(connection)
     }
 }
@@ -175,10 +199,6 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         self.info.addr().fmt(f)
     }
-}
-
-fn no_addresses() -> io::Error {
-    io::Error::new(io::ErrorKind::NotFound, "its name stands for no address")
 }
 
 /// What looking up a name comes to that takes too long.
@@ -225,19 +245,26 @@ mod tests {
     const A_WHILE: Duration = Duration::from_secs(20);
     const A_MOMENT: Duration = Duration::from_millis(50);
 
+    /// How a look-up has gone within the patience, and where to try then.
+    fn resolved(address: &mut Address, patience: Duration) -> (bool, io::Result<SocketAddr>) {
+        let looked_up = address.resolve(patience);
+        (looked_up.is_ok(), address.choose(looked_up))
+    }
+
     #[test]
     fn what_a_name_stood_for_is_used_while_the_resolver_is_dead() {
         let (mut address, says) = resolved_by_hand();
         says.send(Ok(vec![ip(1)])).unwrap();
-        assert_eq!(address.resolve(A_WHILE).unwrap(), [ip(1)]);
-        // It does not answer.
-        assert_eq!(address.resolve(A_MOMENT).unwrap(), [ip(1)]);
-        assert_eq!(address.resolve(A_MOMENT).unwrap(), [ip(1)], "and nobody waits for it once more");
-        says.send(Ok(vec![ip(2), ip(3)])).unwrap();
-        assert_eq!(address.resolve(A_WHILE).unwrap(), [ip(2), ip(3)], "the answer to the same question");
+        assert!(matches!(resolved(&mut address, A_WHILE), (true, Ok(at)) if at == ip(1)));
+        // It does not answer, and nobody waits for it once more.
+        for _ in 0..2 {
+            assert!(matches!(resolved(&mut address, A_MOMENT), (false, Ok(at)) if at == ip(1)));
+        }
+        says.send(Ok(vec![ip(2), ip(2)])).unwrap();
+        assert!(matches!(resolved(&mut address, A_WHILE), (true, Ok(at)) if at == ip(2)), "to the same question");
         for nothing in [Err(io::ErrorKind::NotFound.into()), Ok(Vec::new())] {
             says.send(nothing).unwrap();
-            assert_eq!(address.resolve(A_WHILE).unwrap(), [ip(2), ip(3)]);
+            assert!(matches!(resolved(&mut address, A_WHILE), (false, Ok(at)) if at == ip(2)));
         }
     }
 
@@ -251,7 +278,8 @@ mod tests {
         assert!(address.connect().is_err());
         assert!(began.elapsed() < PATIENCE / 4, "it is the same question still: {:?}", began.elapsed());
         says.send(Err(io::ErrorKind::NotFound.into())).unwrap();
-        assert_eq!(address.resolve(A_WHILE).unwrap_err().kind(), io::ErrorKind::NotFound);
+        let (_, chosen) = resolved(&mut address, A_WHILE);
+        assert_eq!(chosen.unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
     #[test]
@@ -259,14 +287,32 @@ mod tests {
         let (mut address, says) = resolved_by_hand();
         let (done, is_done) = bounded(1);
         let since = address.look_up(move || done.send(()).unwrap()).unwrap();
-        assert!(address.found().is_none());
+        assert!(!address.is_looked_up().unwrap());
         assert_eq!(address.look_up(|| panic!("one is under way")).unwrap(), since);
         says.send(Ok(vec![ip(1)])).unwrap();
         is_done.recv_timeout(A_WHILE).unwrap();
-        assert_eq!(address.found().unwrap().unwrap(), [ip(1)]);
-        assert!(address.found().is_none(), "nothing is under way");
+        assert!(address.is_looked_up().unwrap());
+        assert_eq!(address.choose(Ok(())).unwrap(), ip(1));
         let mut literal = parse("redis://127.0.0.1:7000").unwrap();
         literal.look_up(|| ()).unwrap();
-        assert_eq!(literal.found().unwrap().unwrap(), [ip(1)], "an address needs no resolver");
+        assert!(literal.is_looked_up().unwrap(), "an address needs no resolver");
+        assert_eq!(literal.choose(Ok(())).unwrap(), ip(1));
+    }
+
+    #[test]
+    fn where_redis_was_reached_is_tried_first_and_then_all_in_turn() {
+        let (mut address, says) = resolved_by_hand();
+        says.send(Ok(vec![ip(1), ip(2), ip(3)])).unwrap();
+        address.resolve(A_WHILE).unwrap();
+        let mut next = || address.choose(Ok(())).unwrap();
+        assert_eq!([next(), next()], [ip(1), ip(2)]);
+        address.is_good(ip(2));
+        let mut other = parse("redis://redis.test:7000").unwrap();
+        other.begin_at(&address);
+        assert_eq!(other.choose(Ok(())).unwrap(), ip(2), "where somebody else has reached it");
+        let mut next = || address.choose(Ok(())).unwrap();
+        assert_eq!([next(), next(), next(), next()], [ip(2), ip(3), ip(1), ip(2)]);
+        address.is_good(ip(9));
+        assert_eq!(address.choose(Ok(())).unwrap(), ip(3), "the name does not stand for that one any more");
     }
 }

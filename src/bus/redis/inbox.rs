@@ -16,8 +16,9 @@ use crate::store::NodeId;
 /// Of how many nodes the newest line is known. A cluster has few at a time; whoever can publish may invent
 /// any number of them.
 const LINES: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
-/// How many dead nodes are known to be dead; the longest dead is forgotten first. One of which something may
-/// still come has died in this hour, or was suspended since then; with a restart each second these last for 18 hours.
+/// How many dead nodes are known to be dead; the one that was told longest ago is forgotten first. A payload of a
+/// dead node may come late: its machine was suspended, or Redis stood still. Even if a node died each second, one
+/// would have to come 18 hours late to be taken.
 const BURIED: NonZeroUsize = NonZeroUsize::new(65_536).unwrap();
 
 /// See the [module](self).

@@ -54,7 +54,7 @@ mod subscriptions;
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -173,6 +173,8 @@ struct Shared {
     /// When the newest beat was sent that has come back on that connection, in ns since the machine was booted;
     /// 0: none has.
     beat: AtomicU64,
+    /// Nothing is to be published any more.
+    abandoned: AtomicBool,
     /// What other nodes read, as far as it is known.
     versions: Mutex<HashMap<NodeId, Versions>>,
 }
@@ -209,10 +211,11 @@ impl RedisBus {
         setup: Setup,
     ) -> Result<RedisBus, StartError> {
         let address = || Address::parse(url, Arc::clone(&setup.lookup));
-        let (mut to_publish, to_subscribe) = (address()?, address()?);
+        let (mut to_publish, mut to_subscribe) = (address()?, address()?);
         let shown = to_publish.to_string();
         let connection =
             to_publish.connect().map_err(|error| StartError::Unreachable { address: shown.clone(), error })?;
+        to_subscribe.begin_at(&to_publish);
 
         let poll = Poll::new()?;
         let listens = Arc::new(Mailbox::new(poll.registry())?);
@@ -223,6 +226,7 @@ impl RedisBus {
             inbox: Mutex::new(Inbox::new(node, Posts::new(Arc::clone(&listener)))),
             subscribed: AtomicU64::new(0),
             beat: AtomicU64::new(0),
+            abandoned: AtomicBool::new(false),
             versions: Mutex::default(),
         });
         let subscriber = Subscriber::new(poll, Arc::clone(&listens), to_subscribe, Arc::clone(&shared), listening);
@@ -296,12 +300,11 @@ impl RedisBus {
             let _ = threads.subscriber.join();
         }
     }
-}
 
-impl RedisBus {
-    /// Ends at once: nothing else is published, what waits is dropped, and the threads are not waited for. What
-    /// they hear until they have ended is still handed on.
+    /// Ends at once: nothing is published any more but what is being written at this moment, what waits is
+    /// dropped, and the threads are not waited for. What they hear until they have ended is still handed on.
     pub fn abandon(&self) {
+        self.shared.abandoned.store(true, Ordering::Release);
         let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner).take();
         // The publisher's pool drops what waits.
         if threads.is_some() {

@@ -152,6 +152,12 @@ impl Pipeline {
         self.packed.len() + self.open_bytes >= MAX_PIPELINE
     }
 
+    fn drop_all(&mut self) {
+        self.open.clear();
+        self.open_bytes = 0;
+        self.clear();
+    }
+
     fn clear(&mut self) {
         self.packed.clear();
         self.owed.clear();
@@ -284,6 +290,10 @@ impl Publisher {
     /// Sends the pipeline and hands out the replies. Whatever gets none is answered too, and
     /// never sent again: it may have been carried out.
     fn exchange(&mut self) {
+        if self.shared.abandoned.load(Ordering::Acquire) {
+            self.pipeline.drop_all();
+            return;
+        }
         self.pipeline.seal_all();
         self.counts.failures.add(u64::from(std::mem::take(&mut self.refused)));
         if let Some(link) = self.link.as_mut().filter(|_| !self.pipeline.owed.is_empty()) {
@@ -394,7 +404,7 @@ fn converse(
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
-    use std::sync::atomic::AtomicU64;
+    use std::sync::atomic::{AtomicBool, AtomicU64};
 
     use super::*;
     use crate::bus::redis::inbox::Inbox;
@@ -424,6 +434,7 @@ mod tests {
             inbox: Mutex::new(Inbox::new(ME, posts())),
             subscribed: AtomicU64::new(0),
             beat: AtomicU64::new(0),
+            abandoned: AtomicBool::new(false),
             versions: Mutex::new(versions.iter().map(|(node, text)| (*node, text.parse().unwrap())).collect()),
         };
         Pipeline { line: 5, ..Pipeline::new(Arc::new(shared)) }

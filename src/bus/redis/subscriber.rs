@@ -1,6 +1,7 @@
 //! What comes in: one connection that listens, and may be told at any time to listen to more.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -57,7 +58,8 @@ pub(super) struct Subscriber {
     /// When the question was sent that must be answered next.
     asked: Option<Instant>,
     back_off: BackOff,
-    attempts: usize,
+    /// Where the line leads, or is to lead.
+    connecting_to: Option<SocketAddr>,
     subscriptions: Subscriptions,
     /// How many connections to Redis have come up.
     lines: u64,
@@ -90,7 +92,7 @@ impl Subscriber {
             heard: now,
             asked: None,
             back_off: BackOff::new(now),
-            attempts: 0,
+            connecting_to: None,
             subscriptions: Subscriptions::new(),
             lines: 0,
             started,
@@ -178,17 +180,17 @@ impl Subscriber {
                 *self.looking_up.insert(since)
             }
         };
-        let found = match self.address.found() {
-            Some(found) => found,
-            None if now.duration_since(since) < PATIENCE => return Ok(false),
-            None => self.address.known(slow_resolver()),
+        let looked_up = match self.address.is_looked_up() {
+            Ok(true) => Ok(()),
+            Ok(false) if now.duration_since(since) < PATIENCE => return Ok(false),
+            Ok(false) => Err(slow_resolver()),
+            Err(error) => Err(error),
         };
-        // Another one of them at each attempt.
-        let found = found.map(|addresses| addresses[self.attempts % addresses.len()]);
         self.looking_up = None;
-        self.attempts = self.attempts.wrapping_add(1);
+        let address = self.address.choose(looked_up)?;
+        self.connecting_to = Some(address);
         let hearing = Hearing::of(self.shared.dialect.versions);
-        let mut link = Link::connect(found?, self.address.credentials(), hearing, self.poll.registry())?;
+        let mut link = Link::connect(address, self.address.credentials(), hearing, self.poll.registry())?;
         link.send(redis::cmd("SUBSCRIBE").arg(&self.own_channel));
         for users in self.subscriptions.line_begins().chunks(CHANNELS_A_COMMAND) {
             link.send(redis::cmd("SUBSCRIBE").arg(users));
@@ -227,6 +229,7 @@ impl Subscriber {
             return;
         }
         self.up = true;
+        self.connecting_to.take().into_iter().for_each(|address| self.address.is_good(address));
         self.subscriptions.line_is_up();
         self.back_off.worked(self.heard);
         self.lines += 1;
