@@ -93,6 +93,16 @@ impl Chain {
     }
 }
 
+/// What Redis says to a look.
+struct Said {
+    /// Of the nodes' keys.
+    values: Vec<Option<Vec<u8>>>,
+    /// Of itself.
+    info: String,
+    /// How much time the own lease has left, in ms.
+    left: i64,
+}
+
 fn key_of(node: NodeId) -> String {
     format!("chat:lease:{node}")
 }
@@ -161,7 +171,7 @@ impl Leases {
     /// # Errors
     /// Redis is away, or refuses. It was away when the lease was to be renewed last: then this takes no time.
     pub fn look(&mut self, nodes: &[NodeId]) -> Result<Look, RedisError> {
-        let (values, info, left) = self.try_look(nodes).inspect_err(|_| self.give_up())?;
+        let Said { values, info, left } = self.try_look(nodes).inspect_err(|_| self.give_up())?;
         let now = Instant::now();
         self.chain = self.chain.filter(|chain| chain.holds(left, now));
         let lease = |(node, value): (&NodeId, Option<Vec<u8>>)| Some((*node, versions(&value?)));
@@ -172,8 +182,7 @@ impl Leases {
         })
     }
 
-    /// The values of their keys, what Redis says of itself, and how much time the own lease has left, in ms.
-    fn try_look(&mut self, nodes: &[NodeId]) -> RedisResult<(Vec<Option<Vec<u8>>>, String, i64)> {
+    fn try_look(&mut self, nodes: &[NodeId]) -> RedisResult<Said> {
         let connection = self.connection.as_mut().ok_or(io::Error::from(io::ErrorKind::NotConnected))?;
         let mut pipe = redis::pipe();
         for node in nodes {
@@ -185,7 +194,7 @@ impl Leases {
         let mut answers: Vec<Value> = pipe.query(connection)?;
         let left = redis::from_redis_value(answers.pop().unwrap_or(Value::Nil))?;
         let info = redis::from_redis_value(answers.pop().unwrap_or(Value::Nil))?;
-        Ok((answers.into_iter().map(redis::from_redis_value).collect::<Result<_, _>>()?, info, left))
+        Ok(Said { values: answers.into_iter().map(redis::from_redis_value).collect::<Result<_, _>>()?, info, left })
     }
 
     /// Ends the lease: others need not wait for it to run out.
