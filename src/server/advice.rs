@@ -130,9 +130,9 @@ fn use_one_arena() {
 const THREAD_KIB: u64 = 2304;
 /// The program, its libraries, and what the store keeps at hand.
 const BASE_KIB: u64 = 24 * 1024;
-/// Beside reactors and workers: acceptor, signals, store, log, lives, and those of the bus, the cluster and the
+/// Beside reactors and workers: acceptor, signals, lives, log, those of the store, the bus, the cluster and the
 /// metrics.
-const OTHER_THREADS: usize = 14;
+const OTHER_THREADS: usize = 16;
 
 const RAISE_DESCRIPTORS: &str =
     "raise it, by ulimit -n in a shell or LimitNOFILE in systemd, or start fewer with --reactors and --workers";

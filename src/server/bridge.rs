@@ -101,15 +101,15 @@ impl Bridge {
         self.effects.clear();
         io.set_held(self.shard.held());
         if wound_up {
-            self.count_what_remains(io.now());
             // The channel has room for every reactor's report.
             let _ = self.reports.wound_up.try_send(());
         }
     }
+}
 
-    /// For whoever waits for the end.
-    fn count_what_remains(&mut self, now: Instant) {
-        self.count_at = Some(now + LOOK);
+impl Drop for Bridge {
+    /// However its reactor ends, it is known what was left.
+    fn drop(&mut self) {
         self.reports.remains.set(self.shard.lost());
     }
 }
@@ -241,7 +241,8 @@ impl Handler for Bridge {
     fn turn_ended(&mut self, io: &mut Io<Self>) {
         self.bus_ops.send(&*self.bus);
         if self.count_at.is_some_and(|at| at <= io.now()) {
-            self.count_what_remains(io.now());
+            self.count_at = Some(io.now() + LOOK);
+            self.reports.remains.set(self.shard.lost());
         }
     }
 

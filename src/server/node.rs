@@ -38,8 +38,8 @@ use crate::wire::{Errno, Refusal};
 /// How long the store may take to be closed after that. Where it has taken nothing before, it gets less.
 const LAST_WRITES: Duration = Duration::from_secs(5);
 const LAST_CHANCE: Duration = Duration::from_millis(500);
-/// A reactor that does not end for so long hangs.
-const HANGS: Duration = Duration::from_secs(10);
+/// A reactor that does not end for so long hangs; it says goodbye in half a second.
+const HANGS: Duration = Duration::from_secs(5);
 /// A few more lanes than workers: what piles up in one while the workers are busy is committed
 /// together.
 const LANES_PER_WORKER: usize = 2;
@@ -57,13 +57,24 @@ pub(super) struct Lasting {
     failed_logins: Option<Arc<Throttle<(UserId, Origin)>>>,
     registrations: Option<Arc<Throttle<Origin>>>,
     memo: Option<Arc<Memo>>,
+    /// How long a password takes to be hashed, where that is done.
+    hash_time: Option<Duration>,
 }
 
 impl Lasting {
+    /// Takes as long as a password takes to be hashed.
+    ///
+    /// # Errors
+    /// The system has no random numbers, or too little memory for a hash.
     pub fn new(config: &Config, descriptors: Descriptors) -> Result<Lasting> {
         let seed = match config.home_seed {
             Some(seed) => seed,
             None => getrandom::u64().context("cannot draw a number")?,
+        };
+        let hash_time = || -> Result<Duration> {
+            let begun = Instant::now();
+            Hasher::new(config.password_cost).hash("a password").context("cannot hash a password")?;
+            Ok(begun.elapsed())
         };
         Ok(Lasting {
             config: config.clone(),
@@ -73,11 +84,10 @@ impl Lasting {
             failed_logins: config.max_failed_logins.map(|an_hour| Arc::new(Throttle::new(an_hour))),
             registrations: config.max_registrations.map(|an_hour| Arc::new(Throttle::new(an_hour))),
             memo: config.login_memo.then(Memo::new).transpose().context("cannot draw a secret")?.map(Arc::new),
+            hash_time: (!config.mixed).then(hash_time).transpose()?,
         })
     }
-}
 
-impl Lasting {
     /// A client's address is known only when its proxy has told it.
     fn is_behind_a_proxy(&self) -> bool {
         !self.config.proxies.is_empty()
@@ -189,7 +199,7 @@ impl Ready {
                 (Arc::new(Alone::new(Arc::new(listener))), None)
             }
         };
-        let settings = settings(lasting, node, lanes)?;
+        let settings = settings(lasting, node, lanes);
         let limits = Limits {
             high_water: config.high_water,
             // Far enough above the soft mark for a page of offline messages and a large message.
@@ -272,16 +282,12 @@ fn start_pool(
     Pool::start(counts.iter().map(worker).collect(), lanes, cores()).context("cannot start the workers")
 }
 
-fn settings(lasting: &Lasting, node: NodeId, lanes: usize) -> Result<Settings> {
+fn settings(lasting: &Lasting, node: NodeId, lanes: usize) -> Settings {
     let config = &lasting.config;
     let hashes = HashQueue::new(pool::free_places(config.workers, cores()));
-    if !config.mixed {
-        // Whoever comes first, thousands after an outage, is to be told how long it takes.
-        let begun = Instant::now();
-        Hasher::new(config.password_cost).hash("a password").context("cannot hash a password")?;
-        hashes.note(begun.elapsed());
-    }
-    Ok(Settings {
+    // Whoever comes first, thousands after an outage, is to be told how long it takes.
+    lasting.hash_time.into_iter().for_each(|time| hashes.note(time));
+    Settings {
         node,
         homes: lasting.homes,
         max_message_before_login: config.max_message_before_login,
@@ -303,7 +309,7 @@ fn settings(lasting: &Lasting, node: NodeId, lanes: usize) -> Result<Settings> {
         },
         hashes,
         ..Settings::default()
-    })
+    }
 }
 
 fn admission(lasting: &Lasting) -> Admission {
@@ -363,21 +369,19 @@ impl Node {
         self.accept_no_more();
         self.mailboxes.iter().for_each(|mailbox| mailbox.post(Mail::Stop));
         let wound_up = ending::wind_up(&self.wound_up, &self.marked, hurry, &self.remains, &self.done);
-        let lost = ending::remaining(&self.remains);
-        match wound_up {
-            Err(Unfinished::Hurried) => {
-                // To give the store back could take as long as whatever was waited for.
-                std::mem::forget(self);
-                return Err(Hurried(lost).into());
-            }
-            Err(Unfinished::Marked) => {
-                self.abandon();
-                bail!("{}; {lost} are lost", Unfinished::Marked);
-            }
-            Ok(()) | Err(Unfinished::Stalled | Unfinished::TooSlow) => {}
+        if wound_up == Err(Unfinished::Marked) {
+            let remains = std::mem::take(&mut self.remains);
+            self.abandon();
+            bail!("{}; {} are lost", Unfinished::Marked, ending::remaining(&remains));
         }
         self.mailboxes.iter().for_each(|mailbox| mailbox.post(Mail::Exit));
         let _ = self.reactors.recv_timeout(HANGS);
+        let lost = ending::remaining(&self.remains);
+        if wound_up == Err(Unfinished::Hurried) {
+            // To give the store back could take as long as whatever was waited for.
+            std::mem::forget(self);
+            return Err(Hurried(lost).into());
+        }
         let Node { pool, store, cluster, lock, .. } = self;
         // In a cluster whatever is open of somebody who is not logged out keeps his claim, until the others have
         // done what they do for a node that is dead.
@@ -405,6 +409,7 @@ impl Node {
         // failure. The channel's end tells that this is done as well.
         let _ = wait()?;
         match wound_up {
+            Err(why) if lost.messages == 0 => bail!("{why}; nothing is lost, but {NOT_OFFLINE}"),
             Err(why) => bail!("{why}; {lost} are lost, and {NOT_OFFLINE}"),
             Ok(()) if lost.messages > 0 => bail!("{lost} are lost: the store did not take them"),
             Ok(()) => outcome,

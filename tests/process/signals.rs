@@ -122,6 +122,24 @@ fn a_second_signal_ends_at_once_but_a_terminal_that_closes_sends_two_hangups() {
 }
 
 #[test]
+fn what_a_second_signal_makes_lost_is_told() {
+    let server = Running::start("", &[]);
+    let mut sender = server.online("someone");
+    let absent: Vec<u32> = ["one", "two"].iter().map(|name| server.client().register(name, "secret").id).collect();
+    let database = rusqlite::Connection::open(server.dir.path().join("chat.db")).unwrap();
+    database.execute_batch("BEGIN IMMEDIATE").unwrap();
+    for to in [absent[0], absent[1], absent[0]] {
+        sender.post(&sender.chat_to(to, "hello"));
+    }
+    sender.sync();
+    server.process.signal("TERM");
+    eventually("the end to begin", || TcpStream::connect(server.address).is_err());
+    let (status, log) = server.end("TERM");
+    assert_eq!(status.code(), Some(130), "{log}");
+    assert!(log.contains("3 messages for 2 users are lost"), "{log}");
+}
+
+#[test]
 fn a_terminal_that_closes_under_the_server_leaves_nobody_online() {
     let dir = tempfile::tempdir().unwrap();
     let (port, pid_file) = (free_port(), dir.path().join("pid"));
