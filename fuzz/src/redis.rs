@@ -7,11 +7,10 @@ use std::io::{self, Read};
 
 use chat_server::bus::redis::hearing::{Heard, Hearing};
 use chat_server::bus::{Envelope, envelope};
-use chat_server::store::NodeId;
+use chat_server::home::Homes;
 use chat_server::wire::Request;
 
 const MAX_SIZES: usize = 8;
-const SHARDS: usize = 3;
 
 /// A socket: chunks, and between them `WouldBlock`.
 struct Socket<'a> {
@@ -55,28 +54,32 @@ fn check(heard: &Heard) {
     match heard {
         // The service forwards it if it parses.
         Heard::Chat(_, chat) => _ = Request::parse(chat),
-        Heard::Envelopes { from, envelopes, .. } => {
-            let mut payload = Vec::new();
-            envelope::begin(*from, &mut payload);
-            envelopes.iter().for_each(|envelope| envelope::append(envelope, &mut payload));
-            let again: (NodeId, Vec<Envelope>) = envelope::decode(&payload).expect("what was written can be read");
-            assert_eq!((&again.0, &again.1), (from, envelopes));
-            envelopes.iter().for_each(check_split);
+        Heard::Payload { payload, .. } => {
+            let mut written = Vec::new();
+            envelope::begin(2, payload.from, payload.line, &mut written);
+            payload.envelopes.iter().for_each(|envelope| envelope::append(envelope, &mut written));
+            let again = envelope::decode(&written).expect("what was written can be read");
+            assert_eq!((again.from, again.line, &again.envelopes), (payload.from, payload.line, &payload.envelopes));
+            payload.envelopes.iter().for_each(check_split);
         }
         _ => {}
     }
 }
 
-/// Each part goes to a shard that there is, and nobody is left out or told twice.
+/// Each part goes to a shard that there is, and no user is left out or told twice.
 fn check_split(envelope: &Envelope) {
-    let recipients = |envelope: &Envelope| match envelope {
+    let homes = Homes::new(7, 3);
+    let users = |envelope: &Envelope| match envelope {
         Envelope::Chat { to, .. } => to.len(),
+        Envelope::Answer(answers) => answers.len(),
+        // Of the whole node, and no shard's.
+        Envelope::Dead { .. } | Envelope::Confirmed { .. } => 0,
         _ => 1,
     };
-    let parts = envelope.clone().split(SHARDS);
-    assert!(parts.iter().all(|(shard, _)| *shard < SHARDS));
-    let sum: usize = parts.iter().map(|(_, part)| recipients(part)).sum();
-    assert_eq!(sum, recipients(envelope));
+    let parts = envelope.clone().split(&homes);
+    assert!(parts.iter().all(|(shard, _)| *shard < homes.reactors()));
+    let sum: usize = parts.iter().map(|(_, part)| users(part)).sum();
+    assert_eq!(sum, users(envelope));
 }
 
 /// The length of the RESP2 value at the front of `stream`; `Some(None)`: it is not whole yet; `None`: it is
