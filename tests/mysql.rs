@@ -1071,6 +1071,8 @@ enum Stop {
     Insert,
     /// Nothing more of its rows is read.
     Page,
+    /// Nothing of it is sent.
+    Claim,
 }
 
 impl Cut {
@@ -1156,6 +1158,7 @@ fn relay(mut client: TcpStream, mut database: TcpStream, cut: &Cut) {
                 if Cut::take(&cut.claims) {
                     silent.store(true, Ordering::SeqCst);
                 }
+                cut.pass(Stop::Claim);
             }
             if buffer[4..count.max(4)].starts_with(b"\x03COMMIT") {
                 if Cut::take(&cut.commits) {
@@ -1319,6 +1322,41 @@ fn a_claim_whose_answer_was_lost_is_made_once() {
         assert_eq!(cut.load(Ordering::SeqCst), 0, "nothing was cut");
         assert_eq!(fixture.node.one(claim(users[0], 9)), Outcome::InUse(node.claimed_as(epoch)));
         assert_eq!(node.one(Write::Release { user: users[0], epoch }), Outcome::Done);
+    }
+}
+
+#[test]
+fn what_a_lost_connection_was_asked_for_is_not_done_when_its_line_goes_on() {
+    for others_connect in [true, false] {
+        let (mut fixture, proxy, node, _, users) = behind_a_proxy();
+        let ann = users[0];
+        let [mut connection, mut other] = [node.store.connection(), node.store.connection()];
+        other.account(ann).unwrap();
+        let mut root = fixture.foreign();
+        let ids = |root: &mut Conn| -> Vec<u64> {
+            root.query("SELECT ID FROM information_schema.PROCESSLIST WHERE DB = DATABASE()").unwrap()
+        };
+        let before = ids(&mut root);
+        connection.account(ann).unwrap();
+        let [lost] = ids(&mut root).into_iter().filter(|id| !before.contains(id)).collect::<Vec<_>>()[..] else {
+            panic!("it has one connection");
+        };
+        proxy.cut.stop_at(Stop::Claim);
+        let claimed = thread::scope(|scope| {
+            let claiming = scope.spawn(|| connection.write(&[claim(ann, 1)]));
+            eventually("the claim to be on its way", || proxy.cut.stopped.load(Ordering::SeqCst));
+            proxy.cut.closed.store(!others_connect, Ordering::SeqCst);
+            claiming.join().unwrap()
+        });
+        match others_connect {
+            true => assert_eq!(claimed.unwrap(), [Outcome::Done]),
+            false => assert!(matches!(claimed, Err(StoreError::Unavailable(_))), "{claimed:?}"),
+        }
+        // Whoever got no answer gives it back, by whichever worker.
+        assert_eq!(other.write(&[Write::Release { user: ann, epoch: 1 }]).unwrap(), [Outcome::Done]);
+        proxy.cut.go_on();
+        eventually("the claim's connection to end", || !ids(&mut root).contains(&lost));
+        assert_eq!(fixture.node.one(claim(ann, 1)), Outcome::Done, "{others_connect}");
     }
 }
 

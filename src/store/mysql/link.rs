@@ -2,6 +2,7 @@
 
 use std::error::Error as _;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,8 @@ const BACK_OFF: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(8);
 /// How long a connection may lie idle outside of a transaction, in seconds.
 const IDLE: u64 = 28_800;
+/// How long it may take the database to end a connection that was lost, before it counts as away.
+const END: Duration = Duration::from_secs(3);
 /// The protocol's own limit, in bytes.
 const MAX_PACKET: usize = 1 << 30;
 /// How often a connection begins anew whose time was over at once.
@@ -150,6 +153,8 @@ pub(super) fn quoted(name: &str) -> String {
 /// An open connection, and what of the server's settings matters.
 pub(super) struct Session {
     pub conn: Conn,
+    /// A lock of the server by which others know whether the connection is still there, once it is lost.
+    name: Name,
     /// How far apart the ids of rows are that one statement inserts: 1, or the number of masters.
     pub id_step: u64,
     /// The largest packet the server takes, in bytes.
@@ -183,9 +188,36 @@ const SETTINGS: &str = "
     SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE;
     SELECT @@auto_increment_increment, @@max_allowed_packet, VERSION() NOT LIKE '%MariaDB%'";
 
+/// The lock of a session: another one for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Name(u64);
+
+impl Name {
+    fn new() -> mysql::Result<Name> {
+        let random = getrandom::u64().map_err(|error| io::Error::other(error.to_string()))?;
+        Ok(Name(random))
+    }
+
+    fn quoted(self) -> String {
+        format!("'chat-server connection {:016x}'", self.0)
+    }
+
+    /// An expression: the ids of the connections that are still there, separated by commas.
+    fn held(names: &[Name]) -> String {
+        let ids = names.iter().map(|name| format!(", IS_USED_LOCK({})", name.quoted()));
+        format!("CONCAT_WS(','{}, NULL)", ids.collect::<String>())
+    }
+}
+
 impl Session {
     /// Connects, and sets all that our statements depend on, in one round trip.
     pub fn open(opts: Opts) -> mysql::Result<Session> {
+        Session::open_after(opts, &[]).map(|(session, _)| session)
+    }
+
+    /// The same, and whether some of the connections that were `lost` are still there.
+    fn open_after(opts: Opts, lost: &[Name]) -> mysql::Result<(Session, bool)> {
+        let name = Name::new()?;
         let limits = [("LOCK_WAIT", u64::from(LOCK_WAIT)), ("SILENCE", SILENCE.as_secs()), ("IDLE", IDLE)];
         let settings = limits
             .iter()
@@ -193,7 +225,11 @@ impl Session {
         // A command for each connection may have begun something, or gone elsewhere.
         let place = opts.get_db_name().map_or_else(String::new, |name| format!("USE {};", quoted(name)));
         let mut conn = Conn::new(opts)?;
-        let begin = format!("ROLLBACK AND NO CHAIN NO RELEASE; UNLOCK TABLES; {place} {settings}");
+        let begin = format!(
+            "ROLLBACK AND NO CHAIN NO RELEASE; UNLOCK TABLES; {place} {settings}, {}, GET_LOCK({}, 0)",
+            Name::held(lost),
+            name.quoted()
+        );
         // A limit of time that this lifts may strike once more before it is lifted.
         let mut tries = 1;
         let row = loop {
@@ -207,7 +243,36 @@ impl Session {
         let setting = |index| row.as_ref().and_then(|row| row.get_opt::<u64, _>(index)?.ok());
         let (id_step, max_packet) = (setting(0).unwrap_or(1), setting(1).unwrap_or(1 << 20));
         let max_packet = usize::try_from(max_packet).unwrap_or(usize::MAX);
-        Ok(Session { conn, id_step, max_packet, is_mysql: setting(2) == Some(1) })
+        let held: String = row.as_ref().and_then(|row| row.get_opt(3)?.ok()).unwrap_or_default();
+        Ok((Session { conn, name, id_step, max_packet, is_mysql: setting(2) == Some(1) }, !held.is_empty()))
+    }
+
+    /// Has the database end connections that were lost, and waits until they are gone: with all that they had
+    /// begun, done or undone.
+    fn end(&mut self, lost: &[Name]) -> Result<(), Failure> {
+        let (begun, mut killed, mut pause) = (Instant::now(), false, Duration::from_millis(1));
+        loop {
+            let held: Option<Option<String>> = self.conn.query_first(format!("SELECT {}", Name::held(lost)))?;
+            let held = held.flatten().unwrap_or_default();
+            if held.is_empty() {
+                return Ok(());
+            }
+            if begun.elapsed() > END {
+                return Err(Failure::Away(format!("the database has not ended a connection that was lost ({held})")));
+            }
+            if !killed {
+                killed = true;
+                for id in held.split(',') {
+                    // It may have ended a moment ago.
+                    match self.conn.query_drop(format!("KILL CONNECTION {id}")) {
+                        Ok(()) | Err(mysql::Error::MySqlError(_)) => {}
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(100));
+        }
     }
 
     /// Begins a transaction and does its first statements, in one round trip. All of their rows, each with the
@@ -337,9 +402,16 @@ pub(super) fn column<T: FromValue>(row: &mut Row, index: usize) -> Result<T, Fai
 ///
 /// While it is away one of them at a time tries to connect, and no more often than each
 /// [`BACK_OFF`]; the others are told at once, instead of waiting for a time-out each.
+///
+/// A connection that gave no answer may still be at work, or begin to be when the database or the network goes on:
+/// what it was asked for last would then be done behind what was done since, such as a claim behind its
+/// release. So before anything else is done, by whichever worker, the database has to end it.
 pub(super) struct Gate {
     pub opts: Opts,
     outage: Mutex<Option<Outage>>,
+    lost: Mutex<Vec<Name>>,
+    /// There are some of them.
+    has_lost: AtomicBool,
 }
 
 struct Outage {
@@ -352,7 +424,33 @@ struct Outage {
 
 impl Gate {
     pub fn new(opts: Opts) -> Self {
-        Gate { opts, outage: Mutex::new(None) }
+        Gate { opts, outage: Mutex::new(None), lost: Mutex::default(), has_lost: AtomicBool::new(false) }
+    }
+
+    fn lost(&self) -> MutexGuard<'_, Vec<Name>> {
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lose(&self, session: &Session) {
+        self.lost().push(session.name);
+        self.has_lost.store(true, Ordering::SeqCst);
+    }
+
+    fn ended(&self, names: &[Name]) {
+        let mut lost = self.lost();
+        lost.retain(|name| !names.contains(name));
+        self.has_lost.store(!lost.is_empty(), Ordering::SeqCst);
+    }
+
+    /// Has all connections ended that were lost.
+    fn end_lost(&self, session: &mut Session) -> Result<(), Failure> {
+        if !self.has_lost.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let lost = self.lost().clone();
+        session.end(&lost)?;
+        self.ended(&lost);
+        Ok(())
     }
 
     fn outage(&self) -> MutexGuard<'_, Option<Outage>> {
@@ -366,10 +464,14 @@ impl Gate {
             }
             outage.trying = true;
         }
-        let result = Session::open(self.opts.clone());
+        let lost = self.lost().clone();
+        let result = Session::open_after(self.opts.clone(), &lost);
         let mut outage = self.outage();
         match result {
-            Ok(session) => {
+            Ok((session, some_left)) => {
+                if !some_left {
+                    self.ended(&lost);
+                }
                 if let Some(outage) = outage.take() {
                     log::info!("the database is back after {:.1} s", outage.since.elapsed().as_secs_f32());
                 }
@@ -419,7 +521,7 @@ impl Link {
                     session => session?,
                 },
             };
-            let failure = match work(&mut session, in_doubt) {
+            let failure = match gate.end_lost(&mut session).and_then(|()| work(&mut session, in_doubt)) {
                 Ok(value) => {
                     self.0 = Some(session);
                     return Ok(value);
@@ -429,8 +531,9 @@ impl Link {
             match &failure {
                 Failure::Conflict(_) | Failure::Refused(_) | Failure::Marked => {
                     // What was refused, or has waited for too long, leaves the transaction open.
-                    if session.conn.query_drop("ROLLBACK").is_ok() {
-                        self.0 = Some(session);
+                    match session.conn.query_drop("ROLLBACK") {
+                        Ok(()) => self.0 = Some(session),
+                        Err(_) => gate.lose(&session),
                     }
                     if matches!(failure, Failure::Conflict(_)) && begun.elapsed() < PATIENCE {
                         log::debug!("once more: {failure}");
@@ -438,12 +541,15 @@ impl Link {
                     }
                 }
                 Failure::Lost(_) | Failure::InDoubt(_) if !lost => {
+                    gate.lose(&session);
                     lost = true;
                     in_doubt |= matches!(failure, Failure::InDoubt(_));
                     log::debug!("once more, on a new connection: {failure}");
                     continue;
                 }
-                Failure::Lost(_) | Failure::InDoubt(_) | Failure::Away(_) => {}
+                Failure::Lost(_) | Failure::InDoubt(_) => gate.lose(&session),
+                // This one is sound.
+                Failure::Away(_) => self.0 = Some(session),
             }
             return Err(match failure {
                 Failure::Conflict(why) | Failure::Lost(why) | Failure::Away(why) if in_doubt => Failure::InDoubt(why),
