@@ -269,7 +269,8 @@ impl Shard {
             let (group, user) = (*group, *user);
             let envelope = Envelope::Joined { group, user, ticket };
             fx.list.extend(nodes.iter().map(|node| Effect::Bus(BusOp::ToNode(*node, envelope.clone()))));
-            let refused = whose.take_if(|_| *begun + JOIN_PATIENCE <= now);
+            // Nobody is left behind with it at the end of the server.
+            let refused = whose.take_if(|_| self.shutting_down || *begun + JOIN_PATIENCE <= now);
             if self.shutting_down {
                 self.questions.remove(&key);
             } else {

@@ -71,6 +71,11 @@ impl Seat {
         self.asked.is_some()
     }
 
+    /// Whose session may be on its connection.
+    pub fn may_be(&self, user: UserId) -> bool {
+        self.is_or_will_be() == Some(user) || self.reads_as == Some(user)
+    }
+
     /// Who it is, or will be if its LOGIN is right.
     pub fn is_or_will_be(&self) -> Option<UserId> {
         self.account.or(self.asked.as_ref().map(|asked| asked.user))
@@ -220,9 +225,7 @@ impl World {
     fn act_eagerly(&mut self, id: SocketId) -> bool {
         let Some(asked) = &self.sockets[&id].seat.asked else { return false };
         let user = asked.user;
-        let is_alone = self.sockets.iter().all(|(other, socket)| {
-            *other == id || (socket.seat.is_or_will_be() != Some(user) && socket.seat.reads_as != Some(user))
-        });
+        let is_alone = self.sockets.iter().all(|(other, socket)| *other == id || !socket.seat.may_be(user));
         match self.rng.below(16) {
             0 if is_alone && !asked.is_wrong => {
                 let to = 1 + self.rng.below(self.users()) as UserId;

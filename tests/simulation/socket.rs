@@ -57,8 +57,10 @@ pub struct Socket {
     closing: Option<(CloseReason, Duration)>,
     /// Since when it is over the mark.
     over: Option<Duration>,
-    /// Its messages were taken back, and it is not drained since.
+    /// Its messages were taken back, and nothing that could be was sent since.
     recalled: bool,
+    /// It is told when it is drained.
+    drains: bool,
     /// When it last took something, or its queue began to wait.
     progress: Duration,
     pub side: Side,
@@ -84,6 +86,7 @@ impl Socket {
             closing: None,
             over: None,
             recalled: false,
+            drains: false,
             progress: Duration::ZERO,
             side: Side::Open,
             told_ended: false,
@@ -151,6 +154,7 @@ impl World {
         if socket.queue.is_empty() {
             socket.progress = self.clock;
         }
+        socket.recalled &= tag.is_none();
         socket.queue.push_back(Queued { bytes, tag, exempt: manner.exempt });
     }
 
@@ -231,8 +235,8 @@ impl World {
     fn flushed(&mut self, id: SocketId) {
         let Some(socket) = self.sockets.get_mut(&id).filter(|socket| socket.queue.is_empty()) else { return };
         let (Some(conn), at) = (socket.conn, socket.node) else { return };
-        let over = socket.over.take().is_some();
-        if std::mem::take(&mut socket.recalled) || over {
+        (socket.over, socket.recalled) = (None, false);
+        if std::mem::take(&mut socket.drains) {
             socket.again = true;
             self.call(at, conn.reactor(), |shard, now, fx| shard.drained(conn, now, fx));
         }
@@ -255,11 +259,21 @@ impl World {
         }
     }
 
-    /// The service wants something back, or the reactor has it back.
+    /// The service wants something back. What the client's socket still takes is written before.
+    pub fn flush_and_recall(&mut self, id: SocketId, how: Recall) {
+        let is_flushed = self.rng.one_in(2);
+        while is_flushed && self.sockets.get(&id).is_some_and(|socket| socket.is_writable() && !socket.queue.is_empty())
+        {
+            self.write(id);
+        }
+        self.recall(id, how);
+    }
+
+    /// The reactor takes something back, for the service or by itself.
     pub fn recall(&mut self, id: SocketId, how: Recall) {
         let Some(socket) = self.sockets.get_mut(&id) else { return };
         let (Some(conn), at) = (socket.conn, socket.node) else { return };
-        socket.recalled = true;
+        (socket.recalled, socket.drains) = (true, true);
         let (mut recalled, mut kept) = (Vec::new(), VecDeque::new());
         for (i, queued) in std::mem::take(&mut socket.queue).into_iter().enumerate() {
             let begun = socket.begun && i == 0;

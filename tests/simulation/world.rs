@@ -339,7 +339,7 @@ impl World {
             }
         }
         for (id, how) in to_recall {
-            self.recall(id, how);
+            self.flush_and_recall(id, how);
         }
         sent.into_iter().for_each(|id| self.check_mark(id));
         for (id, reason) in to_abort {
@@ -689,7 +689,8 @@ impl World {
         let time = if self.plan.faults { AFTER_FAULTS } else { NOBODY_READS };
         self.run_for(time);
         for user in 1..=CLIENTS as UserId {
-            let is_there = self.sockets.values().any(|socket| socket.seat.is_or_will_be() == Some(user));
+            let mut left = self.sockets.values().filter(|socket| socket.side <= Side::Finished);
+            let is_there = left.any(|socket| socket.seat.may_be(user));
             let claim = self.database().claim(user);
             assert!(is_there || claim.is_none(), "user {user} is gone, and {claim:?} is left");
         }
