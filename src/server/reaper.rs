@@ -72,7 +72,10 @@ impl Reaper {
                 Err(RecvTimeoutError::Timeout) => Ok(()),
                 Ok(Notice::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             };
-            let result = result.and_then(|()| if since_boot() < not_before { Ok(()) } else { self.take_steps() });
+            if result.is_ok() && since_boot() < not_before {
+                continue;
+            }
+            let result = result.and_then(|()| self.take_steps());
             if let Err(StoreError::Marked) = result {
                 self.validity.end();
                 // Full: somebody else has found it out as well.
@@ -98,9 +101,7 @@ impl Reaper {
                 log::info!("{users} users of this node had been set offline by another, and are online again");
             }
         }
-        // One whose transactions are not over yet keeps nobody else.
-        let marked = self.reaping.missing(missing).into_iter().map(|suspect| self.mark(suspect));
-        let marked = marked.collect::<Vec<_>>().into_iter().collect::<Result<(), _>>();
+        let marked = all(self.reaping.missing(missing).into_iter().map(|suspect| self.mark(suspect)));
         let entries = self.roll.nodes()?;
         self.reaping.read(&entries, since_boot());
         *self.suspects.lock().unwrap_or_else(PoisonError::into_inner) = self.reaping.suspects();
@@ -116,18 +117,22 @@ impl Reaper {
     }
 
     fn take_steps(&mut self) -> Result<(), StoreError> {
-        for step in self.reaping.steps(since_boot()) {
-            match step {
-                Step::Tell { dead, to } => self.tell(dead, &to),
-                Step::Free(node) => {
-                    let users = self.roll.free(node)?;
-                    // Another node may have been faster.
-                    let level = if users > 0 { log::Level::Info } else { log::Level::Debug };
-                    log::log!(level, "{users} users of the dead node {node} are offline");
-                    self.reaping.freed(node);
-                }
+        let steps = self.reaping.steps(since_boot()).into_iter().map(|step| match step {
+            Step::Tell { dead, to } => {
+                self.tell(dead, &to);
+                Ok(())
             }
-        }
+            Step::Free(node) => self.free(node),
+        });
+        all(steps)
+    }
+
+    fn free(&mut self, node: NodeId) -> Result<(), StoreError> {
+        let users = self.roll.free(node)?;
+        // Another node may have been faster.
+        let level = if users > 0 { log::Level::Info } else { log::Level::Debug };
+        log::log!(level, "{users} users of the dead node {node} are offline");
+        self.reaping.freed(node);
         Ok(())
     }
 
@@ -154,4 +159,13 @@ impl Reaper {
             "users of dead nodes still wait to be freed",
         );
     }
+}
+
+/// Does all of it, whatever becomes of each; the first error.
+fn all(each: impl Iterator<Item = Result<(), StoreError>>) -> Result<(), StoreError> {
+    let mut first = Ok(());
+    for result in each {
+        first = first.and(result);
+    }
+    first
 }
