@@ -283,6 +283,14 @@ impl<H: Handler> Io<H> {
         let outbox = connection.outbox.get_or_insert_with(|| self.spare.pop().unwrap_or_default());
         let manner = Manner { alone: message.manner.alone || connection.paced, ..message.manner };
         self.counts.queued.add(message.body.bytes().len() + message.terminator.len());
+        // Tagged messages come again: by whoever has the connection now, a client that takes nothing is found anew.
+        if connection.recalled && message.tag.is_some() {
+            connection.recalled = false;
+            if connection.blocked && !connection.stall_timer {
+                connection.stall_timer = true;
+                self.timers.set(self.now + STALLED, LoopTimer::Stalled(conn));
+            }
+        }
         outbox.push(message.body, message.terminator, message.tag, manner);
         let counted = outbox.counted();
         mark_dirty(connection, &mut self.dirty);

@@ -5,9 +5,9 @@
 //! are to be taken. A session without one is *live*: its messages go to its connection.
 //!
 //! A client that has fallen behind is *drained*: once its connection's queue is empty, its offline messages are
-//! read by the page, written, and removed, until there are none left. What comes meanwhile is *held* here, for
-//! a second and up to a bound, so that a reader who has caught up goes live again under any load; past either
-//! it goes to the store, all that is held in its order, by one job at a time.
+//! read by the page, written, and removed, until there are none left. What comes while a page is read and written is
+//! *held* here, for a second and up to a bound, so that a reader who has caught up goes live again under any load;
+//! past either, and while the client reads nothing, it goes to the store, in its order, by one job at a time.
 //!
 //! A [`Nudger`] is told when all that was taken before it came is delivered or committed, and the store will be
 //! read before anything else is delivered. That never waits for the client to read.
@@ -30,8 +30,6 @@ const RETRY: Duration = Duration::from_secs(1);
 /// What a backlog wants done, in this order.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// To take back what the connection has not begun to write: [`Backlog::recalled`].
-    Recall,
     /// To store these: a half-written message in a parcel of its own, which comes first.
     Store(Vec<Parcel>),
     /// To read the oldest offline messages.
@@ -60,6 +58,12 @@ pub(super) enum Nudger {
     Burial(u64),
 }
 
+/// The time, and what a backlog wants.
+pub(super) struct Context {
+    pub now: Instant,
+    pub steps: Vec<Step>,
+}
+
 #[derive(Debug)]
 pub(super) struct Backlog {
     user: UserId,
@@ -68,14 +72,16 @@ pub(super) struct Backlog {
     stage: Stage,
     /// Something was stored, or may have been, since the last page was asked for.
     stale: bool,
+    /// The login reply, with offline messages in it, is not written yet.
+    reply_due: bool,
     /// It is ending, and not over before its connection is gone.
     closing: bool,
     /// The connection's queue is being taken back: what is held stands behind that.
     recalling: bool,
     /// Oldest first.
     held: VecDeque<Waiting>,
-    /// Since when there is something in `held`.
-    since: Option<Instant>,
+    /// When what is held is held no longer.
+    until: Instant,
     /// What a job is storing.
     storing: Vec<Waiting>,
     /// Bytes in `held` and `storing`.
@@ -138,16 +144,17 @@ enum Rest {
 }
 
 impl Backlog {
-    fn new(user: UserId, stage: Stage) -> Backlog {
+    fn new(user: UserId, stage: Stage, now: Instant) -> Backlog {
         Backlog {
             user,
             former: 0,
             stage,
             stale: false,
+            reply_due: false,
             closing: false,
             recalling: false,
             held: VecDeque::new(),
-            since: None,
+            until: now,
             storing: Vec::new(),
             bytes: 0,
             flush: false,
@@ -160,26 +167,26 @@ impl Backlog {
     }
 
     /// Of a session whose login reply is not out yet.
-    pub fn loading(user: UserId) -> Backlog {
-        Backlog::new(user, Stage::Loading)
+    pub fn loading(user: UserId, now: Instant) -> Backlog {
+        Backlog::new(user, Stage::Loading, now + HELD)
     }
 
     /// The user has come back while the session of this epoch was ending: the next one takes over what is here.
-    pub fn begin_anew(&mut self, former: u64) {
+    pub fn begin_anew(&mut self, former: u64, now: Instant) {
         self.former = former;
         self.stage = Stage::Loading;
+        self.until = now + HELD;
         self.stale |= self.len() > 0;
     }
 
     /// Of a session whose client has fallen behind. What was taken back from its queue follows.
-    pub fn behind(user: UserId) -> Backlog {
-        Backlog { stale: true, ..Backlog::new(user, Stage::Queue) }
+    pub fn behind(user: UserId, now: Instant) -> Backlog {
+        Backlog { stale: true, ..Backlog::new(user, Stage::Queue, now) }
     }
 
     /// The same of one whose queue is still to be taken back, since something may stand in its store.
-    pub fn to_recall(user: UserId, steps: &mut Vec<Step>) -> Backlog {
-        steps.push(Step::Recall);
-        Backlog { recalling: true, flush: true, ..Backlog::behind(user) }
+    pub fn to_recall(user: UserId, now: Instant) -> Backlog {
+        Backlog { recalling: true, flush: true, ..Backlog::behind(user, now) }
     }
 
     /// Bytes that are held, or on their way into the store.
@@ -219,65 +226,82 @@ impl Backlog {
     }
 
     /// Takes a message. With more bytes than `most` it is held no longer.
-    pub fn hold(&mut self, message: Waiting, most: usize, now: Instant, steps: &mut Vec<Step>) {
+    pub fn hold(&mut self, message: Waiting, most: usize, cx: &mut Context) {
         self.bytes += message.body.len();
         self.held.push_back(message);
-        if self.stage == Stage::Ending || self.bytes > most {
+        if self.bytes > most || !self.is_in_time(cx.now) {
             self.flush = true;
         } else {
-            self.watch_held(now, steps);
+            self.watch(self.until, cx);
         }
-        self.advance(steps);
+        self.advance(cx);
     }
 
-    fn watch_held(&mut self, now: Instant, steps: &mut Vec<Step>) {
-        let since = *self.since.get_or_insert(now);
-        self.watch(since + HELD, steps);
+    /// Whether the client is just getting something: then it may be live in a moment.
+    fn is_in_time(&self, now: Instant) -> bool {
+        let is_served = match self.stage {
+            Stage::Loading | Stage::Due | Stage::Reading | Stage::Writing(_) | Stage::Removing => true,
+            Stage::Queue | Stage::Failed(_) | Stage::Ending => false,
+        };
+        is_served && now < self.until
     }
 
-    fn watch(&mut self, at: Instant, steps: &mut Vec<Step>) {
+    /// The next page is due, and what comes while it is read and written is held.
+    fn begin_page(&mut self, cx: &mut Context) {
+        self.stage = Stage::Due;
+        self.until = cx.now + HELD;
+        self.flush = !self.nudgers.is_empty();
+        if !self.held.is_empty() {
+            self.watch(self.until, cx);
+        }
+        self.advance(cx);
+    }
+
+    fn watch(&mut self, at: Instant, cx: &mut Context) {
         if !self.watched {
             self.watched = true;
-            steps.push(Step::Watch(at));
+            cx.steps.push(Step::Watch(at));
         }
     }
 
     /// Some time has passed.
-    pub fn time(&mut self, now: Instant, steps: &mut Vec<Step>) {
+    pub fn time(&mut self, cx: &mut Context) {
         self.watched = false;
-        match self.since {
-            Some(since) if since + HELD <= now => self.flush = true,
-            Some(_) => self.watch_held(now, steps),
-            None => {}
-        }
         match self.stage {
-            Stage::Failed(at) if at > now => self.watch(at, steps),
-            Stage::Failed(_) if self.written.is_empty() => self.stage = Stage::Due,
-            Stage::Failed(_) => self.remove_written(steps),
+            Stage::Failed(at) if at > cx.now => self.watch(at, cx),
+            Stage::Failed(_) if self.written.is_empty() => self.begin_page(cx),
+            Stage::Failed(_) => self.remove_written(cx),
             _ => {}
         }
-        self.advance(steps);
+        if !self.held.is_empty() {
+            if self.is_in_time(cx.now) {
+                self.watch(self.until, cx);
+            } else {
+                self.flush = true;
+            }
+        }
+        self.advance(cx);
     }
 
     /// Does what can be done next.
-    fn advance(&mut self, steps: &mut Vec<Step>) {
+    fn advance(&mut self, cx: &mut Context) {
         if self.recalling {
             return;
         }
         if self.flush && self.storing.is_empty() {
-            self.store_held(steps);
+            self.store_held(cx);
         }
         if self.stage == Stage::Due && self.half.is_none() && self.storing.is_empty() {
             self.stage = Stage::Reading;
             self.stale = false;
-            steps.push(Step::Page);
+            cx.steps.push(Step::Page);
         }
     }
 
-    fn store_held(&mut self, steps: &mut Vec<Step>) {
+    fn store_held(&mut self, cx: &mut Context) {
         if self.held.is_empty() {
             self.flush = false;
-            steps.extend(self.nudgers.drain(..).map(Step::Nudged));
+            cx.steps.extend(self.nudgers.drain(..).map(Step::Nudged));
             return;
         }
         let mut bytes = 0;
@@ -289,14 +313,13 @@ impl Backlog {
         }
         if self.held.is_empty() {
             self.flush = self.stage == Stage::Ending;
-            self.since = None;
             self.nudgers_of_job.append(&mut self.nudgers);
         }
         self.stale = true;
         if self.half == Some(Half::Held) {
             self.half = Some(Half::Storing(Rest::Waits));
         }
-        steps.push(Step::Store(self.parcels()));
+        cx.steps.push(Step::Store(self.parcels()));
     }
 
     /// What a job is storing.
@@ -311,7 +334,7 @@ impl Backlog {
 
     /// What the store has done with the messages of [`Step::Store`], by parcel; nothing, as far as is known, with
     /// those that have no answer.
-    pub fn stored(&mut self, kept: &[Kept], steps: &mut Vec<Step>) {
+    pub fn stored(&mut self, kept: &[Kept], cx: &mut Context) {
         let mut messages = std::mem::take(&mut self.storing);
         self.bytes -= messages.iter().map(|message| message.body.len()).sum::<usize>();
         let mut kept = kept.iter().copied();
@@ -319,35 +342,35 @@ impl Backlog {
             && !messages.is_empty()
         {
             let half = messages.remove(0);
-            self.half_stored(&half, rest, kept.next(), steps);
+            self.half_stored(&half, rest, kept.next(), cx);
         }
-        self.rest_stored(messages, kept.next(), steps);
-        steps.extend(self.nudgers_of_job.drain(..).map(Step::Nudged));
-        self.advance(steps);
+        self.rest_stored(messages, kept.next(), cx);
+        cx.steps.extend(self.nudgers_of_job.drain(..).map(Step::Nudged));
+        self.advance(cx);
     }
 
-    fn half_stored(&mut self, half: &Waiting, rest: Rest, kept: Option<Kept>, steps: &mut Vec<Step>) {
+    fn half_stored(&mut self, half: &Waiting, rest: Rest, kept: Option<Kept>, cx: &mut Context) {
         self.half = None;
         match (kept, rest) {
             (Some(Kept::Stored(row) | Kept::Past(row)), rest) => {
                 match rest {
                     Rest::Waits => self.half = Some(Half::Stored(row)),
                     // The next page is read behind this. Should it fail, the message is repeated; it is never lost.
-                    Rest::Written => steps.push(Step::Forget(vec![row])),
+                    Rest::Written => cx.steps.push(Step::Forget(vec![row])),
                     Rest::Cut => {}
                 }
-                steps.push(Step::Settle(half.receipt, Fate::Stored));
+                cx.steps.push(Step::Settle(half.receipt, Fate::Stored));
             }
-            (_, Rest::Written) => steps.push(Step::Settle(half.receipt, Fate::Delivered)),
-            (kept, Rest::Cut) => self.refuse(half, errno(kept), steps),
+            (_, Rest::Written) => cx.steps.push(Step::Settle(half.receipt, Fate::Delivered)),
+            (kept, Rest::Cut) => self.refuse(half, errno(kept), cx),
             (kept, Rest::Waits) => {
                 self.half = Some(Half::Refused(errno(kept)));
-                self.fence(half.receipt, steps);
+                self.fence(half.receipt, cx);
             }
         }
     }
 
-    fn rest_stored(&mut self, mut messages: Vec<Waiting>, kept: Option<Kept>, steps: &mut Vec<Step>) {
+    fn rest_stored(&mut self, mut messages: Vec<Waiting>, kept: Option<Kept>, cx: &mut Context) {
         let all = messages.len();
         // How many are stored, and how many of those behind them were refused.
         let (stored, refused) = match kept {
@@ -358,24 +381,24 @@ impl Backlog {
         };
         let untried = messages.split_off(refused);
         let failed = messages.split_off(stored);
-        steps.extend(messages.iter().map(|message| Step::Settle(message.receipt, Fate::Stored)));
+        cx.steps.extend(messages.iter().map(|message| Step::Settle(message.receipt, Fate::Stored)));
         self.flush |= !untried.is_empty();
         for message in untried.into_iter().rev() {
             self.bytes += message.body.len();
             self.held.push_front(message);
         }
-        failed.iter().for_each(|message| self.refuse(message, errno(kept), steps));
+        failed.iter().for_each(|message| self.refuse(message, errno(kept), cx));
     }
 
-    fn refuse(&mut self, message: &Waiting, errno: Errno, steps: &mut Vec<Step>) {
-        steps.push(Step::Settle(message.receipt, Fate::Failed(errno)));
-        self.fence(message.receipt, steps);
+    fn refuse(&mut self, message: &Waiting, errno: Errno, cx: &mut Context) {
+        cx.steps.push(Step::Settle(message.receipt, Fate::Failed(errno)));
+        self.fence(message.receipt, cx);
     }
 
     /// What follows a message that was refused must not overtake it, should its node store it: it goes back there.
-    fn fence(&mut self, receipt: Receipt, steps: &mut Vec<Step>) {
+    fn fence(&mut self, receipt: Receipt, cx: &mut Context) {
         let Some(node) = receipt.node() else { return };
-        steps.push(Step::Fence(node));
+        cx.steps.push(Step::Fence(node));
         let (bytes, half) = (&mut self.bytes, self.half == Some(Half::Held));
         let mut first = true;
         self.held.retain(|message| {
@@ -383,26 +406,23 @@ impl Backlog {
             first = false;
             if !stays {
                 *bytes -= message.body.len();
-                steps.push(Step::Settle(message.receipt, Fate::Gone));
+                cx.steps.push(Step::Settle(message.receipt, Fate::Gone));
             }
             stays
         });
-        if self.held.is_empty() {
-            self.since = None;
-        }
     }
 
     /// Something may stand in the store that must reach the user before anything else does.
-    pub fn nudge(&mut self, nudger: Nudger, steps: &mut Vec<Step>) {
+    pub fn nudge(&mut self, nudger: Nudger, cx: &mut Context) {
         self.stale = true;
         self.flush = true;
         self.nudgers.push(nudger);
-        self.advance(steps);
+        self.advance(cx);
     }
 
     /// What was taken back from the connection's queue; `true`: some of it was written. It stands before all that
     /// is held. `has_half_row`: some of an offline message of a session that is ending was.
-    pub fn recalled(&mut self, messages: Vec<(Waiting, bool)>, has_half_row: bool, steps: &mut Vec<Step>) {
+    pub fn recalled(&mut self, messages: Vec<(Waiting, bool)>, has_half_row: bool, cx: &mut Context) {
         self.recalling = false;
         if has_half_row {
             self.half = Some(Half::Row);
@@ -418,20 +438,17 @@ impl Backlog {
             self.bytes += message.body.len();
             self.held.push_front(message);
         }
-        self.advance(steps);
+        self.advance(cx);
     }
 
     /// A chat was written whole. True: it is the one of which the store was asked to take it over; what becomes of
     /// it is told by a step.
-    pub fn chat_written(&mut self, steps: &mut Vec<Step>) -> bool {
+    pub fn chat_written(&mut self, cx: &mut Context) -> bool {
         let Some(half) = self.half.take() else { return false };
         let is_taken_over = match half {
             Half::Held => {
                 if let Some(message) = self.held.pop_front() {
                     self.bytes -= message.body.len();
-                }
-                if self.held.is_empty() {
-                    self.since = None;
                 }
                 false
             }
@@ -440,12 +457,12 @@ impl Backlog {
                 true
             }
             Half::Stored(row) => {
-                steps.push(Step::Forget(vec![row]));
+                cx.steps.push(Step::Forget(vec![row]));
                 true
             }
             Half::Refused(_) | Half::Row => false,
         };
-        self.advance(steps);
+        self.advance(cx);
         is_taken_over
     }
 
@@ -469,57 +486,55 @@ impl Backlog {
     }
 
     /// The connection's queue is empty.
-    pub fn drained(&mut self, steps: &mut Vec<Step>) {
+    pub fn drained(&mut self, cx: &mut Context) {
         if self.stage == Stage::Queue {
-            self.stage = Stage::Due;
-            self.advance(steps);
+            self.begin_page(cx);
         }
     }
 
     /// The login reply goes out. `has_rows`: with offline messages, which are to be removed when it is written;
     /// `more`: there are others.
-    pub fn loaded(&mut self, has_rows: bool, more: bool, steps: &mut Vec<Step>) {
+    pub fn loaded(&mut self, has_rows: bool, more: bool, cx: &mut Context) {
         self.stale |= more;
+        self.reply_due = has_rows;
         if has_rows {
             self.stage = Stage::Writing(1);
         } else {
-            self.stage = Stage::Due;
-            self.try_to_live(steps);
+            self.try_to_live(cx);
         }
     }
 
     /// A page was read; so many messages of it are written now.
-    pub fn page(&mut self, messages: usize, steps: &mut Vec<Step>) {
+    pub fn page(&mut self, messages: usize, cx: &mut Context) {
         if self.stage != Stage::Reading {
             return;
         }
         if messages > 0 {
             self.stage = Stage::Writing(messages);
         } else {
-            self.stage = Stage::Due;
-            self.try_to_live(steps);
+            self.try_to_live(cx);
         }
     }
 
     /// The store did not read a page.
-    pub fn page_failed(&mut self, now: Instant, steps: &mut Vec<Step>) {
+    pub fn page_failed(&mut self, cx: &mut Context) {
         if self.stage == Stage::Reading {
-            self.fail(now, steps);
+            self.fail(cx);
         }
     }
 
-    fn fail(&mut self, now: Instant, steps: &mut Vec<Step>) {
-        self.stage = Stage::Failed(now + RETRY);
-        self.watch(now + RETRY, steps);
+    fn fail(&mut self, cx: &mut Context) {
+        self.stage = Stage::Failed(cx.now + RETRY);
+        self.watch(cx.now + RETRY, cx);
     }
 
     /// Nothing is left in the store, as far as is known: the session is live, unless there is by now.
-    fn try_to_live(&mut self, steps: &mut Vec<Step>) {
+    fn try_to_live(&mut self, cx: &mut Context) {
         if self.stale || self.flush || self.recalling || !self.has_stored_all() {
-            return self.advance(steps);
+            return self.begin_page(cx);
         }
-        steps.push(Step::Live);
-        steps.extend(self.held.drain(..).map(Step::Deliver));
+        cx.steps.push(Step::Live);
+        cx.steps.extend(self.held.drain(..).map(Step::Deliver));
         self.bytes = 0;
     }
 
@@ -528,45 +543,48 @@ impl Backlog {
     }
 
     /// An offline message was written, or the login reply with several.
-    pub fn rows_written(&mut self, rows: &[RowId], steps: &mut Vec<Step>) {
+    pub fn rows_written(&mut self, rows: &[RowId], cx: &mut Context) {
         self.written.extend_from_slice(rows);
+        self.reply_due = false;
         match self.stage {
             Stage::Writing(left) if left > 1 => self.stage = Stage::Writing(left - 1),
-            Stage::Writing(_) => self.remove_written(steps),
+            Stage::Writing(_) => self.remove_written(cx),
             // Nobody waits for it any more: they go, or the next login repeats them.
             Stage::Ending => {
                 self.half.take_if(|half| *half == Half::Row);
-                steps.push(Step::Forget(std::mem::take(&mut self.written)));
+                cx.steps.push(Step::Forget(std::mem::take(&mut self.written)));
             }
             _ => {}
         }
     }
 
-    fn remove_written(&mut self, steps: &mut Vec<Step>) {
+    fn remove_written(&mut self, cx: &mut Context) {
         self.stage = Stage::Removing;
-        steps.push(Step::Remove(self.written.clone()));
+        cx.steps.push(Step::Remove(self.written.clone()));
     }
 
     /// What was written is removed, or is not: the next page would repeat it.
-    pub fn removed(&mut self, is_done: bool, now: Instant, steps: &mut Vec<Step>) {
+    pub fn removed(&mut self, is_done: bool, cx: &mut Context) {
         if self.stage != Stage::Removing {
             return;
         }
         if is_done {
             self.written.clear();
-            self.stage = Stage::Due;
-            self.advance(steps);
+            self.begin_page(cx);
         } else {
-            self.fail(now, steps);
+            self.fail(cx);
         }
     }
 
     /// The session is ending. Its connection's queue is taken back: see [`Backlog::recalled`].
     /// `closing`: it ends only when its connection is gone.
-    pub fn end(&mut self, closing: bool, steps: &mut Vec<Step>) {
+    pub fn end(&mut self, closing: bool, cx: &mut Context) {
         self.closing = closing;
         if self.stage != Stage::Removing && !self.written.is_empty() {
-            steps.push(Step::Forget(std::mem::take(&mut self.written)));
+            cx.steps.push(Step::Forget(std::mem::take(&mut self.written)));
+        }
+        if self.reply_due {
+            self.half = Some(Half::Row);
         }
         self.stage = Stage::Ending;
         self.flush = true;

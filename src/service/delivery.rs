@@ -65,8 +65,8 @@ impl Shard {
         self.count_message(receipt, if is_from_here { Path::SameReactor } else { Path::OtherReactor }, 1);
         if !is_live {
             let message = Waiting { body: text.into_shared(), receipt: self.owed(receipt, fx) };
-            let (most, now) = (self.settings.high_water / 2, self.now.at);
-            return self.with_backlog(to, epoch, fx, |backlog, steps| backlog.hold(message, most, now, steps));
+            let most = self.settings.high_water / 2;
+            return self.with_backlog(to, epoch, fx, |backlog, cx| backlog.hold(message, most, cx));
         }
         let body = match text {
             Text::Borrowed(bytes) => {
@@ -312,7 +312,7 @@ impl Shard {
                     );
                 }
                 if let Some(epoch) = self.session_of_job(user, epoch) {
-                    self.with_backlog(user, epoch, fx, |backlog, steps| backlog.stored(&kept, steps));
+                    self.with_backlog(user, epoch, fx, |backlog, cx| backlog.stored(&kept, cx));
                 }
             }
         }

@@ -56,11 +56,11 @@ pub enum Tag {
 
 impl Tag {
     /// Whether a message with this tag is taken back: of a slow reader what may take another way, of a session
-    /// that ends all that is its own.
+    /// that ends all that is its own but the answer to its LOGIN.
     pub fn is_recallable(&self, how: Recall) -> bool {
         match how {
             Recall::Reroutable => matches!(self, Tag::Chat { .. }),
-            Recall::All => true,
+            Recall::All => !matches!(self, Tag::Reply { .. }),
         }
     }
 }

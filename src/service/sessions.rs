@@ -30,15 +30,15 @@ impl Shard {
         client.user = Some(Box::new(LoggedIn { user, epoch, name: login.name }));
         self.sessions += 1;
         self.counts.sessions.add(1);
-        let entry = self.users.entry(user).or_default();
+        let (entry, now) = (self.users.entry(user).or_default(), self.now.at);
         // What has come for a former session while its claim was being replaced is this one's.
         let backlog = entry.session.take().and_then(|former| Some((former.epoch, former.backlog?)));
         let backlog = match backlog {
             Some((epoch, mut backlog)) => {
-                backlog.begin_anew(epoch);
+                backlog.begin_anew(epoch, now);
                 backlog
             }
-            None => Box::new(Backlog::loading(user)),
+            None => Box::new(Backlog::loading(user, now)),
         };
         entry.session = Some(Session { conn, epoch, backlog: Some(backlog) });
         if let Some(more) = entry.more_mut() {
@@ -57,25 +57,20 @@ impl Shard {
         user: UserId,
         epoch: u64,
         fx: &mut Effects,
-        take: impl FnOnce(&mut Backlog, &mut Vec<backlog::Step>),
+        take: impl FnOnce(&mut Backlog, &mut backlog::Context),
     ) {
-        let mut steps = Vec::new();
+        let mut cx = backlog::Context { now: self.now.at, steps: Vec::new() };
         let Some(session) = self.users.get_mut(&user).and_then(|user| user.session_of(epoch)) else { return };
         let Some(backlog) = session.backlog.as_deref_mut() else { return };
         let before = backlog.bytes();
-        take(backlog, &mut steps);
+        take(backlog, &mut cx);
         self.held = self.held + backlog.bytes() - before;
-        self.take_steps(user, epoch, steps, fx);
+        self.take_steps(user, epoch, cx.steps, fx);
     }
 
     fn take_steps(&mut self, user: UserId, epoch: u64, steps: Vec<backlog::Step>, fx: &mut Effects) {
         for step in steps {
             match step {
-                backlog::Step::Recall => {
-                    if let Some(conn) = self.conn_of(user, epoch) {
-                        fx.push(Effect::Recall(conn, Recall::Reroutable));
-                    }
-                }
                 backlog::Step::Store(parcels) => {
                     let then = Then::Stored(Stored::Backlog { user, epoch });
                     self.submit(self.user_lane(user), then, Op::Write(Write::Keep(parcels)), fx);
@@ -123,16 +118,14 @@ impl Shard {
     /// Something may stand in the store that must reach the user before what comes next; `nudger` waits until all
     /// that came before is delivered or committed.
     pub(super) fn drain(&mut self, user: UserId, nudger: Nudger, fx: &mut Effects) {
+        let now = self.now.at;
         let Some(session) = self.users.get_mut(&user).and_then(|user| user.session.as_mut()) else { return };
         let epoch = session.epoch;
-        let mut steps = Vec::new();
         if session.backlog.is_none() {
-            session.backlog = Some(Box::new(Backlog::to_recall(user, &mut steps)));
+            session.backlog = Some(Box::new(Backlog::to_recall(user, now)));
+            fx.push(Effect::Recall(session.conn, Recall::Reroutable));
         }
-        self.with_backlog(user, epoch, fx, |backlog, more| {
-            more.append(&mut steps);
-            backlog.nudge(nudger, more);
-        });
+        self.with_backlog(user, epoch, fx, |backlog, cx| backlog.nudge(nudger, cx));
     }
 
     /// The session of the user of this connection, whether it goes on or is ending.
@@ -146,17 +139,18 @@ impl Shard {
     /// A reader falls behind, or the session ends: its messages take the way through the store. What was taken
     /// back from its queue goes first, so that the order holds.
     pub(super) fn queue_recalled(&mut self, conn: ConnId, unwritten: Vec<Unwritten<Tag>>, fx: &mut Effects) {
+        let now = self.now.at;
         let Some((user, session)) = self.session_on(conn) else { return };
         let epoch = session.epoch;
         if session.backlog.is_none() {
             log::debug!("{conn}: user {user} reads slowly; messages go through the store");
-            session.backlog = Some(Box::new(Backlog::behind(user)));
+            session.backlog = Some(Box::new(Backlog::behind(user, now)));
         }
         let is_ending = session.is_ending();
         let has_half_row =
             is_ending && unwritten.first().is_some_and(|first| first.begun && !matches!(first.tag, Tag::Chat { .. }));
         let messages = chats(unwritten);
-        self.with_backlog(user, epoch, fx, |backlog, steps| backlog.recalled(messages, has_half_row, steps));
+        self.with_backlog(user, epoch, fx, |backlog, cx| backlog.recalled(messages, has_half_row, cx));
         let session = self.users.get_mut(&user).and_then(|user| user.session_of(epoch));
         if is_ending && session.and_then(|session| session.backlog.as_deref()).is_some_and(Backlog::has_half) {
             fx.push(Effect::Timer(self.now.at + HALF, Timer::Half { user, epoch }));
@@ -167,7 +161,7 @@ impl Shard {
     pub(super) fn queue_drained(&mut self, conn: ConnId, fx: &mut Effects) {
         if let Some((user, session)) = self.session_on(conn) {
             let epoch = session.epoch;
-            self.with_backlog(user, epoch, fx, |backlog, steps| backlog.drained(steps));
+            self.with_backlog(user, epoch, fx, |backlog, cx| backlog.drained(cx));
         }
     }
 
@@ -182,15 +176,13 @@ impl Shard {
     }
 
     pub(super) fn backlog_timer(&mut self, user: UserId, epoch: u64, fx: &mut Effects) {
-        let now = self.now.at;
-        self.with_backlog(user, epoch, fx, |backlog, steps| backlog.time(now, steps));
+        self.with_backlog(user, epoch, fx, |backlog, cx| backlog.time(cx));
     }
 
     /// A page was read: it is pushed, or there is nothing left.
     pub(super) fn page_read(&mut self, user: UserId, epoch: u64, answer: Result<Answer, StoreError>, fx: &mut Effects) {
-        let now = self.now.at;
         let Ok(Answer::Page(page)) = answer else {
-            return self.with_backlog(user, epoch, fx, |backlog, steps| backlog.page_failed(now, steps));
+            return self.with_backlog(user, epoch, fx, |backlog, cx| backlog.page_failed(cx));
         };
         let Some(session) = self.users.get_mut(&user).and_then(|user| user.session_of(epoch)) else { return };
         if session.is_ending() {
@@ -207,12 +199,12 @@ impl Shard {
             let tag = Some(Tag::Row { user, epoch, row });
             fx.push(Effect::Send { conn, body, framing, tag, manner: Manner::default() });
         }
-        self.with_backlog(user, epoch, fx, |backlog, steps| backlog.page(messages, steps));
+        self.with_backlog(user, epoch, fx, |backlog, cx| backlog.page(messages, cx));
     }
 
     /// Offline messages were written.
     pub(super) fn rows_written(&mut self, user: UserId, epoch: u64, rows: &[RowId], fx: &mut Effects) {
-        self.with_backlog(user, epoch, fx, |backlog, steps| backlog.rows_written(rows, steps));
+        self.with_backlog(user, epoch, fx, |backlog, cx| backlog.rows_written(rows, cx));
     }
 
     /// Rows were removed, or not.
@@ -224,8 +216,8 @@ impl Shard {
             let refusal = Refusal::new(Errno::NotLoggedIn, "your session has ended, please log in again");
             return self.refuse_and_close(conn, refusal, CloseReason::ClaimLost, fx);
         }
-        let (is_done, now) = (answer.is_ok(), self.now.at);
-        self.with_backlog(user, epoch, fx, |backlog, steps| backlog.removed(is_done, now, steps));
+        let is_done = answer.is_ok();
+        self.with_backlog(user, epoch, fx, |backlog, cx| backlog.removed(is_done, cx));
     }
 
     /// A chat was written whole.
@@ -233,7 +225,7 @@ impl Shard {
         let session = self.users.get_mut(&user).and_then(|user| user.session_of(epoch));
         let mut is_taken_over = false;
         if session.is_some_and(|session| session.backlog.is_some()) {
-            self.with_backlog(user, epoch, fx, |backlog, steps| is_taken_over = backlog.chat_written(steps));
+            self.with_backlog(user, epoch, fx, |backlog, cx| is_taken_over = backlog.chat_written(cx));
         }
         if !is_taken_over {
             self.settle(receipt, Fate::Delivered, false, fx);
@@ -268,13 +260,14 @@ impl Shard {
     /// Nobody reads any more what comes for this session: all of it goes to the store. `closing`: the claim waits
     /// until the connection is gone, since offline messages that it still writes are removed by it.
     fn end_session(&mut self, user: UserId, epoch: u64, ending: Ending, closing: bool, fx: &mut Effects) {
+        let now = self.now.at;
         let Some(entry) = self.users.get_mut(&user) else { return };
         entry.with_more().ending = Some(ending);
         let Some(session) = entry.session_of(epoch) else { return };
-        session.backlog.get_or_insert_with(|| Box::new(Backlog::behind(user)));
+        session.backlog.get_or_insert_with(|| Box::new(Backlog::behind(user, now)));
         self.sessions -= 1;
         self.counts.sessions.sub(1);
-        self.with_backlog(user, epoch, fx, |backlog, steps| backlog.end(closing, steps));
+        self.with_backlog(user, epoch, fx, |backlog, cx| backlog.end(closing, cx));
     }
 
     /// A connection is gone. What it did not write is stored, then the session ends.
@@ -309,7 +302,7 @@ impl Shard {
             }
         }
         let messages = chats(unwritten).into_iter().map(|(message, _)| (message, false)).collect();
-        self.with_backlog(user, epoch, fx, |backlog, steps| backlog.recalled(messages, false, steps));
+        self.with_backlog(user, epoch, fx, |backlog, cx| backlog.recalled(messages, false, cx));
         if let Some((receipt, errno)) = refused {
             // Behind the above, since the sender may be the one who leaves.
             self.settle_and_count(receipt, Fate::Failed(errno), false, fx);

@@ -22,7 +22,6 @@ fn name(receipt: Receipt) -> u64 {
 
 fn show(step: Step, half: bool) -> String {
     match step {
-        Step::Recall => "recall".to_owned(),
         Step::Store(parcels) => {
             let messages: Vec<u8> = parcels.iter().flat_map(|parcel| &parcel.messages).map(|body| body[0]).collect();
             let is_half = |parcel: &Parcel| parcel.messages.len() == 1;
@@ -42,52 +41,53 @@ fn show(step: Step, half: bool) -> String {
 }
 
 impl Table {
-    fn of(backlog: Backlog) -> Table {
-        Table { backlog, now: Instant::now() }
+    fn of(backlog: impl Fn(Instant) -> Backlog) -> Table {
+        let now = Instant::now();
+        Table { backlog: backlog(now), now }
     }
 
     /// One whose queue is empty, and of which a page is being read.
     fn reading() -> Table {
-        let mut table = Table::of(Backlog::behind(1));
-        table.take(&[], |backlog, steps, _| backlog.recalled(Vec::new(), false, steps));
-        table.take(&["page"], |backlog, steps, _| backlog.drained(steps));
+        let mut table = Table::of(|now| Backlog::behind(1, now));
+        table.take(&[], |backlog, cx| backlog.recalled(Vec::new(), false, cx));
+        table.take(&["page"], |backlog, cx| backlog.drained(cx));
         table
     }
 
     #[track_caller]
-    fn take(&mut self, expected: &[&str], take: impl FnOnce(&mut Backlog, &mut Vec<Step>, Instant)) {
-        let mut steps = Vec::new();
-        take(&mut self.backlog, &mut steps, self.now);
-        assert_eq!(steps.into_iter().map(|step| show(step, self.backlog.has_half())).collect::<Vec<_>>(), expected);
+    fn take(&mut self, expected: &[&str], take: impl FnOnce(&mut Backlog, &mut Context)) {
+        let mut cx = Context { now: self.now, steps: Vec::new() };
+        take(&mut self.backlog, &mut cx);
+        assert_eq!(cx.steps.into_iter().map(|step| show(step, self.backlog.has_half())).collect::<Vec<_>>(), expected);
         let bytes = self.backlog.held.iter().chain(&self.backlog.storing).map(|message| message.body.len());
         assert_eq!(self.backlog.bytes, bytes.sum::<usize>());
     }
     #[track_caller]
     fn hold(&mut self, n: u64, expected: &[&str]) {
-        self.take(expected, |backlog, steps, now| backlog.hold(message(n), LIMIT, now, steps));
+        self.take(expected, |backlog, cx| backlog.hold(message(n), LIMIT, cx));
     }
     #[track_caller]
     fn stored(&mut self, kept: &[Kept], expected: &[&str]) {
-        self.take(expected, |backlog, steps, _| backlog.stored(kept, steps));
+        self.take(expected, |backlog, cx| backlog.stored(kept, cx));
     }
     #[track_caller]
     fn page(&mut self, messages: usize, expected: &[&str]) {
-        self.take(expected, |backlog, steps, _| backlog.page(messages, steps));
+        self.take(expected, |backlog, cx| backlog.page(messages, cx));
     }
     #[track_caller]
     fn written(&mut self, row: RowId, expected: &[&str]) {
-        self.take(expected, |backlog, steps, _| backlog.rows_written(&[row], steps));
+        self.take(expected, |backlog, cx| backlog.rows_written(&[row], cx));
     }
     #[track_caller]
     fn a_second(&mut self, expected: &[&str]) {
         self.now += HELD;
-        self.take(expected, |backlog, steps, now| backlog.time(now, steps));
+        self.take(expected, |backlog, cx| backlog.time(cx));
     }
     #[track_caller]
     fn recalled(&mut self, begun: Option<u64>, others: &[u64], expected: &[&str]) {
         let begun = begun.map(|n| (message(n), true));
         let list = begun.into_iter().chain(others.iter().map(|n| (message(*n), false))).collect();
-        self.take(expected, |backlog, steps, _| backlog.recalled(list, false, steps));
+        self.take(expected, |backlog, cx| backlog.recalled(list, false, cx));
     }
 }
 
@@ -99,7 +99,7 @@ fn a_page_is_written_and_removed_before_the_next_is_read_and_what_came_meanwhile
     table.written(11, &[]);
     table.written(12, &["remove [11, 12]"]);
     table.hold(2, &[]);
-    table.take(&["page"], |backlog, steps, now| backlog.removed(true, now, steps));
+    table.take(&["page"], |backlog, cx| backlog.removed(true, cx));
     table.page(0, &["live", "deliver 1", "deliver 2"]);
 }
 
@@ -108,65 +108,62 @@ fn what_is_held_for_a_second_or_is_too_much_is_stored_and_then_the_store_is_read
     let mut table = Table::reading();
     table.hold(1, &["watch"]);
     table.a_second(&["store [1]"]);
-    table.hold(2, &["watch"]);
-    table.page(0, &[]);
+    table.hold(2, &[]);
+    table.page(0, &["watch"]);
     table.stored(&[Kept::Stored(5)], &["1 Stored", "page"]);
     table.page(0, &["live", "deliver 2"]);
 
     let mut table = Table::reading();
     let much = Waiting { body: vec![1; LIMIT + 1].into(), ..message(1) };
-    table.take(&["store [1]"], |backlog, steps, now| backlog.hold(much, LIMIT, now, steps));
+    table.take(&["store [1]"], |backlog, cx| backlog.hold(much, LIMIT, cx));
 }
 
 #[test]
-fn one_job_at_a_time_stores_and_the_order_is_that_of_their_coming() {
-    let mut table = Table::of(Backlog::behind(1));
+fn what_comes_for_a_client_that_reads_nothing_is_stored_at_once_by_one_job_at_a_time() {
+    let mut table = Table::of(|now| Backlog::behind(1, now));
     table.recalled(None, &[1, 2], &["store [1, 2]"]);
-    table.hold(3, &["watch"]);
-    table.a_second(&[]);
+    table.hold(3, &[]);
     table.stored(&[Kept::Stored(1)], &["1 Stored", "2 Stored", "store [3]"]);
-    table.take(&[], |backlog, steps, _| backlog.drained(steps));
+    table.take(&[], |backlog, cx| backlog.drained(cx));
     table.stored(&[Kept::Stored(3)], &["3 Stored", "page"]);
 }
 
 #[test]
 fn a_nudger_is_told_when_all_before_it_is_stored_and_not_when_it_is_read() {
-    let mut steps = Vec::new();
-    let mut table = Table::of(Backlog::to_recall(1, &mut steps));
-    assert_eq!(steps, [Step::Recall]);
-    table.take(&[], |backlog, steps, _| backlog.nudge(Nudger::Node(NodeId(9), 4), steps));
-    table.hold(2, &["watch"]);
+    let mut table = Table::of(|now| Backlog::to_recall(1, now));
+    table.take(&[], |backlog, cx| backlog.nudge(Nudger::Node(NodeId(9), 4), cx));
+    table.hold(2, &[]);
     table.recalled(None, &[1], &["store [1, 2]"]);
     table.hold(3, &[]);
-    table.stored(&[Kept::Stored(1)], &["1 Stored", "2 Stored", "nudged 9 4"]);
+    table.stored(&[Kept::Stored(1)], &["1 Stored", "2 Stored", "nudged 9 4", "store [3]"]);
     // Nothing is held: at once.
     let mut table = Table::reading();
-    table.take(&["nudged 9 5"], |backlog, steps, _| backlog.nudge(Nudger::Node(NodeId(9), 5), steps));
+    table.take(&["nudged 9 5"], |backlog, cx| backlog.nudge(Nudger::Node(NodeId(9), 5), cx));
     table.page(0, &["page"]);
-    table.take(&["buried 1"], |backlog, steps, _| backlog.nudge(Nudger::Burial(1), steps));
+    table.take(&["buried 1"], |backlog, cx| backlog.nudge(Nudger::Burial(1), cx));
 }
 
 #[test]
 fn a_half_written_message_is_stored_first_and_its_row_goes_when_the_rest_is_written() {
-    let mut table = Table::of(Backlog::behind(1));
+    let mut table = Table::of(|now| Backlog::behind(1, now));
     table.recalled(Some(1), &[2], &["store [1, 2] with a half"]);
     table.stored(&[Kept::Stored(5), Kept::Stored(6)], &["1 Stored", "2 Stored"]);
-    table.take(&["forget [5]"], |backlog, steps, _| assert!(backlog.chat_written(steps)));
-    table.take(&["page"], |backlog, steps, _| backlog.drained(steps));
+    table.take(&["forget [5]"], |backlog, cx| assert!(backlog.chat_written(cx)));
+    table.take(&["page"], |backlog, cx| backlog.drained(cx));
     // The rest is written while it is being stored.
-    let mut table = Table::of(Backlog::behind(1));
+    let mut table = Table::of(|now| Backlog::behind(1, now));
     table.recalled(Some(1), &[], &["store [1] with a half"]);
-    table.take(&[], |backlog, steps, _| assert!(backlog.chat_written(steps)));
-    table.take(&[], |backlog, steps, _| backlog.drained(steps));
+    table.take(&[], |backlog, cx| assert!(backlog.chat_written(cx)));
+    table.take(&[], |backlog, cx| backlog.drained(cx));
     table.stored(&[Kept::Stored(5)], &["forget [5]", "1 Stored", "page"]);
     // It was refused: it is written, or fails.
-    let mut table = Table::of(Backlog::behind(1));
+    let mut table = Table::of(|now| Backlog::behind(1, now));
     table.recalled(Some(1), &[12], &["store [1, 12] with a half"]);
     let then = ["fence 1", "12 Failed(Busy)", "fence 2"];
     table.stored(&[Kept::Full(0), Kept::Full(0)], &then);
-    table.take(&[], |backlog, steps, _| assert!(!backlog.chat_written(steps)));
+    table.take(&[], |backlog, cx| assert!(!backlog.chat_written(cx)));
     // Its connection is gone.
-    let mut table = Table::of(Backlog::behind(1));
+    let mut table = Table::of(|now| Backlog::behind(1, now));
     table.recalled(Some(1), &[2], &["store [1, 2] with a half"]);
     assert_eq!(table.backlog.cut(), Ok(true));
     table.stored(&[Kept::Stored(5), Kept::Stored(6)], &["1 Stored", "2 Stored"]);
@@ -175,9 +172,9 @@ fn a_half_written_message_is_stored_first_and_its_row_goes_when_the_rest_is_writ
 
 #[test]
 fn what_follows_a_refused_message_of_a_node_goes_back_there() {
-    let mut table = Table::of(Backlog::behind(1));
+    let mut table = Table::of(|now| Backlog::behind(1, now));
     table.recalled(None, &[1, 2, 11], &["store [1, 2, 11]"]);
-    table.hold(3, &["watch"]);
+    table.hold(3, &[]);
     table.hold(12, &[]);
     let then = ["1 Stored", "2 Failed(StoreUnavailable)", "fence 1", "3 Gone", "store [11, 12]"];
     table.stored(&[Kept::Refused(1)], &then);
@@ -187,32 +184,32 @@ fn what_follows_a_refused_message_of_a_node_goes_back_there() {
 #[test]
 fn what_the_store_does_not_do_is_tried_again() {
     let mut table = Table::reading();
-    table.take(&["watch"], |backlog, steps, now| backlog.page_failed(now, steps));
+    table.take(&["watch"], |backlog, cx| backlog.page_failed(cx));
     table.a_second(&["page"]);
     table.page(1, &[]);
     table.written(7, &["remove [7]"]);
-    table.take(&["watch"], |backlog, steps, now| backlog.removed(false, now, steps));
+    table.take(&["watch"], |backlog, cx| backlog.removed(false, cx));
     table.a_second(&["remove [7]"]);
-    table.take(&["page"], |backlog, steps, now| backlog.removed(true, now, steps));
+    table.take(&["page"], |backlog, cx| backlog.removed(true, cx));
 }
 
 #[test]
 fn a_login_is_live_behind_its_reply_unless_there_is_more() {
-    let mut table = Table::of(Backlog::loading(1));
+    let mut table = Table::of(|now| Backlog::loading(1, now));
     table.hold(1, &["watch"]);
-    table.take(&["live", "deliver 1"], |backlog, steps, _| backlog.loaded(false, false, steps));
-    let mut table = Table::of(Backlog::loading(1));
-    table.take(&[], |backlog, steps, _| backlog.loaded(true, false, steps));
-    table.take(&["remove [1, 2]"], |backlog, steps, _| backlog.rows_written(&[1, 2], steps));
-    table.take(&["page"], |backlog, steps, now| backlog.removed(true, now, steps));
+    table.take(&["live", "deliver 1"], |backlog, cx| backlog.loaded(false, false, cx));
+    let mut table = Table::of(|now| Backlog::loading(1, now));
+    table.take(&[], |backlog, cx| backlog.loaded(true, false, cx));
+    table.take(&["remove [1, 2]"], |backlog, cx| backlog.rows_written(&[1, 2], cx));
+    table.take(&["page"], |backlog, cx| backlog.removed(true, cx));
     table.page(0, &["live"]);
-    let mut table = Table::of(Backlog::loading(1));
-    table.take(&["page"], |backlog, steps, _| backlog.loaded(false, true, steps));
+    let mut table = Table::of(|now| Backlog::loading(1, now));
+    table.take(&["page"], |backlog, cx| backlog.loaded(false, true, cx));
     // What was stored while the reply was being read is read behind it.
-    let mut table = Table::of(Backlog::loading(1));
+    let mut table = Table::of(|now| Backlog::loading(1, now));
     table.hold(1, &["watch"]);
     table.a_second(&["store [1]"]);
-    table.take(&[], |backlog, steps, _| backlog.loaded(false, false, steps));
+    table.take(&[], |backlog, cx| backlog.loaded(false, false, cx));
     table.stored(&[Kept::Stored(1)], &["1 Stored", "page"]);
 }
 
@@ -222,7 +219,7 @@ fn an_end_stores_all_that_is_left_and_waits_for_nobody_who_reads() {
     table.page(2, &[]);
     table.written(7, &[]);
     table.hold(1, &["watch"]);
-    table.take(&["forget [7]"], |backlog, steps, _| backlog.end(false, steps));
+    table.take(&["forget [7]"], |backlog, cx| backlog.end(false, cx));
     assert!(!table.backlog.is_settled());
     table.recalled(None, &[], &["store [1]"]);
     table.hold(2, &[]);
@@ -232,8 +229,8 @@ fn an_end_stores_all_that_is_left_and_waits_for_nobody_who_reads() {
     // Some of an offline message is written: that has its time.
     let mut table = Table::reading();
     table.page(1, &[]);
-    table.take(&[], |backlog, steps, _| backlog.end(false, steps));
-    table.take(&[], |backlog, steps, _| backlog.recalled(Vec::new(), true, steps));
+    table.take(&[], |backlog, cx| backlog.end(false, cx));
+    table.take(&[], |backlog, cx| backlog.recalled(Vec::new(), true, cx));
     assert!(!table.backlog.is_settled());
     table.written(7, &["forget [7]"]);
     assert!(table.backlog.is_settled());

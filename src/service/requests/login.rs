@@ -309,7 +309,7 @@ impl Shard {
         let tag = has_rows.then(|| Tag::Reply { user, epoch, rows: loaded.rows.into() });
         let body = Payload::Shared(loaded.reply.into());
         fx.push(Effect::Send { conn, body, framing, tag, manner: Manner { alone: true, exempt: true } });
-        self.with_backlog(user, epoch, fx, |backlog, steps| backlog.loaded(has_rows, loaded.more, steps));
+        self.with_backlog(user, epoch, fx, |backlog, cx| backlog.loaded(has_rows, loaded.more, cx));
         self.end_attempt(conn, fx);
     }
 
