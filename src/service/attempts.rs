@@ -36,6 +36,8 @@ pub(super) struct Attempt {
     pub stage: Stage,
     /// What its user missed is being read.
     pub is_loading: bool,
+    /// The store has done its part for now, and the bus or another node has not.
+    pub waits_for_bus: bool,
 }
 
 /// What a login waits for at its connection.
@@ -95,6 +97,7 @@ impl Shard {
                 place: None,
                 stage: Stage::Away,
                 is_loading: false,
+                waits_for_bus: false,
             }));
         }
         fx.push(Effect::Timer(begun + HASH_BY, Timer::Attempt { conn, number }));
@@ -113,6 +116,13 @@ impl Shard {
     /// The attempt, if somebody still waits for its outcome.
     pub(super) fn waits_for(&mut self, conn: ConnId, number: u64) -> Option<&mut Attempt> {
         self.clients.get_mut(conn)?.waits_for(number)
+    }
+
+    /// Notes what a login waits for from here on.
+    pub(super) fn waits_for_bus(&mut self, login: &Login, is_so: bool) {
+        if let Some(attempt) = self.waits_for(login.conn, login.attempt) {
+            attempt.waits_for_bus = is_so;
+        }
     }
 
     pub(super) fn is_waited_for(&mut self, login: &Login) -> bool {
@@ -208,6 +218,7 @@ impl Shard {
         if attempt.place.is_some() || !matches!(attempt.stage, Stage::Away) {
             return self.refuse_attempt(conn, &busy, fx);
         }
+        let refusal = if attempt.waits_for_bus { busy.clone() } else { Errno::StoreUnavailable.into() };
         let more = self.users.get_mut(&user).and_then(|user| user.more_mut());
         let waits_for_an_end = more.is_some_and(|more| {
             let before = more.waiting.len();
@@ -219,7 +230,7 @@ impl Shard {
         }
         // The session that has begun ends; a claim that is still on its way is given back when it comes.
         self.log_out(conn, None, fx);
-        self.refuse_attempt(conn, &Errno::StoreUnavailable.into(), fx);
+        self.refuse_attempt(conn, &refusal, fx);
     }
 
     /// Input waits from here on, until the request is answered.

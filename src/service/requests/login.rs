@@ -158,6 +158,7 @@ impl Shard {
     pub(crate) fn claim(&mut self, login: Login, past: Option<Holder>, fx: &mut Effects) {
         self.next_epoch += 1;
         let (user, epoch) = (login.user, self.next_epoch);
+        self.waits_for_bus(&login, false);
         let entry = self.users.entry(user).or_default();
         entry.with_more().entering = Some(Entering { login, epoch, early: Vec::new() });
         let write = Op::Write(Write::Claim { user, epoch, past });
@@ -175,6 +176,7 @@ impl Shard {
         let login = entering.login.clone();
         match answer {
             Ok(Answer::Wrote(Outcome::Done)) if self.is_waited_for(&login) => {
+                self.waits_for_bus(&login, true);
                 fx.push(Effect::Bus(BusOp::Listen { user, epoch }));
             }
             Ok(Answer::Wrote(Outcome::Done)) => self.give_claim_back(user, epoch, fx),
@@ -234,6 +236,7 @@ impl Shard {
 
     fn ask_listeners(&mut self, login: Login, fx: &mut Effects) {
         let user = login.user;
+        self.waits_for_bus(&login, true);
         let ticket = self.ask(Question::Listeners(login), fx);
         fx.push(Effect::Bus(BusOp::CountListeners(user, ticket)));
     }
@@ -286,6 +289,7 @@ impl Shard {
         if std::mem::replace(&mut attempt.is_loading, true) {
             return;
         }
+        attempt.waits_for_bus = false;
         let op = Op::Load { user, name, seq: attempt.seq, limit };
         self.submit(self.user_lane(user), Then::Loaded { user, epoch }, op, fx);
     }
