@@ -144,31 +144,35 @@ fn take_the_last(toy: &mut Toy, _: &mut Io<Toy>, _: ConnId, input: &[u8]) -> Tak
 }
 
 #[test]
-fn input_behind_one_in_which_its_time_ran_out_waits() {
-    let reactors = reactors(take_the_last);
-    let mut clients = [connect(&reactors), connect(&reactors), connect(&reactors)];
-    let stall = reactors.stall(HELD);
-    for (client, _) in &mut clients {
-        client.write_all(b"input").unwrap();
-        client.shutdown(Shutdown::Write).unwrap();
-    }
-    drop(stall);
-    let mut seen = Vec::new();
-    for _ in 0..clients.len() {
-        let conn = reactors.wait("input", |event| match event {
-            Event::Input(conn, 5) => Some(*conn),
-            _ => None,
-        });
-        assert!(!seen.contains(&conn), "given twice");
-        seen.push(conn);
-        // Its end waits as well.
-        assert_eq!(told(&reactors), []);
-        may(&reactors, true);
-    }
-    for (client, conn) in &mut clients {
-        may(&reactors, true);
-        reactors.expect(&Event::Ended(*conn, 0));
-        expect_end(client);
+fn input_behind_one_in_which_its_time_ran_out_waits_and_so_does_an_end() {
+    for with_end in [false, true] {
+        let reactors = reactors(take_the_last);
+        let mut clients = [connect(&reactors), connect(&reactors), connect(&reactors)];
+        let stall = reactors.stall(HELD);
+        for (client, _) in &mut clients {
+            client.write_all(b"input").unwrap();
+            if with_end {
+                client.shutdown(Shutdown::Write).unwrap();
+            }
+        }
+        drop(stall);
+        let mut seen = Vec::new();
+        for _ in 0..clients.len() {
+            let conn = reactors.wait("input", |event| match event {
+                Event::Input(conn, 5) => Some(*conn),
+                _ => None,
+            });
+            assert!(!seen.contains(&conn), "given twice");
+            seen.push(conn);
+            assert_eq!(told(&reactors), []);
+            may(&reactors, true);
+        }
+        if with_end {
+            for (client, conn) in &mut clients {
+                reactors.expect(&Event::Ended(*conn, 0));
+                expect_end(client);
+            }
+        }
     }
 }
 
@@ -213,22 +217,45 @@ fn a_queue_behind_one_in_whose_write_its_time_ran_out_waits() {
 }
 
 #[test]
-fn a_recall_behind_one_in_which_its_time_ran_out_waits() {
+fn a_recall_behind_one_in_which_its_time_ran_out_waits_and_then_comes_first() {
     let reactors = reactors(echo);
     let clients = [connect(&reactors), connect(&reactors)];
     let conns = clients.each_ref().map(|(_, conn)| *conn);
+    reactors.ask(HELD, move |_, io| {
+        let much = vec![b'x'; 8 << 20];
+        conns.iter().for_each(|conn| _ = io.send(*conn, Message { manner: EXEMPT, ..message(&much, None) }));
+    });
+    // Nothing is to be written to them any more, which would be asked for.
+    reactors.turns(HELD, 2);
     reactors.ask(HELD, move |toy, io| {
-        conns.iter().for_each(|conn| {
-            io.send(*conn, Message { manner: EXEMPT, ..message(&vec![b'x'; 8 << 20], None) });
-            io.recall(*conn, Recall::All);
-        });
+        conns.iter().for_each(|conn| io.recall(*conn, Recall::All));
         toy.on_recalled = Toy::may_no_longer;
     });
-    for _ in 0..clients.len() {
-        reactors.wait("a recall", |event| matches!(event, Event::Recalled(..)).then_some(()));
-        assert_eq!(told(&reactors), []);
-        may(&reactors, true);
-    }
+    reactors.wait("a recall", |event| matches!(event, Event::Recalled(..)).then_some(()));
+    reactors.mailboxes[HELD].post(Mail::Letter(reporting(1)));
+    assert_eq!(told(&reactors), []);
+    may(&reactors, true);
+    let first = reactors.wait("the other recall", |event| match event {
+        Event::Recalled(..) => Some(Ok(())),
+        Event::Timer(1) => Some(Err("the letter came first")),
+        _ => None,
+    });
+    assert_eq!(first, Ok(()));
+}
+
+#[test]
+fn the_end_of_a_connection_waits_when_its_time_ran_out_in_the_turn() {
+    let reactors = reactors(echo);
+    let (mut client, conn) = connect(&reactors);
+    reactors.ask(HELD, move |toy, io| {
+        assert!(send(io, conn, b"unwritten", Some(Tag::Chat(0))));
+        io.abort(conn, CloseReason::ClaimLost);
+        toy.may_no_longer();
+    });
+    assert_eq!(told(&reactors), []);
+    may(&reactors, true);
+    assert_eq!(reactors.closed(conn), (CloseReason::ClaimLost, vec![(Tag::Chat(0), false)]));
+    expect_end(&mut client);
 }
 
 #[test]

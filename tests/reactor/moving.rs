@@ -105,6 +105,7 @@ fn it_is_watched_by_one_poll_and_counted_once() {
     expect_bytes(&mut client, &vec![b'x'; JAM]);
     client.write_all(b"still served").unwrap();
     expect_bytes(&mut client, b"still served");
+    reactors.turns(1, 1);
     assert_eq!(counts(queued), [0, 0]);
 }
 

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chat_server::reactor::{CloseReason, Io, Recall};
+use chat_server::reactor::{CloseReason, Io, Message, Recall};
 
-use crate::toy::{Event, Letter, Reactors, Setup, Tag, Toy, echo, expect_bytes, expect_end, send, start};
+use crate::toy::{
+    EXEMPT, Event, Letter, Reactors, Setup, Tag, Toy, echo, expect_bytes, expect_end, message, send, start,
+};
 
 fn nothing() -> Letter {
     Box::new(|_, _| ())
@@ -66,6 +68,9 @@ fn what_is_sent_at_the_end_of_a_turn_does_not_wait_for_an_event() {
 fn what_the_end_of_a_turn_leads_to_has_an_end_of_its_own_at_once() {
     let reactors = start(echo);
     let (_client, conn) = reactors.connect();
+    // So that the recall has nothing to write, which would lead to another turn.
+    reactors.ask(0, move |_, io| io.send(conn, Message { manner: EXEMPT, ..message(&vec![b'x'; 8 << 20], None) }));
+    reactors.turns(0, 2);
     let began = Instant::now();
     for round in 0..ROUNDS {
         at_the_end_of_a_quiet_turn(&reactors, move |toy, io| {
