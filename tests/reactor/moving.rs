@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use chat_server::reactor::{CloseReason, ConnId, HangUp, Io, Limits, Mail, Message, Recall, Slowness, Taken};
@@ -54,8 +55,8 @@ fn arrived(reactors: &Reactors, number: Moved) -> ConnId {
 }
 
 fn next_number() -> Moved {
-    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(1000);
-    NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+    static NEXT: AtomicU32 = AtomicU32::new(1000);
+    NEXT.fetch_add(1, SeqCst)
 }
 
 fn jam(io: &mut Io<Toy>, conn: ConnId) {
@@ -88,9 +89,8 @@ fn it_is_watched_by_one_poll_and_counted_once() {
     let queued = |reactors: &Reactors, index: usize| reactors.threads[index].counts.queued.get();
     reactors.ask(0, move |_, io| jam(io, conn));
     reactors.turns(0, 2);
-    let (was_accepted, was_queued) = (counts(accepted), counts(queued));
-    assert_eq!((was_accepted, counts(connections)), ([1, 0], [1, 0]));
-    assert!(was_queued[0] > 0 && was_queued[1] == 0, "{was_queued:?}");
+    assert_eq!((counts(accepted), counts(connections)), ([1, 0], [1, 0]));
+    assert!(counts(queued)[0] > 0 && counts(queued)[1] == 0, "{:?}", counts(queued));
 
     let conn = moved(&reactors, conn, 1);
     assert_eq!(conn.reactor(), 1);
@@ -100,7 +100,9 @@ fn it_is_watched_by_one_poll_and_counted_once() {
     assert!(probe::watched(reactors.threads[1].epoll, inode).is_some());
     assert_eq!(probe::polls_that_watch(inode), 1);
     assert_eq!((counts(accepted), counts(connections)), ([1, 0], [0, 1]));
-    assert_eq!(counts(queued), [0, was_queued[0]]);
+    // The kernel may have found room for a little more.
+    let sent: u64 = counts(|reactors, index| reactors.threads[index].counts.sent.get()).iter().sum();
+    assert_eq!(counts(queued), [0, JAM as u64 - sent]);
     assert!(!reactors.told().iter().any(|event| matches!(event, Event::Opened(..))), "opened anew");
     expect_bytes(&mut client, &vec![b'x'; JAM]);
     client.write_all(b"still served").unwrap();
@@ -549,37 +551,40 @@ fn a_client_that_leaves_at_the_same_time_is_told_of_once_wherever_it_is() {
 #[test]
 fn a_thousand_moves_under_traffic_lose_no_byte() {
     const MOVES: usize = 1000;
+    /// Fewer prove nothing.
+    const BYTES: usize = 1 << 20;
     let reactors = two(echo);
     let (client, mut conn) = connect(&reactors);
     let text = |n: usize| format!("{n}, ").into_bytes();
-    let done = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let sent = std::thread::scope(|scope| {
-        let writer = scope.spawn(|| {
-            let (mut n, mut sent) = (0, 0);
-            while !done.load(std::sync::atomic::Ordering::SeqCst) {
+    let (sent, done) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let got = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut n = 0;
+            while !done.load(SeqCst) {
                 let burst: Vec<u8> = (n..n + 100).flat_map(text).collect();
                 (&client).write_all(&burst).expect("it is read");
-                (n, sent) = (n + 100, sent + burst.len());
+                sent.fetch_add(burst.len(), SeqCst);
+                n += 100;
             }
             client.shutdown(Shutdown::Write).unwrap();
-            sent
         });
         let reader = scope.spawn(|| {
             let mut all = Vec::new();
             (&client).read_to_end(&mut all).expect("an end without a reset");
             all
         });
-        for _ in 0..MOVES {
+        let mut moves = 0;
+        while moves < MOVES || sent.load(SeqCst) < BYTES {
             conn = moved(&reactors, conn, 1 - conn.reactor());
+            moves += 1;
         }
-        done.store(true, std::sync::atomic::Ordering::SeqCst);
-        let (sent, got) = (writer.join().unwrap(), reader.join().unwrap());
-        assert_eq!(got.len(), sent);
-        let expected: Vec<u8> = (0..).flat_map(text).take(sent).collect();
-        assert!(got == expected, "not in order");
-        sent
+        done.store(true, SeqCst);
+        reader.join().unwrap()
     });
-    assert!(sent > 1 << 20, "{sent} bytes prove nothing");
+    let sent = sent.into_inner();
+    assert_eq!(got.len(), sent);
+    let expected: Vec<u8> = (0..).flat_map(text).take(sent).collect();
+    assert!(got == expected, "not in order");
     assert_eq!(reactors.closed(conn).0, CloseReason::ByClient);
 }
 

@@ -195,10 +195,10 @@ pub fn send(io: &mut Io<Toy>, conn: ConnId, bytes: &[u8], tag: Option<Tag>) -> b
     io.send(conn, message(bytes, tag))
 }
 
-/// What to start.
 /// What a client hears that finds all places taken.
 pub const FULL: &[u8] = b"full";
 
+/// What to start.
 pub struct Setup {
     pub reactors: usize,
     pub limits: Limits,
