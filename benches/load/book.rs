@@ -70,17 +70,17 @@ impl Book {
         self.taken = 0;
     }
 
-    /// An account that nobody has in this round.
-    pub fn take(&mut self) -> Option<Account> {
-        let account = self.accounts.get(self.taken)?;
+    /// The first account that nobody has in this round, and that is as it is wanted.
+    pub fn take(&mut self, is_wanted: impl Fn(&Account) -> bool) -> Option<Account> {
+        let at = self.taken + self.accounts[self.taken..].iter().position(is_wanted)?;
+        self.accounts.swap(self.taken, at);
         self.taken += 1;
-        Some(account.clone())
+        Some(self.accounts[self.taken - 1].clone())
     }
 
-    /// A new account, which somebody has.
+    /// A new account, which nobody has yet.
     pub fn enter(&mut self, account: Account) {
         self.accounts.push(account);
-        self.taken = self.accounts.len();
         self.made += 1;
     }
 

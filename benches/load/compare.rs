@@ -11,10 +11,12 @@ use crate::book::Book;
 use crate::ending;
 use crate::figures::Figures;
 use crate::flags::{Flags, ROUNDS_TO_COMPARE};
+use crate::idle;
 use crate::round::{self, Run};
 use crate::stats::{Ratio, Row, ratios};
 use crate::table;
 use crate::target::Target;
+use crate::workload::Workload;
 
 /// An interval must lie wholly beyond this for a row to differ.
 const MATTERS: f64 = 1.02;
@@ -84,6 +86,7 @@ pub fn run(flags: &Flags) -> anyhow::Result<Vec<String>> {
     };
     flags.check()?;
     let (old, new) = (side(old_name)?, side(new_name)?);
+    let mut flags = flags.clone();
     let mut problems = Vec::new();
     let (title, old, new, is_paired) = match (&old, &new) {
         (Side::File(old), Side::File(new)) => {
@@ -104,12 +107,15 @@ pub fn run(flags: &Flags) -> anyhow::Result<Vec<String>> {
             (old.title.clone(), old.rounds.clone(), new.rounds.clone(), false)
         }
         (Side::Binary(old), Side::Binary(new)) => {
-            let (old, new) = in_turn(flags, [old, new], &mut problems)?;
-            (table::title(flags), old, new, true)
+            // A part of what the old one carries, for both.
+            let start = |flags: &Flags| Target::fresh(flags, "old", Path::new(old));
+            flags = round::with_rate(&flags, start, &mut Book::default())?;
+            let (old, new) = in_turn(&flags, [old, new], &mut problems)?;
+            (table::title(&flags), old, new, true)
         }
         _ => bail!("compare two binaries, or two files"),
     };
-    problems.extend(show(flags, &title, [old_name, new_name], &old, &new, is_paired)?);
+    problems.extend(show(&flags, &title, [old_name, new_name], &old, &new, is_paired)?);
     Ok(problems)
 }
 
@@ -137,14 +143,10 @@ fn in_turn(flags: &Flags, binaries: [&str; 2], problems: &mut Vec<String>) -> an
             let name = ["old", "new"][which];
             eprintln!("round {} of {}: {name}", round + 1, flags.rounds());
             let target = Target::fresh(flags, name, Path::new(binaries[which]))?;
-            let figures = round::once(flags, target, &mut Book::default())?;
-            let wrong = figures.counts.wrong(&flags.expect_errno);
-            if wrong > 0 || figures.cut_short.is_some() {
-                let why = figures.cut_short.clone().unwrap_or_else(|| format!("{wrong} messages were lost or wrong"));
-                problems.push(format!("{name}, round {}: {why}", round + 1));
-            }
-            limited += u16::from(figures.limit().is_some());
-            entries_of[which] = Some(entries(&figures));
+            let Round { entries, wrong, is_limited } = measure(flags, target)?;
+            problems.extend(wrong.map(|why| format!("{name}, round {}: {why}", round + 1)));
+            limited += u16::from(is_limited);
+            entries_of[which] = Some(entries);
             if ending::signal().is_some() {
                 break;
             }
@@ -165,6 +167,27 @@ fn in_turn(flags: &Flags, binaries: [&str; 2], problems: &mut Vec<String>) -> an
     let [old, new] = rounds;
     ensure!(old.len() >= 2, "ended by a signal before two rounds were measured");
     Ok((old, new))
+}
+
+/// What one round has shown.
+struct Round {
+    entries: Vec<Entry>,
+    wrong: Option<String>,
+    /// By something else than the server.
+    is_limited: bool,
+}
+
+fn measure(flags: &Flags, target: Target) -> anyhow::Result<Round> {
+    if flags.workload == Workload::Idle {
+        let value = idle::measure(flags, target)?.slope();
+        let entry = Entry { row: "bytes a session".to_owned(), value, more_is_better: false };
+        return Ok(Round { entries: vec![entry], wrong: None, is_limited: false });
+    }
+    let figures = round::once(flags, target, &mut Book::default())?;
+    let count = figures.counts.wrong(&flags.expect_errno);
+    let wrong = figures.cut_short.clone();
+    let wrong = wrong.or_else(|| (count > 0).then(|| format!("{count} messages were lost or wrong")));
+    Ok(Round { entries: entries(&figures), wrong, is_limited: figures.limit().is_some() })
 }
 
 fn show(

@@ -31,8 +31,9 @@ enum Is {
 }
 
 /// Names and units of what is no latency.
-const FIGURES: [(&str, Unit); 17] = [
+const FIGURES: [(&str, Unit); 18] = [
     ("rate", Unit::Count),
+    ("back", Unit::Time),
     ("cpu", Unit::Time),
     ("cpu.user", Unit::Time),
     ("cpu.system", Unit::Time),
@@ -135,6 +136,11 @@ impl Condition {
         self.subject == Subject::Figure("to_floor")
     }
 
+    /// A recipient that stands still.
+    pub fn needs_a_pause(&self) -> bool {
+        self.subject == Subject::Figure("back")
+    }
+
     /// The CPU or the memory of the target.
     pub fn needs_pid(&self) -> bool {
         matches!(self.subject, Subject::Figure("cpu" | "cpu.user" | "cpu.system" | "rss"))
@@ -150,6 +156,9 @@ impl Condition {
             Subject::Latency(measure, part) => figures.measures.quantile(measure, part),
             Subject::Figure(name) => match name {
                 "rate" => figures.rate,
+                "back" => {
+                    figures.services.iter().map(|it| it.back.map_or(f64::INFINITY, |s| s * 1e6)).fold(0.0, f64::max)
+                }
                 "cpu" => figures.cpu(),
                 "cpu.user" => figures.user(),
                 "cpu.system" => figures.system(),
@@ -178,7 +187,7 @@ impl Condition {
             Is::AtMost => value <= self.bound,
         };
         let unit = match self.subject {
-            Subject::Latency(..) | Subject::Figure("cpu" | "cpu.user" | "cpu.system") => " us",
+            Subject::Latency(..) | Subject::Figure("cpu" | "cpu.user" | "cpu.system" | "back") => " us",
             Subject::Figure("rss") => " KiB",
             Subject::Figure(_) => "",
         };

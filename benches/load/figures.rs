@@ -1,9 +1,12 @@
 //! What rounds have shown.
 
+use std::ops::Range;
+
 use crate::machine::Cpu;
 use crate::measures::{Measure, Measures};
 use crate::stats::median;
 use crate::tally::Counts;
+use crate::timeline::{STEP, Timeline};
 
 /// Of all cores, or of one generator thread's time: more, and there was nothing left to wait with.
 const FULL: f64 = 0.85;
@@ -28,8 +31,25 @@ pub struct Figures {
     pub measures: Measures,
     /// Of the last round.
     pub samples: Vec<Sample>,
+    /// How a busy recipient was served; else none.
+    pub services: Vec<Service>,
     /// It ended before its time, and why.
     pub cut_short: Option<String>,
+}
+
+/// How a busy recipient was served with what was written on one kind of node.
+#[derive(Debug, Clone)]
+pub struct Service {
+    /// "own node" or "other node".
+    pub name: &'static str,
+    /// When it stood still, in nanoseconds.
+    pub still: Range<u64>,
+    /// Of the last round.
+    pub timeline: Timeline,
+    /// How long after that it was served as before, in seconds; `None`: not any more. Of several rounds, the worst.
+    pub back: Option<f64>,
+    /// How long it was looked at after that, in seconds.
+    pub rest: f64,
 }
 
 /// Processes of one name.
@@ -137,7 +157,16 @@ impl Figures {
         let mut rows = vec![("msg/s".to_owned(), self.rate, true)];
         if !self.parts.is_empty() {
             rows.push(("CPU us".to_owned(), self.cpu(), false));
+            if self.parts.len() > 1 {
+                // Without what stands beside it, a database or a Redis.
+                rows.push(("CPU us, server".to_owned(), self.parts[0].cpu.total(), false));
+            }
             rows.push(("RSS KiB".to_owned(), self.resident_kib as f64, false));
+        }
+        for service in &self.services {
+            // What is not back has taken all the time that there was, at least; nothing takes no time.
+            let back = service.back.unwrap_or(service.rest).max(STEP as f64 / 1e9);
+            rows.push((format!("back ms, {}", service.name), back * 1000.0, false));
         }
         for measure in self.measures.seen().filter(|&measure| measure != Measure::Lag) {
             for (name, part) in [("p50", 0.5), ("p99", 0.99), ("p999", 0.999)] {
@@ -159,6 +188,11 @@ pub fn together(rounds: &[Figures]) -> anyhow::Result<Figures> {
         counts.add(&round.counts);
     }
     let last = &rounds[rounds.len() - 1];
+    let services = last.services.iter().enumerate().map(|(n, service)| {
+        let backs = rounds.iter().map(|round| round.services.get(n).and_then(|service| service.back));
+        let back = backs.reduce(|worst, back| Some(worst?.max(back?))).flatten();
+        Service { back, ..service.clone() }
+    });
     let parts = last.parts.iter().enumerate().map(|(n, part)| {
         let of =
             |value: &dyn Fn(&Part) -> f64| median(rounds.iter().filter_map(|f| f.parts.get(n)).map(value).collect());
@@ -181,6 +215,7 @@ pub fn together(rounds: &[Figures]) -> anyhow::Result<Figures> {
         },
         measures,
         samples: last.samples.clone(),
+        services: services.collect(),
         cut_short: rounds.iter().find_map(|round| round.cut_short.clone()),
     })
 }

@@ -126,10 +126,10 @@ pub struct Flags {
     /// At the end, logs in whoever has messages stored, and reads them, so that none are left there. With --addr
     #[arg(long)]
     pub clean: bool,
-    /// Fresh servers to start; several make a cluster with a MariaDB and a Redis of its own [default: 1]
+    /// Fresh servers to start; several make a cluster with a MariaDB and a Redis of its own [default: 1; busy: 2]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=16))]
     pub nodes: Option<u16>,
-    /// [default: 200; idle: 7500; crowd: 10002; mix: 2000; paused, slow: 22]
+    /// [default: 200; idle: 7500; crowd: 10002; mix: 2000; paused, slow: 22; busy: 5]
     #[arg(long)]
     pub users: Option<usize>,
     /// Users of each group: --members 3, --members 10 [default: all]
@@ -149,24 +149,25 @@ pub struct Flags {
     #[arg(long)]
     pub batch: bool,
     /// Messages a second, sent when due whatever the server does; latency counts from then (pairs,
-    /// group, store, mix, paused, slow). As 50%: of what a closed loop of window 16 is measured to carry (pairs)
+    /// group, store, mix, paused, slow, busy). As 50%: of what a closed loop of window 16 is measured to carry (pairs)
     #[arg(long, value_name = "N|N%")]
     pub rate: Option<Rate>,
-    /// paused: how long a recipient does not read, and then reads, in seconds [default: 1]
+    /// paused: how long a recipient does not read, and then reads, in seconds; busy: how long it does not read, a quarter
+    /// of --seconds after the begin [default: 1; busy: 2.6]
     #[arg(long, value_name = "SECONDS")]
     pub pause: Option<f64>,
     /// slow: what each recipient reads, in bytes a second [default: 16384]
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1024..))]
     pub read_rate: Option<u32>,
-    /// Both users of a pair on one reactor, where connections go to reactors in turn
+    /// Both users of a pair on one reactor; without it, on two
     #[arg(long)]
     pub together: bool,
     /// Generator threads; each has its own share of the users, and its own group
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: u16,
-    /// How long each round is measured
-    #[arg(long, default_value_t = 3.0)]
-    pub seconds: f64,
+    /// How long each round is measured [default: 3; busy: 20]
+    #[arg(long)]
+    pub seconds: Option<f64>,
     /// So many rounds: medians of throughput and CPU, latencies of all together [default: 1; compare: 7]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     pub rounds: Option<u16>,
@@ -178,7 +179,8 @@ pub struct Flags {
     /// server of the family on 127.0.0.1. The packages give no acks
     #[arg(long, value_name = "NAMES|COMMAND")]
     pub rival: Vec<Rivals>,
-    /// Exit status 2 if the server's figures are so: 'chat.p99>5ms', 'rate<100k', 'cpu>8us', 'lost>0'; repeatable
+    /// Exit status 2 if the server's figures are so: 'chat.p99>5ms', 'rate<100k', 'cpu>8us', 'lost>0', of busy 'back>3s';
+    /// repeatable
     #[arg(long, value_name = "CONDITION")]
     pub fail_if: Vec<Condition>,
     /// Refusals with this errno are what is expected: they are counted, and are no failure; repeatable
@@ -285,7 +287,7 @@ impl Flags {
     }
 
     pub fn nodes(&self) -> usize {
-        if self.addr.is_empty() { self.nodes.unwrap_or(1).into() } else { self.addr.len() }
+        if self.addr.is_empty() { self.nodes.unwrap_or(self.workload.usual_nodes()).into() } else { self.addr.len() }
     }
 
     pub fn rounds(&self) -> u16 {
@@ -316,8 +318,17 @@ impl Flags {
         self.seed.unwrap_or(1)
     }
 
+    pub fn seconds(&self) -> f64 {
+        self.seconds.unwrap_or(self.workload.usual_seconds())
+    }
+
     pub fn pause(&self) -> f64 {
-        self.pause.unwrap_or(1.0)
+        self.pause.unwrap_or(if self.workload == Workload::Busy { 2.6 } else { 1.0 })
+    }
+
+    /// When a busy recipient ceases to read, in seconds after the begin of what is measured.
+    pub fn pauses_after(&self) -> f64 {
+        self.seconds() / 4.0
     }
 
     pub fn read_rate(&self) -> u32 {
@@ -337,6 +348,8 @@ impl Flags {
             Some(Rate::Percent(_)) => None,
             // People do not wait for each other: one action for every four users and second.
             None if self.workload == Workload::Mix => Some(users / 4.0),
+            // From each node.
+            None if self.workload == Workload::Busy => Some(2000.0 * self.nodes() as f64),
             // 500 a second to each recipient.
             None if self.workload.is_always_open() => Some((users - 2.0) / 2.0 * 500.0),
             None => None,
@@ -374,7 +387,7 @@ impl Flags {
             workload.name()
         );
         ensure!(!workload.has_a_pair_beside() || users >= 4, "{} needs a pair and two more users", workload.name());
-        let are_pairs = !matches!(workload, Workload::Group | Workload::Mix | Workload::Idle);
+        let are_pairs = !matches!(workload, Workload::Group | Workload::Mix | Workload::Idle | Workload::Busy);
         let step = if are_pairs { 2 * threads } else { threads };
         let are_enough = users >= 2 * threads && users.is_multiple_of(step);
         ensure!(are_enough, "--users must be {} or more, and a multiple of {step}", 2 * threads);
@@ -383,8 +396,15 @@ impl Flags {
             let each = users / threads;
             ensure!(each.is_multiple_of(members), "{each} users of a thread do not make groups of {members}: --users");
         }
-        ensure!(self.seconds > 0.0 && self.seconds <= 86_400.0, "--seconds must be more than 0, and a day at most");
-        ensure!(self.pause() > 0.0 && self.pause() <= 3600.0, "--pause must be more than 0, and an hour at most");
+        let (seconds, pause) = (self.seconds(), self.pause());
+        ensure!(seconds > 0.0 && seconds <= 86_400.0, "--seconds must be more than 0, and a day at most");
+        ensure!(pause > 0.0 && pause <= 3600.0, "--pause must be more than 0, and an hour at most");
+        if workload == Workload::Busy {
+            ensure!(threads == 1, "busy has one recipient: --threads 1");
+            ensure!(users > self.nodes(), "--users must be more than there are nodes: some on each write to one");
+            let behind = seconds - self.pauses_after() - pause;
+            ensure!(behind >= 2.0, "--seconds must leave 2 s behind the --pause, which comes when a quarter is over");
+        }
         if self.together {
             let turn = self.reactors() * self.nodes();
             ensure!((users / 2).is_multiple_of(turn), "--together needs a multiple of {} --users here", 2 * turn);
@@ -407,6 +427,10 @@ impl Flags {
             );
             ensure!(!condition.needs_floor() || self.floor, "--fail-if {condition} needs --floor");
             ensure!(
+                !condition.needs_a_pause() || self.workload == Workload::Busy,
+                "--fail-if {condition} needs --workload busy"
+            );
+            ensure!(
                 !condition.needs_pid() || self.addr.is_empty() || !self.pid.is_empty(),
                 "--fail-if {condition} needs --pid"
             );
@@ -416,7 +440,7 @@ impl Flags {
 
     /// Why a flag means nothing beside the others.
     fn use_of(&self, id: &str) -> Result<(), String> {
-        use Workload::{Group, Idle, Mix, Pairs, Paused, Register, Slow};
+        use Workload::{Busy, Group, Idle, Mix, Pairs, Paused, Register, Slow};
         let (mode, workload, name) = (self.mode(), self.workload, self.workload.name());
         let is_foreign = !self.addr.is_empty();
         let only = |is_used: bool, why: &str| if is_used { Ok(()) } else { Err(why.to_owned()) };
@@ -446,6 +470,7 @@ impl Flags {
             _ => {}
         }
         match id {
+            "seed" if mode == Mode::Compare => Ok(()),
             "clean" | "seed" if workload == Idle => not_here(false),
             "pid" | "accounts" | "clean" => only(is_foreign, "it goes with --addr"),
             "nodes" | "reactors" | "workers" | "password_cost" => {
@@ -464,12 +489,13 @@ impl Flags {
                 only(workload == Pairs, "a percentage goes with pairs, whose capacity can be measured")
             }
             "rate" => not_here(workload.may_be_open()),
-            "pause" => not_here(workload == Paused),
+            "pause" => not_here(matches!(workload, Paused | Busy)),
             "read_rate" => not_here(workload == Slow),
             "together" => {
                 not_here(workload == Pairs)?;
                 only(!is_foreign, "nobody knows how many reactors a server of --addr has")
             }
+            "rounds" if mode == Mode::Compare => Ok(()),
             "threads" | "seconds" | "rounds" | "html" | "out" | "sweep" => not_here(workload != Idle),
             "fail_if" | "expect_errno" => not_here(workload != Idle),
             "floor" => not_here(matches!(workload, Pairs | Group)),

@@ -18,6 +18,7 @@ use crate::pace;
 use crate::roles::{Role, Troupe};
 use crate::stats::mix;
 use crate::tally::Counts;
+use crate::timeline::Timeline;
 use crate::traffic::{Plan, Traffic};
 
 /// How long a thread waits, after the last thing it heard, for what is still on its way; …
@@ -78,6 +79,7 @@ pub struct Outcome {
     pub late: u64,
     /// Accounts that it has opened.
     pub opened: u64,
+    pub timelines: [Timeline; 2],
     /// All its connections were closed by the server.
     pub is_alone: bool,
     /// It went away while things still came.
@@ -150,7 +152,7 @@ impl<'a> Generator<'a> {
             accounts.push((account, dialect));
         }
         let senders = scattered((0..roles.len()).filter(|&n| roles[n].acts()).collect(), plan.seed);
-        let readers = (0..roles.len()).filter(|&n| roles[n] == Role::Reader).collect();
+        let readers = (0..roles.len()).filter(|&n| matches!(roles[n], Role::Reader | Role::Recipient)).collect();
         let traffic = Traffic::new(plan, rate.is_some(), accounts, &roles)?;
         let alarm = Alarm::new(poll.registry(), ALARM)?;
         Ok(Generator {
@@ -246,6 +248,7 @@ impl<'a> Generator<'a> {
             opened: self.traffic.opened(),
             measures: self.traffic.measures,
             counts: self.traffic.counts,
+            timelines: self.traffic.timelines,
             busiest: cpu.busy(),
             due,
             late,
@@ -301,11 +304,20 @@ impl<'a> Generator<'a> {
 
     /// May this one read now, and how much?
     fn allowance(&mut self, n: usize, started: u64) -> usize {
-        if self.readers.is_empty() || self.traffic.stopping || self.traffic.clients[n].role != Role::Reader {
+        if self.readers.is_empty() || self.traffic.stopping {
             return usize::MAX;
         }
-        let Plan { pause, read_rate, .. } = self.plan;
+        let Plan { pause, pauses_after, read_rate, .. } = self.plan;
         let now = clock::now();
+        match self.traffic.clients[n].role {
+            Role::Reader => {}
+            Role::Recipient => {
+                let measured = now.checked_sub(self.traffic.from);
+                let is_still = measured.is_some_and(|time| (pauses_after..pauses_after + pause).contains(&time));
+                return if is_still { 0 } else { usize::MAX };
+            }
+            _ => return usize::MAX,
+        }
         // They do not all stop at the same time.
         let phase = now - started + n as u64 * pause / 7;
         if pause > 0 && (phase / pause).is_multiple_of(2) {

@@ -10,6 +10,7 @@ use crate::ending;
 use crate::figures::{Figures, Limit};
 use crate::flags::Flags;
 use crate::measures::Measure;
+use crate::target::Target;
 use crate::workload::Workload;
 use crate::{idle, machine, round};
 
@@ -171,7 +172,7 @@ fn measure(goal: &Goal) -> anyhow::Result<Row> {
         rivals.0.retain(|rival| rival.is_installed());
     }
     if flags.workload == Workload::Idle {
-        let slope = idle::measure(&flags)?.slope();
+        let slope = idle::measure(&flags, Target::server(&flags)?)?.slope();
         return Ok(Row { told: (format!("{slope:.0}"), slope <= 600.0), limit: None, problems: Vec::new() });
     }
     let run = round::measure(&flags)?;

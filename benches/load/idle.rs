@@ -39,7 +39,8 @@ impl Idle {
 
 /// Measures it, and shows it.
 pub fn run(flags: &Flags) -> anyhow::Result<()> {
-    let idle = measure(flags)?;
+    flags.check()?;
+    let idle = measure(flags, Target::server(flags)?)?;
     let (Idle { sessions, resident_kib }, slope) = (&idle, idle.slope());
     let mut out = std::io::stdout().lock();
     if flags.json {
@@ -56,9 +57,7 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
     Ok(())
 }
 
-pub fn measure(flags: &Flags) -> anyhow::Result<Idle> {
-    flags.check()?;
-    let mut target = Target::server(flags)?;
+pub fn measure(flags: &Flags, mut target: Target) -> anyhow::Result<Idle> {
     ensure!(target.pids().next().is_some(), "idle measures memory: --pid");
     let mut book = Book::open(flags.accounts.as_deref())?;
     preflight::check(flags, &target)?;
@@ -75,8 +74,8 @@ pub fn measure(flags: &Flags) -> anyhow::Result<Idle> {
     let mut sessions = |count: usize| -> anyhow::Result<Vec<User>> {
         let mut users = Vec::with_capacity(count);
         while users.len() < count {
-            let arrival =
-                Arrival { count: (count - users.len()).min(AT_ONCE), logs_in: true, receive_buffer: &|_| None };
+            let count = (count - users.len()).min(AT_ONCE);
+            let arrival = Arrival { count, logs_in: true, in_turn: false, receive_buffer: &|_| None };
             users.extend(users::arrive(target, &mut book, &arrival)?);
         }
         Ok(users)

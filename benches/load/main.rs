@@ -10,7 +10,8 @@
 //! | --- | --- |
 //! | `stats.rs`, `bytes.rs`, `clock.rs`, `machine.rs` | numbers, bytes, clocks, /proc |
 //! | `ending.rs`, `pace.rs` | how a run ends, and servers that bear one thing at a time |
-//! | `measures.rs`, `tally.rs`, `figures.rs`, `condition.rs` | the results: what is timed and counted, and what fails |
+//! | `measures.rs`, `tally.rs`, `timeline.rs` | the results: what is timed and counted |
+//! | `figures.rs`, `condition.rs` | the same, of a round or of several, and what fails |
 //! | `workload.rs`, `flags.rs` | the workloads, and the command line |
 //! | `dialect.rs`, `message.rs` | what goes over the wire |
 //! | `target.rs`, `rivals.rs`, `floor.rs` | what is put under load |
@@ -52,6 +53,7 @@ mod sweep;
 mod table;
 mod tally;
 mod target;
+mod timeline;
 mod traffic;
 mod users;
 mod workload;

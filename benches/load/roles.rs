@@ -14,6 +14,8 @@ const GROUP: usize = 20;
 const PAIR_RATE: f64 = 1000.0;
 /// What the kernel takes for somebody who does not read, in bytes, more or less: the rest is the server's business.
 const SMALL_BUFFER: usize = 8192;
+/// The same for somebody who reads well, and stands still only once: it must not be what slows that one down.
+const USUAL_BUFFER: usize = 65_536;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
@@ -45,12 +47,18 @@ pub enum Role {
     Writer,
     /// Reads now and then, or slowly.
     Reader,
+    /// Writes to the first one, a recipient.
+    Sender {
+        is_elsewhere: bool,
+    },
+    /// Reads, but stands still once.
+    Recipient,
     Idle,
 }
 
 impl Role {
     pub fn acts(self) -> bool {
-        !matches!(self, Role::Listener { .. } | Role::Sleeper | Role::Reader | Role::Idle)
+        !matches!(self, Role::Listener { .. } | Role::Sleeper | Role::Reader | Role::Recipient | Role::Idle)
     }
 }
 
@@ -66,11 +74,15 @@ pub struct Troupe {
 pub fn cast(flags: &Flags, target: &Target, book: &mut Book) -> anyhow::Result<Vec<Troupe>> {
     let (count, threads) = (flags.users(), usize::from(flags.threads));
     let is_reader = |n: usize| n >= 2 && n % 2 == 1 && matches!(flags.workload, Workload::Paused | Workload::Slow);
-    let receive_buffer = |n: usize| is_reader(n).then_some(SMALL_BUFFER);
-    let arrival = Arrival { count, logs_in: true, receive_buffer: &receive_buffer };
+    let receive_buffer = |n: usize| match flags.workload {
+        Workload::Busy => (n == 0).then_some(USUAL_BUFFER),
+        _ => is_reader(n).then_some(SMALL_BUFFER),
+    };
+    let arrival = Arrival { count, logs_in: true, in_turn: true, receive_buffer: &receive_buffer };
     let mut users = users::arrive(target, book, &arrival)?;
     if flags.together {
-        // Those who came half the users apart are on the same reactor: half is a multiple of how many there are.
+        // Reactors have their users in turn, so those who came half the users apart are on the same one: half is a
+        // multiple of how many there are.
         let second = users.split_off(count / 2);
         users = users.into_iter().zip(second).flat_map(|(a, b)| [a, b]).collect();
     }
@@ -99,6 +111,11 @@ pub fn cast(flags: &Flags, target: &Target, book: &mut Book) -> anyhow::Result<V
             Workload::Login => vec![Role::Visitor; all],
             Workload::Register => vec![Role::Registrar; all],
             Workload::Mix => people(&mut mine, book)?,
+            Workload::Busy => {
+                let nodes = target.servers.len();
+                let senders = (1..all).map(|n| Role::Sender { is_elsewhere: n % nodes != 0 });
+                std::iter::once(Role::Recipient).chain(senders).collect()
+            }
             Workload::Pairs | Workload::Crowd | Workload::Idle | Workload::Paused | Workload::Slow => {
                 vec![Role::Partner; all]
             }
@@ -131,7 +148,8 @@ fn groups(users: &mut [User], those: Range<usize>, members: usize, book: &mut Bo
 }
 
 fn depositors(target: &Target, count: usize, book: &mut Book) -> anyhow::Result<Vec<Role>> {
-    let arrival = Arrival { count, logs_in: false, receive_buffer: &|_| None };
+    // Where they belong is as it comes.
+    let arrival = Arrival { count, logs_in: false, in_turn: false, receive_buffer: &|_| None };
     let absent = users::arrive(target, book, &arrival)?;
     Ok(absent.iter().map(|user| Role::Depositor { to: user.account.id }).collect())
 }

@@ -11,7 +11,7 @@ use crate::book::Book;
 use crate::clock::{self, CpuClock};
 use crate::detect;
 use crate::ending;
-use crate::figures::{Figures, Load, Part, Sample, together};
+use crate::figures::{Figures, Load, Part, Sample, Service, together};
 use crate::flags::{Flags, Rate, Rival};
 use crate::generator::{Generator, Outcome, Shared};
 use crate::machine::{self, Cpu};
@@ -91,7 +91,7 @@ pub fn measure(flags: &Flags) -> anyhow::Result<Run> {
     flags.check()?;
     preflight::check_rivals(flags)?;
     let mut book = Book::open(flags.accounts.as_deref())?;
-    let flags = &with_rate(flags, &mut book)?;
+    let flags = &with_rate(flags, Target::server, &mut book)?;
     let mut rounds: Vec<Vec<Figures>> = Vec::new();
     let mut failed = None;
     for round in 0..flags.rounds() {
@@ -164,11 +164,15 @@ fn in_turn(flags: &Flags, round: u16, book: &mut Book, rounds: &mut Vec<Vec<Figu
     Ok(())
 }
 
-/// With a rate that is a percentage replaced by what that is on this machine.
-fn with_rate(flags: &Flags, book: &mut Book) -> anyhow::Result<Flags> {
+/// With a rate that is a percentage replaced by what that is on this machine, of the target that is started so.
+pub fn with_rate(
+    flags: &Flags,
+    start: impl Fn(&Flags) -> anyhow::Result<Target>,
+    book: &mut Book,
+) -> anyhow::Result<Flags> {
     let Some(Rate::Percent(percent)) = flags.rate else { return Ok(flags.clone()) };
     let closed = Flags { rate: None, window: vec![16], ..flags.clone() };
-    let capacity = once(&closed, Target::server(&closed)?, book)?;
+    let capacity = once(&closed, start(&closed)?, book)?;
     if let Some(limit) = capacity.limit() {
         eprintln!("load: the capacity was measured with the {} as its limit", limit.name());
     }
@@ -197,12 +201,13 @@ fn round(flags: &Flags, target: &mut Target, book: &mut Book) -> anyhow::Result<
         salt: mix(clock::now() ^ flags.seed()),
         seed: flags.seed(),
         one_at_a_time: !target.is_sturdy(),
-        pause: if flags.workload == Workload::Paused { (flags.pause() * 1e9) as u64 } else { 0 },
+        pause: if matches!(flags.workload, Workload::Paused | Workload::Busy) { nanoseconds(flags.pause()) } else { 0 },
+        pauses_after: nanoseconds(flags.pauses_after()),
         read_rate: if flags.workload == Workload::Slow { flags.read_rate() } else { 0 },
     };
     let generators: Vec<Generator<'_>> =
         troupes.into_iter().map(|troupe| Generator::new(plan, troupe, &shared)).collect::<Result<_, _>>()?;
-    let mut figures = std::thread::scope(|scope| {
+    let mut figures = std::thread::scope(|scope| -> anyhow::Result<Figures> {
         let threads: Vec<_> = generators.into_iter().map(|generator| scope.spawn(|| generator.run())).collect();
         let seen = watch(flags, target, &shared, || threads.iter().any(|thread| thread.is_finished()));
         shared.hurry.store(ending::signal().is_some(), Relaxed);
@@ -213,7 +218,12 @@ fn round(flags: &Flags, target: &mut Target, book: &mut Book) -> anyhow::Result<
         }
         let outcomes: Result<Vec<Outcome>, _> =
             threads.into_iter().map(|thread| thread.join().expect("a generator does not panic")).collect();
-        finish(seen?, &outcomes?, book)
+        let outcomes = outcomes?;
+        let mut figures = finish(seen?, &outcomes, book)?;
+        if flags.workload == Workload::Busy {
+            figures.services = services(flags, target, &shared, &outcomes);
+        }
+        Ok(figures)
     })?;
     if figures.cut_short.is_some() {
         figures.cut_short =
@@ -234,8 +244,8 @@ fn watch(flags: &Flags, target: &Target, shared: &Shared, given_up: impl Fn() ->
             std::thread::sleep(GLANCE.min(deadline.saturating_duration_since(Instant::now())));
         }
     };
-    wait(Duration::from_secs_f64((flags.seconds / 4.0).min(1.0)));
-    let length = Duration::from_secs_f64(flags.seconds);
+    wait(Duration::from_secs_f64((flags.seconds() / 4.0).min(1.0)));
+    let length = Duration::from_secs_f64(flags.seconds());
     let (started, first) = (Instant::now(), shared.done.load(Relaxed));
     let cpus = || target.processes.iter().map(|of| machine::cpu(&of.pids)).collect::<Result<Vec<Cpu>, _>>();
     let pids: Vec<u32> = target.pids().collect();
@@ -288,8 +298,13 @@ fn watch(flags: &Flags, target: &Target, shared: &Shared, given_up: impl Fn() ->
         load,
         measures: Measures::new()?,
         samples,
+        services: Vec::new(),
         cut_short: target.ended().map(|pid| format!("process {pid} has ended in mid-run, after {seconds:.1} s")),
     })
+}
+
+fn nanoseconds(seconds: f64) -> u64 {
+    (seconds * 1e9) as u64
 }
 
 fn sum(cpus: &[Cpu]) -> f64 {
@@ -315,10 +330,29 @@ fn finish(mut figures: Figures, outcomes: &[Outcome], book: &mut Book) -> anyhow
     Ok(figures)
 }
 
+/// How the busy recipient was served.
+fn services(flags: &Flags, target: &Target, shared: &Shared, outcomes: &[Outcome]) -> Vec<Service> {
+    let (senders, nodes) = (1..flags.users(), target.servers.len());
+    let measured = shared.to.load(Relaxed).saturating_sub(shared.from.load(Relaxed));
+    let still = nanoseconds(flags.pauses_after());
+    let still = still..still + nanoseconds(flags.pause());
+    let timelines = outcomes.first().map_or(Default::default(), |outcome| outcome.timelines.clone());
+    let ways = [("own node", false), ("other node", true)].into_iter().zip(timelines);
+    let services = ways.filter_map(|((name, is_elsewhere), mut timeline)| {
+        let some = senders.clone().filter(|n| (n % nodes != 0) == is_elsewhere).count();
+        let rate = flags.rate().unwrap_or(0.0) * some as f64 / senders.len() as f64;
+        timeline.end(measured);
+        let back = timeline.back(&still, rate);
+        let rest = measured.saturating_sub(still.end) as f64 / 1e9;
+        (some > 0).then(|| Service { name, still: still.clone(), timeline, back, rest })
+    });
+    services.collect()
+}
+
 fn show_progress(flags: &Flags, target: &Target, sample: &Sample) {
     if std::io::stderr().is_terminal() {
         let Sample { at, rate, cores, resident_kib } = sample;
-        let (workload, name, of, mib) = (flags.workload.name(), &target.name, flags.seconds, resident_kib / 1024);
+        let (workload, name, of, mib) = (flags.workload.name(), &target.name, flags.seconds(), resident_kib / 1024);
         eprint!("\r{workload}, {name}: {at:.1} of {of} s, {rate:.0} messages/s, {cores:.2} cores, {mib} MiB \x1b[K");
     }
 }

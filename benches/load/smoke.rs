@@ -13,7 +13,7 @@ const RATE: Rate = Rate::PerSecond(400.0);
 
 pub fn run(flags: &Flags) -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
-    let few = Flags { users: Some(12), seconds: SECONDS, rounds: Some(1), ..flags.clone() };
+    let few = Flags { users: Some(12), seconds: Some(SECONDS), rounds: Some(1), ..flags.clone() };
     for workload in Workload::value_variants().iter().copied() {
         let few = Flags { workload, window: vec![2], html: Some(folder.path().join("report.html")), ..few.clone() };
         match workload {
@@ -22,6 +22,9 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
             Workload::Pairs | Workload::Group => clean(&Flags { floor: true, threads: 2, ..few })?,
             Workload::Paused => clean(&Flags { rate: Some(RATE), pause: Some(0.05), ..few })?,
             Workload::Slow => clean(&Flags { rate: Some(RATE), ..few })?,
+            Workload::Busy => {
+                clean(&Flags { rate: Some(RATE), nodes: Some(1), seconds: Some(3.0), pause: Some(0.1), ..few })?;
+            }
             _ => clean(&few)?,
         }
     }

@@ -11,7 +11,11 @@ use crate::machine;
 use crate::measures::Measure;
 use crate::round::Run;
 use crate::target::OURS;
+use crate::timeline::{STEP, Step};
 use crate::workload::Workload;
+
+/// Of a timeline: a second.
+const STEPS_A_ROW: usize = (1_000_000_000 / STEP) as usize;
 
 pub fn text(run: &Run) -> Result<String, std::fmt::Error> {
     let mut out = String::new();
@@ -19,6 +23,9 @@ pub fn text(run: &Run) -> Result<String, std::fmt::Error> {
     figures(&mut out, &run.shown)?;
     latencies(&mut out, &run.shown)?;
     counts(&mut out, &run.shown)?;
+    for figures in &run.shown {
+        services(&mut out, figures)?;
+    }
     for figures in &run.shown {
         writeln!(out, "{}: {}", figures.name, verdict(figures))?;
     }
@@ -91,6 +98,33 @@ fn counts(out: &mut String, shown: &[Figures]) -> std::fmt::Result {
     Ok(())
 }
 
+/// How a busy recipient was served, second by second.
+fn services(out: &mut String, figures: &Figures) -> std::fmt::Result {
+    let Some(first) = figures.services.first() else { return Ok(()) };
+    let still = [first.still.start, first.still.end].map(|at| at as f64 / 1e9);
+    writeln!(out, "{}: the recipient stands still from {:.1} s to {:.1} s", figures.name, still[0], still[1])?;
+    write!(out, " from s")?;
+    for service in &figures.services {
+        write!(out, " | {:>15}: due  arrived     live   stored", service.name)?;
+    }
+    writeln!(out)?;
+    let mut rows: Vec<String> = Vec::new();
+    for service in &figures.services {
+        for (n, Step { sent, live, stored, arrived }) in service.timeline.by(STEPS_A_ROW).enumerate() {
+            if rows.len() <= n {
+                rows.push(format!("{n:7}"));
+            }
+            write!(rows[n], " | {sent:20} {arrived:8} {live:8} {stored:8}")?;
+        }
+    }
+    rows.iter().try_for_each(|row| writeln!(out, "{row}"))?;
+    for service in &figures.services {
+        let back = service.back.map_or("not back".to_owned(), |seconds| format!("back after {seconds:.1} s"));
+        writeln!(out, "{}, messages from its {}: {back}, at 95 % of the rate and live", figures.name, service.name)?;
+    }
+    Ok(())
+}
+
 fn is_open(flags: &Flags) -> bool {
     flags.rate.is_some() || flags.workload.is_always_open() || flags.workload == Workload::Idle
 }
@@ -119,12 +153,13 @@ pub fn title(flags: &Flags) -> String {
     match workload {
         Workload::Paused => title += &format!(", readers pause for {} s", flags.pause()),
         Workload::Slow => title += &format!(", readers take {} bytes a second", flags.read_rate()),
+        Workload::Busy => title += &format!(", the recipient stands still for {} s", flags.pause()),
         _ => {}
     }
     let threads = flags.threads + u16::from(workload.has_a_pair_beside());
     if workload != Workload::Idle {
         let s = if threads == 1 { "" } else { "s" };
-        title += &format!(", {threads} generator thread{s}, {} x {} s", flags.rounds(), flags.seconds);
+        title += &format!(", {threads} generator thread{s}, {} x {} s", flags.rounds(), flags.seconds());
     }
     title
 }
@@ -185,7 +220,7 @@ pub fn settings(flags: &Flags) -> Value {
         "nodes": flags.nodes(), "reactors": is_fresh.then(|| flags.reactors()),
         "workers": is_fresh.then(|| flags.workers()), "threads": flags.threads,
         "password_cost": is_fresh.then(|| flags.password_cost()), "pause": flags.pause(),
-        "read_rate": flags.read_rate(), "rounds": flags.rounds(), "seconds": flags.seconds,
+        "read_rate": flags.read_rate(), "rounds": flags.rounds(), "seconds": flags.seconds(),
         "addr": flags.addr, "machine": machine::describe(), "version": if is_fresh { version(OURS) } else { String::new() },
         "bench_version": env!("CARGO_PKG_VERSION"), "seed": flags.seed(),
     })
@@ -203,13 +238,19 @@ pub fn result(figures: &Figures) -> Value {
         let (user, system) = (part.cpu.user, part.cpu.system);
         (part.name.clone(), json!({ "cpu_user_us": user, "cpu_system_us": system, "cores": part.cores }))
     });
+    let services = figures.services.iter().map(|service| {
+        let seconds = service.timeline.by(STEPS_A_ROW).map(|Step { sent, live, stored, arrived }| {
+            json!({ "due": sent, "arrived": arrived, "live": live, "stored": stored })
+        });
+        (service.name.replace(' ', "_"), json!({ "back_s": service.back, "seconds": seconds.collect::<Vec<_>>() }))
+    });
     let load = &figures.load;
     let of_pids = |value: f64| (!figures.parts.is_empty()).then_some(value);
     let mut result = json!({
         "target": figures.name, "messages_per_s": figures.rate, "cpu_us": of_pids(figures.cpu()),
         "cpu_user_us": of_pids(figures.user()), "cpu_system_us": of_pids(figures.system()), "cpu_to_floor": figures.to_floor,
         "parts": parts.collect::<Map<_, _>>(), "resident_kib": of_pids(figures.resident_kib as f64),
-        "latency": latencies.collect::<Map<_, _>>(),
+        "latency": latencies.collect::<Map<_, _>>(), "service": services.collect::<Map<_, _>>(),
         "load": { "generator_cores": load.generator, "all_cores": load.all, "cores": load.cores,
             "busiest_thread": load.busiest, "late": load.late },
         "limit": figures.limit().map(Limit::name), "cut_short": figures.cut_short,

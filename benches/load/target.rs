@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use chat_server::home::Homes;
 use tempfile::TempDir;
 
 use crate::dialect::{Capabilities, Dialect};
@@ -22,6 +23,8 @@ const DYING: Duration = Duration::from_secs(1);
 const STARTING: Duration = Duration::from_secs(15);
 /// Of a dead server's log.
 const LAST_LINES: usize = 20;
+/// Given to every server that takes one, so that it is known which reactor each user belongs to.
+const HOME_SEED: u64 = 1;
 /// The server of this build.
 pub const OURS: &str = env!("CARGO_BIN_EXE_chat-server");
 
@@ -35,6 +38,8 @@ pub struct Target {
     pub is_foreign: bool,
     /// Nobody has looked yet at what it speaks.
     pub is_unknown: bool,
+    /// Which reactor each user belongs to, of each of its servers; none: it depends on the connection, or nobody knows.
+    pub homes: Option<Homes>,
     keep: Keep,
 }
 
@@ -91,6 +96,7 @@ impl Target {
             processes,
             is_foreign: true,
             is_unknown: true,
+            homes: None,
             keep: Keep::Foreign,
         })
     }
@@ -107,6 +113,10 @@ impl Target {
             setup: start,
             port: 0,
         };
+        let homes = has_homes(binary)?.then(|| Homes::new(HOME_SEED, flags.reactors()));
+        if homes.is_some() {
+            launch.flags.extend(["--home-seed".to_owned(), HOME_SEED.to_string()]);
+        }
         let (mut folder, mut redis, mut beside) = (None, None, Vec::new());
         if flags.nodes() == 1 {
             let folder = folder.insert(tempfile::tempdir()?);
@@ -133,6 +143,7 @@ impl Target {
             processes,
             is_foreign: false,
             is_unknown: false,
+            homes,
             keep: Keep::Nodes { servers, _redis: redis, _folder: folder },
         })
     }
@@ -161,6 +172,7 @@ impl Target {
             processes: vec![Processes { name: name.to_owned(), pids }],
             is_foreign: false,
             is_unknown: false,
+            homes: None,
             keep: Keep::Program(program),
         }
     }
@@ -209,6 +221,22 @@ impl Drop for Target {
                 ending::release(server.pid());
             }
         }
+    }
+}
+
+/// Does this server decide by a user's id where the user belongs? An earlier one, to whose reactors connections come in
+/// turn, knows no such flag, and refuses it before it does anything else.
+fn has_homes(binary: &Path) -> anyhow::Result<bool> {
+    let mut command = apart(&binary.display().to_string(), true);
+    command.args(["--home-seed", "0", "--help"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let child = command.spawn().with_context(|| format!("{} cannot be started", binary.display()))?;
+    let (mut process, deadline) = (Owned::new(child), Instant::now() + STARTING);
+    loop {
+        if let Some(status) = process.0.try_wait()? {
+            return Ok(status.success());
+        }
+        ensure!(Instant::now() < deadline, "{} does not end when it is asked for help", binary.display());
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 

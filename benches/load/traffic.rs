@@ -1,7 +1,7 @@
 //! What clients send, and what becomes of what they get. Nothing here touches a socket: objects come in, objects to be
 //! sent come out, and every message and ack is accounted for.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 use memchr::{memchr, memmem, memrchr};
 use serde_json::Value;
@@ -13,6 +13,7 @@ use crate::measures::{Measure, Measures};
 use crate::message::{Check, Mark, Sender, Shape};
 use crate::roles::Role;
 use crate::tally::{Ack, Acks, Arrival, Counts, Order, sample};
+use crate::timeline::{Step, Timeline};
 use crate::users::{new_id, register_request};
 
 /// A closed loop that has heard nothing of a message for so long has lost it, if others go on, …
@@ -36,8 +37,10 @@ pub struct Plan {
     pub seed: u64,
     /// A connection has one message on its way at most; what comes due meanwhile waits.
     pub one_at_a_time: bool,
-    /// How long a reader does not read, and then reads, in nanoseconds; 0: always.
+    /// How long a reader does not read, and then reads, in nanoseconds; 0: always. A recipient does so once.
     pub pause: u64,
+    /// When it does so, in nanoseconds after the begin of what is measured.
+    pub pauses_after: u64,
     /// What a reader reads at most, in bytes a second; 0: all.
     pub read_rate: u32,
 }
@@ -78,7 +81,7 @@ pub struct Client {
     /// Messages that were refused: by number, and how many deliveries besides.
     refused: Vec<u64>,
     refused_unknown: u64,
-    /// Of what it hears.
+    /// Of what it hears; of a sender, what the recipient has heard of it.
     order: Order,
     /// What came so changed that nobody knows which message it was: in all, and not yet seen as a gap.
     unplaced: u64,
@@ -117,6 +120,10 @@ pub struct Traffic {
     pub sends: Vec<(usize, usize)>,
     pub counts: Counts,
     pub measures: Measures,
+    /// How the recipient is served by senders of its own node and of others.
+    pub timelines: [Timeline; 2],
+    /// Senders by their ids.
+    senders: HashMap<u64, usize>,
     /// What was over after the first of these, and due before the second, is timed.
     pub from: u64,
     pub to: u64,
@@ -141,6 +148,7 @@ impl Traffic {
             let (key, to) = match role {
                 Role::Speaker { group, .. } => ("groupid", group),
                 Role::Depositor { to } => (toid, to),
+                Role::Sender { .. } => (toid, users[0].0.id),
                 _ => (toid, neighbour),
             };
             let sender = Sender { id: account.id, name: &account.name, key, to };
@@ -174,8 +182,11 @@ impl Traffic {
             is_gone: false,
             is_full: false,
         });
+        let senders = users.iter().zip(roles).enumerate().filter(|(_, (_, role))| matches!(role, Role::Sender { .. }));
         Ok(Traffic {
             plan,
+            timelines: Default::default(),
+            senders: senders.map(|(n, ((account, _), _))| (account.id, n)).collect(),
             is_open,
             clients: clients.collect(),
             out: Vec::new(),
@@ -236,9 +247,10 @@ impl Traffic {
                 self.launch(n, at);
                 self.send(n, at, seq);
             }
-            Role::Depositor { .. } | Role::Writer => {
+            Role::Depositor { .. } | Role::Writer | Role::Sender { .. } => {
                 self.launch(n, at);
                 self.send(n, at, true);
+                self.note(n, at, |step| step.sent += 1);
             }
             Role::Feeder => self.feed(n, at),
             Role::Visitor => {
@@ -254,7 +266,16 @@ impl Traffic {
                 self.launch(n, at);
                 self.request(n, &request);
             }
-            Role::Listener { .. } | Role::Sleeper | Role::Reader | Role::Idle => {}
+            Role::Listener { .. } | Role::Sleeper | Role::Reader | Role::Recipient | Role::Idle => {}
+        }
+    }
+
+    /// Into the timeline of sender `n`.
+    fn note(&mut self, n: usize, time: u64, note: impl FnOnce(&mut Step)) {
+        if let Role::Sender { is_elsewhere } = self.clients[n].role
+            && let Some(time) = time.checked_sub(self.from)
+        {
+            note(self.timelines[usize::from(is_elsewhere)].at(time));
         }
     }
 
@@ -489,7 +510,7 @@ impl Traffic {
         }
     }
 
-    /// Whose messages client `n` gets.
+    /// Whose messages client `n` gets, if it gets those of one.
     fn speaker(&self, n: usize) -> Option<usize> {
         match self.clients[n].role {
             Role::Partner | Role::Sleeper | Role::Reader => Some(n ^ 1),
@@ -499,11 +520,21 @@ impl Traffic {
     }
 
     fn asks_for_acks(&self, n: usize) -> bool {
-        self.plan.seq || matches!(self.clients[n].role, Role::Depositor { .. } | Role::Feeder | Role::Writer)
+        self.plan.seq
+            || matches!(
+                self.clients[n].role,
+                Role::Depositor { .. } | Role::Feeder | Role::Writer | Role::Sender { .. }
+            )
     }
 
     fn message(&mut self, n: usize, object: &[u8], now: u64) {
-        let Some(speaker) = self.speaker(n) else { return self.counts.change(object) };
+        let is_recipient = self.clients[n].role == Role::Recipient;
+        let speaker = if is_recipient {
+            number_after(object, b"\"id\":").and_then(|id| self.senders.get(&id).copied())
+        } else {
+            self.speaker(n)
+        };
+        let Some(speaker) = speaker else { return self.counts.change(object) };
         let with_seq = self.asks_for_acks(speaker);
         let check = self.clients[speaker].shape.check(object, with_seq, &mut self.scratch);
         let (mark, is_whole) = match check {
@@ -514,7 +545,7 @@ impl Traffic {
             }
             Check::Unknown => return self.unknown(n, object, now),
         };
-        let arrival = self.clients[n].order.arrive(mark.number);
+        let arrival = self.clients[if is_recipient { speaker } else { n }].order.arrive(mark.number);
         match arrival {
             Arrival::Repeated => {
                 self.counts.repeated += 1;
@@ -526,9 +557,10 @@ impl Traffic {
         self.counts.delivered += 1;
         self.done += u64::from(is_whole);
         self.settled += 1;
+        self.note(speaker, now, |step| step.arrived += 1);
         let measure = match self.clients[n].role {
             Role::Listener { .. } => Some(Measure::Member),
-            Role::Reader => Some(Measure::CatchUp),
+            Role::Reader | Role::Recipient => Some(Measure::CatchUp),
             Role::Sleeper => None,
             _ => Some(Measure::Chat),
         };
@@ -700,9 +732,10 @@ impl Traffic {
             Role::Sleeper => return self.acked(n, now),
             _ => self.counts.stored += u64::from(!is_delivered),
         }
+        self.note(n, at, |step| *if is_delivered { &mut step.live } else { &mut step.stored } += 1);
         let measure = match role {
             Role::Depositor { .. } => Measure::Stored,
-            Role::Writer | Role::Feeder if !is_delivered => Measure::Stored,
+            Role::Writer | Role::Sender { .. } | Role::Feeder if !is_delivered => Measure::Stored,
             _ => Measure::Ack,
         };
         self.time(measure, at, now);
@@ -854,7 +887,9 @@ impl Traffic {
     pub fn finish(&mut self) {
         let mut missing = vec![0; self.clients.len()];
         for n in 0..self.clients.len() {
-            let Some(speaker) = self.speaker(n) else { continue };
+            // What was heard of a sender is noted there.
+            let speaker = if let Role::Sender { .. } = self.clients[n].role { Some(n) } else { self.speaker(n) };
+            let Some(speaker) = speaker else { continue };
             let (client, from) = (&self.clients[n], &self.clients[speaker]);
             let refused = from.refused.iter().filter(|&&number| !client.order.has(number)).count() as u64;
             missing[speaker] += client.order.missing(from.sent).saturating_sub(refused + client.unplaced);

@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow, bail, ensure};
+use chat_server::store::UserId;
 use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -19,6 +20,9 @@ use crate::target::{Endpoint, Target};
 
 /// How many log in side by side. Below the listen backlog of any server.
 const SIDE_BY_SIDE: usize = 64;
+/// How many accounts each opens at most, for every reactor, until all have one that belongs to the right reactor. It
+/// takes a few.
+const TRIES: usize = 100;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often somebody who waits looks for a signal.
 const GLANCE: Duration = Duration::from_millis(100);
@@ -249,6 +253,24 @@ pub fn new_name(n: usize) -> String {
     format!("u{}-{n}", run % 100_000_000_000)
 }
 
+/// Accounts that are to be opened, with names that no earlier run has used.
+struct Names {
+    run: String,
+    next: usize,
+}
+
+impl Names {
+    /// Numbered from `first` on.
+    fn new(first: usize) -> Names {
+        Names { run: new_name(0).trim_end_matches('0').to_owned(), next: first }
+    }
+
+    fn account(&mut self) -> Account {
+        self.next += 1;
+        Account { id: 0, name: format!("{}{}", self.run, self.next - 1), password: PASSWORD.to_owned() }
+    }
+}
+
 /// Tells how far those who arrive have come, if that takes long.
 struct Progress {
     what: &'static str,
@@ -277,24 +299,34 @@ impl Progress {
 pub struct Arrival<'a> {
     pub count: usize,
     pub logs_in: bool,
+    /// They belong to the reactors of their server in turn. Where the connection decides that, they do so by arriving
+    /// in turn; where the account decides it, each gets one of the right reactor.
+    pub in_turn: bool,
     /// The receive buffer of user `n`, if it is to be small.
     pub receive_buffer: &'a dyn Fn(usize) -> Option<usize>,
 }
 
 /// Connects users, registers those for whom the book has no account, and logs them in. Addresses are taken in turn.
 pub fn arrive(target: &Target, book: &mut Book, arrival: &Arrival<'_>) -> anyhow::Result<Vec<User>> {
-    let Arrival { count, logs_in, receive_buffer } = *arrival;
+    let Arrival { count, logs_in, in_turn, receive_buffer } = *arrival;
     let is_family = matches!(target.servers[0].dialect, Dialect::Chat(_));
-    let (name, side_by_side) = (new_name(0), if target.is_sturdy() { SIDE_BY_SIDE } else { 1 });
-    let name = name.trim_end_matches('0');
+    let side_by_side = if target.is_sturdy() { SIDE_BY_SIDE } else { 1 };
+    let homes = target.homes.filter(|_| in_turn);
+    let fits = |n: usize, account: &Account| {
+        homes.is_none_or(|homes| homes.of_user(account.id as UserId) == n / target.servers.len() % homes.reactors())
+    };
+    let mut names = Names::new(book.accounts.len());
     let mut users: Vec<User> = Vec::with_capacity(count);
     let mut progress = Progress::new("are connected", count);
-    let first = book.accounts.len();
     for n in 0..count {
-        let account = is_family.then(|| book.take()).flatten();
-        let new = || Account { id: 0, name: format!("{name}{}", first + n), password: PASSWORD.to_owned() };
+        let account = is_family.then(|| book.take(|account| fits(n, account))).flatten();
         let server = target.servers[n % target.servers.len()];
-        users.push(User::connect(server, account.unwrap_or_else(new), receive_buffer(n))?);
+        users.push(User::connect(server, account.unwrap_or_else(|| names.account()), receive_buffer(n))?);
+        if homes.is_some() && n == count / 2 {
+            // One more puts those who follow out of step: they come to another reactor than their own, and move when
+            // they log in, as most do where nobody arranges it.
+            target.servers.iter().try_for_each(|server| TcpStream::connect(server.address).map(drop))?;
+        }
         progress.at(n)?;
     }
     // From the last one on: if there are too many, that one is told so, before all others have opened accounts.
@@ -304,16 +336,34 @@ pub fn arrive(target: &Target, book: &mut Book, arrival: &Arrival<'_>) -> anyhow
         progress.at(count - left)?;
         let those = left.saturating_sub(if left == count { 1 } else { side_by_side })..left;
         left = those.start;
-        let new: Vec<usize> = those.clone().filter(|&n| users[n].account.id == 0).collect();
-        for &n in &new {
-            users[n].begin()?;
-        }
-        for &n in &new {
-            let told = users[n].welcome().with_context(|| format!("user {} of {count}", n + 1));
-            told?;
-            if is_family {
-                book.enter(users[n].account.clone());
+        let mut new: Vec<usize> = those.clone().filter(|&n| users[n].account.id == 0).collect();
+        let mut tries = 0;
+        while !new.is_empty() {
+            for &n in &new {
+                users[n].begin()?;
             }
+            for &n in &new {
+                let told = users[n].welcome().with_context(|| format!("user {} of {count}", n + 1));
+                told?;
+                if is_family {
+                    book.enter(users[n].account.clone());
+                }
+            }
+            if !is_family {
+                break;
+            }
+            // An account of another reactor is for somebody else, and whoever has opened it opens one more.
+            new.retain(|&n| {
+                let account = book.take(|account| fits(n, account));
+                let is_left = account.is_none();
+                users[n].account = account.unwrap_or_else(|| names.account());
+                is_left
+            });
+            tries += 1;
+            ensure!(
+                tries < TRIES * homes.map_or(1, |homes| homes.reactors()),
+                "no new account belongs to the reactor that it is for"
+            );
         }
         if !(logs_in && is_family) {
             continue;
@@ -339,18 +389,17 @@ pub fn arrive(target: &Target, book: &mut Book, arrival: &Arrival<'_>) -> anyhow
 /// Has the book have so many accounts, registered over a few connections.
 pub fn enroll(target: &Target, book: &mut Book, count: usize) -> anyhow::Result<()> {
     let clerks = (count - book.accounts.len().min(count)).min(if target.is_sturdy() { SIDE_BY_SIDE } else { 1 });
-    let name = new_name(0);
-    let new = |n: usize| Account { id: 0, name: format!("{name}-{n}"), password: PASSWORD.to_owned() };
+    let mut names = Names::new(book.accounts.len());
     let server = |n: usize| target.servers[n % target.servers.len()];
-    let clerks = (0..clerks).map(|n| User::connect(server(n), new(n), None));
+    let clerks = (0..clerks).map(|n| User::connect(server(n), names.account(), None));
     let mut clerks = clerks.collect::<anyhow::Result<Vec<User>>>()?;
     let mut progress = Progress::new("have accounts", count);
     while book.accounts.len() < count {
         let first = book.accounts.len();
         progress.at(first)?;
         let round = (count - first).min(clerks.len());
-        for (n, clerk) in clerks[..round].iter_mut().enumerate() {
-            clerk.account = new(first + n);
+        for clerk in &mut clerks[..round] {
+            clerk.account = names.account();
             clerk.begin()?;
         }
         for clerk in &mut clerks[..round] {

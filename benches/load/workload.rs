@@ -30,6 +30,9 @@ pub enum Workload {
     Paused,
     /// The same, but they read all the time, no more than --read-rate bytes a second each
     Slow,
+    /// One user is written to by all others, from its own node and from another, at a fixed rate; it reads all the time,
+    /// but stands still once, for --pause seconds: how soon is it served as before?
+    Busy,
 }
 
 impl Workload {
@@ -44,8 +47,19 @@ impl Workload {
             Workload::Crowd => 10_002,
             Workload::Mix => 2000,
             Workload::Paused | Workload::Slow => 22,
+            Workload::Busy => 5,
             _ => 200,
         }
+    }
+
+    /// On how many nodes, where nothing is said.
+    pub fn usual_nodes(self) -> u16 {
+        if self == Workload::Busy { 2 } else { 1 }
+    }
+
+    /// How long a round is measured, in seconds, where nothing is said.
+    pub fn usual_seconds(self) -> f64 {
+        if self == Workload::Busy { 20.0 } else { 3.0 }
     }
 
     /// Sends chats or group chats.
@@ -64,12 +78,12 @@ impl Workload {
     }
 
     pub fn is_always_open(self) -> bool {
-        matches!(self, Workload::Mix | Workload::Paused | Workload::Slow)
+        matches!(self, Workload::Mix | Workload::Paused | Workload::Slow | Workload::Busy)
     }
 
     /// Every message is acked, without being asked.
     pub fn always_acks(self) -> bool {
-        matches!(self, Workload::Store | Workload::Drain | Workload::Paused | Workload::Slow)
+        matches!(self, Workload::Store | Workload::Drain | Workload::Paused | Workload::Slow | Workload::Busy)
     }
 
     /// Has a second thread of its own, and no more.
@@ -106,6 +120,7 @@ impl Workload {
                 Measure::Return,
             ],
             Workload::Paused | Workload::Slow => vec![Measure::Chat, Measure::CatchUp, Measure::Ack, Measure::Stored],
+            Workload::Busy => vec![Measure::CatchUp, Measure::Ack, Measure::Stored],
         };
         if acks && !self.always_acks() {
             measures.push(Measure::Ack);
