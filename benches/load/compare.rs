@@ -210,6 +210,7 @@ fn show(
         is_whole && old_values.iter().chain(&new_values).all(|&value| value > 0.0)
     });
     let kinds: Vec<&Entry> = kinds.collect();
+    ensure!(!kinds.is_empty(), "there is no row that both have in every round");
     let rows: Vec<Row> =
         kinds.iter().map(|entry| Row { old: values(old, &entry.row), new: values(new, &entry.row) }).collect();
     let ratios = ratios(&rows, is_paired, flags.seed());

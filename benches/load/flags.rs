@@ -386,6 +386,7 @@ impl Flags {
             "{} has a thread of its own for the pair",
             workload.name()
         );
+        ensure!(workload != Workload::Busy || threads == 1, "busy has one recipient: --threads 1");
         ensure!(!workload.has_a_pair_beside() || users >= 4, "{} needs a pair and two more users", workload.name());
         let are_pairs = !matches!(workload, Workload::Group | Workload::Mix | Workload::Idle | Workload::Busy);
         let step = if are_pairs { 2 * threads } else { threads };
@@ -400,7 +401,6 @@ impl Flags {
         ensure!(seconds > 0.0 && seconds <= 86_400.0, "--seconds must be more than 0, and a day at most");
         ensure!(pause > 0.0 && pause <= 3600.0, "--pause must be more than 0, and an hour at most");
         if workload == Workload::Busy {
-            ensure!(threads == 1, "busy has one recipient: --threads 1");
             ensure!(users > self.nodes(), "--users must be more than there are nodes: some on each write to one");
             let behind = seconds - self.pauses_after() - pause;
             ensure!(behind >= 2.0, "--seconds must leave 2 s behind the --pause, which comes when a quarter is over");

@@ -47,19 +47,21 @@ impl Timeline {
         self.steps.chunks(steps.max(1)).map(sum)
     }
 
-    /// How long after it stood still its recipient is served as before, in seconds: live, at this rate (messages a
-    /// second), and from then on to the end. `None`: never, or not for a second.
+    /// How long after it stood still its recipient is served as before, in seconds: from then on what is sent in any
+    /// second goes to it live, and what arrives keeps up with this rate, in messages a second. `None`: never, or for less
+    /// than a second.
     pub fn back(&self, still: &Range<u64>, rate: f64) -> Option<f64> {
-        let enough = rate * AS_BEFORE * (STEPS as u64 * STEP) as f64 / 1e9;
-        let is_as_before = |steps: &[Step]| {
-            let Step { live, arrived, .. } = sum(steps);
-            live as f64 >= enough && arrived as f64 >= enough
-        };
+        let enough = |steps: usize| AS_BEFORE * rate * (steps as u64 * STEP) as f64 / 1e9;
         let first = still.end.div_ceil(STEP) as usize;
-        let rest = self.steps.get(first..)?;
-        let bad = rest.windows(STEPS).rposition(|steps| !is_as_before(steps));
-        let good = bad.map_or(0, |bad| bad + 1);
-        (good + STEPS <= rest.len()).then(|| ((first + good) as u64 * STEP - still.end) as f64 / 1e9)
+        let is_as_before = |rest: &[Step]| {
+            let is_live = rest.windows(STEPS).all(|steps| sum(steps).live as f64 >= enough(STEPS));
+            // From there on, not in each second, and a step late: what a moment of noise holds up comes in the next one.
+            let keeps_up = (STEPS..=rest.len()).all(|end| sum(&rest[..end]).arrived as f64 >= enough(end - 1));
+            is_live && keeps_up
+        };
+        let last = self.steps.len().checked_sub(STEPS)?;
+        let back = (first..=last).find(|&start| is_as_before(&self.steps[start..]))?;
+        Some((back as u64 * STEP - still.end) as f64 / 1e9)
     }
 }
 

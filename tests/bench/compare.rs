@@ -1,11 +1,27 @@
 //! Two servers, or two files, beside each other.
 
-use crate::tool::{load, run};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use crate::support::eventually;
+use crate::tool::{finish, load, run, start};
+
+const SERVER: &str = env!("CARGO_BIN_EXE_chat-server");
+
+/// A program that does this and starts the server with its words.
+fn program(folder: &Path, name: &str, does: &str, further: &str) -> String {
+    let file = folder.join(name);
+    std::fs::write(&file, format!("#!/bin/sh\n{does}\nexec {SERVER} \"$@\" {further}\n")).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+    file.display().to_string()
+}
 
 #[test]
 fn a_binary_is_no_different_from_itself() {
-    let server = env!("CARGO_BIN_EXE_chat-server");
-    let said = load(&["compare", server, server, "--users", "8", "--seconds", "0.2", "--json"]);
+    let said = load(&["compare", SERVER, SERVER, "--users", "8", "--seconds", "0.2", "--json"]);
     assert_eq!(said.status, 0, "{said:?}");
     let rows = said.json()["rows"].as_array().unwrap().clone();
     assert!(rows.len() >= 6, "{said:?}");
@@ -18,19 +34,81 @@ fn a_binary_is_no_different_from_itself() {
 fn a_server_that_does_much_more_is_worse() {
     // The same server, whose passwords are dearer than it was told.
     let folder = tempfile::tempdir().unwrap();
-    let slow = folder.path().join("slow");
     let words = "set -- $(printf '%s ' \"$@\" | sed 's/--password-cost 8,1/--password-cost 4096,2/')";
-    let text = format!("#!/bin/sh\n{words}\nexec {} \"$@\"\n", env!("CARGO_BIN_EXE_chat-server"));
-    std::fs::write(&slow, text).unwrap();
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(&slow, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let words = ["--workload", "register", "--users", "8", "--seconds", "0.3", "--json"];
-    let mut all = vec!["compare", env!("CARGO_BIN_EXE_chat-server"), slow.to_str().unwrap()];
-    all.extend(words);
-    let said = load(&all);
+    let slow = program(folder.path(), "slow", words, "");
+    let said =
+        load(&["compare", SERVER, &slow, "--workload", "register", "--users", "8", "--seconds", "0.3", "--json"]);
     let rows = said.json()["rows"].as_array().unwrap().clone();
     let cpu = rows.iter().find(|row| row["row"] == "CPU us").unwrap().clone();
     assert!(said.status == 2 && cpu["verdict"] == "worse", "{said:?}");
+}
+
+/// Refuses the flag that says where users belong, as servers do to whose reactors connections come in turn.
+const EARLIER: &str = "for word; do if [ \"$word\" = --home-seed ]; then exit 1; fi; done";
+
+#[test]
+fn an_earlier_server_to_whose_reactors_connections_come_in_turn_is_compared() {
+    let folder = tempfile::tempdir().unwrap();
+    let earlier = program(folder.path(), "earlier", EARLIER, "");
+    let said = load(&["compare", &earlier, SERVER, "--users", "8", "--seconds", "0.2", "--together", "--json"]);
+    assert!(matches!(said.status, 0 | 2) && !said.err.contains("lost or wrong"), "{said:?}");
+    assert!(said.json()["rows"].as_array().unwrap().len() >= 6, "{said:?}");
+}
+
+/// How many chats have stayed on a reactor, and have gone to another.
+fn chats(port: u16) -> std::io::Result<[f64; 2]> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")?;
+    let mut page = String::new();
+    stream.read_to_string(&mut page)?;
+    let of = |path: &str| {
+        let rows = page.lines().filter(|row| row.starts_with("chat_messages_total{") && row.contains(path));
+        rows.filter_map(|row| row.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    };
+    Ok([of("path=\"same_reactor\""), of("path=\"other_reactor\"")])
+}
+
+#[test]
+fn both_of_a_pair_are_where_they_are_said_to_be() {
+    let folder = tempfile::tempdir().unwrap();
+    for (n, (words, is_together)) in [
+        ("--users 8", false),
+        ("--users 8 --together", true),
+        ("--users 12 --reactors 3", false),
+        ("--users 12 --reactors 3 --together", true),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let metered = program(folder.path(), &n.to_string(), "", &format!("--metrics 127.0.0.1:{port}"));
+        let child = start(&format!("compare {metered} {metered} {words}"));
+        let mut seen = [0.0; 2];
+        eventually("messages to pass", || {
+            seen = chats(port).unwrap_or(seen);
+            seen.into_iter().sum::<f64>() > 100.0
+        });
+        let status = Command::new("kill").arg("-INT").arg(child.id().to_string()).status();
+        assert!(status.unwrap().success());
+        let said = finish(child);
+        assert_eq!(seen[usize::from(is_together)], 0.0, "{words}: {seen:?}, {said:?}");
+    }
+}
+
+#[test]
+fn sessions_that_do_nothing_are_compared_by_their_memory() {
+    let said = load(&["compare", SERVER, SERVER, "--workload", "idle", "--users", "600", "--json"]);
+    assert!(matches!(said.status, 0 | 2), "{said:?}");
+    let rows = said.json()["rows"].as_array().unwrap().clone();
+    assert!(rows.len() == 1 && rows[0]["row"] == "bytes a session", "{said:?}");
+}
+
+#[test]
+fn a_part_of_what_the_first_one_carries_is_the_rate_of_both() {
+    let said = load(&["compare", SERVER, SERVER, "--users", "8", "--seconds", "0.3", "--rate", "10%", "--json"]);
+    assert!(matches!(said.status, 0 | 2), "{said:?}");
+    let settings = &said.json()["settings"];
+    assert!(settings["loop"] == "open" && settings["rate"].as_f64().unwrap() >= 1.0, "{said:?}");
 }
 
 #[test]

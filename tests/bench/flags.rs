@@ -26,6 +26,12 @@ fn flags_that_a_workload_does_not_use_are_refused() {
         ("--pause 2", "--pause"),
         ("--workload slow --pause 2", "--pause"),
         ("--read-rate 4096", "--read-rate"),
+        ("--workload busy --read-rate 4096", "--read-rate"),
+        ("--workload busy --window 2", "--window"),
+        ("--workload busy --seq", "--seq"),
+        ("--workload busy --threads 2", "--threads"),
+        ("--workload busy --users 2", "--users"),
+        ("--workload busy --seconds 4", "--seconds"),
         ("--pid 1", "--pid"),
         ("--accounts file", "--accounts"),
         ("--clean", "--clean"),
@@ -43,6 +49,7 @@ fn flags_that_a_workload_does_not_use_are_refused() {
         ("--users 7", "--users"),
         ("--fail-if stored.p99>5ms", "--fail-if"),
         ("--fail-if to_floor>1", "--fail-if"),
+        ("--fail-if back>3s", "--fail-if"),
         ("--addr 127.0.0.1:1 --fail-if cpu>1us", "--fail-if"),
         ("--fail-if chat.p99>5", "unit"),
         ("--fail-if chat.q99>5ms", "chat.q99"),
@@ -195,5 +202,21 @@ fn readers_who_pause_or_are_slow_get_everything() {
         assert_eq!(said.status, 0, "{said:?}");
         assert!(result["latency"]["catch_up"]["max_us"].as_f64().unwrap() > 100_000.0, "{said:?}");
         assert!(result["latency"]["chat"]["count"].as_u64().unwrap() > 900, "the pair beside them: {said:?}");
+    }
+}
+
+#[test]
+fn a_recipient_that_stands_still_once_is_served_as_before_soon_after() {
+    // As much as makes it a slow reader.
+    let load = "--rate 200 --size 2000 --seconds 12 --pause 2.6";
+    let said = run(&format!("--workload busy {load} --json --fail-if back>60s"));
+    assert_eq!(said.status, 0, "{said:?}");
+    for node in ["own_node", "other_node"] {
+        let service = &said.result()["service"][node];
+        let seconds = service["seconds"].as_array().unwrap();
+        let sum = |what: &str| seconds.iter().map(|second| second[what].as_u64().unwrap()).sum::<u64>();
+        let (due, live, stored) = (sum("due"), sum("live"), sum("stored"));
+        assert!(seconds.len() == 12 && due > 1000 && live + stored == due && stored > 0, "{node}: {said:?}");
+        assert!(service["back_s"].is_number(), "{node}: {said:?}");
     }
 }

@@ -6,9 +6,13 @@ mod stats;
 #[allow(dead_code)]
 #[path = "../../benches/load/tally.rs"]
 mod tally;
+#[allow(dead_code)]
+#[path = "../../benches/load/timeline.rs"]
+mod timeline;
 
 use stats::{Rng, Row, median, ratios};
 use tally::{Ack, Acks, Arrival, Counts, Order};
+use timeline::{STEP, Step, Timeline};
 
 #[test]
 fn the_median_of_an_even_number_is_the_mean_of_the_middle_two() {
@@ -117,4 +121,45 @@ fn a_difference_that_is_there_is_seen() {
     assert!(found[2].high < 1.0 / 1.02, "{found:?}");
     // The same seed says the same.
     assert_eq!(ratios(&rows, true, 3), found);
+}
+
+/// A second's steps of a timeline, all alike.
+fn second(timeline: &mut Timeline, second: u64, step: Step) {
+    (0..1_000_000_000 / STEP).for_each(|n| *timeline.at(second * 1_000_000_000 + n * STEP) = step);
+}
+
+#[test]
+fn a_recipient_is_served_as_before_when_it_stays_so() {
+    let step = |live: u64, arrived: u64| Step { sent: 100, live, stored: 100 - live, arrived };
+    let (before, still, stored) = (step(100, 100), step(0, 0), step(0, 50));
+    let back = |steps: &[Step]| {
+        let mut timeline = Timeline::default();
+        steps.iter().enumerate().for_each(|(n, &step)| second(&mut timeline, n as u64, step));
+        timeline.end(steps.len() as u64 * 1_000_000_000);
+        timeline.back(&(1_000_000_000..2_000_000_000), 1000.0)
+    };
+    let catches_up = step(50, 200);
+    assert_eq!(back(&[before, still, before, before, before]), Some(0.0));
+    // Not before enough of what is sent is live again.
+    let late = back(&[before, still, catches_up, before, before]).unwrap();
+    assert!((0.8..=1.0).contains(&late), "{late}");
+    // Once is not enough: it must stay so, for a second at least.
+    assert_eq!(back(&[before, still, before, before, stored]), None);
+    assert!(back(&[before, still, before, stored, before]).unwrap() > 1.8);
+    assert_eq!(back(&[before, still, stored, stored, stored]), None);
+    // Live, but at less than 95 % of the rate; and just so much.
+    assert_eq!(back(&[before, still, step(94, 94), step(94, 94)]), None);
+    assert_eq!(back(&[before, still, step(95, 95), step(95, 95)]), Some(0.0));
+    assert_eq!(back(&[before, still, step(100, 80), step(100, 80)]), None);
+    // A tenth of a second in which nothing comes is made up for by the next.
+    let mut timeline = Timeline::default();
+    [before, still, before, before, before].into_iter().enumerate().for_each(|(n, step)| {
+        second(&mut timeline, n as u64, step);
+    });
+    timeline.at(3_500_000_000).arrived = 0;
+    timeline.at(3_600_000_000).arrived = 200;
+    assert_eq!(timeline.back(&(1_000_000_000..2_000_000_000), 1000.0), Some(0.0));
+    // What is behind the end says nothing.
+    timeline.end(2_950_000_000);
+    assert_eq!(timeline.back(&(1_000_000_000..2_000_000_000), 1000.0), None);
 }
