@@ -1,4 +1,5 @@
-//! Who lives: a key for each node, which its keeper renews and which runs out by itself.
+//! Who lives: a key for each node, which it renews while all of it lives, and which runs out by itself. Its
+//! value tells what the node reads.
 //!
 //! A key that is missing says that its node is dead only while Redis itself can be trusted. All
 //! keys are gone after a restart of Redis; all have run out when it stood still for longer than
@@ -14,13 +15,14 @@
 //! 3. the own key had as much time left as it must have by this node's clock: it was not lost, and
 //!    the clock of Redis did not run ahead.
 //!
-//! A look at the others is a link of the same chain: what it finds counts if it fulfils all three.
+//! A look at the others is a link of the same chain: what it finds counts if it fulfils all three, and if
+//! Redis says that it has been up for longer than a key lasts ([`Look::counts`]).
 //!
 //! Why that suffices: a node that lives and reaches Redis renews its key each second, so it has at
 //! least 4 s left. What the chain lets pass takes at most [`MAX_GAP`] (2.5 s) or [`SLACK`] (0.5 s)
 //! of that. What breaks the chain has everybody wait for a whole [`LEASE_TTL`], in which each living
 //! node has renewed its key. A node that lives and does not reach Redis does look dead, on purpose:
-//! its own look at its claims tells it.
+//! its own look into the store tells it that it was taken for dead.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -124,7 +126,7 @@ impl Leases {
         Ok(Leases { address, connection: None, key: key_of(node), value, chain: None })
     }
 
-    /// Takes this node's lease, at its start.
+    /// Takes this node's lease, at its start; within 6 s.
     ///
     /// # Errors
     /// Redis is away, or refuses this, or a look at other leases.
