@@ -72,10 +72,13 @@ struct Line {
     keeps_its_queue: bool,
 }
 
+/// One input for a shard.
+type Input = Box<dyn FnOnce(&mut Shard, Now, &mut Effects)>;
+
 /// What is to be done next.
 enum Next {
     Effect(usize, Effect, Arc<[u8]>),
-    Input(usize, Box<dyn FnOnce(&mut Shard, Now, &mut Effects)>),
+    Input(usize, Input),
     Arrival(usize, ConnId, Box<Moved>),
 }
 

@@ -13,7 +13,6 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 
 use chat_server::password::normal;
-use chat_server::reactor::ConnId;
 use chat_server::service::Shard;
 use chat_server::store::UserId;
 use chat_server::wire::name;
@@ -21,7 +20,7 @@ use serde_json::{Value, json};
 
 use super::strict::{self, Json};
 use memory::Memory;
-use node::{AFTER_LOGIN, BEFORE_LOGIN, Node, SHARDS};
+use node::{AFTER_LOGIN, BEFORE_LOGIN, Node, SHARDS, SocketId};
 
 const CLIENTS: usize = 4;
 const USERS: u32 = 4;
@@ -121,7 +120,7 @@ struct Mail {
 
 /// A connection, as the model has it.
 struct Line {
-    conn: ConnId,
+    socket: SocketId,
     user: Option<UserId>,
     /// Whose messages the client takes what it reads for.
     reads_as: Option<UserId>,
@@ -308,7 +307,7 @@ impl<'a> World<'a> {
 
     fn connect(&mut self, client: usize) {
         self.lines[client] = Some(Line {
-            conn: self.node.connect(client % SHARDS),
+            socket: self.node.connect(client % SHARDS),
             user: None,
             reads_as: None,
             partial: Vec::new(),
@@ -353,7 +352,7 @@ impl<'a> World<'a> {
     fn set_stalled(&mut self, client: usize, stalled: bool) {
         if let Some(line) = &mut self.lines[client] {
             line.stalled = stalled;
-            if let Some(socket) = self.node.sockets.get_mut(&line.conn) {
+            if let Some(socket) = self.node.sockets.get_mut(&line.socket) {
                 socket.stalled = stalled;
             }
         }
@@ -366,7 +365,7 @@ impl<'a> World<'a> {
 
     fn cut(&mut self, client: usize) {
         if let Some(line) = self.lines[client].take() {
-            self.node.cut(line.conn);
+            self.node.cut(line.socket);
         }
     }
 
@@ -377,7 +376,7 @@ impl<'a> World<'a> {
             line.owed.push(refusal(None, None, vec![UNFOLLOWABLE]));
         }
         (line.ends, line.user) = (true, None);
-        if let Some(socket) = self.node.sockets.get_mut(&line.conn) {
+        if let Some(socket) = self.node.sockets.get_mut(&line.socket) {
             socket.finished = true;
         }
     }
@@ -385,16 +384,16 @@ impl<'a> World<'a> {
     /// Everything that is under way arrives, and is what it must be.
     fn settle(&mut self) {
         self.node.settle();
-        while let Some((conn, bytes)) = self.node.read.pop_front() {
+        while let Some((socket, bytes)) = self.node.read.pop_front() {
             assert!(strict::read(&bytes).is_some(), "no strict JSON: {:?}", String::from_utf8_lossy(&bytes));
-            let client = (0..CLIENTS).find(|at| self.lines[*at].as_ref().is_some_and(|line| line.conn == conn));
+            let client = (0..CLIENTS).find(|at| self.lines[*at].as_ref().is_some_and(|line| line.socket == socket));
             // A client that hung up reads nothing.
             if let Some(client) = client {
                 self.arrived(client, &bytes);
             }
         }
-        for conn in std::mem::take(&mut self.node.closed) {
-            let at = (0..CLIENTS).find(|at| self.lines[*at].as_ref().is_some_and(|line| line.conn == conn));
+        for socket in std::mem::take(&mut self.node.closed) {
+            let at = (0..CLIENTS).find(|at| self.lines[*at].as_ref().is_some_and(|line| line.socket == socket));
             let line = at.and_then(|at| self.lines[at].take()).expect("the client's connection");
             assert!(line.ends, "closed for nothing");
             assert!(line.owed.is_empty(), "closed, and owed {:?}", line.owed);
@@ -462,7 +461,7 @@ impl<'a> World<'a> {
             self.settle();
         }
         for shard in 0..SHARDS {
-            self.node.call(shard, |shard, _, fx| shard.stop(fx));
+            self.node.call(shard, |shard, now, fx| shard.stop(now, fx));
         }
         self.node.settle();
         let population: Vec<_> = self.node.shards.iter().map(Shard::population).collect();
@@ -544,7 +543,7 @@ impl<'a> World<'a> {
         self.set_stalled(client, false);
         let Some(line) = &mut self.lines[client] else { return };
         line.partial.extend_from_slice(bytes);
-        if let Some(socket) = self.node.sockets.get_mut(&line.conn) {
+        if let Some(socket) = self.node.sockets.get_mut(&line.socket) {
             socket.input.extend_from_slice(bytes);
         }
         while let Some(line) = self.lines[client].as_mut().filter(|line| !line.ends) {
@@ -572,7 +571,7 @@ impl<'a> World<'a> {
     fn everybody_reads_but_keep_input(&mut self) {
         for line in self.lines.iter_mut().flatten() {
             line.stalled = false;
-            if let Some(socket) = self.node.sockets.get_mut(&line.conn) {
+            if let Some(socket) = self.node.sockets.get_mut(&line.socket) {
                 socket.stalled = false;
             }
         }

@@ -54,8 +54,8 @@ impl Memory {
             }
             Write::SetPassword { .. } => Outcome::Done,
             Write::Claim { user, .. } if !self.has(*user) => Outcome::NoUser,
-            Write::Claim { user, epoch, .. } => match self.claims.get(user) {
-                Some(held) if held != epoch => Outcome::InUse(Holder::Node(Claim { node: NODE, epoch: *held })),
+            Write::Claim { user, epoch, past } => match self.claims.get(user) {
+                Some(held) if held != epoch && *past != Some(holder(*held)) => Outcome::InUse(holder(*held)),
                 _ => {
                     self.claims.insert(*user, *epoch);
                     Outcome::Done
@@ -84,10 +84,12 @@ impl Memory {
             }
             Write::JoinGroup { user, group } => match self.groups.get_mut(*group as usize - 1) {
                 None => Outcome::NoGroup,
-                Some((_, _, members)) if members.contains(user) => Outcome::Already,
                 Some((_, _, members)) => {
-                    members.push(*user);
-                    Outcome::Done
+                    let already = members.contains(user);
+                    if !already {
+                        members.push(*user);
+                    }
+                    Outcome::Joined { already, nodes: Vec::new() }
                 }
             },
             Write::Keep(parcels) => Outcome::Kept(
@@ -106,12 +108,19 @@ impl Memory {
                     })
                     .collect(),
             ),
+            Write::Show { .. } => Outcome::Done,
+            Write::Remove { user, epoch, .. } if self.claims.get(user) != Some(epoch) => Outcome::Lost,
             Write::Remove { rows, .. } => {
                 rows.iter().for_each(|row| _ = self.rows.remove(row));
                 Outcome::Done
             }
         }
     }
+}
+
+/// The only node, by this claim.
+fn holder(epoch: u64) -> Holder {
+    Holder::Node(Claim { node: NODE, epoch })
 }
 
 impl Connection for Memories {

@@ -1,14 +1,15 @@
 //! A node as threads and sockets would drive it, in one thread and without either.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use chat_server::bus::{BusEvent, BusOp};
+use chat_server::home::Homes;
 use chat_server::password::{Cost, Hasher};
-use chat_server::reactor::{CloseReason, ConnId, ConnIds, Unwritten};
-use chat_server::service::{Effect, Effects, Job, JobRunner, Letter, Memo, Now, Payload, Settings, Shard, Tag};
+use chat_server::reactor::{CloseReason, ConnId, ConnIds, Manner, Recall, Unwritten};
+use chat_server::service::{Effect, Effects, Job, JobRunner, Letter, Memo, Moved, Now, Payload, Settings, Shard, Tag};
 
 use super::memory::{Memories, Memory, NODE};
 
@@ -16,15 +17,22 @@ pub const SHARDS: usize = 2;
 pub const BEFORE_LOGIN: usize = 400;
 pub const AFTER_LOGIN: usize = 700;
 
+/// Names a connection for good, at whichever shard it is.
+pub type SocketId = u32;
+
 /// A connection as the reactor would keep it.
 #[derive(Default)]
 pub struct Socket {
+    /// `None`: between two shards.
+    conn: Option<ConnId>,
     /// What the client has sent and the shard has not read.
     pub input: Vec<u8>,
-    queue: VecDeque<(Vec<u8>, Option<Tag>)>,
+    queue: VecDeque<Queued>,
     paused: bool,
     /// The queue has passed the mark, and has not been empty since.
     over: bool,
+    /// Some of it was taken back, and it has not been empty since.
+    drains: bool,
     closing: bool,
     /// The client has finished sending.
     pub finished: bool,
@@ -32,27 +40,44 @@ pub struct Socket {
     pub stalled: bool,
 }
 
+struct Queued {
+    bytes: Vec<u8>,
+    tag: Option<Tag>,
+    exempt: bool,
+}
+
+/// What goes from shard to shard.
+enum Mail {
+    Letter(Letter),
+    Moved(SocketId, Box<Moved>),
+}
+
 /// Shards, and what is under way between them, in one thread.
 pub struct Node {
     now: Now,
     pub shards: Vec<Shard>,
+    homes: Homes,
     ids: Vec<ConnIds>,
-    letters: VecDeque<(usize, Letter)>,
+    mail: VecDeque<(usize, Mail)>,
     jobs: VecDeque<Job>,
     runner: JobRunner,
-    pub sockets: HashMap<ConnId, Socket>,
+    pub sockets: BTreeMap<SocketId, Socket>,
+    conns: HashMap<ConnId, SocketId>,
+    next_socket: SocketId,
     /// What clients have read, in order.
-    pub read: VecDeque<(ConnId, Vec<u8>)>,
+    pub read: VecDeque<(SocketId, Vec<u8>)>,
     /// Connections that the node has closed.
-    pub closed: Vec<ConnId>,
+    pub closed: Vec<SocketId>,
     pub high_water: usize,
 }
 
 impl Node {
     pub fn new(high_water: usize, memory: &Arc<Mutex<Memory>>) -> Node {
         let now = Now { at: Instant::now(), unix: 0 };
+        let homes = Homes::new(1, SHARDS);
         let settings = Settings {
             node: NODE,
+            homes,
             max_message_before_login: BEFORE_LOGIN,
             max_message: AFTER_LOGIN,
             high_water,
@@ -62,25 +87,30 @@ impl Node {
         let memo = Arc::new(Memo::new().unwrap());
         Node {
             now,
-            shards: (0..SHARDS).map(|index| Shard::new(index, SHARDS, settings.clone(), now)).collect(),
+            shards: (0..SHARDS).map(|index| Shard::new(index, settings.clone(), now)).collect(),
+            homes,
             ids: (0..SHARDS).map(|index| ConnIds::new(index as u16)).collect(),
-            letters: VecDeque::new(),
+            mail: VecDeque::new(),
             jobs: VecDeque::new(),
             // Plain passwords: hashing is not what is looked at here.
             runner: JobRunner::new(Box::new(Memories(Arc::clone(memory))), Hasher::new(cost), true, Some(memo)),
-            sockets: HashMap::new(),
+            sockets: BTreeMap::new(),
+            conns: HashMap::new(),
+            next_socket: 0,
             read: VecDeque::new(),
             closed: Vec::new(),
             high_water,
         }
     }
 
-    pub fn connect(&mut self, shard: usize) -> ConnId {
+    pub fn connect(&mut self, shard: usize) -> SocketId {
         let conn = self.ids[shard].allocate();
-        self.sockets.insert(conn, Socket::default());
+        self.next_socket += 1;
+        self.sockets.insert(self.next_socket, Socket { conn: Some(conn), ..Socket::default() });
+        self.conns.insert(conn, self.next_socket);
         let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
         self.call(shard, |shard, now, fx| shard.opened(conn, peer, now, fx));
-        conn
+        self.next_socket
     }
 
     /// Calls a shard and carries out what it wants.
@@ -88,118 +118,167 @@ impl Node {
         let mut fx = Effects::default();
         input(&mut self.shards[shard], self.now, &mut fx);
         // As the reactor does: when all effects are carried out, and before anything else comes.
-        let mut to_recall = Vec::new();
-        let mut sent = Vec::new();
+        let (mut to_recall, mut sent, mut to_abort) = (Vec::new(), Vec::new(), Vec::new());
         for effect in fx.list {
             match effect {
-                Effect::Send { conn, body, tag, .. } => {
-                    let Some(socket) = self.sockets.get_mut(&conn) else { continue };
+                Effect::Send { conn, body, tag, manner: Manner { exempt, .. }, .. } => {
+                    let id = self.conns[&conn];
                     let bytes = match body {
                         Payload::Own(range) => fx.bytes[range].to_vec(),
                         Payload::Shared(bytes) => bytes.to_vec(),
                     };
-                    socket.queue.push_back((bytes, tag));
-                    sent.push(conn);
+                    self.socket(conn).queue.push_back(Queued { bytes, tag, exempt });
+                    sent.push(id);
                 }
-                Effect::Pause(conn) => _ = self.sockets.get_mut(&conn).map(|socket| socket.paused = true),
-                Effect::Resume(conn) => _ = self.sockets.get_mut(&conn).map(|socket| socket.paused = false),
-                Effect::Recall(conn) => to_recall.push(conn),
-                Effect::Close(conn, _) => _ = self.sockets.get_mut(&conn).map(|socket| socket.closing = true),
-                Effect::Post(to, letter) => self.letters.push_back((to, letter)),
+                Effect::Pause(conn) => self.socket(conn).paused = true,
+                Effect::Resume(conn) => self.socket(conn).paused = false,
+                Effect::Recall(conn, how) => to_recall.push((self.conns[&conn], how)),
+                Effect::Close(conn, _) => self.socket(conn).closing = true,
+                Effect::Abort(conn, _) => to_abort.push(self.conns[&conn]),
+                Effect::Move { conn, to, moved } => self.depart(conn, to, moved),
+                Effect::Post(to, letter) => self.mail.push_back((to, Mail::Letter(letter))),
                 Effect::Submit(_, job) => self.jobs.push_back(*job),
-                Effect::Bus(op) => self.publish(op),
-                Effect::Pace(_) | Effect::Timer(..) | Effect::WoundUp | Effect::CheckClaims => {}
+                Effect::Bus(op) => self.bus(op),
+                Effect::Pace(_) | Effect::Timer(..) | Effect::WoundUp => {}
+                Effect::Marked => panic!("marked by whom?"),
             }
         }
-        to_recall.into_iter().for_each(|conn| self.recall(conn));
-        sent.into_iter().for_each(|conn| self.check_mark(conn));
+        for (id, how) in to_recall {
+            // What the client reads at once is not taken back.
+            while self.flush(id) {}
+            self.recall(id, how);
+        }
+        sent.into_iter().for_each(|id| self.check_mark(id));
+        for id in to_abort {
+            self.closed.push(id);
+            self.cut(id);
+        }
+    }
+
+    fn socket(&mut self, conn: ConnId) -> &mut Socket {
+        let id = self.conns.get(&conn).expect("a connection that is there");
+        self.sockets.get_mut(id).expect("a connection that is there")
     }
 
     /// There is nobody else.
-    fn publish(&mut self, op: BusOp) {
-        let (to, event) = match op {
-            BusOp::ToAll(_, ticket) | BusOp::ToUser(_, _, ticket) | BusOp::CountListeners(_, ticket) => {
-                (usize::from(ticket.shard), BusEvent::Reached(ticket, Some(0)))
+    fn bus(&mut self, op: BusOp) {
+        match op {
+            BusOp::Listen { user, epoch } => {
+                let event = BusEvent::Listening { user, epoch };
+                self.mail.push_back((self.homes.of_user(user), Mail::Letter(Letter::Bus(event))));
             }
-            BusOp::Listen { user, epoch, shard } => (usize::from(shard), BusEvent::Listening { user, epoch }),
-            BusOp::ToNode(..) => panic!("to which node?"),
-            BusOp::Unlisten { .. } => return,
-        };
-        self.letters.push_back((to, Letter::Bus(event)));
-    }
-
-    fn check_mark(&mut self, conn: ConnId) {
-        let Some(socket) = self.sockets.get(&conn) else { return };
-        let exempt = |tag: &Option<Tag>| matches!(tag, Some(Tag::Offline { .. }));
-        let queued: usize = socket.queue.iter().filter(|(_, tag)| !exempt(tag)).map(|(bytes, _)| bytes.len()).sum();
-        if !socket.over && queued > self.high_water {
-            self.recall(conn);
+            BusOp::Unlisten { .. } => {}
+            other => panic!("for whom? {other:?}"),
         }
     }
 
-    fn recall(&mut self, conn: ConnId) {
-        let Some(socket) = self.sockets.get_mut(&conn) else { return };
+    fn depart(&mut self, conn: ConnId, to: usize, moved: Box<Moved>) {
+        let id = self.conns.remove(&conn).expect("a connection that is there");
+        let socket = self.sockets.get_mut(&id).expect("a connection that is there");
+        assert!(socket.queue.iter().all(|queued| queued.tag.is_none()), "it moves with what it names");
+        socket.conn = None;
+        self.ids[conn.reactor()].free(conn);
+        self.mail.push_back((to, Mail::Moved(id, moved)));
+    }
+
+    fn arrive(&mut self, shard: usize, id: SocketId, moved: Moved) {
+        let conn = self.ids[shard].allocate();
+        self.conns.insert(conn, id);
+        if let Some(socket) = self.sockets.get_mut(&id) {
+            socket.conn = Some(conn);
+            self.call(shard, |shard, now, fx| shard.arrived(conn, moved, now, fx));
+        }
+    }
+
+    fn check_mark(&mut self, id: SocketId) {
+        let Some(socket) = self.sockets.get_mut(&id) else { return };
+        let counted = socket.queue.iter().filter(|queued| !queued.exempt);
+        if !socket.over && counted.map(|queued| queued.bytes.len()).sum::<usize>() > self.high_water {
+            socket.over = true;
+            self.recall(id, Recall::Reroutable);
+        }
+    }
+
+    fn recall(&mut self, id: SocketId, how: Recall) {
+        let Some(socket) = self.sockets.get_mut(&id) else { return };
+        let Some(conn) = socket.conn else { return };
         let mut recalled = Vec::new();
-        socket.queue.retain(|(bytes, tag)| match tag {
-            Some(chat @ Tag::Chat { .. }) => {
-                recalled.push(Unwritten { tag: chat.clone(), body: Arc::from(&**bytes), begun: false });
+        socket.queue.retain(|Queued { bytes, tag, .. }| match tag {
+            Some(tag) if tag.is_recallable(how) => {
+                recalled.push(Unwritten { tag: tag.clone(), body: Arc::from(&**bytes), begun: false });
                 false
             }
             _ => true,
         });
-        let is_empty = socket.queue.is_empty();
-        socket.over = !is_empty;
-        self.call(conn.reactor(), |shard, _, fx| shard.high_water(conn, recalled, fx));
-        if is_empty {
-            self.call(conn.reactor(), |shard, _, fx| shard.drained(conn, fx));
+        socket.drains = true;
+        self.call(conn.reactor(), |shard, now, fx| shard.recalled(conn, recalled, now, fx));
+        self.drained(id);
+    }
+
+    /// What follows when a queue is empty.
+    fn drained(&mut self, id: SocketId) {
+        let Some(socket) = self.sockets.get_mut(&id).filter(|socket| socket.queue.is_empty()) else { return };
+        socket.over = false;
+        if let Some(conn) = socket.conn.filter(|_| std::mem::take(&mut socket.drains)) {
+            self.call(conn.reactor(), |shard, now, fx| shard.drained(conn, now, fx));
         }
     }
 
     /// Lets everything come to rest.
     pub fn settle(&mut self) {
         for _ in 0..10_000 {
-            if let Some((to, letter)) = self.letters.pop_front() {
-                self.call(to, |shard, now, fx| shard.letter(letter, now, fx));
-                continue;
+            match self.mail.pop_front() {
+                Some((to, Mail::Letter(letter))) => {
+                    self.call(to, |shard, now, fx| shard.letter(letter, now, fx));
+                    continue;
+                }
+                Some((to, Mail::Moved(id, moved))) => {
+                    self.arrive(to, id, *moved);
+                    continue;
+                }
+                None => {}
             }
             if let Some(job) = self.jobs.pop_front() {
-                let letters = &mut self.letters;
+                let mail = &mut self.mail;
                 self.runner.run(&mut vec![job], |shard, done| {
-                    letters.push_back((shard, Letter::Done(Box::new(done))));
+                    mail.push_back((shard, Mail::Letter(Letter::Done(Box::new(done)))));
                 });
                 continue;
             }
-            let mut conns: Vec<ConnId> = self.sockets.keys().copied().collect();
-            conns.sort_unstable_by_key(ToString::to_string);
-            if !conns.into_iter().any(|conn| self.advance(conn)) {
+            let ids: Vec<SocketId> = self.sockets.keys().copied().collect();
+            if !ids.into_iter().any(|id| self.advance(id)) {
                 return;
             }
         }
         panic!("it does not come to rest");
     }
 
+    /// The client reads one message; false: there is none, or it does not read.
+    fn flush(&mut self, id: SocketId) -> bool {
+        let Some(socket) = self.sockets.get_mut(&id).filter(|socket| !socket.stalled) else { return false };
+        let Some(conn) = socket.conn else { return false };
+        let Some(Queued { bytes, tag, .. }) = socket.queue.pop_front() else { return false };
+        if !bytes.is_empty() {
+            self.read.push_back((id, bytes));
+        }
+        if let Some(tag) = tag {
+            self.call(conn.reactor(), |shard, now, fx| shard.written(conn, tag, now, fx));
+        }
+        self.drained(id);
+        true
+    }
+
     /// Reads or writes; false: there is nothing to be done.
-    fn advance(&mut self, conn: ConnId) -> bool {
-        let shard = conn.reactor();
-        let Some(socket) = self.sockets.get_mut(&conn) else { return false };
-        if !socket.stalled
-            && let Some((bytes, tag)) = socket.queue.pop_front()
-        {
-            if !bytes.is_empty() {
-                self.read.push_back((conn, bytes));
-            }
-            if let Some(tag) = tag {
-                self.call(shard, |shard, _, fx| shard.written(conn, tag, fx));
-            }
-            let Some(socket) = self.sockets.get_mut(&conn) else { return true };
-            if socket.queue.is_empty() && std::mem::take(&mut socket.over) {
-                self.call(shard, |shard, _, fx| shard.drained(conn, fx));
-            }
+    fn advance(&mut self, id: SocketId) -> bool {
+        if self.flush(id) {
             return true;
         }
+        let Some(socket) = self.sockets.get_mut(&id) else { return false };
+        let Some(conn) = socket.conn else { return false };
+        let shard = conn.reactor();
         if socket.closing && socket.queue.is_empty() {
-            self.closed.push(conn);
-            self.cut(conn);
+            self.closed.push(id);
+            self.cut(id);
             return true;
         }
         if socket.closing || socket.paused || socket.over {
@@ -209,31 +288,33 @@ impl Node {
             let input = std::mem::take(&mut socket.input);
             let mut taken = 0;
             self.call(shard, |shard, now, fx| taken = shard.input(conn, &input, now, fx).bytes);
-            if let Some(socket) = self.sockets.get_mut(&conn) {
-                socket.input = input[taken..].to_vec();
+            if let Some(socket) = self.sockets.get_mut(&id) {
+                socket.input = input[taken.min(input.len())..].to_vec();
             }
             if taken > 0 {
                 return true;
             }
         }
-        let Some(socket) = self.sockets.get_mut(&conn) else { return false };
+        let Some(socket) = self.sockets.get_mut(&id) else { return false };
         if socket.finished && !socket.paused && !socket.closing && !std::mem::replace(&mut socket.told_finished, true) {
             let rest = socket.input.len();
-            self.call(shard, |shard, _, fx| shard.ended(conn, rest, fx));
+            self.call(shard, |shard, now, fx| shard.ended(conn, rest, now, fx));
             return true;
         }
         false
     }
 
     /// A connection is gone.
-    pub fn cut(&mut self, conn: ConnId) {
-        let Some(socket) = self.sockets.remove(&conn) else { return };
-        let unwritten = socket
-            .queue
+    pub fn cut(&mut self, id: SocketId) {
+        let Some(Socket { conn: Some(conn), queue, .. }) = self.sockets.remove(&id) else { return };
+        self.conns.remove(&conn);
+        let unwritten = queue
             .into_iter()
-            .filter_map(|(bytes, tag)| Some(Unwritten { tag: tag?, body: Arc::from(bytes), begun: false }))
+            .filter_map(|Queued { bytes, tag, .. }| Some(Unwritten { tag: tag?, body: Arc::from(bytes), begun: false }))
             .collect();
-        self.call(conn.reactor(), |shard, _, fx| shard.closed(conn, CloseReason::SocketError, unwritten, fx));
+        self.call(conn.reactor(), |shard, now, fx| {
+            shard.closed(conn, CloseReason::SocketError, unwritten, now, fx);
+        });
         self.ids[conn.reactor()].free(conn);
     }
 }
