@@ -70,7 +70,8 @@ pub struct Look {
 }
 
 impl Look {
-    /// Whether a lease that is missing says that its node is dead: see the [module](self).
+    /// Whether a lease that is missing says that its node is dead: both Redis and this node's own lease have lasted
+    /// without a break for longer than [`LEASE_TTL`].
     pub fn counts(&self) -> bool {
         self.uptime > LEASE_TTL && self.unbroken > LEASE_TTL
     }
