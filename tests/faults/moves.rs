@@ -1,45 +1,8 @@
 //! What chance finds too seldom.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
-use std::thread;
+use std::net::SocketAddr;
 
-use crate::support::{Account, Client, Cluster, Launch, MariaDb, Redis, Server, eventually};
-
-/// A cable that can be pulled: what connects to its address reaches another one, until then.
-struct Cable {
-    address: SocketAddr,
-    /// Both ends of what is connected; none any more: it is pulled.
-    ends: Arc<Mutex<Option<Vec<TcpStream>>>>,
-}
-
-impl Cable {
-    fn to(target: u16) -> Cable {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-        let address = listener.local_addr().expect("an address");
-        let ends = Arc::new(Mutex::new(Some(Vec::new())));
-        let connected = Arc::clone(&ends);
-        thread::spawn(move || {
-            for near in listener.incoming().map_while(Result::ok) {
-                let Ok(far) = TcpStream::connect((Ipv4Addr::LOCALHOST, target)) else { continue };
-                let mut connected = connected.lock().expect("nobody has failed");
-                let Some(ends) = connected.as_mut() else { continue };
-                for (from, to) in [(&near, &far), (&far, &near)] {
-                    let [mut from, mut to] = [from, to].map(|end| end.try_clone().expect("a descriptor"));
-                    ends.push(from.try_clone().expect("a descriptor"));
-                    thread::spawn(move || _ = std::io::copy(&mut from, &mut to));
-                }
-            }
-        });
-        Cable { address, ends }
-    }
-
-    fn pull(&self) {
-        for end in self.ends.lock().expect("nobody has failed").take().into_iter().flatten() {
-            let _ = end.shutdown(std::net::Shutdown::Both);
-        }
-    }
-}
+use crate::support::{Account, Cable, Client, Cluster, Launch, MariaDb, Redis, Server, eventually};
 
 #[test]
 fn a_node_cut_off_from_redis_keeps_its_sessions_until_others_have_taken_them() {

@@ -1,5 +1,7 @@
 use std::net::SocketAddr;
 
+use mysql::prelude::Queryable;
+
 use super::{Launch, MariaDb, Redis, Server};
 
 /// Nodes with a Redis and a database of their own, for a test that adds, kills and stops them. A
@@ -9,6 +11,8 @@ pub struct Cluster {
     pub redis: Redis,
     /// Where nobody else uses it.
     pub mariadb: Option<MariaDb>,
+    /// What each node begins with.
+    pub launch: Launch,
     /// What restarts use again, by node; the ports are fixed by the first start.
     launches: Vec<Launch>,
     /// What killed nodes have logged last.
@@ -49,18 +53,21 @@ impl Cluster {
             setup: setup.to_owned(),
             port: 0,
         };
-        let mut cluster =
-            Cluster { nodes: Vec::new(), redis, mariadb: None, launches: Vec::new(), last_words: Vec::new() };
-        (0..nodes).for_each(|_| cluster.add(launch.clone()));
+        let (nodes_of, launches, last_words) = (Vec::new(), Vec::new(), Vec::new());
+        let mut cluster = Cluster { nodes: nodes_of, redis, mariadb: None, launch, launches, last_words };
+        (0..nodes).for_each(|_| cluster.add_node());
         cluster
     }
 
     /// One more node, like the others.
     pub fn add_node(&mut self) {
-        self.add(Launch { port: 0, ..self.launches[0].clone() });
+        self.add_node_with(|_| {});
     }
 
-    fn add(&mut self, mut launch: Launch) {
+    /// The same, but for what `change` does to its launch.
+    pub fn add_node_with(&mut self, change: impl FnOnce(&mut Launch)) {
+        let mut launch = self.launch.clone();
+        change(&mut launch);
         let server = Server::start(&launch);
         launch.port = server.address.port();
         self.launches.push(launch);
@@ -80,6 +87,25 @@ impl Cluster {
     /// Starts a node again, after its end, on its port.
     pub fn start_again(&mut self, node: usize) {
         self.nodes[node] = Server::start(&self.launches[node]);
+    }
+
+    /// The database, seen from outside.
+    fn database(&self) -> mysql::Conn {
+        mysql::Conn::new(self.launch.store.as_str()).expect("the database answers")
+    }
+
+    pub fn execute(&self, sql: &str) {
+        self.database().query_drop(sql).expect("the database does it");
+    }
+
+    /// The number that the database answers with.
+    pub fn count(&self, query: &str) -> usize {
+        self.database().query_first(query).expect("the database answers").expect("a row")
+    }
+
+    /// How many offline messages the store keeps for `user`.
+    pub fn kept_for(&self, user: u32) -> usize {
+        self.count(&format!("SELECT COUNT(*) FROM OfflineMessage WHERE userid = {user}"))
     }
 
     /// What the nodes have logged.

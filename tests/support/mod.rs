@@ -7,6 +7,7 @@
 // Each test binary uses its own part of this.
 #![allow(dead_code, unused_imports)]
 
+mod cable;
 mod chat_client;
 mod client;
 mod cluster;
@@ -24,6 +25,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};
 
 pub use self::redis::Redis;
+pub use cable::{Cable, Line, Verdict, Way, contains};
 pub use chat_client::{CHAT_CLIENT, ChatClient, script};
 pub use client::{Account, Client, Ending, listed, login, parse, strings, text_of};
 pub use cluster::Cluster;

@@ -28,7 +28,7 @@ impl Process {
     }
 
     /// Returns when all of its threads stand still: until then one may still answer.
-    fn wait_until_still(&self) {
+    pub fn wait_until_still(&self) {
         let tasks = format!("/proc/{}/task", self.pid());
         let is_stopped = |stat: String| stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('T'));
         eventually("every thread of the process to stand still", || {
