@@ -72,6 +72,8 @@ struct State {
     next: usize,
     held: usize,
     cuts: usize,
+    /// Nobody is let in any more.
+    is_gone: bool,
 }
 
 struct Ends {
@@ -104,12 +106,15 @@ impl Cable {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let address = listener.local_addr().expect("an address");
         let (rule, lines) = (Box::new(|_: &mut Line, _, _: &[u8]| Verdict::Pass), HashMap::new());
-        let state = Mutex::new(State { rule, lines, next: 0, held: 0, cuts: 0 });
+        let state = Mutex::new(State { rule, lines, next: 0, held: 0, cuts: 0, is_gone: false });
         let (rate, passed) = (AtomicU64::new(0), AtomicUsize::new(0));
         let shared = Arc::new(Shared { state, changed: Condvar::new(), rate, passed });
         let of_lines = Arc::clone(&shared);
         thread::spawn(move || {
             for near in listener.incoming().map_while(Result::ok) {
+                if of_lines.state().is_gone {
+                    return;
+                }
                 // A target that is away ends whoever connects.
                 if let Ok(far) = connect(target, buffer) {
                     of_lines.add(near, far);
@@ -212,6 +217,14 @@ impl Cable {
     /// How many bytes have come back, on all lines.
     pub fn passed(&self) -> usize {
         self.shared.passed.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Cable {
+    fn drop(&mut self) {
+        self.shared.state().is_gone = true;
+        self.pull();
+        let _ = TcpStream::connect(self.address); // wakes who waits for others
     }
 }
 
