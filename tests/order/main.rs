@@ -5,6 +5,8 @@
 //! Where users live on a node is up to the node: tests to which it matters have several users.
 
 mod readers;
+mod releases;
+mod shutdown;
 #[path = "../support/mod.rs"]
 mod support;
 
