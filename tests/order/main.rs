@@ -4,6 +4,8 @@
 //!
 //! Where users live on a node is up to the node: tests to which it matters have several users.
 
+mod joins;
+mod lines;
 mod readers;
 mod releases;
 mod shutdown;
@@ -113,5 +115,12 @@ impl Cluster {
         let database = Cable::to(MariaDb::shared().port());
         self.add_node_with(|launch| [&redis, &database].into_iter().for_each(|cable| cable.lead(launch)));
         (redis, database)
+    }
+
+    /// How many nodes Redis tells of what others publish.
+    fn subscribers(&self) -> usize {
+        let mut list = redis::cmd("CLIENT");
+        list.arg("LIST").arg("TYPE").arg("PUBSUB");
+        list.query::<String>(&mut self.redis.connect()).expect("Redis answers").lines().count()
     }
 }
