@@ -6,11 +6,13 @@
 
 mod joins;
 mod lines;
+mod machine;
 mod readers;
 mod releases;
 mod shutdown;
 #[path = "../support/mod.rs"]
 mod support;
+mod suspended;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
