@@ -9,8 +9,8 @@ use crossbeam_channel::{Receiver, select};
 
 use super::Hurry;
 
-/// How long nothing may get further.
-const STALLED: Duration = Duration::from_secs(5);
+/// How long nothing may get further: a database that answers at all has done a batch by then.
+const STALLED: Duration = Duration::from_secs(10);
 /// How long it may take in all.
 const WIND_UP: Duration = Duration::from_secs(60);
 /// How often the log tells what is left.

@@ -116,7 +116,7 @@ impl Server {
     ///    half written has a second to get out. What they sent is settled, and what other nodes have asked is
     ///    answered. For up to 64 MiB, and a store that is not busy, that takes less than 5 s. It may
     ///    take a minute while the store goes on taking something, and the log tells every 5 s what is left. Where nothing
-    ///    gets further for 5 s it is given up.
+    ///    gets further for 10 s it is given up.
     /// 3. The reactors end, and with them the connections, which have half a second to say goodbye.
     /// 4. The workers do what is left for them.
     /// 5. All users of this node are set offline, and the store is closed: within 5 s.
