@@ -2897,6 +2897,42 @@ fn cpp_servers_see_a_claim_only_when_it_is_shown() {
 }
 
 #[test]
+fn who_was_set_offline_by_a_cpp_server_is_online_again_unless_he_was_not_shown_yet() {
+    let (fixture, mut node, mut foreign) = mixed();
+    let mut robber = fixture.foreign();
+    let names: Vec<_> = (0..1203).map(|n| register(&format!("user {n}"))).collect();
+    let users: Vec<UserId> = node.write(&names).iter().map(|o| if let Outcome::Id(id) = o { *id } else { 0 }).collect();
+    let write = |write: fn(UserId) -> Write| users.iter().map(|&user| write(user)).collect::<Vec<_>>();
+    node.write(&write(|user| claim(user, 1)));
+    let mut online = move || foreign.query_first::<u32, _>("select count(*) from User where state = 'online'").unwrap();
+    let mut roll = node.roll();
+    assert_eq!((roll.reassert().unwrap(), online()), (0, Some(0)), "nobody listens for any of them yet");
+    // A login of somebody else changes nothing, nor does a release of a claim that is none.
+    node.write(&write(|user| claim(user, 2)));
+    node.write(&write(|user| Write::Release { user, epoch: 2 }));
+    assert_eq!((roll.reassert().unwrap(), online()), (0, Some(0)));
+    let (shown, hidden) = users.split_at(1201);
+    node.write(&shown.iter().map(|&user| Write::Show { user, epoch: 1 }).collect::<Vec<_>>());
+    assert_eq!((roll.reassert().unwrap(), online()), (0, Some(1201)));
+    robber.query_drop("update User set state = 'offline'").unwrap();
+    assert_eq!((roll.reassert().unwrap(), online()), (1201, Some(1201)));
+    // Alone, too; and whoever comes back while his former session ends is not shown by that one's claim.
+    assert_eq!(node.one(Write::Show { user: hidden[0], epoch: 1 }), Outcome::Done);
+    let past = Some(node.claimed_as(1));
+    assert_eq!(node.one(Write::Claim { user: shown[0], epoch: 3, past }), Outcome::Done);
+    robber.query_drop("update User set state = 'offline'").unwrap();
+    assert_eq!((roll.reassert().unwrap(), online()), (1201, Some(1201)));
+    // A claim that nobody was told of is given back, and the next one is another.
+    assert_eq!(node.one(Write::Release { user: hidden[1], epoch: 1 }), Outcome::Done);
+    assert_eq!(
+        node.write(&[claim(hidden[1], 4), Write::Show { user: hidden[1], epoch: 4 }]),
+        [Outcome::Done, Outcome::Done]
+    );
+    robber.query_drop("update User set state = 'offline'").unwrap();
+    assert_eq!((roll.reassert().unwrap(), online()), (1202, Some(1202)));
+}
+
+#[test]
 fn what_a_server_that_says_gbk_writes_is_read_as_its_clients_meant_it() {
     let (_fixture, mut node, mut foreign) = mixed();
     // A client of UTF-8, whose bytes are passed on.

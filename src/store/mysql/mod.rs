@@ -5,6 +5,7 @@
 //! | `mod.rs` | the store, and reading |
 //! | `write.rs` | a batch as one transaction |
 //! | `roll.rs` | what nodes see of each other, and the mark |
+//! | `hidden.rs` | claims that C++ servers do not see yet |
 //! | `migrate.rs` | the tables as they are found, and what brings them up to date |
 //! | `lock.rs` | who uses the database: one server alone, or one cluster |
 //! | `names.rs` | which names are the same |
@@ -16,6 +17,7 @@
 //! user's row, and that row's lock decides whether a message is stored before or after a claim.
 //! An answer that a database did not give is never made up: it is [`StoreError::Unavailable`].
 
+mod hidden;
 mod link;
 mod lock;
 mod migrate;
@@ -37,6 +39,7 @@ use super::{
     Account, Connection, Friend, Group, GroupId, Kept, Loaded, Member, NodeId, Outcome, Page, Parcel, Quotas, Roll,
     RowId, Store, StoreError, UserId, Write,
 };
+use hidden::Hidden;
 use link::{Failure, Gate, Link, Session, column};
 use roll::MySqlRoll;
 use sql::{Kind, PAGE_ROWS, Sql};
@@ -76,6 +79,7 @@ struct Shared {
     gate: Gate,
     node: NodeId,
     mixed: bool,
+    hidden: Hidden,
     sql: Sql,
     texts: Texts,
     /// The next message's key.
@@ -129,7 +133,8 @@ impl MySqlStore {
         names::fill_all(&mut Link::from(session), &gate, &sql)?;
         let Options { node, mixed, quotas, .. } = options;
         let room = Mutex::new(Room::new(quotas.offline));
-        let shared = Arc::new(Shared { gate, node, mixed, sql, texts, next_key, quotas, room });
+        let shared =
+            Arc::new(Shared { gate, node, mixed, hidden: Hidden::default(), sql, texts, next_key, quotas, room });
         Ok(MySqlStore { shared, lock: Mutex::new(lock) })
     }
 
@@ -260,10 +265,18 @@ impl MySqlConnection {
 impl MySqlConnection {
     /// Does a batch, the first message of which has this key.
     fn write_as(&mut self, batch: &[Write], key: u64, mut in_doubt: bool) -> Result<Vec<Outcome>, StoreError> {
+        if self.shared.mixed {
+            self.shared.hidden.begin(batch);
+        }
         let outcomes = match self.try_write(batch, key, &mut in_doubt) {
             Err(Failure::Refused(why)) => self.write_one_by_one(batch, key, in_doubt, why),
             other => other.map_err(StoreError::from),
         };
+        if let Ok(outcomes) = &outcomes
+            && self.shared.mixed
+        {
+            self.shared.hidden.end(self.shared.node, batch, outcomes);
+        }
         outcomes.map_err(|error| match error {
             StoreError::InDoubt { why, .. } => StoreError::InDoubt { key, why },
             StoreError::Unavailable(why) if in_doubt => StoreError::InDoubt { key, why: why.into() },

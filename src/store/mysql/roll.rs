@@ -212,23 +212,28 @@ impl Roll for MySqlRoll {
     }
 
     fn reassert(&mut self) -> Result<u64, StoreError> {
-        let Shared { gate, sql, node, .. } = &*self.shared;
-        let mut online = 0;
+        let Shared { gate, sql, node, hidden, .. } = &*self.shared;
+        let (mut online, mut last) = (0, 0);
         loop {
             let (found, now) = self.link.run(gate, |session, _| {
-                let users: Vec<UserId> = session.list(&sql.robbed, (node.0, USERS), |row| column(row, 0))?;
-                if users.is_empty() {
-                    return Ok((0, 0));
+                let read = |row: &mut Row| Ok((column::<UserId>(row, 0)?, column::<u64>(row, 1)?));
+                let found = session.list(&sql.robbed, (node.0, last, USERS), read)?;
+                // Known only now: whoever was claimed meanwhile is hidden by now, or has been shown.
+                let robbed: Vec<_> =
+                    found.iter().copied().filter(|(user, epoch)| !hidden.is_hidden(*user, *epoch)).collect();
+                if robbed.is_empty() {
+                    return Ok((found, 0));
                 }
                 begin(session, sql, None, |_| Ok(()))?;
-                session.conn.query_drop(sql.reassert(*node, &users))?;
+                session.conn.query_drop(sql.reassert(*node, &robbed))?;
                 let now = session.conn.affected_rows();
                 session.commit("", |_| Ok(()))?;
-                Ok((users.len(), now))
+                Ok((found, now))
             })?;
             online += now;
-            if found < USERS {
-                return Ok(online);
+            match found.last() {
+                Some((user, _)) if found.len() == USERS => last = *user,
+                _ => return Ok(online),
             }
         }
     }

@@ -208,7 +208,10 @@ impl Sql {
                 "UPDATE {user} SET state = 'offline', node = NULL, epoch = NULL
                  WHERE state = 'online' OR node IS NOT NULL"
             ),
-            robbed: format!("SELECT id FROM {user} WHERE node = ? AND state = 'offline' ORDER BY id LIMIT ?"),
+            robbed: format!(
+                "SELECT id, epoch FROM {user} WHERE node = ? AND id > ? AND epoch IS NOT NULL AND state = 'offline'
+                 ORDER BY id LIMIT ?"
+            ),
 
             user,
             node_mark,
@@ -297,14 +300,17 @@ impl Sql {
         )
     }
 
-    /// Sets those of the users online whom the node still has.
-    pub fn reassert(&self, node: NodeId, ids: &[UserId]) -> String {
+    /// Sets those of the users online whom the node still has by these epochs.
+    pub fn reassert(&self, node: NodeId, claims: &[(UserId, u64)]) -> String {
+        let ids: Vec<UserId> = claims.iter().map(|(user, _)| *user).collect();
+        let claims: Vec<String> = claims.iter().map(|(user, epoch)| format!("({user}, {epoch})")).collect();
         format!(
             "UPDATE {} FORCE INDEX (PRIMARY) SET state = 'online'
-             WHERE id IN ({}) AND node = {} AND state = 'offline'",
+             WHERE id IN ({}) AND node = {} AND (id, epoch) IN ({}) AND state = 'offline'",
             self.user,
-            list(ids),
+            list(&ids),
             node.0,
+            claims.join(", "),
         )
     }
 

@@ -79,29 +79,39 @@ pub(super) fn take_round(first: Job, queue: &Receiver<Job>) -> (Vec<Job>, Option
 }
 
 /// What became of a part of a round; an error is why the database refuses it.
-pub(super) type Part = Result<Vec<Outcome>, String>;
+pub(super) type Done = Result<Vec<Outcome>, String>;
+
+/// What can be done without the rest of a round.
+pub(super) struct Part {
+    work: Work,
+    /// A further message of a parcel: it is left out if the one before it was not stored.
+    further: bool,
+}
+
+impl From<Work> for Part {
+    fn from(work: Work) -> Part {
+        Part { work, further: false }
+    }
+}
 
 impl Work {
     /// The same, in as many pieces as can be done one without the other.
-    pub fn parts(&self) -> Vec<Work> {
-        let one = |write| Work::Batch(vec![write]);
+    pub fn parts(&self) -> Vec<Part> {
         match self {
             Work::Batch(writes) => writes
                 .iter()
                 .flat_map(|write| match write {
-                    Write::Keep(parcels) => {
-                        parcels.iter().map(|parcel| one(Write::Keep(vec![parcel.clone()]))).collect()
-                    }
-                    write => vec![one(write.clone())],
+                    Write::Keep(parcels) => parcels.iter().flat_map(messages).collect(),
+                    write => vec![Work::Batch(vec![write.clone()]).into()],
                 })
                 .collect(),
-            Work::ReleaseAll => vec![Work::ReleaseAll],
+            Work::ReleaseAll => vec![Work::ReleaseAll.into()],
             Work::Stop => Vec::new(),
         }
     }
 
     /// The outcomes of this, from those of its parts, which are next in `results`.
-    pub fn put_together(&self, results: &mut impl Iterator<Item = Part>) -> Vec<Outcome> {
+    pub fn put_together(&self, results: &mut impl Iterator<Item = Done>) -> Vec<Outcome> {
         let mut next = move || match results.next() {
             Some(Ok(mut outcomes)) => outcomes.pop().unwrap_or(Outcome::Done),
             Some(Err(why)) => Outcome::Refused(why),
@@ -111,7 +121,9 @@ impl Work {
             Work::Batch(writes) => writes
                 .iter()
                 .map(|write| match write {
-                    Write::Keep(parcels) => Outcome::Kept(parcels.iter().map(|parcel| kept(parcel, next())).collect()),
+                    Write::Keep(parcels) => {
+                        Outcome::Kept(parcels.iter().map(|parcel| kept(parcel, &mut next)).collect())
+                    }
                     _ => next(),
                 })
                 .collect(),
@@ -121,27 +133,63 @@ impl Work {
     }
 }
 
-/// What became of a parcel that was a part.
-fn kept(parcel: &Parcel, outcome: Outcome) -> Kept {
-    match outcome {
-        Outcome::Kept(kept) if kept.len() == 1 => kept[0],
-        other => {
-            if let Outcome::Refused(why) = other {
-                log::warn!("an offline message for user {} is refused: {why}", parcel.to);
-            }
-            // Parcels of several messages are for nodes that share a store.
-            Kept::Refused(0)
-        }
+/// A parcel message by message; one without any is a question.
+fn messages(parcel: &Parcel) -> Vec<Part> {
+    let one = |messages| Work::Batch(vec![Write::Keep(vec![Parcel { messages, ..*parcel }])]);
+    match &parcel.messages[..] {
+        [] => vec![one(Vec::new()).into()],
+        messages => (messages.iter().enumerate())
+            .map(|(index, message)| Part { work: one(vec![message.clone()]), further: index > 0 })
+            .collect(),
     }
 }
 
-/// Does the parts, each behind a savepoint. `None`: nothing was done, since one was refused in a way
-/// that ended the transaction, and there were others.
-pub(super) fn apart(transaction: &Transaction, cx: &mut Cx, parts: &[Work]) -> rusqlite::Result<Option<Vec<Part>>> {
-    let mut done = Vec::with_capacity(parts.len());
+/// What became of a parcel, of which each message was a part.
+fn kept(parcel: &Parcel, next: &mut impl FnMut() -> Outcome) -> Kept {
+    let outcomes: Vec<Outcome> = (0..parcel.messages.len().max(1)).map(|_| next()).collect();
+    let mut whole = None;
+    for (stored, outcome) in outcomes.into_iter().enumerate() {
+        let kept = match outcome {
+            Outcome::Kept(kept) if kept.len() == 1 => kept[0],
+            Outcome::Refused(why) => {
+                log::warn!("an offline message for user {} is refused: {why}", parcel.to);
+                Kept::Refused(0)
+            }
+            _ => Kept::Refused(0),
+        };
+        match kept {
+            Kept::Stored(_) | Kept::Past(_) => whole = whole.or(Some(kept)),
+            Kept::Full(_) => return Kept::Full(stored),
+            Kept::Refused(_) => return Kept::Refused(stored),
+            Kept::NoUser | Kept::Elsewhere(_) => return kept,
+        }
+    }
+    whole.unwrap_or(Kept::Refused(0))
+}
+
+fn is_stored(done: &Done) -> bool {
+    match done.as_deref() {
+        Ok([Outcome::Kept(kept)]) => matches!(kept[..], [Kept::Stored(_) | Kept::Past(_)]),
+        _ => false,
+    }
+}
+
+/// Does the parts, each behind a savepoint; `before`: what became of the one before them. `None`: nothing was
+/// done, since one was refused in a way that ended the transaction, and there were others.
+pub(super) fn apart(
+    transaction: &Transaction,
+    cx: &mut Cx,
+    before: Option<&Done>,
+    parts: &[Part],
+) -> rusqlite::Result<Option<Vec<Done>>> {
+    let mut done: Vec<Done> = Vec::with_capacity(parts.len());
     for part in parts {
+        if part.further && !done.last().or(before).is_some_and(is_stored) {
+            done.push(Ok(Vec::new()));
+            continue;
+        }
         execute(transaction, "SAVEPOINT part", [])?;
-        match part.apply(transaction, cx) {
+        match part.work.apply(transaction, cx) {
             Ok(outcomes) => {
                 execute(transaction, "RELEASE part", [])?;
                 done.push(Ok(outcomes));

@@ -1172,3 +1172,45 @@ fn of_several_messages_in_one_write_the_refused_one_alone_is_missing() {
     fixture.write(&vec![keep(&[ann, bob], "more"); 500]);
     assert_eq!(fixture.store.commits() - before, 1);
 }
+
+#[test]
+fn of_a_parcel_the_messages_before_the_refused_one_are_stored_and_those_behind_it_are_not_tried() {
+    for how in ["ABORT", "ROLLBACK"] {
+        let mut fixture = Fixture::new();
+        let [ann, bob] = ["ann", "bob"].map(|name| fixture.user(name));
+        let outside = rusqlite::Connection::open(fixture.path()).unwrap();
+        let trigger = format!(
+            "CREATE TRIGGER no_spam BEFORE INSERT ON OfflineMessage WHEN NEW.message = 'spam'
+             BEGIN SELECT RAISE({how}, 'no spam here'); END"
+        );
+        outside.execute_batch(&trigger).unwrap();
+        let parcel = |to, texts: &[&str]| {
+            let messages = texts.iter().map(|text| text.as_bytes().into()).collect();
+            Parcel { to, messages, past: None }
+        };
+        let parcels = [
+            parcel(bob, &["1", "2"]),
+            parcel(ann, &["3", "4", "spam", "5", "spam"]),
+            parcel(bob, &[]),
+            parcel(bob + 1, &["6", "7"]),
+            parcel(ann, &["spam", "8"]),
+            parcel(bob, &["9"]),
+        ];
+        let Outcome::Kept(kept) = fixture.one(Write::Keep(parcels.to_vec())) else { panic!("{how}") };
+        let [
+            Kept::Stored(first),
+            Kept::Refused(2),
+            Kept::Stored(0),
+            Kept::NoUser,
+            Kept::Refused(0),
+            Kept::Stored(last),
+        ] = kept[..]
+        else {
+            panic!("{how}: {kept:?}");
+        };
+        let page = fixture.connection.page(bob, 100).unwrap();
+        assert_eq!((page.messages[0].0, page.messages[2].0), (first, last));
+        assert_eq!(fixture.page(bob, 100).0, ["1", "2", "9"]);
+        assert_eq!(fixture.page(ann, 100).0, ["3", "4"]);
+    }
+}

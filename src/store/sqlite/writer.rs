@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use rusqlite::{Transaction, TransactionBehavior};
 
 use super::file::{BUSY, EMPTIED, Shown, WRITER_CACHE, empty_log, open, remove_log, sidecar};
-use super::round::{Job, Work, apart, is_refusal, take_round};
+use super::round::{Done, Job, Part, apart, is_refusal, take_round};
 use super::shrink::{Shrinker, Step};
 use super::write::Cx;
 use super::{Shared, closed};
@@ -219,17 +219,17 @@ impl Writer {
         Ok(done)
     }
 
-    /// Does every write of the round, and every parcel of those that have some, behind a savepoint of
+    /// Does every write of the round, and every message of those that have some, behind a savepoint of
     /// its own, and leaves out those that the database refuses. They still share a transaction, but
     /// for a refusal that ends that.
     fn one_by_one(&mut self, round: &[Job]) -> Result<Vec<Vec<Outcome>>, Failure> {
-        let parts: Vec<Work> = round.iter().flat_map(|job| job.work.parts()).collect();
-        let mut results = Vec::with_capacity(parts.len());
+        let parts: Vec<Part> = round.iter().flat_map(|job| job.work.parts()).collect();
+        let mut results: Vec<Done> = Vec::with_capacity(parts.len());
         let mut most = parts.len();
         while results.len() < parts.len() {
             let next = &parts[results.len()..];
             let next = &next[..most.min(next.len())];
-            match self.transact(|transaction, cx| apart(transaction, cx, next))? {
+            match self.transact(|transaction, cx| apart(transaction, cx, results.last(), next))? {
                 Some(done) => results.extend(done),
                 None => most = 1,
             }
