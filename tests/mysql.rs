@@ -1441,6 +1441,43 @@ fn an_answer_lost_twice_is_unavailable_and_nothing_is_stored_twice() {
 }
 
 #[test]
+fn what_is_in_doubt_is_found_out_later_by_whichever_worker() {
+    for arrives in [true, false] {
+        let (mut fixture, proxy, mut node, _, users) = behind_a_proxy();
+        let [ann, bob, _] = users[..] else { unreachable!() };
+        let batch = [
+            keep(&[bob], "first"),
+            Write::Keep(vec![parcel(ann, &["a", "b"]), parcel(bob, &["x"])]),
+            keep(&[ann], "last"),
+        ];
+        // The answer is lost, or the COMMIT is on its way for long; and there is no other line.
+        proxy.cut.closed.store(true, Ordering::SeqCst);
+        match arrives {
+            true => proxy.cut.answers.store(1, Ordering::SeqCst),
+            false => proxy.cut.stop_at(Stop::Commit),
+        }
+        let result = node.connection.write(&batch);
+        let Err(StoreError::InDoubt { key: first, .. }) = result else { panic!("{result:?}") };
+        proxy.cut.closed.store(false, Ordering::SeqCst);
+        let mut other = node.store.connection();
+        eventually("the database can be reached", || other.account(ann).is_ok());
+        let (mut again, mut key) = (Vec::new(), first);
+        for write in &batch {
+            again.push(kept(other.write_again(write, key).unwrap()));
+            key += write.messages();
+        }
+        let pages = [ann, bob].map(|user| fixture.node.connection.page(user, usize::MAX).unwrap().messages);
+        let [of_ann, of_bob] = pages.map(|page| page.into_iter().map(|(row, _)| row).collect::<Vec<_>>());
+        let stored = |rows: &[RowId]| rows.iter().copied().map(Kept::Stored).collect::<Vec<_>>();
+        assert_eq!(again, [stored(&[of_bob[0]]), stored(&[of_ann[0], of_bob[1]]), stored(&[of_ann[2]])], "{arrives}");
+        // Too late.
+        proxy.cut.go_on();
+        assert_eq!(fixture.node.texts(ann), ["a", "b", "last"], "{arrives}");
+        assert_eq!(fixture.node.texts(bob), ["first", "x"], "{arrives}");
+    }
+}
+
+#[test]
 fn while_one_worker_waits_for_a_silent_database_the_others_are_told_at_once() {
     let (_fixture, proxy, node, _, users) = behind_a_proxy();
     let [mut first, mut second] = [node.store.connection(), node.store.connection()];
