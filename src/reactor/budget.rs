@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 ///
 /// What a reactor reads of it is exact for itself. Of every other reactor it knows what that one held when its
 /// last turn ended: it can be off by what the others have queued and written in the turns that they are in,
-/// which is over in some milliseconds. A connection that moves counts nowhere until it has arrived.
+/// which is over in some milliseconds. A connection that moves counts nowhere until it has arrived. A reactor
+/// that has nothing to do acts on what it knows within a second, since it sleeps no longer.
 // A cache line of its own.
 #[derive(Debug, Default)]
 #[repr(align(64))]

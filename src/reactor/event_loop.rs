@@ -71,7 +71,9 @@ pub trait Handler: Sized {
 
     /// Whether the handler may act at this moment. The loop asks right before it hands over each thing
     /// that has come (input, a letter, a timer, a connection's end), before it writes a connection's queue, and
-    /// before [`Handler::turn_ended`]; so it should cost no more than reading a clock.
+    /// before [`Handler::turn_ended`]: a process that is stopped between any two of them handles and writes
+    /// nothing when it goes on, if the answer is no by then. It is asked twice or more for every message, so it
+    /// should cost no more than reading a clock.
     ///
     /// Once the answer is no, nothing else is handed over or written in this turn, and nothing is lost: it all
     /// waits as it is and in order, and the question is asked again after at most 50 ms, or as soon as the loop
@@ -125,9 +127,9 @@ pub trait Handler: Sized {
     /// A timer set with [`Io::set_timer`] has fired.
     fn timer(&mut self, io: &mut Io<Self>, timer: Self::Timer);
 
-    /// A turn ends: what it had to write is written, and its letters are not posted yet. So clients get theirs
-    /// before others are told what became of it. What it sends is written in the next turn, which follows
-    /// at once.
+    /// A turn ends: what it had to write is written (of a message for thousands, a part), and its letters are
+    /// not posted yet. So clients get theirs before others are told what became of it. What the handler sends
+    /// now is written in the next turn, which follows at once.
     fn turn_ended(&mut self, io: &mut Io<Self>);
 
     /// The process is to end: take nothing new, wind up what there is, and say so to whoever will
@@ -464,6 +466,8 @@ pub struct EventLoop<H: Handler> {
     had_events: bool,
     /// The handler might not act, so the rest of this turn waits.
     halted: bool,
+    /// When it could act again, or the loop was made: no client is to blame for what was not written before.
+    resumed: Instant,
     /// Something was handled after the last turn had ended for the handler.
     has_gone_on: bool,
     /// The loop ends at this moment, or earlier when all connections have said goodbye.
@@ -520,6 +524,7 @@ impl<H: Handler> EventLoop<H> {
             tags: Vec::new(),
             had_events: false,
             halted: false,
+            resumed: Instant::now(),
             has_gone_on: false,
             exit_by: None,
             abandoned: false,
@@ -575,7 +580,9 @@ impl<H: Handler> EventLoop<H> {
         self.had_events = !self.events.is_empty();
         self.has_gone_on = false;
         // While it may not, nothing is read either.
-        self.halted = self.halted && !self.handler.may_act();
+        if self.halted && self.handler.may_act() {
+            (self.halted, self.resumed) = (false, self.io.now);
+        }
         self.note_readiness();
         self.take_mail();
         if self.abandoned {
@@ -931,7 +938,7 @@ impl<H: Handler> EventLoop<H> {
                     // A goodbye has begun its time anew.
                     let close_by = self.io.connections.get(id).and_then(|connection| connection.close_by);
                     if close_by.is_some_and(|at| at <= self.io.now) {
-                        self.io.kill(id, CloseReason::SlowConsumer);
+                        self.kill_at(self.resumed + LINGER, id, LoopTimer::Linger(id));
                     }
                 }
                 LoopTimer::Slow(id) => {
@@ -939,7 +946,7 @@ impl<H: Handler> EventLoop<H> {
                     let over_since =
                         self.io.connections.get(id).filter(|c| c.over).and_then(|c| c.outbox.as_ref()?.over_since);
                     if over_since.is_some_and(|since| since + SLOW_CONSUMER <= self.io.now) {
-                        self.io.kill(id, CloseReason::SlowConsumer);
+                        self.kill_at(self.resumed + SLOW_CONSUMER, id, LoopTimer::Slow(id));
                     }
                 }
                 LoopTimer::Stalled(id) => self.check_stalled(id),
@@ -951,6 +958,15 @@ impl<H: Handler> EventLoop<H> {
                 }
             }
             self.settle_over();
+        }
+    }
+
+    /// Ends a connection whose time is over, or has it end later: only then has it had that time from us, too.
+    fn kill_at(&mut self, at: Instant, id: ConnId, timer: LoopTimer<H::Timer>) {
+        if at <= self.io.now {
+            self.io.kill(id, CloseReason::SlowConsumer);
+        } else {
+            self.io.timers.set(at, timer);
         }
     }
 
@@ -1028,7 +1044,8 @@ impl<H: Handler> EventLoop<H> {
         if !connection.blocked || connection.over || connection.recalled || connection.state != State::Open {
             return;
         }
-        let due = connection.outbox.as_ref().and_then(|outbox| outbox.progress).unwrap_or(io.now) + STALLED;
+        let progress = connection.outbox.as_ref().and_then(|outbox| outbox.progress).unwrap_or(io.now);
+        let due = progress.max(self.resumed) + STALLED;
         if due > io.now {
             connection.stall_timer = true;
             io.timers.set(due, LoopTimer::Stalled(id));

@@ -351,6 +351,30 @@ fn an_abandoned_loop_ends_at_once_and_its_handler_is_not_called_any_more() {
 }
 
 #[test]
+fn clients_are_not_to_blame_for_what_was_not_written_while_it_might_not_act() {
+    const MUCH: usize = 8 << 20;
+    let reactors = reactors(echo);
+    let (mut slow, conn) = connect(&reactors);
+    let (mut closing, closed) = connect(&reactors);
+    reactors.ask(HELD, move |_, io| _ = send(io, conn, &vec![b'x'; MUCH - 1], None));
+    reactors.wait("the mark to be passed", |event| matches!(event, Event::Recalled(..)).then_some(()));
+    reactors.ask(HELD, move |toy, io| {
+        assert!(send(io, closed, b"the last reply", None));
+        io.close(closed, CloseReason::IdleTimeout);
+        toy.may_no_longer();
+    });
+    // Longer than any of them may take.
+    reactors.pass(Duration::from_secs(11));
+    assert_eq!(reactors.told(), []);
+    may(&reactors, true);
+    expect_bytes(&mut closing, b"the last reply");
+    expect_end(&mut closing);
+    assert_eq!(reactors.closed(closed).0, CloseReason::IdleTimeout);
+    expect_bytes(&mut slow, &vec![b'x'; MUCH - 1]);
+    reactors.expect(&Event::Drained(conn));
+}
+
+#[test]
 fn a_loop_beats_every_second_unless_it_is_stuck() {
     let reactors = reactors(echo);
     let beat = || Duration::from_millis(reactors.threads[HELD].beat.load(Relaxed));
