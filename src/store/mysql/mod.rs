@@ -14,7 +14,8 @@
 //! | `sql.rs` | the statements |
 //!
 //! What holds the nodes together is in the tables: a claim is the columns `node` and `epoch` of a
-//! user's row, and that row's lock decides whether a message is stored before or after a claim.
+//! user's row, and that row's lock decides whether a message is stored before or after a claim. A node that
+//! the others took for dead is marked in a row of its own, which each of its transactions locks and reads.
 //! An answer that a database did not give is never made up: it is [`StoreError::Unavailable`].
 
 mod hidden;
