@@ -186,7 +186,7 @@ fn measure(flags: &Flags, target: Target) -> anyhow::Result<Round> {
     let figures = round::once(flags, target, &mut Book::default())?;
     let count = figures.counts.wrong(&flags.expect_errno);
     let wrong = figures.cut_short.clone();
-    let wrong = wrong.or_else(|| (count > 0).then(|| format!("{count} messages were lost or wrong")));
+    let wrong = wrong.or_else(|| (count > 0).then(|| round::in_words(&figures.counts)));
     Ok(Round { entries: entries(&figures), wrong, is_limited: figures.limit().is_some() })
 }
 

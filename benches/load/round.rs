@@ -64,7 +64,7 @@ impl Run {
 }
 
 /// What was not as it should be.
-fn in_words(counts: &Counts) -> String {
+pub fn in_words(counts: &Counts) -> String {
     let mut words = Vec::new();
     let mut tell = |count: u64, what: &str| {
         if count > 0 {

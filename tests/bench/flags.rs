@@ -210,9 +210,14 @@ fn a_recipient_that_stands_still_once_is_served_as_before_soon_after() {
     // As much as makes it a slow reader.
     let load = "--rate 200 --size 2000 --seconds 12 --pause 2.6";
     let said = run(&format!("--workload busy {load} --json --fail-if back>60s"));
-    assert_eq!(said.status, 0, "{said:?}");
+    let result = said.result();
+    // What another node has not answered for in 2 s, as on a machine with much else to do, may come once more.
+    for what in ["lost", "out_of_order", "changed", "refusals", "acks_lost", "closed"] {
+        assert_eq!(result[what], 0, "{what}: {said:?}");
+    }
+    assert!(!said.out.contains("back>60s"), "{said:?}");
     for node in ["own_node", "other_node"] {
-        let service = &said.result()["service"][node];
+        let service = &result["service"][node];
         let seconds = service["seconds"].as_array().unwrap();
         let sum = |what: &str| seconds.iter().map(|second| second[what].as_u64().unwrap()).sum::<u64>();
         let (due, live, stored) = (sum("due"), sum("live"), sum("stored"));
