@@ -141,10 +141,10 @@ mod tests {
         let begun = Instant::now();
         let at = |ms| begun + Duration::from_millis(ms);
         let mut progress = Progress::new(7, begun);
-        assert_eq!(progress.check(7, at(4999)), Ok(()));
-        assert_eq!(progress.check(8, at(4999)), Ok(()));
-        assert_eq!(progress.check(8, at(9998)), Ok(()));
-        assert_eq!(progress.check(8, at(9999)), Err(Unfinished::Stalled));
+        assert_eq!(progress.check(7, at(9_999)), Ok(()));
+        assert_eq!(progress.check(8, at(9_999)), Ok(()));
+        assert_eq!(progress.check(8, at(19_998)), Ok(()));
+        assert_eq!(progress.check(8, at(19_999)), Err(Unfinished::Stalled));
         let mut progress = Progress::new(0, begun);
         assert!((1..600).all(|n| progress.check(n, at(n * 100)).is_ok()));
         assert_eq!(progress.check(600, at(60_000)), Err(Unfinished::TooSlow));
