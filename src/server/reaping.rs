@@ -8,7 +8,8 @@
 //!    dead one, and confirms when what it took of it before is delivered or committed, and all its sessions
 //!    will read the store before they take anything else. Who cannot confirm is marked itself before long.
 //! 4. When all have confirmed, and 2 s after the mark at the earliest, its claims are freed: by then whatever
-//!    look into the store it has relied on is over.
+//!    look into the store it has relied on is over. A node that is marked itself need not confirm, but it may
+//!    still have a look of its own: so it counts as one that has not for 2 s behind its own mark.
 //!
 //! Every node does all of that for every other one, also the last two steps of what others have marked: each
 //! step may be done twice. Times are those of [`crate::clock::since_boot`].
@@ -106,6 +107,13 @@ impl Reaping {
         all.filter(|node| !death.confirmed.contains(node))
     }
 
+    /// When the claims of a dead node may be freed: when neither it nor any other marked one that has not confirmed
+    /// its death can rely on a look any more.
+    fn freed_at(&self, death: &Death) -> Duration {
+        let others = self.dead.iter().filter(|(node, _)| !death.confirmed.contains(node));
+        others.map(|(_, other)| other.marked).max().unwrap_or(death.marked) + MARKED
+    }
+
     /// What is to be done by `now`. A step that failed comes again: a free at once, a telling after 2 s.
     pub fn steps(&mut self, now: Duration) -> Vec<Step> {
         let mut steps = Vec::new();
@@ -113,7 +121,7 @@ impl Reaping {
         for (&dead, death) in &self.dead {
             let open: Vec<NodeId> = self.open(death).collect();
             if open.is_empty() {
-                if death.marked + MARKED <= now {
+                if self.freed_at(death) <= now {
                     steps.push(Step::Free(dead));
                 }
             } else if death.told.is_none_or(|told| told + REPEAT <= now) {
@@ -132,7 +140,7 @@ impl Reaping {
     /// When [`Reaping::steps`] is to be asked next, if nothing else comes.
     pub fn next(&self) -> Option<Duration> {
         let due = |death: &Death| match self.open(death).next() {
-            None => death.marked + MARKED,
+            None => self.freed_at(death),
             Some(_) => death.told.map_or(Duration::ZERO, |told| told + REPEAT),
         };
         self.dead.values().map(due).min()
@@ -212,6 +220,22 @@ mod tests {
                 (2100, Wait, free(), Some(2100)),
                 (2600, Wait, free(), Some(2100)),
                 (2601, Freed, vec![], None),
+            ],
+        );
+        check(
+            "who does not confirm is marked itself",
+            vec![
+                (0, all(), vec![], None),
+                (100, Marked, vec![tell(&[OWN, OTHER])], Some(2100)),
+                (110, Confirmed(OWN), vec![], Some(2100)),
+                (
+                    1900,
+                    Read(vec![marked(OTHER), marked(DEAD)]),
+                    vec![Step::Tell { dead: OTHER, to: vec![OWN] }],
+                    Some(3900),
+                ),
+                (2100, Wait, vec![], Some(3900)),
+                (3900, Wait, vec![Step::Tell { dead: OTHER, to: vec![OWN] }, Step::Free(DEAD)], Some(3900)),
             ],
         );
         check(
