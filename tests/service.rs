@@ -1268,6 +1268,30 @@ fn who_waits_for_another_node_can_log_in_here_at_once_and_the_claim_waits_on() {
 }
 
 #[test]
+fn a_return_that_fails_leaves_the_account_to_the_session_that_is_ending() {
+    let (mut node, number) = waits_for_an_answer();
+    let conn = node.connect();
+    node.unconfirmed = Some(Vec::new());
+    node.ask(conn, LOGIN);
+    let epoch = node.epoch_of(1);
+    node.hang_up(conn, CloseReason::SocketError);
+    node.jobs.clear();
+    node.confirm_listening();
+    assert!(node.jobs.is_empty(), "what was sent before is not settled: {:?}", node.jobs);
+    // Others know the account by this claim now.
+    node.published.clear();
+    node.hear_from_there(launched("1", epoch, 1, 0));
+    assert_eq!(node.published_there(), [answer(1, Fate::Stored)]);
+    node.jobs.clear();
+    node.hear_from_there(Envelope::Answer(vec![Answered { user: 2, number, fate: Fate::Delivered }]));
+    assert!(node.jobs.iter().all(|(_, op)| is_release(op)), "{:?}", node.jobs);
+    let conn = node.connect();
+    node.sent.clear();
+    node.ask(conn, LOGIN);
+    assert!(node.reply().contains("\"errno\":0"));
+}
+
+#[test]
 fn what_comes_for_a_session_while_its_user_returns_is_settled_and_arrives() {
     let mut node = Node::new();
     let conns = node.log_in(3);

@@ -128,7 +128,7 @@ impl Shard {
     /// Something from another node for a session of this epoch: it takes it, or will when it begins, or goes back.
     pub(super) fn take_early(&mut self, user: UserId, epoch: u64, early: Early, fx: &mut Effects) {
         let Some(entry) = self.users.get_mut(&user) else { return self.refuse_early(user, early, fx) };
-        if entry.session_of(epoch).is_some() {
+        if entry.has_session_by(epoch) {
             return self.take_from_node(user, early, fx);
         }
         let entering = entry.more_mut().and_then(|more| more.entering.as_mut());

@@ -44,6 +44,7 @@ impl Shard {
         if let Some(more) = entry.more_mut() {
             more.peers.clear();
             more.ending = None;
+            more.replaced_by.clear();
         }
         early.into_iter().for_each(|early| self.take_early(user, epoch, early, fx));
         self.advance_route(user, fx);
@@ -328,12 +329,14 @@ impl Shard {
         more.peers.clear();
         let ending = more.ending.take().unwrap_or(Ending { stays: false, ack: None });
         let ended = ending.stays.then_some((session.conn, ending.ack));
+        let replaced_by = std::mem::take(&mut more.replaced_by);
         if ending.stays {
             self.begin_change(session.conn);
             if let Some(client) = self.clients.get_mut(session.conn) {
                 client.leaving = None;
             }
         }
+        replaced_by.into_iter().for_each(|epoch| self.release(user, epoch, None, fx));
         self.release(user, session.epoch, ended, fx);
         self.advance_route(user, fx);
         // Behind the release, in the same lane.

@@ -65,6 +65,9 @@ pub(super) struct More {
     pub ending: Option<Ending>,
     /// Claims that the store may have, and that nobody uses: it has not taken them back yet.
     pub unreleased: Vec<u64>,
+    /// Claims by logins that have failed since, which may have replaced the one of the session that is ending. The
+    /// account is not given back before that has ended.
+    pub replaced_by: Vec<u64>,
 }
 
 impl More {
@@ -75,6 +78,7 @@ impl More {
             && self.peers.is_empty()
             && self.ending.is_none()
             && self.unreleased.is_empty()
+            && self.replaced_by.is_empty()
     }
 }
 
@@ -155,6 +159,12 @@ impl User {
     /// The session of this epoch.
     pub fn session_of(&mut self, epoch: u64) -> Option<&mut Session> {
         self.session.as_mut().filter(|session| session.epoch == epoch)
+    }
+
+    /// Whether the account may be claimed for a session by this epoch.
+    pub fn has_session_by(&self, epoch: u64) -> bool {
+        let is_replaced = |more: &More| more.replaced_by.contains(&epoch);
+        self.session.as_ref().is_some_and(|session| session.epoch == epoch || self.more().is_some_and(is_replaced))
     }
 
     /// Whether the user may log in again at once although the last session is ending: its connection is gone, and

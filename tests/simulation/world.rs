@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use chat_server::password::{Cost, Hasher};
 use chat_server::reactor::ConnId;
-use chat_server::service::{Effect, Effects, Lane, Letter, Now, Payload, Settings, Shard};
-use chat_server::store::{GroupId, UserId};
+use chat_server::service::{Effect, Effects, Job, Lane, Letter, Now, Op, Payload, Settings, Shard};
+use chat_server::store::{GroupId, UserId, Write};
 
 use crate::bus::Redis;
 use crate::check::{Promises, Record};
@@ -21,7 +21,7 @@ use crate::store::{Database, Trouble};
 
 /// Each has an account of its own, by its number plus 1.
 pub const CLIENTS: usize = 5;
-pub const GROUPS: usize = 2;
+pub const GROUPS: usize = 4;
 pub const LANES: usize = 3;
 /// Where everybody comes from.
 pub const PEER: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1));
@@ -252,8 +252,8 @@ impl World {
         }
         for group in 1..=GROUPS as GroupId {
             for user in 1..=self.users() as UserId {
-                // Of the second one there is at least somebody.
-                if user == 1 || (group == 1 && user != 2) || self.rng.one_in(4) {
+                // Most groups are still to be joined, and of each there is at least somebody.
+                if user == 1 || (group == 1 && user != 2) || self.rng.one_in(5) {
                     self.database().add_member(group, user);
                     self.record.is_member_from_the_start(group, user);
                 }
@@ -583,7 +583,8 @@ impl World {
             Kind::Redis => self.redis_goes_away(),
             Kind::Stop | Kind::Suspend => self.stand_still(at),
             Kind::Kill => {
-                self.kill(at);
+                let storing_past = if self.rng.one_in(2) { self.await_storing_past() } else { None };
+                self.kill(storing_past.unwrap_or(at));
                 length = 0;
             }
             Kind::Leap => {
@@ -594,6 +595,23 @@ impl World {
         }
         let until = self.clock + Duration::from_millis(length as u64);
         self.faults.push(Fault { kind, at, since: self.clock, until });
+    }
+
+    /// A node that is just storing something past another one, if there comes one soon.
+    fn await_storing_past(&mut self) -> Option<usize> {
+        let is_past = |job: &Job| match &job.op {
+            Op::Write(Write::Keep(parcels)) => parcels.iter().any(|parcel| parcel.past.is_some()),
+            _ => false,
+        };
+        for _ in 0..500 {
+            self.step(true);
+            self.pass(self.plan.pace);
+            let stores = |node: &Node| !node.is_stopped && node.lanes.iter().flatten().any(is_past);
+            if let Some(at) = self.nodes.iter().position(stores) {
+                return Some(at);
+            }
+        }
+        None
     }
 
     /// What was broken at a node is over with the node.

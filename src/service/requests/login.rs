@@ -201,7 +201,7 @@ impl Shard {
             _ => {
                 // It may have been claimed all the same.
                 self.claim_failed(user, epoch, fx);
-                self.release(user, epoch, None, fx);
+                self.release_failed(user, epoch, fx);
                 self.refuse_entering(&login, &Errno::StoreUnavailable.into(), fx);
             }
         }
@@ -222,8 +222,17 @@ impl Shard {
     /// Nobody waits for this session.
     pub(crate) fn give_claim_back(&mut self, user: UserId, epoch: u64, fx: &mut Effects) {
         self.claim_failed(user, epoch, fx);
-        self.release(user, epoch, None, fx);
+        self.release_failed(user, epoch, fx);
         self.let_in(user, fx);
+    }
+
+    /// Releases the claim of a login that has failed. Where it may have replaced that of a session which is
+    /// ending, this is the session's: what its user has sent may not be settled yet.
+    fn release_failed(&mut self, user: UserId, epoch: u64, fx: &mut Effects) {
+        match self.users.get_mut(&user).filter(|user| user.session.is_some()) {
+            Some(user) => user.with_more().replaced_by.push(epoch),
+            None => self.release(user, epoch, None, fx),
+        }
     }
 
     /// Logins that have waited for another one, or for the end of a session, go on.
