@@ -165,7 +165,7 @@ mod tests {
         let dead = Envelope::Dead { node: A };
         inbox.take(payload(B, 1, &[nudged(1), dead.clone(), nudged(2)]));
         inbox.take(payload(A, 1, &[nudged(3)]));
-        inbox.take(payload(B, 1, &[dead.clone()]));
+        inbox.take(payload(B, 1, std::slice::from_ref(&dead)));
         assert_eq!(told_home(&mut inbox), ["1", "A by 3", "2", "A by 3"]);
         inbox.take(payload(B, 1, &[Envelope::Confirmed { node: A }]));
         inbox.take(payload(A, 1, &[Envelope::Confirmed { node: B }]));
