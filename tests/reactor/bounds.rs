@@ -336,15 +336,18 @@ fn with_twice_as_much_waiting_who_holds_more_than_its_share_is_closed_at_once() 
     expect_bytes(&mut reader, b"served");
 }
 
+/// What two reactors may have waiting: so much that it does not matter what more the kernel takes in a while.
+const FOR_BOTH: usize = 16 << 20;
+
 fn two_reactors() -> Reactors {
-    let limits = Limits { high_water: 4 << 20, hard: 8 << 20, total: TOTAL };
+    let limits = Limits { high_water: 32 << 20, hard: 64 << 20, total: FOR_BOTH };
     Setup { reactors: 2, limits, ..Setup::default() }.start()
 }
 
 /// Sends until a reactor's queues hold so much.
 fn fill_queue(reactors: &Reactors, conn: ConnId, bytes: usize) {
     let fill = move |io: &mut Io<Toy>| {
-        io.send(conn, Message { manner: EXEMPT, ..message(&[b'x'; 64 * 1024], None) });
+        io.send(conn, Message { manner: EXEMPT, ..message(&[b'x'; 256 * 1024], None) });
     };
     while reactors.ask(conn.reactor(), |_, io| io.buffered()) < bytes {
         reactors.ask(conn.reactor(), move |_, io| fill(io));
@@ -364,11 +367,11 @@ fn found(reactors: &Reactors, index: usize) -> u64 {
 fn the_queues_of_all_reactors_together_are_bounded_although_none_of_them_has_too_much() {
     let reactors = two_reactors();
     let clients = [reactors.connect(), reactors.connect()];
-    fill_queue(&reactors, clients[0].1, TOTAL / 8 * 5);
+    fill_queue(&reactors, clients[0].1, FOR_BOTH / 8 * 5);
     reactors.turns(0, 2);
     reactors.turns(1, 2);
     assert!(!is_tight(&reactors, 0) && !is_tight(&reactors, 1));
-    fill_queue(&reactors, clients[1].1, TOTAL / 8 * 5);
+    fill_queue(&reactors, clients[1].1, FOR_BOTH / 8 * 5);
     // What one has published at the end of a turn, the other one knows.
     reactors.turns(clients[1].1.reactor(), 1);
     assert!(is_tight(&reactors, 0) && is_tight(&reactors, 1));
@@ -382,25 +385,25 @@ fn what_a_handler_holds_counts_for_all_reactors_and_a_share_is_one_of_all_connec
     let clients: Vec<_> = (0..4).map(|_| reactors.connect()).collect();
     let (first, conn) = (clients[0].1.reactor(), clients[0].1);
     // More than a quarter of all, and less than a half.
-    fill_queue(&reactors, conn, TOTAL / 16 * 5);
+    fill_queue(&reactors, conn, FOR_BOTH / 16 * 5);
     reactors.turns(first, 2);
     assert!(!is_tight(&reactors, first));
     let hold = |bytes| {
         reactors.ask(1 - first, move |_, io| io.set_held(bytes));
         reactors.turns(1 - first, 1);
     };
-    hold(TOTAL / 16 * 12);
+    hold(FOR_BOTH / 16 * 13);
     assert!(is_tight(&reactors, first) && is_tight(&reactors, 1 - first));
     eventually("its queue to be found", || found(&reactors, first) == 1);
     assert_eq!(found(&reactors, 1 - first), 0);
-    hold(TOTAL / 16);
+    hold(FOR_BOTH / 16);
     assert!(!is_tight(&reactors, first) && !is_tight(&reactors, 1 - first));
 }
 
 #[test]
 fn what_a_reactor_had_that_has_ended_does_not_count() {
     let mut reactors = two_reactors();
-    reactors.ask(1, |_, io| io.set_held(2 * TOTAL));
+    reactors.ask(1, |_, io| io.set_held(2 * FOR_BOTH));
     reactors.turns(1, 1);
     assert!(is_tight(&reactors, 0));
     reactors.mailboxes[1].post(Mail::Abandon);

@@ -321,6 +321,8 @@ impl Reactors {
     pub fn client(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).expect("connect");
         stream.set_nodelay(true).unwrap();
+        // Or else the kernel lets it hold more and more, the faster it has read, up to what the system allows.
+        socket2::SockRef::from(&stream).set_recv_buffer_size(256 << 10).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream.set_write_timeout(Some(DEADLINE)).unwrap();
         stream
