@@ -422,7 +422,9 @@ impl World {
             assert!(has_it, "user {user} is logged in without a claim");
             let is_other = |(other, seat): (&SocketId, &Seat)| *other != id && seat.account == Some(user);
             let other = self.sockets.iter().map(|(id, socket)| (id, &socket.seat)).find(|other| is_other(*other));
-            assert!(other.is_none_or(|(other, _)| !self.may_act(self.sockets[other].node)), "{user} is there twice");
+            // Where the node ends, the session has, before its connection.
+            let is_live = |at: usize| self.may_act(at) && !self.nodes[at].is_ending;
+            assert!(other.is_none_or(|(other, _)| !is_live(self.sockets[other].node)), "{user} is there twice");
         }
         for offline in value["offlinemsg"].as_array().into_iter().flatten() {
             let inner: Option<Value> = offline.as_str().and_then(|text| serde_json::from_str(text).ok());
@@ -496,6 +498,8 @@ impl World {
             Some(20) => self.plan.quota.is_some() || self.plan.faults,
             // Some of a group were not served, for whatever reason.
             Some(21) if value["request"] == 10 && self.plan.quota.is_some() => true,
+            // A join that is not confirmed when its node stops.
+            Some(21) if key.is_none() && self.nodes[socket.node].is_ending => true,
             Some(21) => is_poisoned || self.plan.faults,
             Some(22) => self.nodes[socket.node].is_ending,
             _ => false,
