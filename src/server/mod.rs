@@ -114,7 +114,7 @@ impl Server {
     /// 1. It is not ready any more, and accepts nobody.
     /// 2. Every shard logs its users out. What is queued for them is recalled at once and stored; a message that is
     ///    half written has a second to get out. What they sent is settled, and what other nodes have asked is
-    ///    answered. For up to 64 MiB, and a store that is not busy, that takes less than 5 s. It may
+    ///    answered. It may
     ///    take a minute while the store goes on taking something, and the log tells every 5 s what is left. Where nothing
     ///    gets further for 10 s it is given up.
     /// 3. The reactors end, and with them the connections, which have half a second to say goodbye.
