@@ -306,14 +306,16 @@ impl Crowd {
         // What has come while they did not read is told of by no event.
         (0..SLOW).for_each(|n| self.read_one(n, None));
         let deadline = Instant::now() + support::DEADLINE;
+        let mut is_live = false;
         loop {
             while self.members[..SLOW].iter().any(|member| member.read < self.expected.len()) {
                 assert!(Instant::now() < deadline, "the slow ones do not get what was kept for them");
                 self.read(None);
             }
-            if self.send_one(LENGTH) == 0 {
+            if is_live {
                 break;
             }
+            is_live = self.send_one(LENGTH) == 0;
         }
     }
 }
