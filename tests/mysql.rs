@@ -1951,7 +1951,7 @@ const HOSTILE: &[(&str, &str)] = &[
     ("tmp_disk_table_size", "1024"),
     ("tmp_memory_table_size", "1024"),
     ("max_heap_table_size", "16384"),
-    ("max_session_mem_used", "8192"),
+    ("max_session_mem_used", "65536"), // with 8192 MariaDB 10.11 crashes when a client connects
     ("in_predicate_conversion_threshold", "2"),
     ("optimizer_switch", "'derived_merge=off,semijoin=off,materialization=off,subquery_cache=off,index_merge=off'"),
     ("optimizer_search_depth", "1"),

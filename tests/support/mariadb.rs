@@ -91,6 +91,15 @@ impl MariaDb {
 
 is_a_process!(MariaDb);
 
+impl Drop for MariaDb {
+    /// Of a server that has ended by itself nothing else is left that says why.
+    fn drop(&mut self) {
+        if std::thread::panicking() && !self.process.is_alive() {
+            eprintln!("MariaDB has ended:\n{}", fs::read_to_string(self.dir.path().join("log")).unwrap_or_default());
+        }
+    }
+}
+
 /// Starts the server on what is in `dir` and waits until it can be used; else what it has logged.
 fn launch(dir: &Path, port: u16) -> Result<Process, String> {
     let path = |name: &str| dir.join(name).display().to_string();
