@@ -86,6 +86,9 @@ pub struct Config {
     /// Decides which reactor each user belongs to; `None`: drawn at random, so that nobody can choose ids that
     /// all belong to one.
     pub home_seed: Option<u64>,
+    /// For tests: the payload versions that this node claims to read, and a kind that it makes up; `None`: those of
+    /// this build, and no further kind.
+    pub dialect: Option<String>,
 }
 
 /// A cluster chat server: a drop-in for the muduo ChatServer.
@@ -245,6 +248,10 @@ struct Flags {
     /// For tests: which reactor a user belongs to depends on this and on the user's id alone
     #[arg(long, value_name = "N", hide = true)]
     home_seed: Option<u64>,
+
+    /// For tests: speaks to other nodes like a build that reads these payload versions, and that has one more kind
+    #[arg(long, value_name = "LOWEST-NEWEST[+KIND]", hide = true)]
+    dialect: Option<String>,
 }
 
 /// A number within bounds.
@@ -511,6 +518,7 @@ impl Config {
             proxies: flags.proxy_protocol,
             metrics: flags.metrics,
             home_seed: flags.home_seed,
+            dialect: flags.dialect,
         })
     }
 }

@@ -17,7 +17,7 @@ use super::reaper::{Notice, Reaper};
 use super::reaping::Reaping;
 use super::validity::Validity;
 use super::{join, thread};
-use crate::bus::redis::{LEASE_TTL, Leases, RedisBus};
+use crate::bus::redis::{LEASE_TTL, Leases, RedisBus, Setup};
 use crate::clock::since_boot;
 use crate::store::mysql::Lock;
 use crate::store::{NodeId, Roll, Store};
@@ -42,6 +42,7 @@ impl Joined {
     /// Redis or the store is away, or the database is another cluster's.
     pub fn new(
         redis: &str,
+        setup: Setup,
         node: NodeId,
         address: SocketAddr,
         store: &dyn Store,
@@ -51,8 +52,8 @@ impl Joined {
         let roll = || store.roll().context("no nodes can share this store");
         let rolls = [roll()?, roll()?];
         let (reaper, notices) = unbounded();
-        let bus = Arc::new(RedisBus::start(redis, node, Arc::new(listener(reaper.clone())))?);
-        let leases = Leases::new(redis, node, &address.to_string())?;
+        let bus = Arc::new(RedisBus::start_with(redis, node, Arc::new(listener(reaper.clone())), setup.clone())?);
+        let leases = Leases::new_with(redis, node, &address.to_string(), setup)?;
         let validity = Arc::new(Validity::new(LEASE_TTL));
         let mut joined = Joined { node, bus, leases, validity, rolls, buried: BTreeSet::new(), reaper, notices };
         // To be heard by the time that the lease is renewed.

@@ -21,6 +21,7 @@ use super::cluster::{Cluster, Joined};
 use super::ending::{self, Hurried, Remains, Unfinished};
 use super::monitor::Sources;
 use super::{Hurry, Mailboxes, cores, join, refusal_of, thread};
+use crate::bus::redis::Setup;
 use crate::bus::{Alone, Bus};
 use crate::config::{Config, StoreUrl};
 use crate::home::Homes;
@@ -141,7 +142,8 @@ impl Opened {
         let listener = |reaper| BusListener { mailboxes: Arc::clone(&mailboxes), homes: lasting.homes, reaper };
         let joined = match &lasting.config.redis {
             Some(url) => {
-                Some(Joined::new(url.reveal(), self.node, address, &*self.store, self.lock.as_mut(), listener)?)
+                let (url, setup, lock) = (url.reveal(), setup(&lasting.config)?, self.lock.as_mut());
+                Some(Joined::new(url, setup, self.node, address, &*self.store, lock, listener)?)
             }
             None => None,
         };
@@ -262,6 +264,11 @@ impl Ready {
         };
         Ok((node, sources))
     }
+}
+
+fn setup(config: &Config) -> Result<Setup> {
+    let dialect = config.dialect.as_deref().map(str::parse).transpose().context("--dialect cannot be read")?;
+    Ok(Setup { dialect: dialect.unwrap_or_default(), ..Setup::default() })
 }
 
 fn start_pool(

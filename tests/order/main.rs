@@ -13,6 +13,7 @@ mod shutdown;
 #[path = "../support/mod.rs"]
 mod support;
 mod suspended;
+mod versions;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

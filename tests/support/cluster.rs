@@ -89,6 +89,12 @@ impl Cluster {
         self.nodes[node] = Server::start(&self.launches[node]);
     }
 
+    /// The same, with what `change` does to its launch.
+    pub fn start_again_with(&mut self, node: usize, change: impl FnOnce(&mut Launch)) {
+        change(&mut self.launches[node]);
+        self.start_again(node);
+    }
+
     /// The database, seen from outside.
     fn database(&self) -> mysql::Conn {
         mysql::Conn::new(self.launch.store.as_str()).expect("the database answers")
