@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// From the bottom up. `lib.rs` lists them in the same order, with what each is.
 const MODULES: [&str; 14] = [
@@ -60,5 +61,29 @@ fn imports_only_go_down() {
         }
     }
     assert!(checked > 50, "only {checked} uses were seen: how they are found is wrong");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// A patch of `scripts/mutations` that does not apply any more breaks nothing, and so shows nothing.
+#[test]
+fn each_mutation_applies_and_says_what_catches_it() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut wrong = Vec::new();
+    for entry in fs::read_dir(root.join("tests/mutations")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "patch") {
+            continue;
+        }
+        let name = path.file_name().unwrap().display().to_string();
+        let text = fs::read_to_string(&path).unwrap();
+        if !text.lines().any(|line| line.starts_with("caught by: -")) {
+            wrong.push(format!("{name} does not say what catches it"));
+        }
+        let applied = Command::new("git").args(["apply", "--check"]).arg(&path).current_dir(root).output();
+        let applied = applied.expect("git can be started");
+        if !applied.status.success() {
+            wrong.push(format!("{name}: {}", String::from_utf8_lossy(&applied.stderr).trim()));
+        }
+    }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

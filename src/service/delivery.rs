@@ -10,7 +10,7 @@ use super::limits::store_is_full;
 use super::receipts::{Receipt, Waiting};
 use super::route::{self, Context, Route};
 use super::shard::Shard;
-use super::users::{Place, User};
+use super::users::Place;
 use super::{Answer, Effect, Effects, Lane, Letter, Op, Path, Payload, Tag, Then};
 use crate::bus::{Addressee, Answered, BusOp, Envelope, Fate};
 use crate::reactor::{ConnId, Manner};
@@ -42,7 +42,7 @@ impl Shard {
     /// the route comes first, also where the user is here by now.
     pub(super) fn deliver(&mut self, to: UserId, text: Text<'_>, receipt: Receipt, fx: &mut Effects) {
         let user = self.users.get(&to);
-        match user.filter(|user| !user.has_route()).and_then(User::place) {
+        match user.filter(|user| !user.has_route()).and_then(|user| user.place()) {
             Some(place) => self.take_at(place, to, text, receipt, fx),
             None => {
                 let message = Waiting { body: text.into_shared(), receipt: self.owed(receipt, fx) };
@@ -53,7 +53,7 @@ impl Shard {
 
     /// The user's session, whatever is on the route, takes a message.
     pub(super) fn take(&mut self, to: UserId, text: Text<'_>, receipt: Receipt, fx: &mut Effects) {
-        if let Some(place) = self.users.get(&to).and_then(User::place) {
+        if let Some(place) = self.users.get(&to).and_then(|user| user.place()) {
             self.take_at(place, to, text, receipt, fx);
         }
     }
@@ -279,7 +279,7 @@ impl Shard {
     pub(super) fn store_marked(&mut self, fx: &mut Effects) {
         let mut by_lane: Vec<(Vec<UserId>, Vec<Parcel>)> = vec![Default::default(); self.settings.lanes];
         for to in std::mem::take(&mut self.marked) {
-            let route = self.users.get_mut(&to).and_then(User::route);
+            let route = self.users.get_mut(&to).and_then(|user| user.route());
             if let Some(parcel) = route.and_then(|route| route.take_batch(to)) {
                 let (users, parcels) = &mut by_lane[to as usize % self.settings.lanes];
                 users.push(to);
@@ -332,7 +332,7 @@ impl Shard {
             Stored::Routes(users) => {
                 let mut parcels = Vec::new();
                 for user in users {
-                    let route = self.users.get_mut(user).and_then(User::route);
+                    let route = self.users.get_mut(user).and_then(|user| user.route());
                     parcels.extend(route.and_then(|route| route.parcel(*user)));
                 }
                 (users.first().copied(), parcels)

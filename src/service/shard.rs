@@ -11,7 +11,7 @@ use super::client::Client;
 use super::cluster::{Burial, Question, Waiter};
 use super::delivery::Text;
 use super::groups::{Groups, Sums};
-use super::users::{User, Users};
+use super::users::Users;
 use super::{
     Answer, Asks, Effect, Effects, Job, Lane, Letter, Now, Op, Settings, ShardCounts, Tag, Then, Timer, requests,
 };
@@ -362,7 +362,7 @@ impl Shard {
         self.now = now;
         self.shutting_down = true;
         self.forget_idle_routes();
-        let mut waiting: Vec<_> = self.users.values_mut().flat_map(User::end_of_service).collect();
+        let mut waiting: Vec<_> = self.users.values_mut().flat_map(|user| user.end_of_service()).collect();
         self.users.retain(|_, user| !user.tidy());
         waiting.sort_unstable_by_key(|login| login.attempt); // the same order in every run of a simulation
         for login in waiting {

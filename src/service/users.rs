@@ -10,8 +10,8 @@ use crate::reactor::ConnId;
 use crate::store::{NodeId, UserId};
 
 /// The users that something is known of, by id. They are looked up several times for each message, so by a faster
-/// hash than the standard library's, whose seed nobody can know either.
-pub(super) type Users = HashMap<UserId, User, foldhash::fast::RandomState>;
+/// hash than the standard library's, whose seed nobody can know either. Boxed, since half of a table may be empty.
+pub(super) type Users = HashMap<UserId, Box<User>, foldhash::fast::RandomState>;
 
 #[derive(Default)]
 pub(super) struct User {
