@@ -12,7 +12,7 @@ use super::client::Client;
 use super::hashing::Place;
 use super::jobs::Login;
 use super::letters::Timer;
-use super::{Effect, Effects, Limit, Shard};
+use super::{Effect, Limit, Shard};
 use crate::reactor::{CloseReason, ConnId, HangUp};
 use crate::store::UserId;
 use crate::wire::{Errno, Refusal, msgid};
@@ -78,14 +78,8 @@ impl Client {
 
 impl Shard {
     /// Input waits from here on, until the attempt is answered. Returns its number.
-    pub(super) fn begin_attempt(
-        &mut self,
-        conn: ConnId,
-        user: Option<UserId>,
-        seq: Option<i64>,
-        fx: &mut Effects,
-    ) -> u64 {
-        self.begin_waiting(conn, fx);
+    pub(super) fn begin_attempt(&mut self, conn: ConnId, user: Option<UserId>, seq: Option<i64>) -> u64 {
+        self.begin_waiting(conn);
         self.next_attempt += 1;
         let (number, begun) = (self.next_attempt, self.now.at);
         if let Some(client) = self.clients.get_mut(conn) {
@@ -100,17 +94,17 @@ impl Shard {
                 waits_for_bus: false,
             }));
         }
-        fx.push(Effect::Timer(begun + HASH_BY, Timer::Attempt { conn, number }));
+        self.fx.timer(begun + HASH_BY, Timer::Attempt { conn, number });
         number
     }
 
     /// It has been answered.
-    pub(super) fn end_attempt(&mut self, conn: ConnId, fx: &mut Effects) {
+    pub(super) fn end_attempt(&mut self, conn: ConnId) {
         if let Some(client) = self.clients.get_mut(conn) {
             client.give_up();
             client.attempt = None;
         }
-        self.end_waiting(conn, fx);
+        self.end_waiting(conn);
     }
 
     /// The attempt, if somebody still waits for its outcome.
@@ -130,11 +124,11 @@ impl Shard {
     }
 
     /// Refuses what is on its way on this connection.
-    pub(super) fn refuse_attempt(&mut self, conn: ConnId, refusal: &Refusal, fx: &mut Effects) {
+    pub(super) fn refuse_attempt(&mut self, conn: ConnId, refusal: &Refusal) {
         let Some(attempt) = self.clients.get(conn).and_then(|client| client.attempt.as_deref()) else { return };
         let (request, seq) = (if attempt.user.is_some() { msgid::LOGIN } else { msgid::REGISTER }, attempt.seq);
-        self.refuse(conn, Some(request), seq, refusal, fx);
-        self.end_attempt(conn, fx);
+        self.refuse(conn, Some(request), seq, refusal);
+        self.end_attempt(conn);
     }
 
     /// A place in the queue of hashes, unless its turn would come too late.
@@ -172,7 +166,7 @@ impl Shard {
     }
 
     /// A client has hung up while its input waits.
-    pub(super) fn client_hung_up(&mut self, conn: ConnId, how: HangUp, fx: &mut Effects) {
+    pub(super) fn client_hung_up(&mut self, conn: ConnId, how: HangUp) {
         let Some(client) = self.clients.get_mut(conn).filter(|client| !client.closing) else { return };
         let Some(attempt) = client.attempt.as_deref() else {
             client.half_closed = true;
@@ -186,37 +180,37 @@ impl Shard {
             HangUp::Gone => {
                 client.give_up();
                 client.closing = true;
-                self.close(conn, CloseReason::SocketError, fx);
+                self.close(conn, CloseReason::SocketError);
             }
         }
     }
 
     /// An attempt has been on its way for long.
-    pub(super) fn attempt_timer(&mut self, conn: ConnId, number: u64, fx: &mut Effects) {
+    pub(super) fn attempt_timer(&mut self, conn: ConnId, number: u64) {
         let now = self.now.at;
         let is_last = self.clients.get(conn).is_some_and(|client| client.half_closed);
         let Some(attempt) = self.waits_for(conn, number) else { return };
         let due = attempt.begun + DEADLINE;
         if attempt.place.as_ref().is_some_and(|place| place.give_up()) {
             let refusal = self.too_many_hashes(number, is_last);
-            self.refuse_attempt(conn, &refusal, fx);
+            self.refuse_attempt(conn, &refusal);
         } else if now < due {
-            fx.push(Effect::Timer(due, Timer::Attempt { conn, number }));
+            self.fx.timer(due, Timer::Attempt { conn, number });
         } else {
-            self.give_attempt_up(conn, number, fx);
+            self.give_attempt_up(conn, number);
         }
     }
 
     /// The deadline has come. Wherever the attempt is, it leaves nothing behind.
-    fn give_attempt_up(&mut self, conn: ConnId, number: u64, fx: &mut Effects) {
+    fn give_attempt_up(&mut self, conn: ConnId, number: u64) {
         let Some(attempt) = self.waits_for(conn, number) else { return };
         let busy = Refusal::busy(Errno::Busy.text(), 1);
         let Some(user) = attempt.user else {
             // A registration's hash is stored by the same job, so it may be done.
-            return self.refuse_attempt(conn, &Errno::StoreUnavailable.into(), fx);
+            return self.refuse_attempt(conn, &Errno::StoreUnavailable.into());
         };
         if attempt.place.is_some() || !matches!(attempt.stage, Stage::Away) {
-            return self.refuse_attempt(conn, &busy, fx);
+            return self.refuse_attempt(conn, &busy);
         }
         let refusal = if attempt.waits_for_bus { busy.clone() } else { Errno::StoreUnavailable.into() };
         let more = self.users.get_mut(&user).and_then(|user| user.more_mut());
@@ -226,28 +220,28 @@ impl Shard {
             more.waiting.len() < before
         });
         if waits_for_an_end {
-            return self.refuse_attempt(conn, &busy, fx);
+            return self.refuse_attempt(conn, &busy);
         }
         // The session that has begun ends; a claim that is still on its way is given back when it comes.
-        self.log_out(conn, None, fx);
-        self.refuse_attempt(conn, &refusal, fx);
+        self.log_out(conn, None);
+        self.refuse_attempt(conn, &refusal);
     }
 
     /// Input waits from here on, until the request is answered.
-    pub(super) fn begin_waiting(&mut self, conn: ConnId, fx: &mut Effects) {
-        self.owe(conn, fx);
+    pub(super) fn begin_waiting(&mut self, conn: ConnId) {
+        self.owe(conn);
         if let Some(client) = self.clients.get_mut(conn) {
             client.waiting = true;
-            fx.push(Effect::Pause(conn));
+            self.fx.push(Effect::Pause(conn));
         }
     }
 
-    pub(super) fn end_waiting(&mut self, conn: ConnId, fx: &mut Effects) {
+    pub(super) fn end_waiting(&mut self, conn: ConnId) {
         let Some(client) = self.clients.get_mut(conn) else { return };
         client.waiting = false;
         if !client.is_paused() {
-            fx.push(Effect::Resume(conn));
+            self.fx.push(Effect::Resume(conn));
         }
-        self.paid(conn, fx);
+        self.paid(conn);
     }
 }

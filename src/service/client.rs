@@ -7,7 +7,7 @@ use super::attempts::Attempt;
 use super::jobs::Login;
 use super::letters::Timer;
 use super::limits::Tally;
-use super::{Effect, Effects, Now, Shard};
+use super::{Effect, Shard};
 use crate::reactor::{CloseReason, ConnId, canonical};
 use crate::store::UserId;
 use crate::wire::proxy::BadHeader;
@@ -127,42 +127,40 @@ impl Client {
 }
 
 impl Shard {
-    /// A connection has come from another shard, for a login.
-    pub fn arrived(&mut self, conn: ConnId, moved: Moved, now: Now, fx: &mut Effects) {
-        self.now = now;
+    pub(super) fn connection_arrived(&mut self, conn: ConnId, moved: Moved) {
+        let now = self.now;
         let Moved { client, mut login } = moved;
         login.conn = conn;
         if client.too_fast {
-            fx.push(Effect::Timer(now.at + LATER, Timer::Rate(conn)));
+            self.fx.timer(now.at + LATER, Timer::Rate(conn));
         }
         let attempt_due = client.attempt.as_deref().map(|attempt| (attempt.next_look(now.at), attempt.number()));
         self.clients.insert(conn, client);
-        self.set_timers(conn, fx);
+        self.set_timers(conn);
         if let Some((due, number)) = attempt_due {
-            fx.push(Effect::Timer(due, Timer::Attempt { conn, number }));
+            self.fx.timer(due, Timer::Attempt { conn, number });
         }
         if self.shutting_down {
-            self.refuse_and_close(conn, Errno::ShuttingDown.into(), CloseReason::ShuttingDown, fx);
+            self.refuse_and_close(conn, Errno::ShuttingDown.into(), CloseReason::ShuttingDown);
         } else {
-            self.enter(login, fx);
+            self.enter(login);
         }
-        self.end(fx);
     }
 
     /// Of a connection that is new here.
-    pub(super) fn set_timers(&mut self, conn: ConnId, fx: &mut Effects) {
+    pub(super) fn set_timers(&mut self, conn: ConnId) {
         let now = self.now.at;
         if let Some(timeout) = self.settings.login_timeout {
-            fx.push(Effect::Timer(now + timeout, Timer::Login(conn)));
+            self.fx.timer(now + timeout, Timer::Login(conn));
         }
         if let Some(timeout) = self.settings.idle_timeout {
-            fx.push(Effect::Timer(now + timeout / 2, Timer::Idle(conn)));
+            self.fx.timer(now + timeout / 2, Timer::Idle(conn));
         }
     }
 
     /// Where there is a proxy, every connection comes from it and says first whose it is. A stranger
     /// may claim no address, and is closed: false.
-    pub(super) fn expect_proxy_header(&mut self, conn: ConnId, fx: &mut Effects) -> bool {
+    pub(super) fn expect_proxy_header(&mut self, conn: ConnId) -> bool {
         let proxies = &self.settings.proxies;
         let Some(client) = self.clients.get_mut(conn).filter(|_| !proxies.is_empty()) else { return true };
         let ip = client.peer.ip();
@@ -170,14 +168,14 @@ impl Shard {
         client.closing = !client.header_due;
         if client.closing {
             log::debug!("{conn}: {ip} is none of the proxies");
-            fx.push(Effect::Close(conn, CloseReason::NotTheProxy));
+            self.fx.push(Effect::Close(conn, CloseReason::NotTheProxy));
         }
         client.header_due
     }
 
     /// Reads the header at the front of `input`, if one is due, and returns its length; `None`: it
     /// is not whole yet.
-    pub(super) fn proxy_header(&mut self, conn: ConnId, input: &[u8], fx: &mut Effects) -> Option<usize> {
+    pub(super) fn proxy_header(&mut self, conn: ConnId, input: &[u8]) -> Option<usize> {
         let client = self.clients.get_mut(conn).filter(|client| client.header_due && !client.closing);
         let Some(client) = client else { return Some(0) };
         match ProxyHeader::parse(input) {
@@ -187,24 +185,25 @@ impl Shard {
                 if let Some(source) = header.source.map(canonical) {
                     log::debug!("{conn}: {source} has connected, through {}", client.peer);
                     client.peer = source;
-                    self.admit_address(conn, fx);
+                    self.admit_address(conn);
                 }
                 Some(header.length)
             }
             Err(bad) => {
-                self.refuse_proxy_header(conn, bad, fx);
+                self.refuse_proxy_header(conn, bad);
                 Some(0)
             }
         }
     }
 
-    pub(super) fn refuse_proxy_header(&mut self, conn: ConnId, bad: BadHeader, fx: &mut Effects) {
+    pub(super) fn refuse_proxy_header(&mut self, conn: ConnId, bad: BadHeader) {
         let refusal = Refusal::new(Errno::Unfollowable, bad.to_string());
-        self.refuse_and_close(conn, refusal, CloseReason::BadProxyHeader, fx);
+        self.refuse_and_close(conn, refusal, CloseReason::BadProxyHeader);
     }
 
     /// Has the login timer found somebody who has not logged in?
-    pub(super) fn login_timer(&mut self, conn: ConnId, now: Now, fx: &mut Effects) {
+    pub(super) fn login_timer(&mut self, conn: ConnId) {
+        let now = self.now;
         let Some(timeout) = self.settings.login_timeout else { return };
         let Some(client) = self.clients.get_mut(conn) else { return };
         if client.user.is_some() {
@@ -212,35 +211,31 @@ impl Shard {
         }
         let due = client.tally(now.at).out_since + timeout;
         if client.waiting || due > now.at {
-            fx.push(Effect::Timer(due.max(now.at + LATER), Timer::Login(conn)));
+            self.fx.timer(due.max(now.at + LATER), Timer::Login(conn));
         } else {
-            self.refuse_and_close(conn, Refusal::busy("no login in time", 1), CloseReason::LoginTimeout, fx);
+            self.refuse_and_close(conn, Refusal::busy("no login in time", 1), CloseReason::LoginTimeout);
         }
     }
 
     /// Has the idle timer found somebody who has been silent?
-    pub(super) fn idle_timer(&mut self, conn: ConnId, now: Now, fx: &mut Effects) {
+    pub(super) fn idle_timer(&mut self, conn: ConnId) {
+        let now = self.now;
         let Some(timeout) = self.settings.idle_timeout else { return };
         let Some(client) = self.clients.get_mut(conn) else { return };
         let last_input = client.tally(now.at).last_input;
         let (ask, due) = (last_input + timeout / 2, last_input + timeout);
         if ask > now.at {
-            fx.push(Effect::Timer(ask, Timer::Idle(conn)));
+            self.fx.timer(ask, Timer::Idle(conn));
         } else if due > now.at {
             // Only those who know what it is: to all others nothing is sent that the original does not send.
             if client.uses_seq || client.knows_ping {
-                self.reply(conn, fx, reply::ping);
+                self.reply(conn, reply::ping);
             }
-            fx.push(Effect::Timer(due, Timer::Idle(conn)));
+            self.fx.timer(due, Timer::Idle(conn));
         } else if client.pending > 0 {
-            fx.push(Effect::Timer(now.at + LATER, Timer::Idle(conn)));
+            self.fx.timer(now.at + LATER, Timer::Idle(conn));
         } else {
-            self.refuse_and_close(
-                conn,
-                Refusal::new(Errno::Busy, "closed for being idle"),
-                CloseReason::IdleTimeout,
-                fx,
-            );
+            self.refuse_and_close(conn, Refusal::new(Errno::Busy, "closed for being idle"), CloseReason::IdleTimeout);
         }
     }
 }

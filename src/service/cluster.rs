@@ -11,7 +11,7 @@ use super::receipts::Receipt;
 use super::route::PATIENCE;
 use super::shard::Shard;
 use super::users::Early;
-use super::{Answer, Effect, Effects, Op, Then};
+use super::{Answer, Effect, Op, Then};
 use crate::bus::{Addressee, Answered, BusEvent, BusOp, Envelope, Fate, Ticket};
 use crate::reactor::ConnId;
 use crate::store::{GroupId, NodeId, Outcome, StoreError, UserId, Write};
@@ -58,53 +58,53 @@ pub(super) struct Burial {
 }
 
 impl Shard {
-    pub(super) fn bus_event(&mut self, event: BusEvent, fx: &mut Effects) {
+    pub(super) fn bus_event(&mut self, event: BusEvent) {
         match event {
-            BusEvent::Envelope(from, envelope) => self.envelope(from, envelope, fx),
+            BusEvent::Envelope(from, envelope) => self.envelope(from, envelope),
             BusEvent::FromForeign(user, body) => match Request::parse(&body) {
                 Ok(_) => {
                     self.counts.from_nodes.add(1);
-                    self.deliver(user, Text::Shared(body), Receipt::Nobody, fx);
+                    self.deliver(user, Text::Shared(body), Receipt::Nobody);
                 }
                 Err(refusal) => log::warn!("a chat for user {user} on its channel is dropped: {}", refusal.text),
             },
-            BusEvent::Reached(ticket, count) => self.reached(ticket.key, count, fx),
+            BusEvent::Reached(ticket, count) => self.reached(ticket.key, count),
             BusEvent::Unsent(_, Envelope::Chat { to, .. }) => {
                 for Addressee { user, number, .. } in to {
-                    self.with_present_route(user, fx, |route, cx| route.unsent(number, cx));
+                    self.with_present_route(user, |route, cx| route.unsent(number, cx));
                 }
             }
             // All others are repeated.
             BusEvent::Unsent(..) => {}
-            BusEvent::Listening { user, epoch } => self.listened(user, epoch, fx),
-            BusEvent::Buried { node, asker } => self.bury(node, asker, fx),
-            BusEvent::Down => self.bus_is_up(false, fx),
-            BusEvent::Up => self.bus_is_up(true, fx),
+            BusEvent::Listening { user, epoch } => self.listened(user, epoch),
+            BusEvent::Buried { node, asker } => self.bury(node, asker),
+            BusEvent::Down => self.bus_is_up(false),
+            BusEvent::Up => self.bus_is_up(true),
         }
     }
 
     /// The bus has gone, or is back. Joins that others have told of meanwhile are not known here.
-    fn bus_is_up(&mut self, is_up: bool, fx: &mut Effects) {
+    fn bus_is_up(&mut self, is_up: bool) {
         self.is_up = is_up;
         self.groups.forget();
         let with_route = self.users.iter_mut().filter_map(|(id, user)| user.route().map(|_| *id));
         let mut users: Vec<UserId> = with_route.collect();
         users.sort_unstable(); // the same order in every run of a simulation
-        users.into_iter().for_each(|user| self.advance_route(user, fx));
+        users.into_iter().for_each(|user| self.advance_route(user));
     }
 
-    fn envelope(&mut self, from: NodeId, envelope: Envelope, fx: &mut Effects) {
+    fn envelope(&mut self, from: NodeId, envelope: Envelope) {
         match envelope {
             Envelope::Chat { body, to } => {
                 for Addressee { user, epoch, number, after } in to {
                     let early = Early::Chat { body: Arc::clone(&body), from, number, after };
-                    self.take_early(user, epoch, early, fx);
+                    self.take_early(user, epoch, early);
                 }
             }
             Envelope::Answer(answers) => {
                 for Answered { user, number, fate } in answers {
                     let mut took = None;
-                    self.with_present_route(user, fx, |route, cx| {
+                    self.with_present_route(user, |route, cx| {
                         took = route.answered(number, fate, cx);
                     });
                     if let Some(took) = took {
@@ -113,45 +113,45 @@ impl Shard {
                 }
             }
             Envelope::Nudge { user, epoch, number } => {
-                self.take_early(user, epoch, Early::Nudge { from, number }, fx);
+                self.take_early(user, epoch, Early::Nudge { from, number });
             }
             Envelope::Nudged { user, number } => {
-                self.with_present_route(user, fx, |route, cx| route.nudged(number, cx));
+                self.with_present_route(user, |route, cx| route.nudged(number, cx));
             }
-            Envelope::Joined { group, user, ticket } => self.joined_elsewhere(group, user, from, ticket, fx),
-            Envelope::Seen { ticket } => self.join_seen(ticket.key, from, fx),
+            Envelope::Joined { group, user, ticket } => self.joined_elsewhere(group, user, from, ticket),
+            Envelope::Seen { ticket } => self.join_seen(ticket.key, from),
             // The bus's own.
             Envelope::Dead { .. } | Envelope::Confirmed { .. } => {}
         }
     }
 
     /// Something from another node for a session of this epoch: it takes it, or will when it begins, or goes back.
-    pub(super) fn take_early(&mut self, user: UserId, epoch: u64, early: Early, fx: &mut Effects) {
-        let Some(entry) = self.users.get_mut(&user) else { return self.refuse_early(user, early, fx) };
+    pub(super) fn take_early(&mut self, user: UserId, epoch: u64, early: Early) {
+        let Some(entry) = self.users.get_mut(&user) else { return self.refuse_early(user, early) };
         if entry.has_session_by(epoch) {
-            return self.take_from_node(user, early, fx);
+            return self.take_from_node(user, early);
         }
         let entering = entry.more_mut().and_then(|more| more.entering.as_mut());
         match entering.filter(|entering| entering.epoch == epoch) {
             // The store has the claim, and this shard does not know it yet.
             Some(entering) => entering.early.push(early),
-            None => self.refuse_early(user, early, fx),
+            None => self.refuse_early(user, early),
         }
     }
 
     /// There is no such session.
-    pub(super) fn refuse_early(&mut self, user: UserId, early: Early, fx: &mut Effects) {
+    pub(super) fn refuse_early(&mut self, user: UserId, early: Early) {
         match early {
             Early::Chat { from, number, .. } => {
-                self.settle(Receipt::Node { node: from, to: user, number }, Fate::Gone, false, fx);
+                self.settle(Receipt::Node { node: from, to: user, number }, Fate::Gone, false);
             }
             Early::Nudge { from, number } => {
-                fx.push(Effect::Bus(BusOp::ToNode(from, Envelope::Nudged { user, number })));
+                self.fx.send_to_node(from, Envelope::Nudged { user, number });
             }
         }
     }
 
-    fn take_from_node(&mut self, user: UserId, early: Early, fx: &mut Effects) {
+    fn take_from_node(&mut self, user: UserId, early: Early) {
         let Some(entry) = self.users.get_mut(&user) else { return };
         match early {
             Early::Chat { body, from, number, after } => {
@@ -161,15 +161,15 @@ impl Shard {
                 peer.last = number;
                 let receipt = Receipt::Node { node: from, to: user, number };
                 if peer.fenced {
-                    return self.settle(receipt, Fate::Gone, false, fx);
+                    return self.settle(receipt, Fate::Gone, false);
                 }
                 self.counts.from_nodes.add(1);
-                self.take(user, Text::Shared(body), receipt, fx);
+                self.take(user, Text::Shared(body), receipt);
             }
             Early::Nudge { from, number } => {
                 let peer = entry.peer(from);
                 (peer.last, peer.fenced) = (number, false);
-                self.drain(user, Nudger::Node(from, number), fx);
+                self.drain(user, Nudger::Node(from, number));
             }
         }
     }
@@ -178,7 +178,7 @@ impl Shard {
 
     /// A node is dead, and nothing of it follows. Every session reads the store before it takes anything else: the
     /// dead one may have stored something there of which it told nobody.
-    fn bury(&mut self, node: NodeId, asker: Option<NodeId>, fx: &mut Effects) {
+    fn bury(&mut self, node: NodeId, asker: Option<NodeId>) {
         self.groups.forget();
         let here = self.users.iter().filter_map(|(id, user)| user.session.is_some().then_some(*id));
         let mut users: Vec<UserId> = here.collect();
@@ -187,63 +187,63 @@ impl Shard {
         let number = self.next_burial;
         // One more, until all of them have been told.
         self.burials.insert(number, Burial { node, asker, left: users.len() + 1 });
-        users.into_iter().for_each(|user| self.drain(user, Nudger::Burial(number), fx));
-        self.burial_goes_on(number, fx);
+        users.into_iter().for_each(|user| self.drain(user, Nudger::Burial(number)));
+        self.burial_goes_on(number);
         let joins: Vec<u64> = self.questions.keys().copied().collect();
-        joins.into_iter().for_each(|key| self.join_seen(key, node, fx));
-        fx.push(Effect::Timer(self.now.at + LAST_LOOKS, Timer::Dead(node)));
+        joins.into_iter().for_each(|key| self.join_seen(key, node));
+        self.fx.timer(self.now.at + LAST_LOOKS, Timer::Dead(node));
     }
 
     /// All that came to one session before a burial is delivered or committed.
-    pub(super) fn burial_goes_on(&mut self, number: u64, fx: &mut Effects) {
+    pub(super) fn burial_goes_on(&mut self, number: u64) {
         let Some(burial) = self.burials.get_mut(&number) else { return };
         burial.left -= 1;
         if burial.left > 0 {
             return;
         }
         if let Some(Burial { node: dead, asker: Some(asker), .. }) = self.burials.remove(&number) {
-            fx.push(Effect::Bus(BusOp::Confirm { dead, asker, shard: self.index as u16 }));
+            self.fx.push(Effect::Bus(BusOp::Confirm { dead, asker, shard: self.index as u16 }));
         }
     }
 
     /// A node that was marked does nothing any more: nobody waits for its answers.
-    pub(super) fn holder_died(&mut self, node: NodeId, fx: &mut Effects) {
+    pub(super) fn holder_died(&mut self, node: NodeId) {
         let with_route = self.users.iter_mut().filter_map(|(id, user)| user.route().map(|_| *id));
         let mut users: Vec<UserId> = with_route.collect();
         users.sort_unstable(); // the same order in every run of a simulation
         for user in users {
-            self.with_present_route(user, fx, |route, cx| route.holder_died(node, cx));
+            self.with_present_route(user, |route, cx| route.holder_died(node, cx));
         }
     }
 
     // -- questions --------------------------------------------------------------------------
 
     /// Notes a question, which is looked at again after 2 s.
-    pub(super) fn ask(&mut self, question: Question, fx: &mut Effects) -> Ticket {
+    pub(super) fn ask(&mut self, question: Question) -> Ticket {
         self.next_question += 1;
         let key = self.next_question;
         self.questions.insert(key, question);
-        self.wait_until(self.now.at + PATIENCE, Waiter::Question(key), fx);
+        self.wait_until(self.now.at + PATIENCE, Waiter::Question(key));
         Ticket { shard: self.index as u16, key }
     }
 
     /// Somebody looks again at this time.
-    pub(super) fn wait_until(&mut self, at: Instant, waiter: Waiter, fx: &mut Effects) {
+    pub(super) fn wait_until(&mut self, at: Instant, waiter: Waiter) {
         self.patience.insert((at, waiter));
-        self.set_patience_timer(fx);
+        self.set_patience_timer();
     }
 
     /// One timer is set, for the first of those who wait.
-    fn set_patience_timer(&mut self, fx: &mut Effects) {
+    fn set_patience_timer(&mut self) {
         let Some((at, _)) = self.patience.first().copied() else { return };
         if self.patience_timer_at.is_none_or(|timer| at < timer) {
             self.patience_timer_at = Some(at);
-            fx.push(Effect::Timer(at, Timer::Patience));
+            self.fx.timer(at, Timer::Patience);
         }
     }
 
     /// Answers have had their time.
-    pub(super) fn patience_timer(&mut self, fx: &mut Effects) {
+    pub(super) fn patience_timer(&mut self) {
         let now = self.now.at;
         if self.patience_timer_at.is_none_or(|timer| now < timer) {
             return;
@@ -254,21 +254,21 @@ impl Shard {
             }
             self.patience.pop_first();
             match waiter {
-                Waiter::Route(user) => self.with_present_route(user, fx, |route, cx| route.expire(cx)),
-                Waiter::Question(key) => self.ask_again(key, fx),
+                Waiter::Route(user) => self.with_present_route(user, |route, cx| route.expire(cx)),
+                Waiter::Question(key) => self.ask_again(key),
             }
         }
         self.patience_timer_at = None;
-        self.set_patience_timer(fx);
+        self.set_patience_timer();
     }
 
     /// No answer has come, or not all of them.
-    fn ask_again(&mut self, key: u64, fx: &mut Effects) {
+    fn ask_again(&mut self, key: u64) {
         let (now, ticket) = (self.now.at, Ticket { shard: self.index as u16, key });
         if let Some(Question::Join { group, user, nodes, whose, begun }) = self.questions.get_mut(&key) {
             let (group, user) = (*group, *user);
             let envelope = Envelope::Joined { group, user, ticket };
-            fx.list.extend(nodes.iter().map(|node| Effect::Bus(BusOp::ToNode(*node, envelope.clone()))));
+            self.fx.list.extend(nodes.iter().map(|node| Effect::Bus(BusOp::ToNode(*node, envelope.clone()))));
             // Nobody is left behind with it at the end of the server.
             let refused = whose.take_if(|_| self.shutting_down || *begun + JOIN_PATIENCE <= now);
             if self.shutting_down {
@@ -276,25 +276,25 @@ impl Shard {
             } else {
                 // A node may have ended in the ordinary way. To join twice is to join once.
                 let join = Op::Write(Write::JoinGroup { user, group });
-                self.submit(self.user_lane(user), Then::JoinLooked(key), join, fx);
-                self.wait_until(now + PATIENCE, Waiter::Question(key), fx);
+                self.submit(self.user_lane(user), Then::JoinLooked(key), join);
+                self.wait_until(now + PATIENCE, Waiter::Question(key));
             }
             if let Some((conn, seq, _)) = refused {
                 let outcome = Err(StoreError::Unavailable("some node has not confirmed it".into()));
-                self.send(conn.reactor(), Letter::Joined { conn, seq, outcome }, fx);
+                self.send(conn.reactor(), Letter::Joined { conn, seq, outcome });
             }
         } else {
-            self.reached(key, None, fx);
+            self.reached(key, None);
         }
     }
 
     /// The bus has told how many it reached, or nobody knows.
-    fn reached(&mut self, key: u64, count: Option<u32>, fx: &mut Effects) {
+    fn reached(&mut self, key: u64, count: Option<u32>) {
         match self.questions.remove(&key) {
-            Some(Question::Listeners(login)) => self.listeners_counted(login, count, fx),
+            Some(Question::Listeners(login)) => self.listeners_counted(login, count),
             Some(Question::Published { user, number }) => {
                 let fate = if matches!(count, Some(1..)) { Fate::Delivered } else { Fate::Gone };
-                self.with_present_route(user, fx, |route, cx| _ = route.answered(number, fate, cx));
+                self.with_present_route(user, |route, cx| _ = route.answered(number, fate, cx));
             }
             Some(join @ Question::Join { .. }) => _ = self.questions.insert(key, join),
             None => {}
@@ -302,18 +302,18 @@ impl Shard {
     }
 
     /// The store has told which nodes there are: no others are waited for.
-    pub(super) fn join_looked_up(&mut self, key: u64, answer: Result<Answer, StoreError>, fx: &mut Effects) {
+    pub(super) fn join_looked_up(&mut self, key: u64, answer: Result<Answer, StoreError>) {
         if let Ok(Answer::Wrote(Outcome::Joined { nodes: there, .. })) = answer {
-            self.join_waits_for(key, |node| there.contains(&node), fx);
+            self.join_waits_for(key, |node| there.contains(&node));
         }
     }
 
     /// A node knows of a join, or is dead.
-    fn join_seen(&mut self, key: u64, by: NodeId, fx: &mut Effects) {
-        self.join_waits_for(key, |node| node != by, fx);
+    fn join_seen(&mut self, key: u64, by: NodeId) {
+        self.join_waits_for(key, |node| node != by);
     }
 
-    fn join_waits_for(&mut self, key: u64, still: impl Fn(NodeId) -> bool, fx: &mut Effects) {
+    fn join_waits_for(&mut self, key: u64, still: impl Fn(NodeId) -> bool) {
         let Some(Question::Join { nodes, .. }) = self.questions.get_mut(&key) else { return };
         nodes.retain(|node| still(*node));
         if !nodes.is_empty() {
@@ -321,7 +321,7 @@ impl Shard {
         }
         if let Some(Question::Join { whose: Some((conn, seq, already)), .. }) = self.questions.remove(&key) {
             let outcome = Ok(Outcome::Joined { already, nodes: Vec::new() });
-            self.send(conn.reactor(), Letter::Joined { conn, seq, outcome }, fx);
+            self.send(conn.reactor(), Letter::Joined { conn, seq, outcome });
         }
     }
 }

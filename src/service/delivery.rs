@@ -11,16 +11,14 @@ use super::receipts::{Receipt, Waiting};
 use super::route::{self, Context, Route};
 use super::shard::Shard;
 use super::users::Place;
-use super::{Answer, Effect, Effects, Lane, Letter, Op, Path, Payload, Tag, Then};
+use super::{Answer, Effect, Lane, Letter, Op, Path, Payload, Tag, Then};
 use crate::bus::{Addressee, Answered, BusOp, Envelope, Fate};
 use crate::reactor::{ConnId, Manner};
-use crate::store::{Holder, Kept, NodeId, Outcome, Parcel, StoreError, UserId, Write};
+use crate::store::{Holder, Kept, Outcome, Parcel, StoreError, UserId, Write};
 use crate::wire::{Errno, msgid, reply};
 
 /// How soon the store is asked again what became of a COMMIT.
 const DOUBT: Duration = Duration::from_secs(1);
-/// So many of the last effects are searched for an envelope that one more recipient may be added to.
-const ENVELOPES_SEARCHED: usize = 64;
 
 /// A chat's bytes: still in the read buffer, or on their way.
 pub(super) enum Text<'a> {
@@ -40,67 +38,55 @@ impl Text<'_> {
 impl Shard {
     /// At its recipient's home a message goes to the session, if the user is here; else on the route. What is on
     /// the route comes first, also where the user is here by now.
-    pub(super) fn deliver(&mut self, to: UserId, text: Text<'_>, receipt: Receipt, fx: &mut Effects) {
+    pub(super) fn deliver(&mut self, to: UserId, text: Text<'_>, receipt: Receipt) {
         let user = self.users.get(&to);
         match user.filter(|user| !user.has_route()).and_then(|user| user.place()) {
-            Some(place) => self.take_at(place, to, text, receipt, fx),
+            Some(place) => self.take_at(place, to, text, receipt),
             None => {
-                let message = Waiting { body: text.into_shared(), receipt: self.owed(receipt, fx) };
-                self.with_route(to, fx, |route, cx| route.push(message, cx));
+                let message = Waiting { body: text.into_shared(), receipt: self.owed(receipt) };
+                self.with_route(to, |route, cx| route.push(message, cx));
             }
         }
     }
 
     /// The user's session, whatever is on the route, takes a message.
-    pub(super) fn take(&mut self, to: UserId, text: Text<'_>, receipt: Receipt, fx: &mut Effects) {
+    pub(super) fn take(&mut self, to: UserId, text: Text<'_>, receipt: Receipt) {
         if let Some(place) = self.users.get(&to).and_then(|user| user.place()) {
-            self.take_at(place, to, text, receipt, fx);
+            self.take_at(place, to, text, receipt);
         }
     }
 
     /// A session takes a message: it goes to the connection, or into the backlog.
-    fn take_at(&mut self, place: Place, to: UserId, text: Text<'_>, receipt: Receipt, fx: &mut Effects) {
+    fn take_at(&mut self, place: Place, to: UserId, text: Text<'_>, receipt: Receipt) {
         let Place { conn, epoch, is_live } = place;
         let is_from_here = receipt.sender().is_none_or(|sender| self.homes().of_user(sender) == self.index);
         self.count_message(receipt, if is_from_here { Path::SameReactor } else { Path::OtherReactor }, 1);
         if !is_live {
-            let message = Waiting { body: text.into_shared(), receipt: self.owed(receipt, fx) };
+            let message = Waiting { body: text.into_shared(), receipt: self.owed(receipt) };
             let most = self.settings.high_water / 2;
-            return self.with_backlog(to, epoch, fx, |backlog, cx| backlog.hold(message, most, cx));
+            return self.with_backlog(to, epoch, |backlog, cx| backlog.hold(message, most, cx));
         }
         let body = match text {
-            Text::Borrowed(bytes) => {
-                let from = fx.bytes.len();
-                fx.bytes.extend_from_slice(bytes);
-                Payload::Own(from..fx.bytes.len())
-            }
+            Text::Borrowed(bytes) => self.fx.write(|out| out.extend_from_slice(bytes)),
             Text::Shared(bytes) => Payload::Shared(bytes),
         };
-        self.push(conn, to, epoch, body, receipt, fx);
+        self.push(conn, to, epoch, body, receipt);
     }
 
     /// Queues a chat on a session's connection.
-    pub(super) fn push(
-        &mut self,
-        conn: ConnId,
-        user: UserId,
-        epoch: u64,
-        body: Payload,
-        receipt: Receipt,
-        fx: &mut Effects,
-    ) {
+    pub(super) fn push(&mut self, conn: ConnId, user: UserId, epoch: u64, body: Payload, receipt: Receipt) {
         let Some(client) = self.clients.get(conn) else { return };
         let framing = client.framing.framing();
         let tag = Some(Tag::Chat { user, epoch, receipt });
-        fx.push(Effect::Send { conn, body, framing, tag, manner: Manner::default() });
+        self.fx.push(Effect::Send { conn, body, framing, tag, manner: Manner::default() });
     }
 
     /// A message does not get out in this turn: its sender waits for it from now on, and is read no faster than
     /// such messages are settled.
-    fn owed(&mut self, receipt: Receipt, fx: &mut Effects) -> Receipt {
+    fn owed(&mut self, receipt: Receipt) -> Receipt {
         match receipt {
             Receipt::Sender { user, conn, seq, owed: false } => {
-                self.send(conn.reactor(), Letter::Owed { conn, user }, fx);
+                self.send(conn.reactor(), Letter::Owed { conn, user });
                 Receipt::Sender { user, conn, seq, owed: true }
             }
             receipt => receipt,
@@ -108,43 +94,43 @@ impl Shard {
     }
 
     /// Notes a chat whose fate its sender's session waits for.
-    pub(super) fn owe_send(&mut self, conn: ConnId, user: UserId, fx: &mut Effects) {
-        self.owe(conn, fx);
+    pub(super) fn owe_send(&mut self, conn: ConnId, user: UserId) {
+        self.owe(conn);
         self.users.entry(user).or_default().sends += 1;
     }
 
     /// A chat, or a group message, that was owed is settled. By `open` messages its sender is a debtor.
-    pub(super) fn pay_send(&mut self, conn: ConnId, user: UserId, open: u32, fx: &mut Effects) {
+    pub(super) fn pay_send(&mut self, conn: ConnId, user: UserId, open: u32) {
         let may_be_over = self.users.get_mut(&user).is_some_and(|user| {
             user.debts += open.cast_signed();
             user.sends -= 1;
             user.may_be_over()
         });
-        self.paid(conn, fx);
+        self.paid(conn);
         if may_be_over {
-            self.try_release(user, fx);
+            self.try_release(user);
         }
     }
 
     /// A user is a debtor by so many messages less.
-    pub(super) fn freed(&mut self, user: UserId, debts: u32, fx: &mut Effects) {
+    pub(super) fn freed(&mut self, user: UserId, debts: u32) {
         let Some(sender) = self.users.get_mut(&user) else { return };
         sender.debts -= debts.cast_signed();
         if sender.may_be_over() {
-            self.try_release(user, fx);
+            self.try_release(user);
         }
     }
 
     /// Tells whoever waits for it what became of a message. `open`: a sender of this node is a debtor.
-    pub(super) fn settle(&mut self, receipt: Receipt, fate: Fate, open: bool, fx: &mut Effects) {
+    pub(super) fn settle(&mut self, receipt: Receipt, fate: Fate, open: bool) {
         match receipt {
             Receipt::Sum { shard, key, .. } => {
                 let letter = Letter::FanPart { key, part: fate.into(), open: u32::from(open) };
-                self.send(usize::from(shard), letter, fx);
+                self.send(usize::from(shard), letter);
             }
             Receipt::Node { node, to, number } => {
                 let answer = Envelope::Answer(vec![Answered { user: to, number, fate }]);
-                fx.push(Effect::Bus(BusOp::ToNode(node, answer)));
+                self.fx.send_to_node(node, answer);
             }
             Receipt::Nobody => {
                 if let Fate::Failed(errno) = fate {
@@ -153,20 +139,20 @@ impl Shard {
             }
             Receipt::Sender { conn, owed, .. } if conn.reactor() != self.index => {
                 if owed || matches!(fate, Fate::Failed(_)) {
-                    fx.push(Effect::Post(conn.reactor(), Letter::Settled { receipt, fate, open }));
+                    self.fx.push(Effect::Post(conn.reactor(), Letter::Settled { receipt, fate, open }));
                 }
             }
             Receipt::Sender { user, conn, seq, owed } => {
                 match (fate, seq) {
                     (Fate::Failed(errno), _) => {
                         let refusal = if errno == Errno::Busy { store_is_full() } else { errno.into() };
-                        self.refuse(conn, Some(msgid::ONE_CHAT), seq, &refusal, fx);
+                        self.refuse(conn, Some(msgid::ONE_CHAT), seq, &refusal);
                     }
-                    (_, Some(seq)) => self.reply(conn, fx, |out| reply::ack_chat(out, seq, fate == Fate::Delivered)),
+                    (_, Some(seq)) => self.reply(conn, |out| reply::ack_chat(out, seq, fate == Fate::Delivered)),
                     (_, None) => {}
                 }
                 if owed {
-                    self.pay_send(conn, user, u32::from(open), fx);
+                    self.pay_send(conn, user, u32::from(open));
                 }
             }
         }
@@ -175,7 +161,7 @@ impl Shard {
     // -- routes -----------------------------------------------------------------------------
 
     /// Has the route to a user take something, and takes the steps that it wants.
-    pub(super) fn with_route(&mut self, user: UserId, fx: &mut Effects, take: impl FnOnce(&mut Route, &mut Context)) {
+    pub(super) fn with_route(&mut self, user: UserId, take: impl FnOnce(&mut Route, &mut Context)) {
         let entry = self.users.entry(user).or_default();
         let (here, next) = (entry.session.is_some(), &mut self.next_number);
         let mut cx = Context { here, up: self.is_up, now: self.now.at, next, steps: Vec::new() };
@@ -187,59 +173,54 @@ impl Shard {
         take(route, &mut cx);
         self.open = self.open + route.open() - before;
         for step in cx.steps {
-            self.take_step(user, step, fx);
+            self.take_step(user, step);
         }
-        self.tidy_route(user, fx);
+        self.tidy_route(user);
     }
 
     /// The same, if there is one.
-    pub(super) fn with_present_route(
-        &mut self,
-        user: UserId,
-        fx: &mut Effects,
-        take: impl FnOnce(&mut Route, &mut Context),
-    ) {
+    pub(super) fn with_present_route(&mut self, user: UserId, take: impl FnOnce(&mut Route, &mut Context)) {
         if self.users.get_mut(&user).is_some_and(|user| user.route().is_some()) {
-            self.with_route(user, fx, take);
+            self.with_route(user, take);
         }
     }
 
-    fn take_step(&mut self, user: UserId, step: route::Step, fx: &mut Effects) {
+    fn take_step(&mut self, user: UserId, step: route::Step) {
         match step {
             route::Step::Store => self.marked.push(user),
             route::Step::Launch { claim, number, after, body, receipt } => {
                 self.count_message(receipt, Path::OtherNode, 1);
-                launch(claim.node, Addressee { user, epoch: claim.epoch, number, after }, body, fx);
+                self.fx.launch(claim.node, Addressee { user, epoch: claim.epoch, number, after }, body);
             }
             route::Step::Publish { number, body, receipt } => {
                 self.count_message(receipt, Path::OtherNode, 1);
-                let ticket = self.ask(Question::Published { user, number }, fx);
-                fx.push(Effect::Bus(BusOp::ToUser(user, body, ticket)));
+                let ticket = self.ask(Question::Published { user, number });
+                self.fx.push(Effect::Bus(BusOp::ToUser(user, body, ticket)));
             }
             route::Step::Nudge { claim, number } => {
                 let nudge = Envelope::Nudge { user, epoch: claim.epoch, number };
-                fx.push(Effect::Bus(BusOp::ToNode(claim.node, nudge)));
+                self.fx.send_to_node(claim.node, nudge);
             }
             route::Step::Look => {
                 // A parcel with nothing in it is a question.
                 let write = Write::Keep(vec![Parcel { to: user, messages: Vec::new(), past: None }]);
-                self.submit(self.user_lane(user), Then::Looked(user), Op::Write(write), fx);
+                self.submit(self.user_lane(user), Then::Looked(user), Op::Write(write));
             }
-            route::Step::Deliver(Waiting { body, receipt }) => self.take(user, Text::Shared(body), receipt, fx),
-            route::Step::Settle { receipt, fate, open } => self.settle_and_count(receipt, fate, open, fx),
+            route::Step::Deliver(Waiting { body, receipt }) => self.take(user, Text::Shared(body), receipt),
+            route::Step::Settle { receipt, fate, open } => self.settle_and_count(receipt, fate, open),
             route::Step::Free(mut debtors) => {
                 debtors.sort_unstable();
                 for debtors in debtors.chunk_by(|one, other| one == other) {
                     let letter = Letter::Freed { user: debtors[0], debts: debtors.len() as u32 };
-                    self.send(self.homes().of_user(debtors[0]), letter, fx);
+                    self.send(self.homes().of_user(debtors[0]), letter);
                 }
             }
-            route::Step::Watch(at) => self.wait_until(at, Waiter::Route(user), fx),
+            route::Step::Watch(at) => self.wait_until(at, Waiter::Route(user)),
         }
     }
 
     /// Forgets a route that is not needed any more. Then a session that has begun goes on.
-    fn tidy_route(&mut self, user: UserId, fx: &mut Effects) {
+    fn tidy_route(&mut self, user: UserId) {
         let is_last = self.shutting_down;
         let Some(entry) = self.users.get_mut(&user) else { return };
         let is_here = entry.session.is_some();
@@ -250,14 +231,14 @@ impl Shard {
         }
         self.routes -= 1;
         if is_here {
-            self.load_if_due(user, fx);
+            self.load_if_due(user);
         }
         self.tidy(user);
     }
 
     /// The user has come here, or has gone: a route that waited for that goes on.
-    pub(super) fn advance_route(&mut self, user: UserId, fx: &mut Effects) {
-        self.with_present_route(user, fx, |route, cx| route.advance(cx));
+    pub(super) fn advance_route(&mut self, user: UserId) {
+        self.with_present_route(user, |route, cx| route.advance(cx));
     }
 
     /// With many routes, those that nothing uses are forgotten, and again with twice as many as were left:
@@ -276,7 +257,7 @@ impl Shard {
     }
 
     /// Submits what this input has put on routes to the store: one job for each lane.
-    pub(super) fn store_marked(&mut self, fx: &mut Effects) {
+    pub(super) fn store_marked(&mut self) {
         let mut by_lane: Vec<(Vec<UserId>, Vec<Parcel>)> = vec![Default::default(); self.settings.lanes];
         for to in std::mem::take(&mut self.marked) {
             let route = self.users.get_mut(&to).and_then(|user| user.route());
@@ -287,14 +268,14 @@ impl Shard {
             }
         }
         for (lane, (users, parcels)) in by_lane.into_iter().enumerate().filter(|(_, (users, _))| !users.is_empty()) {
-            self.submit(Lane::Number(lane), Then::Stored(Stored::Routes(users)), Op::Write(Write::Keep(parcels)), fx);
+            self.submit(Lane::Number(lane), Then::Stored(Stored::Routes(users)), Op::Write(Write::Keep(parcels)));
         }
     }
 
     /// The store has taken these messages, or not.
-    pub(super) fn stored(&mut self, whose: Stored, answer: Result<Answer, StoreError>, fx: &mut Effects) {
+    pub(super) fn stored(&mut self, whose: Stored, answer: Result<Answer, StoreError>) {
         if let Err(StoreError::InDoubt { key, .. }) = answer {
-            return fx.push(Effect::Timer(self.now.at + DOUBT, Timer::Doubt { whose, key }));
+            return self.fx.timer(self.now.at + DOUBT, Timer::Doubt { whose, key });
         }
         let kept = kept(answer);
         match whose {
@@ -302,7 +283,7 @@ impl Shard {
                 let mut kept = kept.into_iter();
                 for user in users {
                     let kept = kept.next();
-                    self.with_present_route(user, fx, |route, cx| route.stored(kept, cx));
+                    self.with_present_route(user, |route, cx| route.stored(kept, cx));
                 }
             }
             Stored::Backlog { user, epoch } => {
@@ -312,7 +293,7 @@ impl Shard {
                     );
                 }
                 if let Some(epoch) = self.session_of_job(user, epoch) {
-                    self.with_backlog(user, epoch, fx, |backlog, cx| backlog.stored(&kept, cx));
+                    self.with_backlog(user, epoch, |backlog, cx| backlog.stored(&kept, cx));
                 }
             }
         }
@@ -327,7 +308,7 @@ impl Shard {
 
     /// Asks the store what became of messages of which that is not known. Nothing that follows them is stored, or
     /// delivered, before they are known to be.
-    pub(super) fn look_what_was_stored(&mut self, whose: Stored, key: u64, fx: &mut Effects) {
+    pub(super) fn look_what_was_stored(&mut self, whose: Stored, key: u64) {
         let (lane, parcels) = match &whose {
             Stored::Routes(users) => {
                 let mut parcels = Vec::new();
@@ -346,36 +327,19 @@ impl Shard {
         };
         if let Some(user) = lane.filter(|_| !parcels.is_empty()) {
             let write = Write::Keep(parcels);
-            self.submit(self.user_lane(user), Then::Stored(whose), Op::WriteAgain { write, key }, fx);
+            self.submit(self.user_lane(user), Then::Stored(whose), Op::WriteAgain { write, key });
         }
     }
 
     /// The store was asked who has the user of a route.
-    pub(super) fn holder_looked_up(&mut self, user: UserId, answer: Result<Answer, StoreError>, fx: &mut Effects) {
+    pub(super) fn holder_looked_up(&mut self, user: UserId, answer: Result<Answer, StoreError>) {
         let found: Option<Holder> = match kept(answer)[..] {
             [Kept::Elsewhere(holder)] => Some(holder),
             [_] => None,
             _ => return,
         };
-        self.with_present_route(user, fx, |route, cx| route.still_has(found, cx));
+        self.with_present_route(user, |route, cx| route.still_has(found, cx));
     }
-}
-
-/// Sends a chat to a user of another node: in the envelope of the last one to that node, if it is the same chat.
-fn launch(node: NodeId, to: Addressee, body: Arc<[u8]>, fx: &mut Effects) {
-    for effect in fx.list.iter_mut().rev().take(ENVELOPES_SEARCHED) {
-        match effect {
-            Effect::Bus(BusOp::ToNode(other, Envelope::Chat { body: last, to: list })) if *other == node => {
-                if Arc::ptr_eq(last, &body) {
-                    return list.push(to);
-                }
-                break;
-            }
-            Effect::Bus(BusOp::ToNode(other, _)) if *other == node => break,
-            _ => {}
-        }
-    }
-    fx.push(Effect::Bus(BusOp::ToNode(node, Envelope::Chat { body, to: vec![to] })));
 }
 
 /// What the store has done with some parcels; none, if it has not done anything.

@@ -7,9 +7,13 @@ use std::time::Instant;
 use super::client::Moved;
 use super::jobs::{Job, Lane};
 use super::letters::{Letter, Tag, Timer};
-use crate::bus::BusOp;
+use crate::bus::{Addressee, BusOp, Envelope};
 use crate::reactor::{CloseReason, ConnId, Manner, Recall};
+use crate::store::NodeId;
 use crate::wire::Framing;
+
+/// The number of last effects that are searched for an envelope to which another recipient can be added.
+const ENVELOPES_SEARCHED: usize = 64;
 
 /// One thing to be done, in the order of the list.
 #[derive(Debug)]
@@ -77,11 +81,41 @@ impl Effects {
         self.list.push(effect);
     }
 
-    /// Sends what `write` writes, as a reply.
-    pub(super) fn reply(&mut self, conn: ConnId, framing: Framing, alone: bool, write: impl FnOnce(&mut Vec<u8>)) {
+    pub(super) fn timer(&mut self, at: Instant, timer: Timer) {
+        self.push(Effect::Timer(at, timer));
+    }
+
+    pub(super) fn send_to_node(&mut self, node: NodeId, envelope: Envelope) {
+        self.push(Effect::Bus(BusOp::ToNode(node, envelope)));
+    }
+
+    /// Sends a chat to a user of another node: in the envelope of the last one to that node, if it is the same chat.
+    pub(super) fn launch(&mut self, node: NodeId, to: Addressee, body: Arc<[u8]>) {
+        for effect in self.list.iter_mut().rev().take(ENVELOPES_SEARCHED) {
+            match effect {
+                Effect::Bus(BusOp::ToNode(other, Envelope::Chat { body: last, to: list })) if *other == node => {
+                    if Arc::ptr_eq(last, &body) {
+                        return list.push(to);
+                    }
+                    break;
+                }
+                Effect::Bus(BusOp::ToNode(other, _)) if *other == node => break,
+                _ => {}
+            }
+        }
+        self.send_to_node(node, Envelope::Chat { body, to: vec![to] });
+    }
+
+    /// Writes bytes that a message is to consist of.
+    pub(super) fn write(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> Payload {
         let from = self.bytes.len();
         write(&mut self.bytes);
-        let body = Payload::Own(from..self.bytes.len());
+        Payload::Own(from..self.bytes.len())
+    }
+
+    /// Sends what `write` writes, as a reply.
+    pub(super) fn reply(&mut self, conn: ConnId, framing: Framing, alone: bool, write: impl FnOnce(&mut Vec<u8>)) {
+        let body = self.write(write);
         self.push(Effect::Send { conn, body, framing, tag: None, manner: Manner { alone, exempt: false } });
     }
 }

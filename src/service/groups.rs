@@ -11,8 +11,8 @@ use super::cluster::Question;
 use super::delivery::Text;
 use super::receipts::Receipt;
 use super::shard::Shard;
-use super::{Answer, Effect, Effects, Lane, Letter, Op, Then};
-use crate::bus::{BusOp, Envelope, Ticket};
+use super::{Answer, Lane, Letter, Op, Then};
+use crate::bus::{Envelope, Ticket};
 use crate::home::Homes;
 use crate::reactor::ConnId;
 use crate::store::{GroupId, NodeId, Outcome, StoreError, UserId};
@@ -127,7 +127,7 @@ impl Group {
 
 impl Shard {
     /// A group message has come to the group's home.
-    pub(super) fn group_chat_came(&mut self, message: GroupMessage, fx: &mut Effects) {
+    pub(super) fn group_chat_came(&mut self, message: GroupMessage) {
         let id = message.group;
         let group = self.groups.groups.entry(id).or_default();
         if group.joining.contains(&message.sender) {
@@ -136,21 +136,21 @@ impl Shard {
         match &group.members {
             Some(members) => {
                 let members = members.clone();
-                self.fan_out(&members, message, fx);
+                self.fan_out(&members, message);
             }
             None => {
                 group.waiting.push(message);
                 if group.loading.is_none() {
                     group.loading = Some(Loading::default());
                     let lane = Lane::Number(id as usize % self.settings.lanes);
-                    self.submit(lane, Then::Members(id), Op::Members(id), fx);
+                    self.submit(lane, Then::Members(id), Op::Members(id));
                 }
             }
         }
     }
 
     /// A group's members are read: what has waited for them goes out, in order.
-    pub(super) fn members_loaded(&mut self, id: GroupId, answer: Result<Answer, StoreError>, fx: &mut Effects) {
+    pub(super) fn members_loaded(&mut self, id: GroupId, answer: Result<Answer, StoreError>) {
         let homes = *self.homes();
         let Some(group) = self.groups.groups.get_mut(&id) else { return };
         let Some(Loading { joined, outdated }) = group.loading.take() else { return };
@@ -169,8 +169,8 @@ impl Shard {
             let is_joining = |group: &Group| group.joining.contains(&message.sender);
             match (&members, self.groups.groups.get_mut(&id)) {
                 (_, Some(group)) if is_joining(group) => group.waiting.push(message),
-                (Ok(members), _) => self.fan_out(members, message, fx),
-                (Err(errno), _) => self.tell_size(message.receipt, Err(*errno), fx),
+                (Ok(members), _) => self.fan_out(members, message),
+                (Err(errno), _) => self.tell_size(message.receipt, Err(*errno)),
             }
         }
         self.tidy_group(id);
@@ -183,26 +183,26 @@ impl Shard {
     }
 
     /// Sends one message to all members but its sender: one letter for each shard that has some.
-    fn fan_out(&mut self, members: &Members, message: GroupMessage, fx: &mut Effects) {
+    fn fan_out(&mut self, members: &Members, message: GroupMessage) {
         if !members.has(message.sender, self.homes()) {
-            return self.tell_size(message.receipt, Err(Errno::NotAMember), fx);
+            return self.tell_size(message.receipt, Err(Errno::NotAMember));
         }
-        self.tell_size(message.receipt, Ok(members.count as u32 - 1), fx);
+        self.tell_size(message.receipt, Ok(members.count as u32 - 1));
         for (shard, to) in members.by_home.iter().enumerate() {
             if to.iter().any(|member| *member != message.sender) {
-                self.send(shard, Letter::Fan { to: Arc::clone(to), message: message.clone() }, fx);
+                self.send(shard, Letter::Fan { to: Arc::clone(to), message: message.clone() });
             }
         }
     }
 
-    fn tell_size(&mut self, receipt: Receipt, size: Result<u32, Errno>, fx: &mut Effects) {
+    fn tell_size(&mut self, receipt: Receipt, size: Result<u32, Errno>) {
         if let Receipt::Sum { shard, key, .. } = receipt {
-            self.send(usize::from(shard), Letter::FanSize { key, size }, fx);
+            self.send(usize::from(shard), Letter::FanSize { key, size });
         }
     }
 
     /// A group message for those of its members whose home this is.
-    pub(super) fn fan(&mut self, to: &[UserId], message: GroupMessage, fx: &mut Effects) {
+    pub(super) fn fan(&mut self, to: &[UserId], message: GroupMessage) {
         let GroupMessage { sender, body, receipt, .. } = message;
         let recipients = to.iter().filter(|member| **member != sender).count();
         let receipt = match receipt {
@@ -214,24 +214,24 @@ impl Shard {
             receipt => receipt,
         };
         for member in to.iter().filter(|member| **member != sender) {
-            self.deliver(*member, Text::Shared(Arc::clone(&body)), receipt, fx);
+            self.deliver(*member, Text::Shared(Arc::clone(&body)), receipt);
         }
     }
 
     // -- sums -------------------------------------------------------------------------------
 
     /// A group message's home tells how many recipients it has, or why it has none.
-    pub(super) fn fan_size(&mut self, key: u64, size: Result<u32, Errno>, fx: &mut Effects) {
+    pub(super) fn fan_size(&mut self, key: u64, size: Result<u32, Errno>) {
         match (size, self.sums.sums.get_mut(&key)) {
             (Ok(size), Some(sum)) => {
                 sum.left += i64::from(size);
                 sum.is_known = true;
-                self.finish_sum(key, fx);
+                self.finish_sum(key);
             }
             (Err(errno), Some(_)) => {
                 if let Some(Sum { whose: Whose::Message { user, conn, seq }, .. }) = self.sums.sums.remove(&key) {
-                    self.refuse(conn, Some(msgid::GROUP_CHAT), seq, &errno.into(), fx);
-                    self.pay_send(conn, user, 0, fx);
+                    self.refuse(conn, Some(msgid::GROUP_CHAT), seq, &errno.into());
+                    self.pay_send(conn, user, 0);
                 }
             }
             (_, None) => {}
@@ -239,39 +239,39 @@ impl Shard {
     }
 
     /// What became of a group message for some of its recipients.
-    pub(super) fn fan_part(&mut self, key: u64, part: FanOut, open: u32, fx: &mut Effects) {
+    pub(super) fn fan_part(&mut self, key: u64, part: FanOut, open: u32) {
         let Some(sum) = self.sums.sums.get_mut(&key) else { return };
         sum.sum += part;
         sum.open += open;
         sum.left -= i64::from(part.total());
-        self.finish_sum(key, fx);
+        self.finish_sum(key);
     }
 
-    fn finish_sum(&mut self, key: u64, fx: &mut Effects) {
+    fn finish_sum(&mut self, key: u64) {
         if self.sums.sums.get(&key).is_none_or(|sum| sum.left > 0 || !sum.is_known) {
             return;
         }
         let Some(Sum { sum, open, whose, .. }) = self.sums.sums.remove(&key) else { return };
         let (user, conn, seq) = match whose {
             Whose::Part(Receipt::Sum { shard, key, .. }) => {
-                return self.send(usize::from(shard), Letter::FanPart { key, part: sum, open }, fx);
+                return self.send(usize::from(shard), Letter::FanPart { key, part: sum, open });
             }
             Whose::Part(_) => return,
             Whose::Message { user, conn, seq } => (user, conn, seq),
         };
         match seq {
-            Some(seq) => self.reply(conn, fx, |out| reply::ack_group_chat(out, seq, sum)),
+            Some(seq) => self.reply(conn, |out| reply::ack_group_chat(out, seq, sum)),
             None if sum.failed > 0 => {
                 let text = format!(
                     "{} members could not be served: they have too many offline messages, or storage is unavailable",
                     sum.failed
                 );
                 let refusal = Refusal::new(Errno::StoreUnavailable, text);
-                self.refuse(conn, Some(msgid::GROUP_CHAT), None, &refusal, fx);
+                self.refuse(conn, Some(msgid::GROUP_CHAT), None, &refusal);
             }
             None => {}
         }
-        self.pay_send(conn, user, open, fx);
+        self.pay_send(conn, user, open);
     }
 
     // -- joins ------------------------------------------------------------------------------
@@ -289,7 +289,6 @@ impl Shard {
         conn: ConnId,
         seq: Option<i64>,
         outcome: Result<Outcome, StoreError>,
-        fx: &mut Effects,
     ) {
         let homes = *self.homes();
         // A join that is not known to have failed may have been done.
@@ -300,9 +299,9 @@ impl Shard {
             Ok(Outcome::Joined { already, nodes }) if !nodes.is_empty() => {
                 // Also of what was done before: nobody may have been told, since the node died that did it, or its
                 // answer was lost.
-                self.tell_nodes(id, user, (conn, seq, already), nodes, fx);
+                self.tell_nodes(id, user, (conn, seq, already), nodes);
             }
-            outcome => self.send(conn.reactor(), Letter::Joined { conn, seq, outcome }, fx),
+            outcome => self.send(conn.reactor(), Letter::Joined { conn, seq, outcome }),
         }
         let Some(group) = self.groups.groups.get_mut(&id) else { return };
         if let Some(at) = group.joining.iter().position(|joining| *joining == user) {
@@ -310,7 +309,7 @@ impl Shard {
         }
         if group.loading.is_none() {
             let waiting = std::mem::take(&mut group.waiting);
-            waiting.into_iter().for_each(|message| self.group_chat_came(message, fx));
+            waiting.into_iter().for_each(|message| self.group_chat_came(message));
         }
         self.tidy_group(id);
     }
@@ -321,28 +320,20 @@ impl Shard {
         user: UserId,
         (conn, seq, already): (ConnId, Option<i64>, bool),
         nodes: Vec<NodeId>,
-        fx: &mut Effects,
     ) {
         let begun = self.now.at;
         let whose = Some((conn, seq, already));
-        let ticket = self.ask(Question::Join { group, user, nodes: nodes.clone(), whose, begun }, fx);
+        let ticket = self.ask(Question::Join { group, user, nodes: nodes.clone(), whose, begun });
         for node in nodes {
-            fx.push(Effect::Bus(BusOp::ToNode(node, Envelope::Joined { group, user, ticket })));
+            self.fx.send_to_node(node, Envelope::Joined { group, user, ticket });
         }
     }
 
     /// A user has joined a group on another node.
-    pub(super) fn joined_elsewhere(
-        &mut self,
-        group: GroupId,
-        user: UserId,
-        from: NodeId,
-        ticket: Ticket,
-        fx: &mut Effects,
-    ) {
+    pub(super) fn joined_elsewhere(&mut self, group: GroupId, user: UserId, from: NodeId, ticket: Ticket) {
         let homes = *self.homes();
         self.groups.joined(group, user, &homes);
-        fx.push(Effect::Bus(BusOp::ToNode(from, Envelope::Seen { ticket })));
+        self.fx.send_to_node(from, Envelope::Seen { ticket });
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::client::Client;
 use super::jobs::Login;
-use super::{Effect, Effects, Limit, Shard, Throttle, Timer};
+use super::{Effect, Limit, Shard, Throttle, Timer};
 use crate::reactor::{AddressSlot, Addresses, CloseReason, ConnId, Origin};
 use crate::store::{Quota, UserId};
 use crate::wire::Refusal;
@@ -89,7 +89,7 @@ impl Client {
 impl Shard {
     /// Whether a client sends faster than it may. If so, nothing more is read of it for a second, and so
     /// one refusal a second is all that a flood is worth.
-    pub(super) fn is_too_fast(&mut self, conn: ConnId, bytes: usize, fx: &mut Effects) -> Option<Refusal> {
+    pub(super) fn is_too_fast(&mut self, conn: ConnId, bytes: usize) -> Option<Refusal> {
         let Limits { message_rate, byte_rate, .. } = self.settings.limits;
         if message_rate.is_none() && byte_rate.is_none() {
             return None;
@@ -108,8 +108,8 @@ impl Shard {
                 self.counts.limits.of(Limit::MessageRate).add(1);
                 let at = at.max(now + TOO_FAST);
                 client.too_fast = true;
-                fx.push(Effect::Pause(conn));
-                fx.push(Effect::Timer(at, Timer::Rate(conn)));
+                self.fx.push(Effect::Pause(conn));
+                self.fx.timer(at, Timer::Rate(conn));
                 let wait = u32::try_from((at - now).as_millis().div_ceil(1000)).unwrap_or(u32::MAX);
                 Some(Refusal::busy("you are sending too fast", wait))
             }
@@ -117,11 +117,11 @@ impl Shard {
     }
 
     /// A client that was too fast is read again.
-    pub(super) fn rate_timer(&mut self, conn: ConnId, fx: &mut Effects) {
+    pub(super) fn rate_timer(&mut self, conn: ConnId) {
         let Some(client) = self.clients.get_mut(conn) else { return };
         client.too_fast = false;
         if !client.is_paused() {
-            fx.push(Effect::Resume(conn));
+            self.fx.push(Effect::Resume(conn));
         }
     }
 
@@ -163,12 +163,12 @@ impl Shard {
     }
 
     /// A proxy has told whose connection it is: is there a place for one more of that address?
-    pub(super) fn admit_address(&mut self, conn: ConnId, fx: &mut Effects) {
+    pub(super) fn admit_address(&mut self, conn: ConnId) {
         let Some(addresses) = &self.settings.limits.addresses else { return };
         let Some(client) = self.clients.get_mut(conn) else { return };
         match addresses.admit(client.peer.ip()) {
             Some(slot) => client.tally(self.now.at).address = Some(slot),
-            None => self.refuse_and_close(conn, address_is_full(), CloseReason::AddressFull, fx),
+            None => self.refuse_and_close(conn, address_is_full(), CloseReason::AddressFull),
         }
     }
 }

@@ -8,7 +8,7 @@ use super::letters::{Stored, Tag, Timer};
 use super::receipts::{Receipt, Waiting};
 use super::shard::Shard;
 use super::users::{Ending, Entering, Session};
-use super::{Answer, Effect, Effects, Limit, Op, Path, Payload, Then};
+use super::{Answer, Effect, Limit, Op, Path, Payload, Then};
 use crate::bus::{BusOp, Envelope, Fate};
 use crate::reactor::{CloseReason, ConnId, Manner, Recall, Unwritten};
 use crate::store::{Outcome, RowId, StoreError, UserId, Write};
@@ -23,7 +23,7 @@ const HALF: Duration = Duration::from_secs(1);
 impl Shard {
     /// The account is claimed for this connection. What has come for the session goes into its backlog, and the
     /// login reply before it.
-    pub(super) fn begin_session(&mut self, entering: Entering, fx: &mut Effects) {
+    pub(super) fn begin_session(&mut self, entering: Entering) {
         let Entering { login, epoch, early } = entering;
         let (user, conn) = (login.user, login.conn);
         let Some(client) = self.clients.get_mut(conn) else { return };
@@ -46,10 +46,10 @@ impl Shard {
             more.ending = None;
             more.replaced_by.clear();
         }
-        early.into_iter().for_each(|early| self.take_early(user, epoch, early, fx));
-        self.advance_route(user, fx);
-        self.load_if_due(user, fx);
-        self.let_in(user, fx);
+        early.into_iter().for_each(|early| self.take_early(user, epoch, early));
+        self.advance_route(user);
+        self.load_if_due(user);
+        self.let_in(user);
     }
 
     /// Has a session's backlog take something, and takes the steps that it wants.
@@ -57,7 +57,6 @@ impl Shard {
         &mut self,
         user: UserId,
         epoch: u64,
-        fx: &mut Effects,
         take: impl FnOnce(&mut Backlog, &mut backlog::Context),
     ) {
         let mut cx = backlog::Context { now: self.now.at, steps: Vec::new() };
@@ -66,22 +65,22 @@ impl Shard {
         let before = backlog.bytes();
         take(backlog, &mut cx);
         self.held = self.held + backlog.bytes() - before;
-        self.take_steps(user, epoch, cx.steps, fx);
+        self.take_steps(user, epoch, cx.steps);
     }
 
-    fn take_steps(&mut self, user: UserId, epoch: u64, steps: Vec<backlog::Step>, fx: &mut Effects) {
+    fn take_steps(&mut self, user: UserId, epoch: u64, steps: Vec<backlog::Step>) {
         for step in steps {
             match step {
                 backlog::Step::Store(parcels) => {
                     let then = Then::Stored(Stored::Backlog { user, epoch });
-                    self.submit(self.user_lane(user), then, Op::Write(Write::Keep(parcels)), fx);
+                    self.submit(self.user_lane(user), then, Op::Write(Write::Keep(parcels)));
                 }
                 backlog::Step::Page => {
                     let max_bytes = OFFLINE_IN_REPLY.min(self.settings.high_water / 2);
-                    self.submit(self.user_lane(user), Then::Page { user, epoch }, Op::Page { user, max_bytes }, fx);
+                    self.submit(self.user_lane(user), Then::Page { user, epoch }, Op::Page { user, max_bytes });
                 }
-                backlog::Step::Remove(rows) => self.remove(user, epoch, rows, Then::Removed { user, epoch }, fx),
-                backlog::Step::Forget(rows) => self.remove(user, epoch, rows, Then::Nothing, fx),
+                backlog::Step::Remove(rows) => self.remove(user, epoch, rows, Then::Removed { user, epoch }),
+                backlog::Step::Forget(rows) => self.remove(user, epoch, rows, Then::Nothing),
                 backlog::Step::Live => {
                     if let Some(session) = self.users.get_mut(&user).and_then(|user| user.session_of(epoch)) {
                         self.held -= session.backlog.take().map_or(0, |backlog| backlog.bytes());
@@ -89,44 +88,44 @@ impl Shard {
                 }
                 backlog::Step::Deliver(Waiting { body, receipt }) => {
                     if let Some(conn) = self.conn_of(user, epoch) {
-                        self.push(conn, user, epoch, Payload::Shared(body), receipt, fx);
+                        self.push(conn, user, epoch, Payload::Shared(body), receipt);
                     }
                 }
-                backlog::Step::Settle(receipt, fate) => self.settle_and_count(receipt, fate, false, fx),
+                backlog::Step::Settle(receipt, fate) => self.settle_and_count(receipt, fate, false),
                 backlog::Step::Fence(node) => {
                     if let Some(user) = self.users.get_mut(&user) {
                         user.peer(node).fenced = true;
                     }
                 }
                 backlog::Step::Nudged(Nudger::Node(node, number)) => {
-                    fx.push(Effect::Bus(BusOp::ToNode(node, Envelope::Nudged { user, number })));
+                    self.fx.send_to_node(node, Envelope::Nudged { user, number });
                 }
-                backlog::Step::Nudged(Nudger::Burial(number)) => self.burial_goes_on(number, fx),
-                backlog::Step::Watch(at) => fx.push(Effect::Timer(at, Timer::Backlog { user, epoch })),
+                backlog::Step::Nudged(Nudger::Burial(number)) => self.burial_goes_on(number),
+                backlog::Step::Watch(at) => self.fx.timer(at, Timer::Backlog { user, epoch }),
             }
         }
-        self.try_release(user, fx);
+        self.try_release(user);
     }
 
     fn conn_of(&mut self, user: UserId, epoch: u64) -> Option<ConnId> {
         self.users.get_mut(&user)?.session_of(epoch).map(|session| session.conn)
     }
 
-    fn remove(&mut self, user: UserId, epoch: u64, rows: Vec<RowId>, then: Then, fx: &mut Effects) {
-        self.submit(self.user_lane(user), then, Op::Write(Write::Remove { user, epoch, rows }), fx);
+    fn remove(&mut self, user: UserId, epoch: u64, rows: Vec<RowId>, then: Then) {
+        self.submit(self.user_lane(user), then, Op::Write(Write::Remove { user, epoch, rows }));
     }
 
     /// Something may stand in the store that must reach the user before what comes next; `nudger` waits until all
     /// that came before is delivered or committed.
-    pub(super) fn drain(&mut self, user: UserId, nudger: Nudger, fx: &mut Effects) {
+    pub(super) fn drain(&mut self, user: UserId, nudger: Nudger) {
         let now = self.now.at;
         let Some(session) = self.users.get_mut(&user).and_then(|user| user.session.as_mut()) else { return };
         let epoch = session.epoch;
         if session.backlog.is_none() {
             session.backlog = Some(Box::new(Backlog::to_recall(user, now)));
-            fx.push(Effect::Recall(session.conn, Recall::Reroutable));
+            self.fx.push(Effect::Recall(session.conn, Recall::Reroutable));
         }
-        self.with_backlog(user, epoch, fx, |backlog, cx| backlog.nudge(nudger, cx));
+        self.with_backlog(user, epoch, |backlog, cx| backlog.nudge(nudger, cx));
     }
 
     /// The session of the user of this connection, whether it goes on or is ending.
@@ -139,7 +138,7 @@ impl Shard {
 
     /// A reader falls behind, or the session ends: its messages take the way through the store. What was taken
     /// back from its queue goes first, so that the order holds.
-    pub(super) fn queue_recalled(&mut self, conn: ConnId, unwritten: Vec<Unwritten<Tag>>, fx: &mut Effects) {
+    pub(super) fn queue_recalled(&mut self, conn: ConnId, unwritten: Vec<Unwritten<Tag>>) {
         let now = self.now.at;
         let Some((user, session)) = self.session_on(conn) else { return };
         let epoch = session.epoch;
@@ -151,39 +150,39 @@ impl Shard {
         let has_half_row =
             is_ending && unwritten.first().is_some_and(|first| first.begun && !matches!(first.tag, Tag::Chat { .. }));
         let messages = chats(unwritten);
-        self.with_backlog(user, epoch, fx, |backlog, cx| backlog.recalled(messages, has_half_row, cx));
+        self.with_backlog(user, epoch, |backlog, cx| backlog.recalled(messages, has_half_row, cx));
         let session = self.users.get_mut(&user).and_then(|user| user.session_of(epoch));
         if is_ending && session.and_then(|session| session.backlog.as_deref()).is_some_and(Backlog::has_half) {
-            fx.push(Effect::Timer(self.now.at + HALF, Timer::Half { user, epoch }));
+            self.fx.timer(self.now.at + HALF, Timer::Half { user, epoch });
         }
     }
 
     /// The queue of a slow reader is empty.
-    pub(super) fn queue_drained(&mut self, conn: ConnId, fx: &mut Effects) {
+    pub(super) fn queue_drained(&mut self, conn: ConnId) {
         if let Some((user, session)) = self.session_on(conn) {
             let epoch = session.epoch;
-            self.with_backlog(user, epoch, fx, |backlog, cx| backlog.drained(cx));
+            self.with_backlog(user, epoch, |backlog, cx| backlog.drained(cx));
         }
     }
 
     /// A message that was half written when its session ended has had its time: nobody waits for its reader.
-    pub(super) fn half_timer(&mut self, user: UserId, epoch: u64, fx: &mut Effects) {
+    pub(super) fn half_timer(&mut self, user: UserId, epoch: u64) {
         let Some(session) = self.users.get_mut(&user).and_then(|user| user.session_of(epoch)) else { return };
         let conn = session.conn;
         // Without its connection it is the store's already.
         if session.backlog.as_deref().is_some_and(Backlog::has_half) && self.clients.get(conn).is_some() {
-            fx.push(Effect::Abort(conn, CloseReason::SlowConsumer));
+            self.fx.push(Effect::Abort(conn, CloseReason::SlowConsumer));
         }
     }
 
-    pub(super) fn backlog_timer(&mut self, user: UserId, epoch: u64, fx: &mut Effects) {
-        self.with_backlog(user, epoch, fx, |backlog, cx| backlog.time(cx));
+    pub(super) fn backlog_timer(&mut self, user: UserId, epoch: u64) {
+        self.with_backlog(user, epoch, |backlog, cx| backlog.time(cx));
     }
 
     /// A page was read: it is pushed, or there is nothing left.
-    pub(super) fn page_read(&mut self, user: UserId, epoch: u64, answer: Result<Answer, StoreError>, fx: &mut Effects) {
+    pub(super) fn page_read(&mut self, user: UserId, epoch: u64, answer: Result<Answer, StoreError>) {
         let Ok(Answer::Page(page)) = answer else {
-            return self.with_backlog(user, epoch, fx, |backlog, cx| backlog.page_failed(cx));
+            return self.with_backlog(user, epoch, |backlog, cx| backlog.page_failed(cx));
         };
         let Some(session) = self.users.get_mut(&user).and_then(|user| user.session_of(epoch)) else { return };
         if session.is_ending() {
@@ -194,47 +193,45 @@ impl Shard {
         let framing = client.framing.framing();
         let messages = page.messages.len();
         for (row, text) in page.messages {
-            let from = fx.bytes.len();
-            fx.bytes.extend_from_slice(&text);
-            let body = Payload::Own(from..fx.bytes.len());
+            let body = self.fx.write(|out| out.extend_from_slice(&text));
             let tag = Some(Tag::Row { user, epoch, row });
-            fx.push(Effect::Send { conn, body, framing, tag, manner: Manner::default() });
+            self.fx.push(Effect::Send { conn, body, framing, tag, manner: Manner::default() });
         }
-        self.with_backlog(user, epoch, fx, |backlog, cx| backlog.page(messages, cx));
+        self.with_backlog(user, epoch, |backlog, cx| backlog.page(messages, cx));
     }
 
     /// Offline messages were written.
-    pub(super) fn rows_written(&mut self, user: UserId, epoch: u64, rows: &[RowId], fx: &mut Effects) {
-        self.with_backlog(user, epoch, fx, |backlog, cx| backlog.rows_written(rows, cx));
+    pub(super) fn rows_written(&mut self, user: UserId, epoch: u64, rows: &[RowId]) {
+        self.with_backlog(user, epoch, |backlog, cx| backlog.rows_written(rows, cx));
     }
 
     /// Rows were removed, or not.
-    pub(super) fn removed(&mut self, user: UserId, epoch: u64, answer: Result<Answer, StoreError>, fx: &mut Effects) {
+    pub(super) fn removed(&mut self, user: UserId, epoch: u64, answer: Result<Answer, StoreError>) {
         if let Ok(Answer::Wrote(Outcome::Lost)) = answer
             && let Some(conn) = self.conn_of(user, epoch)
         {
             log::warn!("{conn}: the claim on user {user} is not in the store: somebody has changed the database");
             let refusal = Refusal::new(Errno::NotLoggedIn, "your session has ended, please log in again");
-            return self.refuse_and_close(conn, refusal, CloseReason::ClaimLost, fx);
+            return self.refuse_and_close(conn, refusal, CloseReason::ClaimLost);
         }
         let is_done = answer.is_ok();
-        self.with_backlog(user, epoch, fx, |backlog, cx| backlog.removed(is_done, cx));
+        self.with_backlog(user, epoch, |backlog, cx| backlog.removed(is_done, cx));
     }
 
     /// A chat was written whole.
-    pub(super) fn chat_written(&mut self, user: UserId, epoch: u64, receipt: Receipt, fx: &mut Effects) {
+    pub(super) fn chat_written(&mut self, user: UserId, epoch: u64, receipt: Receipt) {
         let session = self.users.get_mut(&user).and_then(|user| user.session_of(epoch));
         let mut is_taken_over = false;
         if session.is_some_and(|session| session.backlog.is_some()) {
-            self.with_backlog(user, epoch, fx, |backlog, cx| is_taken_over = backlog.chat_written(cx));
+            self.with_backlog(user, epoch, |backlog, cx| is_taken_over = backlog.chat_written(cx));
         }
         if !is_taken_over {
-            self.settle(receipt, Fate::Delivered, false, fx);
+            self.settle(receipt, Fate::Delivered, false);
         }
     }
 
     /// Ends the session of a connection that stays. `ack`: the `seq` of who asked for it.
-    pub(super) fn log_out(&mut self, conn: ConnId, ack: Option<i64>, fx: &mut Effects) {
+    pub(super) fn log_out(&mut self, conn: ConnId, ack: Option<i64>) {
         let now = self.now.at;
         let Some(client) = self.clients.get_mut(conn) else { return };
         let Some(me) = client.user.take() else { return };
@@ -243,24 +240,24 @@ impl Shard {
             tally.out_since = now;
         }
         if let Some(timeout) = self.settings.login_timeout {
-            fx.push(Effect::Timer(now + timeout, Timer::Login(conn)));
+            self.fx.timer(now + timeout, Timer::Login(conn));
         }
-        fx.push(Effect::Recall(conn, Recall::All));
-        self.end_session(me.user, me.epoch, Ending { stays: true, ack }, false, fx);
+        self.fx.push(Effect::Recall(conn, Recall::All));
+        self.end_session(me.user, me.epoch, Ending { stays: true, ack }, false);
     }
 
     /// Ends the session of a connection that is to be closed. What it was told last is still written.
-    pub(super) fn end_with_connection(&mut self, conn: ConnId, fx: &mut Effects) {
+    pub(super) fn end_with_connection(&mut self, conn: ConnId) {
         let Some(client) = self.clients.get_mut(conn) else { return };
         let Some(me) = client.user.take() else { return };
         client.leaving = Some(me.user);
-        fx.push(Effect::Recall(conn, Recall::Reroutable));
-        self.end_session(me.user, me.epoch, Ending { stays: true, ack: None }, true, fx);
+        self.fx.push(Effect::Recall(conn, Recall::Reroutable));
+        self.end_session(me.user, me.epoch, Ending { stays: true, ack: None }, true);
     }
 
     /// Nobody reads any more what comes for this session: all of it goes to the store. `closing`: the claim waits
     /// until the connection is gone, since offline messages that it still writes are removed by it.
-    fn end_session(&mut self, user: UserId, epoch: u64, ending: Ending, closing: bool, fx: &mut Effects) {
+    fn end_session(&mut self, user: UserId, epoch: u64, ending: Ending, closing: bool) {
         let now = self.now.at;
         let Some(entry) = self.users.get_mut(&user) else { return };
         entry.with_more().ending = Some(ending);
@@ -268,17 +265,14 @@ impl Shard {
         session.backlog.get_or_insert_with(|| Box::new(Backlog::behind(user, now)));
         self.sessions -= 1;
         self.counts.sessions.sub(1);
-        self.with_backlog(user, epoch, fx, |backlog, cx| backlog.end(closing, cx));
+        self.with_backlog(user, epoch, |backlog, cx| backlog.end(closing, cx));
     }
 
     /// A connection is gone. What it did not write is stored, then the session ends.
-    pub(super) fn connection_gone(
-        &mut self,
-        conn: ConnId,
-        user: UserId,
-        mut unwritten: Vec<Unwritten<Tag>>,
-        fx: &mut Effects,
-    ) {
+    pub(super) fn connection_gone(&mut self, conn: ConnId, mut unwritten: Vec<Unwritten<Tag>>) {
+        let Some(client) = self.clients.remove(conn) else { return };
+        client.give_up();
+        let Some(user) = client.user.as_deref().map(|me| me.user).or(client.leaving) else { return };
         let Some(entry) = self.users.get_mut(&user) else { return };
         let Some(session) = entry.session.as_ref().filter(|session| session.conn == conn) else { return };
         let (epoch, is_ending) = (session.epoch, session.is_ending());
@@ -287,7 +281,7 @@ impl Shard {
                 ending.stays = false;
             }
         } else {
-            self.end_session(user, epoch, Ending { stays: false, ack: None }, false, fx);
+            self.end_session(user, epoch, Ending { stays: false, ack: None }, false);
         }
         let mut refused = None;
         let begun = unwritten.first().filter(|first| first.begun).map(|first| first.tag.clone());
@@ -303,21 +297,21 @@ impl Shard {
             }
         }
         let messages = chats(unwritten).into_iter().map(|(message, _)| (message, false)).collect();
-        self.with_backlog(user, epoch, fx, |backlog, cx| backlog.recalled(messages, false, cx));
+        self.with_backlog(user, epoch, |backlog, cx| backlog.recalled(messages, false, cx));
         if let Some((receipt, errno)) = refused {
             // Behind the above, since the sender may be the one who leaves.
-            self.settle_and_count(receipt, Fate::Failed(errno), false, fx);
+            self.settle_and_count(receipt, Fate::Failed(errno), false);
         }
-        self.try_release(user, fx);
+        self.try_release(user);
     }
 
     /// Releases the claim of a session that is ending, once nothing of it is left: what came for it is delivered
     /// or stored, what its user has sent is settled, and known wherever it is stored.
-    pub(super) fn try_release(&mut self, user: UserId, fx: &mut Effects) {
+    pub(super) fn try_release(&mut self, user: UserId) {
         let Some(entry) = self.users.get_mut(&user) else { return };
         if entry.sends > 0 || entry.debts != 0 {
             if entry.may_return() {
-                self.let_in(user, fx);
+                self.let_in(user);
             }
             return;
         }
@@ -336,20 +330,20 @@ impl Shard {
                 client.leaving = None;
             }
         }
-        replaced_by.into_iter().for_each(|epoch| self.release(user, epoch, None, fx));
-        self.release(user, session.epoch, ended, fx);
-        self.advance_route(user, fx);
+        replaced_by.into_iter().for_each(|epoch| self.release(user, epoch, None));
+        self.release(user, session.epoch, ended);
+        self.advance_route(user);
         // Behind the release, in the same lane.
-        self.let_in(user, fx);
+        self.let_in(user);
         if ending.stays {
-            self.goes_on(session.conn, fx);
+            self.goes_on(session.conn);
         }
     }
 
     /// Gives an account back to the store. `ended`: where a session has ended, and the `seq` of the logout.
-    pub(super) fn release(&mut self, user: UserId, epoch: u64, ended: Option<(ConnId, Option<i64>)>, fx: &mut Effects) {
+    pub(super) fn release(&mut self, user: UserId, epoch: u64, ended: Option<(ConnId, Option<i64>)>) {
         let then = Then::Released { user, epoch, ended };
-        self.submit(self.user_lane(user), then, Op::Write(Write::Release { user, epoch }), fx);
+        self.submit(self.user_lane(user), then, Op::Write(Write::Release { user, epoch }));
     }
 
     pub(super) fn released(
@@ -358,16 +352,15 @@ impl Shard {
         epoch: u64,
         ended: Option<(ConnId, Option<i64>)>,
         answer: Result<Answer, StoreError>,
-        fx: &mut Effects,
     ) {
         if let Some((conn, ack)) = ended {
             // Nobody can help it that the store is away: the session is over.
             if let Some(seq) = ack {
-                self.reply(conn, fx, |out| reply::ack(out, seq));
+                self.reply(conn, |out| reply::ack(out, seq));
             }
-            self.end_change(conn, fx);
+            self.end_change(conn);
             if ack.is_some() {
-                self.paid(conn, fx);
+                self.paid(conn);
             }
         }
         if answer.is_ok() {
@@ -375,14 +368,14 @@ impl Shard {
                 more.unreleased.retain(|unreleased| *unreleased != epoch);
             }
             // Until now C++ nodes saw the user online and published for it.
-            fx.push(Effect::Bus(BusOp::Unlisten { user, epoch }));
+            self.fx.push(Effect::Bus(BusOp::Unlisten { user, epoch }));
         } else if !self.shutting_down {
             // At the very end the server releases everybody at once.
             let more = self.users.entry(user).or_default().with_more();
             if !more.unreleased.contains(&epoch) {
                 more.unreleased.push(epoch);
             }
-            fx.push(Effect::Timer(self.now.at + RETRY, Timer::Release { user, epoch }));
+            self.fx.timer(self.now.at + RETRY, Timer::Release { user, epoch });
         }
         self.tidy(user);
     }
@@ -395,7 +388,7 @@ impl Shard {
     }
 
     /// Tells what became of a message, and counts it where the store has taken or refused it.
-    pub(super) fn settle_and_count(&mut self, receipt: Receipt, fate: Fate, open: bool, fx: &mut Effects) {
+    pub(super) fn settle_and_count(&mut self, receipt: Receipt, fate: Fate, open: bool) {
         match fate {
             Fate::Stored => self.count_message(receipt, Path::Stored, 1),
             Fate::Failed(Errno::Busy) => self.counts.limits.of(Limit::Offline).add(1),
@@ -405,7 +398,7 @@ impl Shard {
             }
             Fate::Delivered | Fate::Failed(_) | Fate::Gone => {}
         }
-        self.settle(receipt, fate, open, fx);
+        self.settle(receipt, fate, open);
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use chrono::{Local, TimeZone};
 
-use super::client::Client;
+use super::client::{Client, Moved};
 use super::cluster::{Burial, Question, Waiter};
 use super::delivery::Text;
 use super::groups::{Groups, Sums};
@@ -38,7 +38,6 @@ pub(crate) struct Call<'a> {
     pub request: &'a Request<'a>,
     /// The object as it came.
     pub object: &'a [u8],
-    pub now: Now,
 }
 
 /// The service's part that belongs to one reactor.
@@ -90,8 +89,9 @@ pub struct Shard {
     pub(super) lost_by: BTreeSet<UserId>,
     /// The store has said that this node is taken for dead: nothing is done any more.
     is_marked: bool,
-    /// The time of this input.
+    /// The time of this input, and what is to be done about it.
     pub(super) now: Now,
+    pub(super) fx: Effects,
     /// The last formatted time, and the second it is of.
     clock: (i64, String),
     pub(super) counts: Arc<ShardCounts>,
@@ -132,6 +132,7 @@ impl Shard {
             lost_by: BTreeSet::new(),
             is_marked: false,
             now,
+            fx: Effects::default(),
             clock: (i64::MIN, String::new()),
             counts: Arc::default(),
         }
@@ -168,35 +169,109 @@ impl Shard {
 
     /// A connection was accepted, from `peer`: the client, or a proxy that will tell whose it is.
     pub fn opened(&mut self, conn: ConnId, peer: SocketAddr, now: Now, fx: &mut Effects) {
-        self.now = now;
-        let mut client = Client::new(peer);
-        if self.settings.login_timeout.or(self.settings.idle_timeout).is_some() {
-            client.tally(now.at);
-        }
-        self.clients.insert(conn, client);
-        if !self.expect_proxy_header(conn, fx) {
-            return;
-        }
-        if self.shutting_down {
-            self.refuse_and_close(conn, Errno::ShuttingDown.into(), CloseReason::ShuttingDown, fx);
-            return;
-        }
-        self.set_timers(conn, fx);
+        self.handle(now, fx, |shard| shard.connection_opened(conn, peer));
     }
 
     /// Bytes have arrived; `input` begins with what the last call left.
     pub fn input(&mut self, conn: ConnId, input: &[u8], now: Now, fx: &mut Effects) -> Taken {
-        self.now = now;
-        let taken = self.objects(conn, input, now, fx);
-        self.end(fx);
-        taken
+        self.handle(now, fx, |shard| shard.objects(conn, input))
     }
 
-    fn objects(&mut self, conn: ConnId, input: &[u8], now: Now, fx: &mut Effects) -> Taken {
-        let Some(mut taken) = self.proxy_header(conn, input, fx) else { return Taken { bytes: 0, more: false } };
+    /// The client has finished sending; `rest` bytes of its input were left.
+    pub fn ended(&mut self, conn: ConnId, rest: usize, now: Now, fx: &mut Effects) {
+        self.handle(now, fx, |shard| shard.input_ended(conn, rest));
+    }
+
+    /// The client has hung up while its input waits.
+    pub fn hung_up(&mut self, conn: ConnId, how: HangUp, now: Now, fx: &mut Effects) {
+        self.handle(now, fx, |shard| shard.client_hung_up(conn, how));
+    }
+
+    /// A message with this tag was written whole.
+    pub fn written(&mut self, _: ConnId, tag: Tag, now: Now, fx: &mut Effects) {
+        self.handle(now, fx, |shard| match tag {
+            Tag::Chat { user, epoch, receipt } => shard.chat_written(user, epoch, receipt),
+            Tag::Row { user, epoch, row } => shard.rows_written(user, epoch, &[row]),
+            Tag::Reply { user, epoch, rows } => shard.rows_written(user, epoch, &rows),
+        });
+    }
+
+    /// These were taken back from a connection's queue: its client reads slowly, or [`Effect::Recall`] has asked
+    /// for them.
+    pub fn recalled(&mut self, conn: ConnId, unwritten: Vec<Unwritten<Tag>>, now: Now, fx: &mut Effects) {
+        self.handle(now, fx, |shard| shard.queue_recalled(conn, unwritten));
+    }
+
+    /// All that was queued for a slow reader is written.
+    pub fn drained(&mut self, conn: ConnId, now: Now, fx: &mut Effects) {
+        self.handle(now, fx, |shard| shard.queue_drained(conn));
+    }
+
+    /// A connection is gone; `unwritten` did not get out.
+    pub fn closed(
+        &mut self,
+        conn: ConnId,
+        reason: CloseReason,
+        unwritten: Vec<Unwritten<Tag>>,
+        now: Now,
+        fx: &mut Effects,
+    ) {
+        log::debug!("{conn}: {}", reason.text());
+        self.handle(now, fx, |shard| shard.connection_gone(conn, unwritten));
+    }
+
+    /// A connection has come from another shard, for a login.
+    pub fn arrived(&mut self, conn: ConnId, moved: Moved, now: Now, fx: &mut Effects) {
+        self.handle(now, fx, |shard| shard.connection_arrived(conn, moved));
+    }
+
+    /// A letter from another shard, a job's answer, or news from the bus.
+    pub fn letter(&mut self, letter: Letter, now: Now, fx: &mut Effects) {
+        self.handle(now, fx, |shard| shard.receive(letter));
+    }
+
+    /// A timer has fired.
+    pub fn timer(&mut self, timer: Timer, now: Now, fx: &mut Effects) {
+        self.handle(now, fx, |shard| shard.timer_fired(timer));
+    }
+
+    /// The process is to end: everybody is logged out, what waits for them is stored, and they are disconnected
+    /// once what they asked for is done. [`Effect::WoundUp`] follows.
+    pub fn stop(&mut self, now: Now, fx: &mut Effects) {
+        self.handle(now, fx, Shard::begin_to_stop);
+    }
+
+    /// Handles one input; what is to be done about it is added to `fx`.
+    fn handle<R>(&mut self, now: Now, fx: &mut Effects, input: impl FnOnce(&mut Self) -> R) -> R {
+        self.now = now;
+        std::mem::swap(&mut self.fx, fx);
+        let result = input(self);
+        self.end();
+        std::mem::swap(&mut self.fx, fx);
+        result
+    }
+
+    fn connection_opened(&mut self, conn: ConnId, peer: SocketAddr) {
+        let mut client = Client::new(peer);
+        if self.settings.login_timeout.or(self.settings.idle_timeout).is_some() {
+            client.tally(self.now.at);
+        }
+        self.clients.insert(conn, client);
+        if !self.expect_proxy_header(conn) {
+            return;
+        }
+        if self.shutting_down {
+            self.refuse_and_close(conn, Errno::ShuttingDown.into(), CloseReason::ShuttingDown);
+            return;
+        }
+        self.set_timers(conn);
+    }
+
+    fn objects(&mut self, conn: ConnId, input: &[u8]) -> Taken {
+        let Some(mut taken) = self.proxy_header(conn, input) else { return Taken { bytes: 0, more: false } };
         if let Some(client) = self.clients.get_mut(conn) {
             if let Some(tally) = &mut client.tally {
-                tally.last_input = now.at;
+                tally.last_input = self.now.at;
             }
             if !client.splitter.inside_object() {
                 client.framing.more(&input[taken..]);
@@ -220,175 +295,105 @@ impl Shard {
                     let object = &input[taken + start..taken + end];
                     if client.changes > 0 && client.reads_changes(object) {
                         client.behind_changes = true;
-                        fx.push(Effect::Pause(conn));
+                        self.fx.push(Effect::Pause(conn));
                         return Taken { bytes: taken + start, more: false };
                     }
                     taken += end;
                     client.framing.object_ended(&input[taken..]);
-                    self.object(conn, object, now, fx);
+                    self.object(conn, object);
                 }
                 Err(broken) => {
                     let (errno, reason) = match broken {
                         Broken::TooLarge => (Errno::TooLarge, CloseReason::TooLarge),
                         Broken::NotAnObject | Broken::TooDeep => (Errno::Unfollowable, CloseReason::Unfollowable),
                     };
-                    self.refuse_stream(conn, Refusal::new(errno, broken.to_string()), reason, fx);
+                    self.refuse_stream(conn, Refusal::new(errno, broken.to_string()), reason);
                 }
             }
         }
         Taken { bytes: taken, more: taken < input.len() }
     }
 
-    /// The client has finished sending; `rest` bytes of its input were left.
-    pub fn ended(&mut self, conn: ConnId, rest: usize, now: Now, fx: &mut Effects) {
-        self.now = now;
+    fn input_ended(&mut self, conn: ConnId, rest: usize) {
         let Some(client) = self.clients.get_mut(conn) else { return };
         client.ended = true;
         if rest > 0 && client.header_due {
-            self.refuse_proxy_header(conn, BadHeader::Malformed, fx);
+            self.refuse_proxy_header(conn, BadHeader::Malformed);
         } else if rest > 0 || client.splitter.inside_object() {
             let refusal = Refusal::new(Errno::Unfollowable, "the stream ended inside an object");
-            self.refuse_stream(conn, refusal, CloseReason::Unfollowable, fx);
+            self.refuse_stream(conn, refusal, CloseReason::Unfollowable);
         } else {
-            self.close_if_done(conn, fx);
+            self.close_if_done(conn);
         }
-        self.end(fx);
     }
 
-    /// The client has hung up while its input waits.
-    pub fn hung_up(&mut self, conn: ConnId, how: HangUp, now: Now, fx: &mut Effects) {
-        self.now = now;
-        self.client_hung_up(conn, how, fx);
-        self.end(fx);
-    }
-
-    /// A message with this tag was written whole.
-    pub fn written(&mut self, _: ConnId, tag: Tag, now: Now, fx: &mut Effects) {
-        self.now = now;
-        match tag {
-            Tag::Chat { user, epoch, receipt } => self.chat_written(user, epoch, receipt, fx),
-            Tag::Row { user, epoch, row } => self.rows_written(user, epoch, &[row], fx),
-            Tag::Reply { user, epoch, rows } => self.rows_written(user, epoch, &rows, fx),
-        }
-        self.end(fx);
-    }
-
-    /// These were taken back from a connection's queue: its client reads slowly, or [`Effect::Recall`] has asked
-    /// for them.
-    pub fn recalled(&mut self, conn: ConnId, unwritten: Vec<Unwritten<Tag>>, now: Now, fx: &mut Effects) {
-        self.now = now;
-        self.queue_recalled(conn, unwritten, fx);
-        self.end(fx);
-    }
-
-    /// All that was queued for a slow reader is written.
-    pub fn drained(&mut self, conn: ConnId, now: Now, fx: &mut Effects) {
-        self.now = now;
-        self.queue_drained(conn, fx);
-        self.end(fx);
-    }
-
-    /// A connection is gone; `unwritten` did not get out.
-    pub fn closed(
-        &mut self,
-        conn: ConnId,
-        reason: CloseReason,
-        unwritten: Vec<Unwritten<Tag>>,
-        now: Now,
-        fx: &mut Effects,
-    ) {
-        self.now = now;
-        log::debug!("{conn}: {}", reason.text());
-        if let Some(client) = self.clients.remove(conn) {
-            client.give_up();
-            if let Some(user) = client.user.as_deref().map(|user| user.user).or(client.leaving) {
-                self.connection_gone(conn, user, unwritten, fx);
-            }
-        }
-        self.end(fx);
-    }
-
-    /// A letter from another shard, a job's answer, or news from the bus.
-    pub fn letter(&mut self, letter: Letter, now: Now, fx: &mut Effects) {
-        self.now = now;
-        self.receive(letter, fx);
-        self.end(fx);
-    }
-
-    fn receive(&mut self, letter: Letter, fx: &mut Effects) {
+    fn receive(&mut self, letter: Letter) {
         match letter {
-            Letter::Chat { to, body, receipt } => self.deliver(to, Text::Shared(body), receipt, fx),
-            Letter::GroupChat(message) => self.group_chat_came(message, fx),
-            Letter::Fan { to, message } => self.fan(&to, message, fx),
+            Letter::Chat { to, body, receipt } => self.deliver(to, Text::Shared(body), receipt),
+            Letter::GroupChat(message) => self.group_chat_came(message),
+            Letter::Fan { to, message } => self.fan(&to, message),
             Letter::Joining { group, user } => self.joining(group, user),
             Letter::JoinStored { group, user, conn, seq, outcome } => {
-                self.join_stored(group, user, conn, seq, outcome, fx);
+                self.join_stored(group, user, conn, seq, outcome);
             }
-            Letter::Joined { conn, seq, outcome } => self.joined(conn, seq, outcome, fx),
-            Letter::Settled { receipt, fate, open } => self.settle(receipt, fate, open, fx),
-            Letter::Owed { conn, user } => self.owe_send(conn, user, fx),
-            Letter::FanSize { key, size } => self.fan_size(key, size, fx),
-            Letter::FanPart { key, part, open } => self.fan_part(key, part, open, fx),
-            Letter::Freed { user, debts } => self.freed(user, debts, fx),
-            Letter::Bus(event) => self.bus_event(event, fx),
+            Letter::Joined { conn, seq, outcome } => self.joined(conn, seq, outcome),
+            Letter::Settled { receipt, fate, open } => self.settle(receipt, fate, open),
+            Letter::Owed { conn, user } => self.owe_send(conn, user),
+            Letter::FanSize { key, size } => self.fan_size(key, size),
+            Letter::FanPart { key, part, open } => self.fan_part(key, part, open),
+            Letter::Freed { user, debts } => self.freed(user, debts),
+            Letter::Bus(event) => self.bus_event(event),
             Letter::Done(done) => {
                 self.jobs -= 1;
-                self.done(done.then, done.answer, fx);
+                self.done(done.then, done.answer);
             }
         }
     }
 
-    /// A timer has fired.
-    pub fn timer(&mut self, timer: Timer, now: Now, fx: &mut Effects) {
-        self.now = now;
+    fn timer_fired(&mut self, timer: Timer) {
         match timer {
-            Timer::Login(conn) => self.login_timer(conn, now, fx),
-            Timer::Attempt { conn, number } => self.attempt_timer(conn, number, fx),
-            Timer::Idle(conn) => self.idle_timer(conn, now, fx),
-            Timer::Rate(conn) => self.rate_timer(conn, fx),
-            Timer::Backlog { user, epoch } => self.backlog_timer(user, epoch, fx),
-            Timer::Half { user, epoch } => self.half_timer(user, epoch, fx),
-            Timer::Doubt { whose, key } => self.look_what_was_stored(whose, key, fx),
-            Timer::Release { user, epoch } => self.release(user, epoch, None, fx),
-            Timer::Patience => self.patience_timer(fx),
-            Timer::Dead(node) => self.holder_died(node, fx),
+            Timer::Login(conn) => self.login_timer(conn),
+            Timer::Attempt { conn, number } => self.attempt_timer(conn, number),
+            Timer::Idle(conn) => self.idle_timer(conn),
+            Timer::Rate(conn) => self.rate_timer(conn),
+            Timer::Backlog { user, epoch } => self.backlog_timer(user, epoch),
+            Timer::Half { user, epoch } => self.half_timer(user, epoch),
+            Timer::Doubt { whose, key } => self.look_what_was_stored(whose, key),
+            Timer::Release { user, epoch } => self.release(user, epoch, None),
+            Timer::Patience => self.patience_timer(),
+            Timer::Dead(node) => self.holder_died(node),
         }
-        self.end(fx);
     }
 
-    /// The process is to end: everybody is logged out, what waits for them is stored, and they are disconnected
-    /// once what they asked for is done. [`Effect::WoundUp`] follows.
-    pub fn stop(&mut self, now: Now, fx: &mut Effects) {
-        self.now = now;
+    fn begin_to_stop(&mut self) {
         self.shutting_down = true;
         self.forget_idle_routes();
         let mut waiting: Vec<_> = self.users.values_mut().flat_map(|user| user.end_of_service()).collect();
         self.users.retain(|_, user| !user.tidy());
         waiting.sort_unstable_by_key(|login| login.attempt); // the same order in every run of a simulation
         for login in waiting {
-            self.refuse_login(&login, &Errno::ShuttingDown.into(), fx);
+            self.refuse_login(&login, &Errno::ShuttingDown.into());
         }
         for conn in self.clients.ids().collect::<Vec<_>>() {
             let Some(client) = self.clients.get_mut(conn) else { continue };
             // Its turn to be hashed may be a minute away.
             let would_be_hashed = client.give_up();
             if client.waiting && client.user.is_none() {
-                self.refuse_and_close(conn, Errno::ShuttingDown.into(), CloseReason::ShuttingDown, fx);
+                self.refuse_and_close(conn, Errno::ShuttingDown.into(), CloseReason::ShuttingDown);
                 continue;
             }
             if would_be_hashed {
-                self.refuse_attempt(conn, &Errno::ShuttingDown.into(), fx);
+                self.refuse_attempt(conn, &Errno::ShuttingDown.into());
             }
-            self.log_out(conn, None, fx);
-            self.close_if_done(conn, fx);
+            self.log_out(conn, None);
+            self.close_if_done(conn);
         }
-        self.end(fx);
     }
 
     /// What is left to be done at the end of every input.
-    pub(super) fn end(&mut self, fx: &mut Effects) {
+    pub(super) fn end(&mut self) {
         if !self.marked.is_empty() {
-            self.store_marked(fx);
+            self.store_marked();
         }
         if self.routes >= self.many_routes {
             self.forget_idle_routes();
@@ -398,24 +403,24 @@ impl Shard {
         let is_done = self.clients.is_empty() && self.users.is_empty() && self.jobs == 0;
         if self.shutting_down && !self.wound_up && is_done {
             self.wound_up = true;
-            fx.push(Effect::WoundUp);
+            self.fx.push(Effect::WoundUp);
         }
     }
 
     /// One object: find its handler and answer a refusal.
-    fn object(&mut self, conn: ConnId, object: &[u8], now: Now, fx: &mut Effects) {
+    fn object(&mut self, conn: ConnId, object: &[u8]) {
         let request = match Request::parse(object) {
             Ok(request) => request,
-            Err(refusal) => return self.refuse_stream(conn, refusal, CloseReason::Unfollowable, fx),
+            Err(refusal) => return self.refuse_stream(conn, refusal, CloseReason::Unfollowable),
         };
         let (id, seq) = (request.msgid(), request.seq());
-        if let Some(refusal) = self.is_too_fast(conn, object.len(), fx) {
-            return self.refuse(conn, id.ok(), seq.ok().flatten(), &refusal, fx);
+        if let Some(refusal) = self.is_too_fast(conn, object.len()) {
+            return self.refuse(conn, id.ok(), seq.ok().flatten(), &refusal);
         }
         let (msgid, seq) = match (id, seq) {
             (Ok(msgid), Ok(seq)) => (msgid, seq),
-            (msgid, Err(refusal)) => return self.refuse(conn, msgid.ok(), None, &refusal, fx),
-            (Err(refusal), Ok(seq)) => return self.refuse(conn, None, seq, &refusal, fx),
+            (msgid, Err(refusal)) => return self.refuse(conn, msgid.ok(), None, &refusal),
+            (Err(refusal), Ok(seq)) => return self.refuse(conn, None, seq, &refusal),
         };
         if seq.is_some()
             && let Some(client) = self.clients.get_mut(conn)
@@ -427,72 +432,65 @@ impl Shard {
             None => (Asks::Unknown, None),
         };
         self.counts.requests.of(asks).add(1);
-        let call = Call { conn, msgid, seq, request: &request, object, now };
+        let call = Call { conn, msgid, seq, request: &request, object };
         let result = match handler {
             None => Err(Errno::UnknownMsgid.into()),
             Some(_) if self.shutting_down => Err(Errno::ShuttingDown.into()),
-            Some(handler) => handler(self, &call, fx),
+            Some(handler) => handler(self, &call),
         };
         if let Err(refusal) = result {
-            self.refuse(conn, Some(msgid), seq, &refusal, fx);
+            self.refuse(conn, Some(msgid), seq, &refusal);
         }
     }
 
     /// Sends a reply in the connection's framing; nobody is there: nobody hears it.
-    pub(super) fn reply(&mut self, conn: ConnId, fx: &mut Effects, write: impl FnOnce(&mut Vec<u8>)) {
+    pub(super) fn reply(&mut self, conn: ConnId, write: impl FnOnce(&mut Vec<u8>)) {
         if let Some(client) = self.clients.get(conn) {
-            fx.reply(conn, client.framing.framing(), false, write);
+            self.fx.reply(conn, client.framing.framing(), false, write);
         }
     }
 
-    pub(super) fn refuse(
-        &mut self,
-        conn: ConnId,
-        request: Option<i64>,
-        seq: Option<i64>,
-        refusal: &Refusal,
-        fx: &mut Effects,
-    ) {
+    pub(super) fn refuse(&mut self, conn: ConnId, request: Option<i64>, seq: Option<i64>, refusal: &Refusal) {
         self.counts.refusals.of(refusal.errno).add(1);
         if let Some(client) = self.clients.get(conn) {
             // Clients that read one object a time wait for exactly these two.
             let alone = matches!(request, Some(msgid::LOGIN | msgid::REGISTER));
-            fx.reply(conn, client.framing.framing(), alone, |out| reply::refused(out, request, seq, refusal));
+            self.fx.reply(conn, client.framing.framing(), alone, |out| reply::refused(out, request, seq, refusal));
         }
     }
 
     /// For what no request can be blamed for: says why, then closes.
-    pub(super) fn refuse_and_close(&mut self, conn: ConnId, refusal: Refusal, reason: CloseReason, fx: &mut Effects) {
+    pub(super) fn refuse_and_close(&mut self, conn: ConnId, refusal: Refusal, reason: CloseReason) {
         let Some(client) = self.clients.get_mut(conn) else { return };
         if !std::mem::replace(&mut client.closing, true) {
             client.give_up();
             log::debug!("{conn}: {}", refusal.text);
-            self.refuse(conn, None, None, &refusal, fx);
-            self.close(conn, reason, fx);
+            self.refuse(conn, None, None, &refusal);
+            self.close(conn, reason);
         }
     }
 
     /// The same where the stream cannot be followed: requests before that still get their replies.
-    fn refuse_stream(&mut self, conn: ConnId, refusal: Refusal, reason: CloseReason, fx: &mut Effects) {
+    fn refuse_stream(&mut self, conn: ConnId, refusal: Refusal, reason: CloseReason) {
         match self.clients.get_mut(conn) {
             Some(client) if client.pending > 0 && !client.waiting && !client.closing => {
                 log::debug!("{conn}: {}", refusal.text);
                 client.closing = true;
                 client.close_when_paid = Some(reason);
-                self.refuse(conn, None, None, &refusal, fx);
+                self.refuse(conn, None, None, &refusal);
             }
-            _ => self.refuse_and_close(conn, refusal, reason, fx),
+            _ => self.refuse_and_close(conn, refusal, reason),
         }
     }
 
     /// Notes that a request of this connection will be settled later.
-    pub(super) fn owe(&mut self, conn: ConnId, fx: &mut Effects) {
+    pub(super) fn owe(&mut self, conn: ConnId) {
         let crowded = self.is_crowded();
         if let Some(client) = self.clients.get_mut(conn) {
             client.pending += 1;
             if !client.throttled && (client.pending >= MAX_PENDING || crowded) {
                 client.throttled = true;
-                fx.push(Effect::Pause(conn));
+                self.fx.push(Effect::Pause(conn));
             }
         }
     }
@@ -505,13 +503,13 @@ impl Shard {
     }
 
     /// A change is settled. What is to see it goes on: a list, a group chat, or a login.
-    pub(super) fn end_change(&mut self, conn: ConnId, fx: &mut Effects) {
+    pub(super) fn end_change(&mut self, conn: ConnId) {
         let Some(client) = self.clients.get_mut(conn) else { return };
         client.changes -= 1;
         if client.changes == client.joins && std::mem::take(&mut client.behind_changes) && !client.is_paused() {
-            fx.push(Effect::Resume(conn));
+            self.fx.push(Effect::Resume(conn));
         }
-        self.goes_on(conn, fx);
+        self.goes_on(conn);
     }
 
     /// Whether the pool or other nodes are behind.
@@ -520,52 +518,52 @@ impl Shard {
     }
 
     /// A request of this connection is settled.
-    pub(super) fn paid(&mut self, conn: ConnId, fx: &mut Effects) {
+    pub(super) fn paid(&mut self, conn: ConnId) {
         let crowded = self.is_crowded();
         let Some(client) = self.clients.get_mut(conn) else { return };
         client.pending -= 1;
         if client.throttled && client.pending <= MAX_PENDING / 2 && (!crowded || client.pending == 0) {
             client.throttled = false;
             if !client.is_paused() {
-                fx.push(Effect::Resume(conn));
+                self.fx.push(Effect::Resume(conn));
             }
         }
         if client.pending == 0
             && let Some(reason) = client.close_when_paid.take()
         {
-            self.close(conn, reason, fx);
+            self.close(conn, reason);
         }
-        self.goes_on(conn, fx);
-        self.close_if_done(conn, fx);
+        self.goes_on(conn);
+        self.close_if_done(conn);
     }
 
     /// Closes a connection that has nothing more to say, once it is owed nothing more.
-    pub(super) fn close_if_done(&mut self, conn: ConnId, fx: &mut Effects) {
+    pub(super) fn close_if_done(&mut self, conn: ConnId) {
         let Some(client) = self.clients.get_mut(conn) else { return };
         if client.pending == 0 && (client.ended || self.shutting_down) && !std::mem::replace(&mut client.closing, true)
         {
             let reason = if client.ended { CloseReason::ByClient } else { CloseReason::ShuttingDown };
-            self.close(conn, reason, fx);
+            self.close(conn, reason);
         }
     }
 
     /// Closes a connection behind what is queued for it. Its session ends before: nobody waits for its reader.
-    pub(super) fn close(&mut self, conn: ConnId, reason: CloseReason, fx: &mut Effects) {
-        self.end_with_connection(conn, fx);
-        fx.push(Effect::Close(conn, reason));
+    pub(super) fn close(&mut self, conn: ConnId, reason: CloseReason) {
+        self.end_with_connection(conn);
+        self.fx.push(Effect::Close(conn, reason));
     }
 
-    pub(super) fn submit(&mut self, lane: Lane, then: Then, op: Op, fx: &mut Effects) {
+    pub(super) fn submit(&mut self, lane: Lane, then: Then, op: Op) {
         self.jobs += 1;
-        fx.push(Effect::Submit(lane, Box::new(Job { shard: self.index, then, op })));
+        self.fx.push(Effect::Submit(lane, Box::new(Job { shard: self.index, then, op })));
     }
 
     /// A letter to a shard, or to this one, which has it at once.
-    pub(super) fn send(&mut self, shard: usize, letter: Letter, fx: &mut Effects) {
+    pub(super) fn send(&mut self, shard: usize, letter: Letter) {
         if shard == self.index {
-            self.receive(letter, fx);
+            self.receive(letter);
         } else {
-            fx.push(Effect::Post(shard, letter));
+            self.fx.push(Effect::Post(shard, letter));
         }
     }
 
@@ -575,36 +573,37 @@ impl Shard {
     }
 
     /// A job's answer, for whoever asked.
-    fn done(&mut self, then: Then, answer: Result<Answer, StoreError>, fx: &mut Effects) {
+    fn done(&mut self, then: Then, answer: Result<Answer, StoreError>) {
         if matches!(answer, Err(StoreError::Marked)) {
             if !std::mem::replace(&mut self.is_marked, true) {
-                fx.push(Effect::Marked);
+                self.fx.push(Effect::Marked);
             }
             return;
         }
         match then {
-            Then::AccountRead(login) => self.account_read(login, answer, fx),
-            Then::Verified(login) => self.verified(login, answer, fx),
-            Then::Claimed { user, epoch } => self.claimed(user, epoch, answer, fx),
+            Then::AccountRead(login) => self.account_read(login, answer),
+            Then::Verified(login) => self.verified(login, answer),
+            Then::Claimed { user, epoch } => self.claimed(user, epoch, answer),
             Then::Nothing => {}
-            Then::Loaded { user, epoch } => self.loaded(user, epoch, answer, fx),
-            Then::Registered { conn, from, attempt } => self.registered(conn, from, attempt, answer, fx),
-            Then::Ack { conn, request, seq } => self.acked(conn, request, seq, answer, fx),
-            Then::GroupCreated { conn, seq } => self.group_created(conn, seq, answer, fx),
-            Then::GroupJoined { group, user, conn, seq } => self.group_joined(group, user, conn, seq, answer, fx),
-            Then::Listed { conn, seq } => self.listed(conn, seq, answer, fx),
-            Then::Members(group) => self.members_loaded(group, answer, fx),
-            Then::Stored(whose) => self.stored(whose, answer, fx),
-            Then::JoinLooked(key) => self.join_looked_up(key, answer, fx),
-            Then::Looked(user) => self.holder_looked_up(user, answer, fx),
-            Then::Page { user, epoch } => self.page_read(user, epoch, answer, fx),
-            Then::Removed { user, epoch } => self.removed(user, epoch, answer, fx),
-            Then::Released { user, epoch, ended } => self.released(user, epoch, ended, answer, fx),
+            Then::Loaded { user, epoch } => self.loaded(user, epoch, answer),
+            Then::Registered { conn, from, attempt } => self.registered(conn, from, attempt, answer),
+            Then::Ack { conn, request, seq } => self.acked(conn, request, seq, answer),
+            Then::GroupCreated { conn, seq } => self.group_created(conn, seq, answer),
+            Then::GroupJoined { group, user, conn, seq } => self.group_joined(group, user, conn, seq, answer),
+            Then::Listed { conn, seq } => self.listed(conn, seq, answer),
+            Then::Members(group) => self.members_loaded(group, answer),
+            Then::Stored(whose) => self.stored(whose, answer),
+            Then::JoinLooked(key) => self.join_looked_up(key, answer),
+            Then::Looked(user) => self.holder_looked_up(user, answer),
+            Then::Page { user, epoch } => self.page_read(user, epoch, answer),
+            Then::Removed { user, epoch } => self.removed(user, epoch, answer),
+            Then::Released { user, epoch, ended } => self.released(user, epoch, ended, answer),
         }
     }
 
     /// The server's local time, as chats bear it.
-    pub(super) fn local_time(&mut self, now: Now) -> &str {
+    pub(super) fn local_time(&mut self) -> &str {
+        let now = self.now;
         if self.clock.0 != now.unix {
             let time = Local.timestamp_opt(now.unix, 0).earliest();
             let text = time.map(|time| time.format("%Y-%m-%d %H:%M:%S").to_string());

@@ -4,30 +4,23 @@ use crate::reactor::ConnId;
 use crate::service::jobs::{Answer, Op, Then};
 use crate::service::limits::is_full;
 use crate::service::shard::{Call, Shard};
-use crate::service::{Effects, store_failure, user_id};
+use crate::service::{store_failure, user_id};
 use crate::store::{Outcome, StoreError, Write};
 use crate::wire::{Errno, Refusal, msgid, reply};
 
 impl Shard {
-    pub(crate) fn add_friend(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
+    pub(crate) fn add_friend(&mut self, call: &Call<'_>) -> Result<(), Refusal> {
         let user = self.me(call)?.user;
         let friend = user_id(call.request.friendid()?).ok_or(Errno::NoSuchUser)?;
-        self.owe(call.conn, fx);
+        self.owe(call.conn);
         self.begin_change(call.conn);
         let then = Then::Ack { conn: call.conn, request: call.msgid, seq: call.seq };
-        self.submit(self.user_lane(user), then, Op::Write(Write::AddFriend { user, friend }), fx);
+        self.submit(self.user_lane(user), then, Op::Write(Write::AddFriend { user, friend }));
         Ok(())
     }
 
     /// A change is done, or refused: the client is told.
-    pub(crate) fn acked(
-        &mut self,
-        conn: ConnId,
-        request: i64,
-        seq: Option<i64>,
-        answer: Result<Answer, StoreError>,
-        fx: &mut Effects,
-    ) {
+    pub(crate) fn acked(&mut self, conn: ConnId, request: i64, seq: Option<i64>, answer: Result<Answer, StoreError>) {
         let refusal: Option<Refusal> = match answer {
             Ok(Answer::Wrote(Outcome::Done | Outcome::Id(_) | Outcome::Joined { already: false, .. })) => None,
             Ok(Answer::Wrote(Outcome::Already | Outcome::Joined { .. })) => Some(Refusal::new(
@@ -47,11 +40,11 @@ impl Shard {
             other => Some(store_failure(other)),
         };
         match (refusal, seq) {
-            (Some(refusal), _) => self.refuse(conn, Some(request), seq, &refusal, fx),
-            (None, Some(seq)) => self.reply(conn, fx, |out| reply::ack(out, seq)),
+            (Some(refusal), _) => self.refuse(conn, Some(request), seq, &refusal),
+            (None, Some(seq)) => self.reply(conn, |out| reply::ack(out, seq)),
             (None, None) => {}
         }
-        self.end_change(conn, fx);
-        self.paid(conn, fx);
+        self.end_change(conn);
+        self.paid(conn);
     }
 }

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use crate::service::client::LoggedIn;
 use crate::service::delivery::Text;
 use crate::service::shard::{Call, Shard};
-use crate::service::{Effect, Effects, Letter, Receipt, user_id};
+use crate::service::{Effect, Letter, Receipt, user_id};
 use crate::wire::{Errno, Refusal, rewrite_chat};
 
 impl Shard {
-    pub(crate) fn one_chat(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
+    pub(crate) fn one_chat(&mut self, call: &Call<'_>) -> Result<(), Refusal> {
         let user = self.me(call)?.user;
         let to = call.request.toid()?;
         let text = self.outgoing(call)?;
@@ -19,14 +19,14 @@ impl Shard {
         // sender who can go on at another node has to wait: what is sent from there must not come before it.
         let owed = call.seq.is_some() || !self.settings.alone;
         if owed {
-            self.owe_send(call.conn, user, fx);
+            self.owe_send(call.conn, user);
         }
         let receipt = Receipt::Sender { user, conn: call.conn, seq: call.seq, owed };
         let home = self.homes().of_user(to);
         if home == self.index {
-            self.deliver(to, Text::Borrowed(&text), receipt, fx);
+            self.deliver(to, Text::Borrowed(&text), receipt);
         } else {
-            fx.push(Effect::Post(home, Letter::Chat { to, body: Arc::from(&*text), receipt }));
+            self.fx.push(Effect::Post(home, Letter::Chat { to, body: Arc::from(&*text), receipt }));
         }
         Ok(())
     }
@@ -47,7 +47,7 @@ impl Shard {
         }
         let name = name.clone();
         let mut text = Vec::with_capacity(call.object.len() + 128);
-        rewrite_chat(call.object, chat, &name, self.local_time(call.now), &mut text);
+        rewrite_chat(call.object, chat, &name, self.local_time(), &mut text);
         Ok(Cow::Owned(text))
     }
 }

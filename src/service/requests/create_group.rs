@@ -1,37 +1,30 @@
 //! CREATE_GROUP.
 
 use crate::reactor::ConnId;
-use crate::service::Effects;
 use crate::service::jobs::{Answer, Op, Then};
 use crate::service::shard::{Call, Shard};
 use crate::store::{Outcome, StoreError, Write};
 use crate::wire::{Refusal, msgid, reply};
 
 impl Shard {
-    pub(crate) fn create_group(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
+    pub(crate) fn create_group(&mut self, call: &Call<'_>) -> Result<(), Refusal> {
         let creator = self.me(call)?.user;
         let (name, description) = (call.request.groupname()?.to_owned(), call.request.groupdesc()?.to_owned());
-        self.owe(call.conn, fx);
+        self.owe(call.conn);
         self.begin_change(call.conn);
         let then = Then::GroupCreated { conn: call.conn, seq: call.seq };
         let write = Write::CreateGroup { creator, name, description };
-        self.submit(self.user_lane(creator), then, Op::Write(write), fx);
+        self.submit(self.user_lane(creator), then, Op::Write(write));
         Ok(())
     }
 
-    pub(crate) fn group_created(
-        &mut self,
-        conn: ConnId,
-        seq: Option<i64>,
-        answer: Result<Answer, StoreError>,
-        fx: &mut Effects,
-    ) {
+    pub(crate) fn group_created(&mut self, conn: ConnId, seq: Option<i64>, answer: Result<Answer, StoreError>) {
         if let (Ok(Answer::Wrote(Outcome::Id(group))), Some(seq)) = (&answer, seq) {
             let group = *group;
-            self.reply(conn, fx, |out| reply::ack_group_created(out, seq, group));
-            self.end_change(conn, fx);
-            return self.paid(conn, fx);
+            self.reply(conn, |out| reply::ack_group_created(out, seq, group));
+            self.end_change(conn);
+            return self.paid(conn);
         }
-        self.acked(conn, msgid::CREATE_GROUP, seq, answer, fx);
+        self.acked(conn, msgid::CREATE_GROUP, seq, answer);
     }
 }

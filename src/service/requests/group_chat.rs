@@ -4,20 +4,20 @@ use std::sync::Arc;
 
 use crate::service::groups::GroupMessage;
 use crate::service::shard::{Call, Shard};
-use crate::service::{Effects, Letter, Receipt, group_id};
+use crate::service::{Letter, Receipt, group_id};
 use crate::wire::{Errno, Refusal};
 
 impl Shard {
-    pub(crate) fn group_chat(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
+    pub(crate) fn group_chat(&mut self, call: &Call<'_>) -> Result<(), Refusal> {
         let sender = self.me(call)?.user;
         let group = call.request.groupid()?;
         let text = self.outgoing(call)?;
         let group = group_id(group).ok_or(Errno::NoSuchGroup)?;
-        self.owe_send(call.conn, sender, fx);
+        self.owe_send(call.conn, sender);
         let key = self.sums.of_message(sender, call.conn, call.seq);
         let receipt = Receipt::Sum { user: sender, shard: self.index as u16, key };
         let message = GroupMessage { group, sender, body: Arc::from(&*text), receipt };
-        self.send(self.homes().of_group(group), Letter::GroupChat(message), fx);
+        self.send(self.homes().of_group(group), Letter::GroupChat(message));
         Ok(())
     }
 }

@@ -3,23 +3,23 @@
 use crate::reactor::ConnId;
 use crate::service::jobs::{Answer, Op, Then};
 use crate::service::shard::{Call, Shard};
-use crate::service::{Effects, Letter, group_id};
+use crate::service::{Letter, group_id};
 use crate::store::{GroupId, Outcome, StoreError, UserId, Write};
 use crate::wire::{Errno, Refusal, msgid};
 
 impl Shard {
-    pub(crate) fn join_group(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
+    pub(crate) fn join_group(&mut self, call: &Call<'_>) -> Result<(), Refusal> {
         let user = self.me(call)?.user;
         let group = group_id(call.request.groupid()?).ok_or(Errno::NoSuchGroup)?;
-        self.owe(call.conn, fx);
+        self.owe(call.conn);
         self.begin_change(call.conn);
         if let Some(client) = self.clients.get_mut(call.conn) {
             client.joins += 1;
         }
-        self.send(self.homes().of_group(group), Letter::Joining { group, user }, fx);
+        self.send(self.homes().of_group(group), Letter::Joining { group, user });
         let then = Then::GroupJoined { group, user, conn: call.conn, seq: call.seq };
         // The user's lane, as all that changes what the user's lists and quotas say.
-        self.submit(self.user_lane(user), then, Op::Write(Write::JoinGroup { user, group }), fx);
+        self.submit(self.user_lane(user), then, Op::Write(Write::JoinGroup { user, group }));
         Ok(())
     }
 
@@ -31,7 +31,6 @@ impl Shard {
         conn: ConnId,
         seq: Option<i64>,
         answer: Result<Answer, StoreError>,
-        fx: &mut Effects,
     ) {
         let outcome = match answer {
             Ok(Answer::Wrote(outcome)) => Ok(outcome),
@@ -39,20 +38,14 @@ impl Shard {
             Err(error) => Err(error),
         };
         let letter = Letter::JoinStored { group, user, conn, seq, outcome };
-        self.send(self.homes().of_group(group), letter, fx);
+        self.send(self.homes().of_group(group), letter);
     }
 
     /// A join counts on all nodes, or it does not.
-    pub(crate) fn joined(
-        &mut self,
-        conn: ConnId,
-        seq: Option<i64>,
-        outcome: Result<Outcome, StoreError>,
-        fx: &mut Effects,
-    ) {
+    pub(crate) fn joined(&mut self, conn: ConnId, seq: Option<i64>, outcome: Result<Outcome, StoreError>) {
         if let Some(client) = self.clients.get_mut(conn) {
             client.joins -= 1;
         }
-        self.acked(conn, msgid::JOIN_GROUP, seq, outcome.map(Answer::Wrote), fx);
+        self.acked(conn, msgid::JOIN_GROUP, seq, outcome.map(Answer::Wrote));
     }
 }

@@ -8,7 +8,7 @@ use crate::service::cluster::Question;
 use crate::service::jobs::{Answer, Lane, Login, Op, Then};
 use crate::service::shard::{Call, Shard};
 use crate::service::users::Entering;
-use crate::service::{Effect, Effects, Payload, Tag, user_id};
+use crate::service::{Effect, Payload, Tag, user_id};
 use crate::store::{Claim, Holder, Outcome, StoreError, UserId, Write};
 use crate::wire::{Errno, Framing, Refusal};
 
@@ -16,7 +16,7 @@ use crate::wire::{Errno, Framing, Refusal};
 const LEGACY_REPLY: usize = 1022;
 
 impl Shard {
-    pub(crate) fn login(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
+    pub(crate) fn login(&mut self, call: &Call<'_>) -> Result<(), Refusal> {
         let id = call.request.id()?;
         let password: Box<str> = call.request.password()?.into();
         let conn = call.conn;
@@ -28,37 +28,37 @@ impl Shard {
         }
         // Also if this one is refused untried: nobody is logged in after a login that has failed.
         if logged_in.is_some() {
-            self.log_out(conn, None, fx);
+            self.log_out(conn, None);
         }
         self.may_log_in(user, from)?;
-        let attempt = self.begin_attempt(conn, Some(user), call.seq, fx);
+        let attempt = self.begin_attempt(conn, Some(user), call.seq);
         let login = Login { conn, attempt, user, from, seq: call.seq, name: Box::default() };
         let is_leaving = self.clients.get(conn).is_some_and(|client| client.leaving.is_some());
         match self.waits_for(conn, attempt) {
             Some(attempt) if is_leaving => attempt.stage = Stage::Leaving(login, password),
-            _ => self.read_account(login, password, fx),
+            _ => self.read_account(login, password),
         }
         Ok(())
     }
 
-    fn read_account(&mut self, login: Login, password: Box<str>, fx: &mut Effects) {
+    fn read_account(&mut self, login: Login, password: Box<str>) {
         let user = login.user;
-        self.submit(self.user_lane(user), Then::AccountRead(login), Op::Account { user, password }, fx);
+        self.submit(self.user_lane(user), Then::AccountRead(login), Op::Account { user, password });
     }
 
     /// Something that a login on this connection may have waited for is over.
-    pub(crate) fn goes_on(&mut self, conn: ConnId, fx: &mut Effects) {
+    pub(crate) fn goes_on(&mut self, conn: ConnId) {
         let Some(client) = self.clients.get_mut(conn).filter(|client| !client.closing) else { return };
         let (is_leaving, is_busy) = (client.leaving.is_some(), client.is_busy_besides_its_login());
         let Some(attempt) = client.attempt.as_deref_mut() else { return };
         match std::mem::take(&mut attempt.stage) {
-            Stage::Leaving(login, password) if !is_leaving => self.read_account(login, password, fx),
-            Stage::Moving(login) if !is_busy => self.move_home(login, fx),
+            Stage::Leaving(login, password) if !is_leaving => self.read_account(login, password),
+            Stage::Moving(login) if !is_busy => self.move_home(login),
             stage => {
                 attempt.stage = stage;
                 if let Some(me) = client.user.as_deref() {
                     let user = me.user;
-                    self.load_if_due(user, fx);
+                    self.load_if_due(user);
                 }
             }
         }
@@ -66,14 +66,14 @@ impl Shard {
 
     /// The account was read. Who was here before with this password goes on at once; all others, also
     /// those who have no account, wait for a hash.
-    pub(crate) fn account_read(&mut self, mut login: Login, answer: Result<Answer, StoreError>, fx: &mut Effects) {
+    pub(crate) fn account_read(&mut self, mut login: Login, answer: Result<Answer, StoreError>) {
         self.count_password(&answer);
         let is_waited_for = self.is_waited_for(&login);
         match answer {
             Ok(Answer::Remembered(name)) => {
                 self.note_login(&login, Some(true));
                 login.name = name.into();
-                self.go_home(login, fx);
+                self.go_home(login);
             }
             Ok(Answer::Unproven(..)) if !is_waited_for => {
                 self.count_password(&Ok(Answer::Spared));
@@ -82,22 +82,22 @@ impl Shard {
             Ok(Answer::Unproven(account, password)) => match self.enter_hashing(login.conn) {
                 Ok(place) => {
                     let op = Op::Verify { user: login.user, account, password, place };
-                    self.submit(Lane::None, Then::Verified(login), op, fx);
+                    self.submit(Lane::None, Then::Verified(login), op);
                 }
                 Err(refusal) => {
                     self.note_login(&login, None);
-                    self.refuse_login(&login, &refusal, fx);
+                    self.refuse_login(&login, &refusal);
                 }
             },
             _ => {
                 self.note_login(&login, None);
-                self.refuse_login(&login, &Errno::StoreUnavailable.into(), fx);
+                self.refuse_login(&login, &Errno::StoreUnavailable.into());
             }
         }
     }
 
     /// The password was looked at.
-    pub(crate) fn verified(&mut self, mut login: Login, answer: Result<Answer, StoreError>, fx: &mut Effects) {
+    pub(crate) fn verified(&mut self, mut login: Login, answer: Result<Answer, StoreError>) {
         self.count_password(&answer);
         self.leave_hashing(login.conn, login.attempt);
         let is_right = match &answer {
@@ -108,34 +108,34 @@ impl Shard {
         match answer {
             Ok(Answer::Verified(Some(name))) => {
                 login.name = name.into();
-                self.go_home(login, fx);
+                self.go_home(login);
             }
-            Ok(Answer::Verified(None)) => self.refuse_login(&login, &Errno::Rejected.into(), fx),
-            _ => self.refuse_login(&login, &Errno::StoreUnavailable.into(), fx),
+            Ok(Answer::Verified(None)) => self.refuse_login(&login, &Errno::Rejected.into()),
+            _ => self.refuse_login(&login, &Errno::StoreUnavailable.into()),
         }
     }
 
     /// The password is right: the connection goes to its user's home, once nothing else of it is under way.
-    fn go_home(&mut self, login: Login, fx: &mut Effects) {
+    fn go_home(&mut self, login: Login) {
         if self.homes().of_user(login.user) == self.index {
-            return self.enter(login, fx);
+            return self.enter(login);
         }
         let conn = login.conn;
         if let Some(attempt) = self.waits_for(conn, login.attempt) {
             attempt.stage = Stage::Moving(login);
-            self.goes_on(conn, fx);
+            self.goes_on(conn);
         }
     }
 
-    fn move_home(&mut self, login: Login, fx: &mut Effects) {
+    fn move_home(&mut self, login: Login) {
         let (conn, to) = (login.conn, self.homes().of_user(login.user));
         if let Some(client) = self.clients.remove(conn) {
-            fx.push(Effect::Move { conn, to, moved: Box::new(Moved { client, login }) });
+            self.fx.push(Effect::Move { conn, to, moved: Box::new(Moved { client, login }) });
         }
     }
 
     /// The password is right, and this is the user's home: the account is taken, unless somebody here uses it.
-    pub(crate) fn enter(&mut self, login: Login, fx: &mut Effects) {
+    pub(crate) fn enter(&mut self, login: Login) {
         if !self.is_waited_for(&login) {
             return;
         }
@@ -147,22 +147,22 @@ impl Shard {
             // A former session of which nothing is left but what it has sent: this one takes its place.
             Some(session) if user.may_return() => Some(session.epoch),
             Some(session) if session.is_ending() => return user.with_more().waiting.push(login),
-            Some(_) => return self.refuse_login(&login, &Errno::InUse.into(), fx),
+            Some(_) => return self.refuse_login(&login, &Errno::InUse.into()),
             None => user.more().and_then(|more| more.unreleased.last().copied()),
         };
         let past = past.map(|epoch| Holder::Node(Claim { node: self.settings.node, epoch }));
-        self.claim(login, past, fx);
+        self.claim(login, past);
     }
 
     /// Asks the store for the account. `past`: who had it, and has gone without a word.
-    pub(crate) fn claim(&mut self, login: Login, past: Option<Holder>, fx: &mut Effects) {
+    pub(crate) fn claim(&mut self, login: Login, past: Option<Holder>) {
         self.next_epoch += 1;
         let (user, epoch) = (login.user, self.next_epoch);
         self.waits_for_bus(&login, false);
         let entry = self.users.entry(user).or_default();
         entry.with_more().entering = Some(Entering { login, epoch, early: Vec::new() });
         let write = Op::Write(Write::Claim { user, epoch, past });
-        self.submit(self.user_lane(user), Then::Claimed { user, epoch }, write, fx);
+        self.submit(self.user_lane(user), Then::Claimed { user, epoch }, write);
     }
 
     /// The login that has drawn this epoch, if it has not been given up.
@@ -171,118 +171,118 @@ impl Shard {
         more.entering.take_if(|entering| entering.epoch == epoch)
     }
 
-    pub(crate) fn claimed(&mut self, user: UserId, epoch: u64, answer: Result<Answer, StoreError>, fx: &mut Effects) {
+    pub(crate) fn claimed(&mut self, user: UserId, epoch: u64, answer: Result<Answer, StoreError>) {
         let Some(entering) = self.users.get(&user).and_then(|user| user.entering()) else { return };
         let login = entering.login.clone();
         match answer {
             Ok(Answer::Wrote(Outcome::Done)) if self.is_waited_for(&login) => {
                 self.waits_for_bus(&login, true);
-                fx.push(Effect::Bus(BusOp::Listen { user, epoch }));
+                self.fx.push(Effect::Bus(BusOp::Listen { user, epoch }));
             }
-            Ok(Answer::Wrote(Outcome::Done)) => self.give_claim_back(user, epoch, fx),
+            Ok(Answer::Wrote(Outcome::Done)) => self.give_claim_back(user, epoch),
             Ok(Answer::Wrote(Outcome::InUse(Holder::Foreign))) => {
-                self.claim_failed(user, epoch, fx);
-                self.ask_listeners(login, fx);
+                self.claim_failed(user, epoch);
+                self.ask_listeners(login);
             }
             // Nobody of this node uses it, or this login would have waited: it is the late success of a claim
             // that was reported as failed.
             Ok(Answer::Wrote(Outcome::InUse(holder @ Holder::Node(claim)))) if claim.node == self.settings.node => {
-                self.claim_failed(user, epoch, fx);
-                self.claim(login, Some(holder), fx);
+                self.claim_failed(user, epoch);
+                self.claim(login, Some(holder));
             }
             Ok(Answer::Wrote(Outcome::InUse(Holder::Node(_)))) => {
-                self.claim_failed(user, epoch, fx);
-                self.refuse_entering(&login, &Errno::InUse.into(), fx);
+                self.claim_failed(user, epoch);
+                self.refuse_entering(&login, &Errno::InUse.into());
             }
             Ok(Answer::Wrote(Outcome::NoUser)) => {
-                self.claim_failed(user, epoch, fx);
-                self.refuse_entering(&login, &Errno::Rejected.into(), fx);
+                self.claim_failed(user, epoch);
+                self.refuse_entering(&login, &Errno::Rejected.into());
             }
             _ => {
                 // It may have been claimed all the same.
-                self.claim_failed(user, epoch, fx);
-                self.release_failed(user, epoch, fx);
-                self.refuse_entering(&login, &Errno::StoreUnavailable.into(), fx);
+                self.claim_failed(user, epoch);
+                self.release_failed(user, epoch);
+                self.refuse_entering(&login, &Errno::StoreUnavailable.into());
             }
         }
     }
 
     /// A claim came to nothing: what other nodes have sent by it goes back.
-    fn claim_failed(&mut self, user: UserId, epoch: u64, fx: &mut Effects) {
+    fn claim_failed(&mut self, user: UserId, epoch: u64) {
         if let Some(entering) = self.take_entering(user, epoch) {
-            entering.early.into_iter().for_each(|early| self.refuse_early(user, early, fx));
+            entering.early.into_iter().for_each(|early| self.refuse_early(user, early));
         }
     }
 
-    fn refuse_entering(&mut self, login: &Login, refusal: &Refusal, fx: &mut Effects) {
-        self.refuse_login(login, refusal, fx);
-        self.let_in(login.user, fx);
+    fn refuse_entering(&mut self, login: &Login, refusal: &Refusal) {
+        self.refuse_login(login, refusal);
+        self.let_in(login.user);
     }
 
     /// Nobody waits for this session.
-    pub(crate) fn give_claim_back(&mut self, user: UserId, epoch: u64, fx: &mut Effects) {
-        self.claim_failed(user, epoch, fx);
-        self.release_failed(user, epoch, fx);
-        self.let_in(user, fx);
+    pub(crate) fn give_claim_back(&mut self, user: UserId, epoch: u64) {
+        self.claim_failed(user, epoch);
+        self.release_failed(user, epoch);
+        self.let_in(user);
     }
 
     /// Releases the claim of a login that has failed. Where it may have replaced that of a session which is
     /// ending, this is the session's: what its user has sent may not be settled yet.
-    fn release_failed(&mut self, user: UserId, epoch: u64, fx: &mut Effects) {
+    fn release_failed(&mut self, user: UserId, epoch: u64) {
         match self.users.get_mut(&user).filter(|user| user.session.is_some()) {
             Some(user) => user.with_more().replaced_by.push(epoch),
-            None => self.release(user, epoch, None, fx),
+            None => self.release(user, epoch, None),
         }
     }
 
     /// Logins that have waited for another one, or for the end of a session, go on.
-    pub(crate) fn let_in(&mut self, user: UserId, fx: &mut Effects) {
+    pub(crate) fn let_in(&mut self, user: UserId) {
         let waiting = self.users.get_mut(&user).and_then(|user| user.more_mut());
         let waiting = waiting.map_or_else(Vec::new, |more| std::mem::take(&mut more.waiting));
-        waiting.into_iter().for_each(|login| self.enter(login, fx));
+        waiting.into_iter().for_each(|login| self.enter(login));
         self.tidy(user);
     }
 
-    fn ask_listeners(&mut self, login: Login, fx: &mut Effects) {
+    fn ask_listeners(&mut self, login: Login) {
         let user = login.user;
         self.waits_for_bus(&login, true);
-        let ticket = self.ask(Question::Listeners(login), fx);
-        fx.push(Effect::Bus(BusOp::CountListeners(user, ticket)));
+        let ticket = self.ask(Question::Listeners(login));
+        self.fx.push(Effect::Bus(BusOp::CountListeners(user, ticket)));
     }
 
     /// The account is online, but none of our nodes has it: does a C++ node listen for its user?
-    pub(crate) fn listeners_counted(&mut self, login: Login, count: Option<u32>, fx: &mut Effects) {
+    pub(crate) fn listeners_counted(&mut self, login: Login, count: Option<u32>) {
         let is_free =
             self.users.get(&login.user).is_none_or(|user| user.session.is_none() && user.entering().is_none());
         match count {
             Some(0) if !self.is_waited_for(&login) => {}
-            Some(0) if is_free => self.claim(login, Some(Holder::Foreign), fx),
-            Some(0) => self.enter(login, fx),
+            Some(0) if is_free => self.claim(login, Some(Holder::Foreign)),
+            Some(0) => self.enter(login),
             // Without the bus only the store tells, and there the account is in use.
-            Some(_) | None => self.refuse_entering(&login, &Errno::InUse.into(), fx),
+            Some(_) | None => self.refuse_entering(&login, &Errno::InUse.into()),
         }
     }
 
     /// C++ nodes reach the user from now on: the session begins.
-    pub(crate) fn listened(&mut self, user: UserId, epoch: u64, fx: &mut Effects) {
+    pub(crate) fn listened(&mut self, user: UserId, epoch: u64) {
         let entering = self.users.get(&user).and_then(|user| user.entering());
         let Some(entering) = entering.filter(|entering| entering.epoch == epoch) else { return };
         let login = entering.login.clone();
         if !self.is_waited_for(&login) {
-            return self.give_claim_back(user, epoch, fx);
+            return self.give_claim_back(user, epoch);
         }
         if self.settings.mixed {
             // Before this they would have published to nobody. What they have stored is read
             // behind it, in the same lane.
-            self.submit(self.user_lane(user), Then::Nothing, Op::Write(Write::Show { user, epoch }), fx);
+            self.submit(self.user_lane(user), Then::Nothing, Op::Write(Write::Show { user, epoch }));
         }
         let Some(entering) = self.take_entering(user, epoch) else { return };
-        self.begin_session(entering, fx);
+        self.begin_session(entering);
     }
 
     /// Reads what was stored until now, and the lists, once nothing is on the route to where the user was, and
     /// what the connection's earlier requests change is settled.
-    pub(crate) fn load_if_due(&mut self, user: UserId, fx: &mut Effects) {
+    pub(crate) fn load_if_due(&mut self, user: UserId) {
         let Some(entry) = self.users.get_mut(&user) else { return };
         let has_route = entry.has_route();
         let Some(session) = entry.session.as_ref() else { return };
@@ -300,36 +300,36 @@ impl Shard {
         }
         attempt.waits_for_bus = false;
         let op = Op::Load { user, name, seq: attempt.seq, limit };
-        self.submit(self.user_lane(user), Then::Loaded { user, epoch }, op, fx);
+        self.submit(self.user_lane(user), Then::Loaded { user, epoch }, op);
     }
 
     /// The login reply is ready: out with it, then with what has come meanwhile.
-    pub(crate) fn loaded(&mut self, user: UserId, epoch: u64, answer: Result<Answer, StoreError>, fx: &mut Effects) {
+    pub(crate) fn loaded(&mut self, user: UserId, epoch: u64, answer: Result<Answer, StoreError>) {
         let session = self.users.get_mut(&user).and_then(|user| user.session_of(epoch));
         let Some(conn) = session.filter(|session| !session.is_ending()).map(|session| session.conn) else { return };
         let legacy = self.is_legacy(conn);
         let Some(client) = self.clients.get(conn) else { return };
         let framing = client.framing.framing();
         let Ok(Answer::Loaded(loaded)) = answer else {
-            self.log_out(conn, None, fx);
-            return self.refuse_attempt(conn, &Errno::StoreUnavailable.into(), fx);
+            self.log_out(conn, None);
+            return self.refuse_attempt(conn, &Errno::StoreUnavailable.into());
         };
         log::debug!("{conn}: user {user} has logged in from {}", client.peer);
         let has_rows = !loaded.rows.is_empty();
         if legacy {
-            fx.push(Effect::Pace(conn));
+            self.fx.push(Effect::Pace(conn));
         }
         let tag = has_rows.then(|| Tag::Reply { user, epoch, rows: loaded.rows.into() });
         let body = Payload::Shared(loaded.reply.into());
-        fx.push(Effect::Send { conn, body, framing, tag, manner: Manner { alone: true, exempt: true } });
-        self.with_backlog(user, epoch, fx, |backlog, cx| backlog.loaded(has_rows, loaded.more, cx));
-        self.end_attempt(conn, fx);
+        self.fx.push(Effect::Send { conn, body, framing, tag, manner: Manner { alone: true, exempt: true } });
+        self.with_backlog(user, epoch, |backlog, cx| backlog.loaded(has_rows, loaded.more, cx));
+        self.end_attempt(conn);
     }
 
     /// Refuses a login, if somebody still waits for it.
-    pub(crate) fn refuse_login(&mut self, login: &Login, refusal: &Refusal, fx: &mut Effects) {
+    pub(crate) fn refuse_login(&mut self, login: &Login, refusal: &Refusal) {
         if self.is_waited_for(login) {
-            self.refuse_attempt(login.conn, refusal, fx);
+            self.refuse_attempt(login.conn, refusal);
         }
     }
 

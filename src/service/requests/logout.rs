@@ -1,16 +1,15 @@
 //! LOGINOUT.
 
-use crate::service::Effects;
 use crate::service::shard::{Call, Shard};
 use crate::wire::Refusal;
 
 impl Shard {
-    pub(crate) fn logout(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
+    pub(crate) fn logout(&mut self, call: &Call<'_>) -> Result<(), Refusal> {
         self.me(call)?;
         if call.seq.is_some() {
-            self.owe(call.conn, fx);
+            self.owe(call.conn);
         }
-        self.log_out(call.conn, call.seq, fx);
+        self.log_out(call.conn, call.seq);
         Ok(())
     }
 }

@@ -12,12 +12,11 @@ mod ping;
 mod register;
 
 use super::Asks;
-use super::effects::Effects;
 use super::shard::{Call, Shard};
 use crate::wire::{Refusal, msgid};
 
 /// Carries a request out, or says why not.
-type RequestHandler = fn(&mut Shard, &Call<'_>, &mut Effects) -> Result<(), Refusal>;
+type RequestHandler = fn(&mut Shard, &Call<'_>) -> Result<(), Refusal>;
 
 /// The handlers by msgid, as in the original: the network side knows none of them by name.
 pub(super) const HANDLERS: &[(i64, Asks, RequestHandler)] = &[

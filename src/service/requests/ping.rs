@@ -1,19 +1,18 @@
 //! PING and PONG.
 
 use crate::reactor::ConnId;
-use crate::service::Effects;
 use crate::service::shard::{Call, Shard};
 use crate::wire::{Refusal, reply};
 
 impl Shard {
-    pub(crate) fn ping(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
+    pub(crate) fn ping(&mut self, call: &Call<'_>) -> Result<(), Refusal> {
         self.note_ping(call.conn);
-        self.reply(call.conn, fx, |out| reply::pong(out, call.seq));
+        self.reply(call.conn, |out| reply::pong(out, call.seq));
         Ok(())
     }
 
     /// The answer to our ping; that it came is all it says.
-    pub(crate) fn pong(&mut self, call: &Call<'_>, _: &mut Effects) -> Result<(), Refusal> {
+    pub(crate) fn pong(&mut self, call: &Call<'_>) -> Result<(), Refusal> {
         self.note_ping(call.conn);
         Ok(())
     }

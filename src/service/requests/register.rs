@@ -3,7 +3,7 @@
 use crate::reactor::{ConnId, Origin};
 use crate::service::jobs::{Answer, Lane, Op, Then};
 use crate::service::shard::{Call, Shard};
-use crate::service::{Effects, store_failure};
+use crate::service::store_failure;
 use crate::store::{Outcome, StoreError};
 use crate::wire::{Errno, Refusal, reply};
 
@@ -11,7 +11,7 @@ use crate::wire::{Errno, Refusal, reply};
 const PLAIN_PASSWORD: usize = 50;
 
 impl Shard {
-    pub(crate) fn register(&mut self, call: &Call<'_>, fx: &mut Effects) -> Result<(), Refusal> {
+    pub(crate) fn register(&mut self, call: &Call<'_>) -> Result<(), Refusal> {
         let name = call.request.name()?.to_owned();
         let password = call.request.password()?;
         if self.settings.mixed && password.len() > PLAIN_PASSWORD {
@@ -21,28 +21,21 @@ impl Shard {
         let password = password.into();
         let (conn, from) = (call.conn, self.origin(call.conn)?);
         self.may_register(from)?;
-        let attempt = self.begin_attempt(conn, None, call.seq, fx);
+        let attempt = self.begin_attempt(conn, None, call.seq);
         match self.enter_hashing(conn) {
             Ok(place) => {
                 let then = Then::Registered { conn, from, attempt };
-                self.submit(Lane::None, then, Op::Register { name, password, place }, fx);
+                self.submit(Lane::None, then, Op::Register { name, password, place });
             }
             Err(refusal) => {
                 self.forget_registration(from);
-                self.refuse_attempt(conn, &refusal, fx);
+                self.refuse_attempt(conn, &refusal);
             }
         }
         Ok(())
     }
 
-    pub(crate) fn registered(
-        &mut self,
-        conn: ConnId,
-        from: Origin,
-        attempt: u64,
-        answer: Result<Answer, StoreError>,
-        fx: &mut Effects,
-    ) {
+    pub(crate) fn registered(&mut self, conn: ConnId, from: Origin, attempt: u64, answer: Result<Answer, StoreError>) {
         self.count_password(&answer);
         if !matches!(answer, Ok(Answer::Wrote(_))) {
             self.forget_registration(from);
@@ -52,13 +45,13 @@ impl Shard {
         let Some(seq) = self.waits_for(conn, attempt).map(|attempt| attempt.seq) else { return };
         match answer {
             Ok(Answer::Wrote(Outcome::Id(id))) => {
-                fx.reply(conn, framing, true, |out| reply::registered(out, seq, id));
-                self.end_attempt(conn, fx);
+                self.fx.reply(conn, framing, true, |out| reply::registered(out, seq, id));
+                self.end_attempt(conn);
             }
             Ok(Answer::Wrote(Outcome::Already)) => {
-                self.refuse_attempt(conn, &Refusal::new(Errno::Rejected, "this name is taken!"), fx);
+                self.refuse_attempt(conn, &Refusal::new(Errno::Rejected, "this name is taken!"));
             }
-            other => self.refuse_attempt(conn, &store_failure(other), fx),
+            other => self.refuse_attempt(conn, &store_failure(other)),
         }
     }
 }
