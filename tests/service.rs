@@ -907,7 +907,7 @@ fn who_arrives_at_a_shard_that_is_stopping_is_told_so() {
     let conn = node.connect();
     node.call(1, |shard, now, fx| shard.stop(now, fx));
     node.ask(conn, &login_of(there));
-    assert!(node.reply().contains("\"errno\":22"));
+    assert!(node.reply().contains("{\"msgid\":2,\"errno\":22,"), "{:?}", node.sent);
     assert_eq!(node.population(), (0, 0));
 }
 
@@ -1619,7 +1619,7 @@ fn passwords_of_clients_that_are_gone_are_not_hashed() {
 fn at_the_end_of_the_server_nothing_is_hashed_any_more() {
     let (mut node, _) = Node::log_in_up_to(is_verify);
     node.call(0, |shard, now, fx| shard.stop(now, fx));
-    assert!(node.reply().contains("\"errno\":22"));
+    assert!(node.reply().contains("{\"msgid\":2,\"errno\":22,"), "{:?}", node.sent);
     assert_eq!(node.waiting[0].op.standing(), Standing::Abandoned);
     // Nor for who is logged in and registers somebody.
     let (mut node, conn) = Node::log_in_up_to(|op| matches!(op, Op::Register { .. }));

@@ -141,7 +141,7 @@ impl Shard {
             self.fx.timer(due, Timer::Attempt { conn, number });
         }
         if self.shutting_down {
-            self.refuse_and_close(conn, Errno::ShuttingDown.into(), CloseReason::ShuttingDown);
+            self.refuse_attempt(conn, &Errno::ShuttingDown.into());
         } else {
             self.enter(login);
         }

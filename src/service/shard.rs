@@ -378,11 +378,7 @@ impl Shard {
             let Some(client) = self.clients.get_mut(conn) else { continue };
             // Its turn to be hashed may be a minute away.
             let would_be_hashed = client.give_up();
-            if client.waiting && client.user.is_none() {
-                self.refuse_and_close(conn, Errno::ShuttingDown.into(), CloseReason::ShuttingDown);
-                continue;
-            }
-            if would_be_hashed {
+            if would_be_hashed || client.waiting && client.user.is_none() {
                 self.refuse_attempt(conn, &Errno::ShuttingDown.into());
             }
             self.log_out(conn, None);
