@@ -1,4 +1,5 @@
-//! Section 2: REG_MSG, LOGIN_MSG, LOGINOUT_MSG and ADD_FRIEND_MSG; promise 4, one session.
+//! REG_MSG, LOGIN_MSG, LOGINOUT_MSG and ADD_FRIEND_MSG, as `docs/PROTOCOL.md#3-requests` has them; and one session for
+//! each account, promise 4 of `docs/PROTOCOL.md#8-order-and-other-promises`.
 
 use serde_json::json;
 

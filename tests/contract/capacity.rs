@@ -1,5 +1,5 @@
 //! Large numbers: connections that come and go leave nothing behind, idle ones cost little, and a
-//! full descriptor table is survived.
+//! full descriptor table is survived. What a client sees of it is in `docs/PROTOCOL.md#7-limits`.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

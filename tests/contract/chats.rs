@@ -1,4 +1,4 @@
-//! Section 2: ONE_CHAT_MSG, and what is forwarded.
+//! ONE_CHAT_MSG, and what is forwarded: `docs/PROTOCOL.md#one_chat_msg`, `docs/PROTOCOL.md#4-pushes`.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! Section 3: a request sees what the same connection has asked for before it, answered or not.
+//! A request sees what the same connection has asked for before it, answered or not: `docs/PROTOCOL.md#3-requests`.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! Section 3: every errno, and where it is said.
+//! Every errno, and in which reply it stands: `docs/PROTOCOL.md#the-error-201`, `docs/PROTOCOL.md#what-is-read`.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! Section 1: where one message ends, how replies are ended, and what is too much.
+//! Where one message ends, how replies are ended, and what is too much: `docs/PROTOCOL.md#1-connection-and-framing`.
 
 use chat_server::wire::Framing;
 use serde_json::json;

@@ -1,5 +1,5 @@
-//! Section 2: CREATE_GROUP_MSG, ADD_GROUP_MSG, GROUP_CHAT_MSG; promise 6, a member counts from the
-//! ack of the join.
+//! CREATE_GROUP_MSG, ADD_GROUP_MSG and GROUP_CHAT_MSG, as `docs/PROTOCOL.md#3-requests` has them; and a member counts from
+//! the ack of the join on, promise 6 of `docs/PROTOCOL.md#8-order-and-other-promises`.
 
 use serde_json::{Value, json};
 

@@ -1,5 +1,5 @@
 //! `--legacy-client`: what the C++ client needs, which reads with one `recv` into 1024 bytes,
-//! parses up to the first NUL, and forgets the rest.
+//! parses up to the first NUL, and forgets the rest: `docs/PROTOCOL.md#what-a-c-client-does-and-what-follows-from-it`.
 
 use std::io::Read;
 

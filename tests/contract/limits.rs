@@ -1,5 +1,5 @@
 //! What clients may not exceed: the attack on each limit, what the attacker is told, and that others do
-//! not feel it.
+//! not feel it. The limits are in `docs/PROTOCOL.md#7-limits`.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! The wire contract, tested over real sockets against the real server.
+//! The wire contract, `docs/PROTOCOL.md`, tested over real sockets against the real server.
 //!
 //! A test is a function of its [`Config`] and gets its clients from a [`World`]; it is named after
 //! the promise it holds the server to. Every test runs in every configuration, as a test of its

@@ -1,4 +1,5 @@
-//! Which names are the same, which are none, and what passwords are the same: on every store.
+//! Which names are the same, which are none, and what passwords are the same, on every store:
+//! `docs/PROTOCOL.md#names`, `docs/PROTOCOL.md#passwords`.
 
 use std::sync::Barrier;
 use std::thread;

@@ -1,4 +1,5 @@
-//! Promise 3 and the login reply's `offlinemsg`: stored, drained, removed only afterwards.
+//! Messages for a user who is offline are stored, drained by `offlinemsg` of the login reply, and removed only afterwards:
+//! `docs/PROTOCOL.md#6-offline-messages`, and promise 3 of `docs/PROTOCOL.md#8-order-and-other-promises`.
 
 use serde_json::Value;
 

@@ -1,4 +1,4 @@
-//! Promises 1 and 2: order, and nothing lost in the gaps.
+//! Order, and nothing lost in the gaps: promises 1 and 2 of `docs/PROTOCOL.md#8-order-and-other-promises`.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};

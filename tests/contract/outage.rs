@@ -1,4 +1,5 @@
-//! Promise 5 and errno 21: a MySQL server that dies, or falls silent, and comes back; and Redis.
+//! A MySQL server that dies, or falls silent, and comes back; and Redis: errno 21, promise 5 of
+//! `docs/PROTOCOL.md#8-order-and-other-promises`, and `docs/PROTOCOL.md#9-clusters`.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,5 @@
-//! The server as a process: its start, its end, and what a crash leaves.
+//! The server as a process: its start, its end, and what a crash leaves. Signals are in `docs/PROTOCOL.md#9-clusters`,
+//! what is left by a crash in promises 3 and 4 of `docs/PROTOCOL.md#8-order-and-other-promises`.
 
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};

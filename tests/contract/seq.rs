@@ -1,4 +1,4 @@
-//! Section 3: `seq`, and exactly one reply for each.
+//! `seq`, and exactly one reply for each: `docs/PROTOCOL.md#seq-and-the-ack-200`.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,5 @@
-//! Promise 5 and errno 21: a SQLite store that fails, and comes back. MySQL's are in `outage.rs`.
+//! A SQLite store that fails, and comes back: errno 21 and promise 5 of
+//! `docs/PROTOCOL.md#8-order-and-other-promises`. MySQL's failures are in `outage.rs`.
 
 use serde_json::{Value, json};
 

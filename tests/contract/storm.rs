@@ -1,4 +1,5 @@
-//! Many logins at once: who is served first, what is refused, and that everybody is answered.
+//! Many logins at once: which of them are served first, what is refused, and that all of them are answered, as
+//! `docs/PROTOCOL.md#login_msg` has it.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

@@ -72,12 +72,13 @@ impl Repository {
         files.filter(|(path, _)| folders.iter().any(|folder| path.starts_with(folder)))
     }
 
-    /// Whether a file or folder is there: by its path, or by the end of it.
-    fn has(&self, path: &str) -> bool {
+    /// The files and folders of this path, or of this end of a path, as their texts; a folder has none.
+    fn named<'a>(&'a self, path: &'a str) -> impl Iterator<Item = &'a str> {
         let path = path.trim_end_matches('/');
-        let end = format!("/{path}");
-        let is_it = |name: &String| name == path || name.ends_with(&end);
-        self.files.keys().any(is_it) || self.folders.iter().any(is_it)
+        let is_it =
+            move |name: &str| name.strip_suffix(path).is_some_and(|rest| rest.is_empty() || rest.ends_with('/'));
+        let folders = self.folders.iter().filter(move |name| is_it(name)).map(|_| "");
+        self.files.iter().filter(move |(name, _)| is_it(name)).map(|(_, text)| text.as_str()).chain(folders)
     }
 
     fn is_anchor(&self, path: &str, anchor: &str) -> bool {
@@ -211,27 +212,44 @@ pub fn dead_links(repository: &Repository, document: &Document) -> Vec<String> {
     dead
 }
 
-/// Files and folders of the repository, and functions and tests with long names, in code spans.
+/// Files and folders of the repository, what is declared in them as in `pool.rs::Pool`, and functions and tests with
+/// long names, in code spans.
 pub fn missing_files(repository: &Repository, document: &Document) -> Vec<String> {
     let mut missing = Vec::new();
-    let is_source = |path: &str| repository.folders.contains(path.split('/').next().unwrap_or(""));
     for (number, line) in prose(&document.text) {
         for word in spans(line).flat_map(str::split_whitespace) {
             let word = word.trim_matches(|c: char| matches!(c, ',' | ';' | '(' | ')' | '"' | '\''));
-            let extension = word.rsplit_once('.').map_or("", |(_, extension)| extension);
-            let is_path = word.contains('/') && is_source(word) || EXTENSIONS.contains(&extension);
-            let is_pattern = word.contains(['*', '…', '$', '<', ':', ',']) || word.starts_with(['/', '.', '-']);
-            let is_name = word.matches('_').count() > 2 && word.chars().all(|c| c.is_ascii_lowercase() || c == '_');
-            let is_generated = GENERATED.iter().any(|folder| word.starts_with(&format!("{folder}/")));
-            if is_path && !is_pattern && !is_generated && !repository.has(word)
-                || is_name
-                    && !repository.below(&["src/", "tests/", "benches/", "fuzz/"]).any(|(_, text)| text.contains(word))
-            {
+            if !word.contains(['*', '…', '$', '<', ',']) && !is_there(repository, word) {
                 missing.push(format!("{}:{number}: no {word}", document.path));
             }
         }
     }
     missing
+}
+
+/// Whether a word of a document names nothing of the repository, or what is there.
+fn is_there(repository: &Repository, word: &str) -> bool {
+    let (path, item) = word.split_once("::").unwrap_or((word, ""));
+    let extension = path.rsplit_once('.').map_or("", |(_, extension)| extension);
+    let top = path.split('/').next().unwrap_or("");
+    if GENERATED.contains(&top) || path.starts_with(['/', '.', '-']) {
+        return true;
+    }
+    if EXTENSIONS.contains(&extension) || path.contains('/') && repository.folders.contains(top) {
+        let mut files = repository.named(path).peekable();
+        return files.peek().is_some() && (item.is_empty() || files.any(|text| declares(text, item)));
+    }
+    let is_name = word.matches('_').count() > 2 && word.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+    !is_name || repository.below(&["src/", "tests/", "benches/", "fuzz/"]).any(|(_, text)| text.contains(word))
+}
+
+/// Whether a source declares an item of this name.
+fn declares(text: &str, item: &str) -> bool {
+    const KINDS: [&str; 8] = ["fn ", "struct ", "enum ", "trait ", "type ", "const ", "static ", "mod "];
+    text.match_indices(item).any(|(at, _)| {
+        let is_whole = !text[at + item.len()..].starts_with(|c: char| c.is_alphanumeric() || c == '_');
+        is_whole && KINDS.iter().any(|kind| text[..at].ends_with(kind))
+    })
 }
 
 /// Flags, of the server, the client, the load bench, scripts and cargo; and variables of the environment.

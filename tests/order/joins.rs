@@ -1,4 +1,5 @@
-//! Joins that a node does not hear of: from their acks on every node counts the member (promise 6).
+//! Joins that a node does not hear of: from their acks on every node counts the member, promise 6 of
+//! `docs/PROTOCOL.md#8-order-and-other-promises`.
 
 use std::time::Instant;
 
