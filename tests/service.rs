@@ -11,10 +11,10 @@ use chat_server::bus::{Addressee, Answered, BusEvent, BusOp, Envelope, Fate};
 use chat_server::home::Homes;
 use chat_server::password::{Cost, Hasher};
 use chat_server::pool::Standing;
-use chat_server::reactor::{CloseReason, ConnId, ConnIds, HangUp, Recall, Unwritten};
+use chat_server::reactor::{CloseReason, ConnId, ConnIds, HangUp, Mark, Recall, Unwritten};
 use chat_server::service::{
     Answer, Done, Effect, Effects, HashQueue, Job, JobRunner, Lane, Letter, Memo, Moved, Now, Op, PasswordWork,
-    Payload, Settings, Shard, Tag, Timer,
+    Payload, Reason, Settings, Shard, Tag, Timer,
 };
 use chat_server::store::sqlite::SqliteStore;
 use chat_server::store::{Claim, Holder, Kept, NodeId, Outcome, Quotas, Store, StoreError, UserId, Write};
@@ -67,7 +67,7 @@ struct Line {
     has_begun: bool,
     is_paused: bool,
     /// It was told to close, and is as soon as its client has read everything.
-    closing: Option<CloseReason>,
+    closing: Option<Reason>,
     /// Nobody's queue is taken back for now.
     keeps_its_queue: bool,
 }
@@ -226,10 +226,10 @@ impl Node {
                 let line = self.line(conn);
                 line.closing = Some(reason);
                 if line.queue.is_empty() {
-                    todo.push_back(self.closed(conn, reason));
+                    todo.push_back(self.closed(conn, CloseReason::Handler(reason)));
                 }
             }
-            Effect::Abort(conn, reason) => todo.push_back(self.closed(conn, reason)),
+            Effect::Abort(conn, reason) => todo.push_back(self.closed(conn, CloseReason::Handler(reason))),
             Effect::Move { conn, to, moved } => {
                 assert!(self.line(conn).queue.iter().all(|(_, tag)| tag.is_none()), "it moves with what it names");
                 todo.push_back(Next::Arrival(to, conn, moved));
@@ -290,7 +290,7 @@ impl Node {
         }
         self.call_for(conn, |shard, conn, now, fx| shard.drained(conn, now, fx));
         if let Some(reason) = self.lines.get(&self.name(conn)).and_then(|line| line.closing) {
-            self.hang_up(conn, reason);
+            self.hang_up(conn, CloseReason::Handler(reason));
         }
     }
 
@@ -332,7 +332,7 @@ impl Node {
         }
     }
 
-    fn closed(&mut self, conn: ConnId, reason: CloseReason) -> Next {
+    fn closed(&mut self, conn: ConnId, reason: CloseReason<Reason>) -> Next {
         let line = self.lines.remove(&conn).expect("a connection");
         let unwritten = line.queue.into_iter().enumerate().filter_map(|(i, (text, tag))| {
             Some(Unwritten { tag: tag?, body: Arc::from(text.into_bytes()), begun: line.has_begun && i == 0 })
@@ -342,7 +342,7 @@ impl Node {
     }
 
     /// A connection is gone.
-    fn hang_up(&mut self, conn: ConnId, reason: CloseReason) {
+    fn hang_up(&mut self, conn: ConnId, reason: CloseReason<Reason>) {
         let conn = self.name(conn);
         if let Next::Input(shard, input) = self.closed(conn, reason) {
             self.call(shard, input);
@@ -837,7 +837,7 @@ fn two_homes() -> (Node, [UserId; 2]) {
     for id in 1..=10 {
         node.ask(conn, &format!(r#"{{"msgid":4,"name":"user {id}","password":"p"}}"#));
     }
-    node.hang_up(conn, CloseReason::ByClient);
+    node.hang_up(conn, CloseReason::Handler(Reason::ByClient));
     node.sent.clear();
     let homes = [0, 1].map(|shard| (1..=10).find(|user| node.homes.of_user(*user) == shard).expect("a user"));
     (node, homes)
@@ -1045,7 +1045,7 @@ fn half_written_and_refused(id: usize) -> (Node, Vec<(Lane, Op)>) {
     let stored: Vec<String> = jobs.iter().flat_map(|(_, op)| stored_by(op)).collect();
     assert_texts(&stored, &["second"]);
     (node.jobs, node.sent) = (Vec::new(), Vec::new());
-    node.hang_up(recipient, CloseReason::ByClient);
+    node.hang_up(recipient, CloseReason::Handler(Reason::ByClient));
     let jobs = std::mem::take(&mut node.jobs);
     (node, jobs)
 }
@@ -1087,7 +1087,7 @@ fn what_is_written_whole_after_it_was_stored_is_removed_and_what_is_cut_off_stay
         assert!(node.sent.iter().any(|text| text.contains("\"seq\":1,\"errno\":0")), "{:?}", node.sent);
         // And then the connection goes in both cases.
         if !is_cut {
-            node.hang_up(conns[1], CloseReason::ByClient);
+            node.hang_up(conns[1], CloseReason::Handler(Reason::ByClient));
         }
         let conn = node.connect();
         node.sent.clear();
@@ -1233,7 +1233,7 @@ fn waits_for_an_answer() -> (Node, u64) {
     let [Envelope::Chat { to, .. }] = &published[..] else { panic!("{published:?}") };
     let number = to[0].number;
     node.jobs.clear();
-    node.hang_up(conn, CloseReason::ByClient);
+    node.hang_up(conn, CloseReason::Handler(Reason::ByClient));
     assert!(node.jobs.is_empty(), "it is not known what became of the message: {:?}", node.jobs);
     (node, number)
 }
@@ -1297,7 +1297,7 @@ fn what_comes_for_a_session_while_its_user_returns_is_settled_and_arrives() {
     let conns = node.log_in(3);
     node.waits = is_keep;
     node.ask(conns[0], &chat(1, 9, "it is not known who has user 9"));
-    node.hang_up(conns[0], CloseReason::ByClient);
+    node.hang_up(conns[0], CloseReason::Handler(Reason::ByClient));
     node.waits = |op| is_claim(op) || is_keep(op);
     let conn = node.connect();
     node.ask(conn, LOGIN);
@@ -1597,7 +1597,7 @@ fn passwords_of_clients_that_are_gone_are_not_hashed() {
         node.call_for(*conn, |shard, conn, now, fx| shard.hung_up(conn, HangUp::Gone, now, fx));
     }
     for conn in &conns[4..9] {
-        node.hang_up(*conn, CloseReason::SlowConsumer);
+        node.hang_up(*conn, CloseReason::SlowConsumer(Mark::Hard));
     }
     let standings: Vec<Standing> = node.waiting.iter().map(|job| job.op.standing()).collect();
     assert_eq!(standings.iter().filter(|standing| **standing == Standing::Due).count(), 1, "{standings:?}");
@@ -1793,7 +1793,7 @@ fn a_login_is_answered_in_time_though_the_last_session_does_not_end() {
     let mut node = Node::new();
     let (conns, conn) = (node.log_in(2), node.connect());
     let first = conns[0];
-    node.hang_up(conns[1], CloseReason::ByClient);
+    node.hang_up(conns[1], CloseReason::Handler(Reason::ByClient));
     // It has sent something that the store does not take.
     node.waits = is_keep;
     node.ask(first, &chat(1, 2, "m"));

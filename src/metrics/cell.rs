@@ -113,6 +113,35 @@ impl<L: Label, C, const N: usize> By<L, C, N> {
     }
 }
 
+/// A cell of the same kind for each of some labels that are known only when it is made.
+#[derive(Debug)]
+pub struct Labelled<C> {
+    cells: Box<[(String, C)]>,
+}
+
+impl<C> Default for Labelled<C> {
+    fn default() -> Self {
+        Labelled { cells: Box::default() }
+    }
+}
+
+impl<C: Default> Labelled<C> {
+    /// A cell for each of the labels, such as `reason="idle"`, in their order.
+    pub fn new(labels: impl IntoIterator<Item = String>) -> Self {
+        Labelled { cells: labels.into_iter().map(|label| (label, C::default())).collect() }
+    }
+
+    /// The cell of the label at `index`, if there are as many.
+    pub fn at(&self, index: usize) -> Option<&C> {
+        self.cells.get(index).map(|(_, cell)| cell)
+    }
+}
+
+/// A label with the text of a value: in lower case and with `_` for every blank.
+pub fn worded(name: &str, text: &str) -> String {
+    format!("{name}=\"{}\"", text.replace(' ', "_").to_lowercase())
+}
+
 /// What a family of metrics is, for Prometheus.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -208,6 +237,24 @@ impl<L: Label, C: Cell, const N: usize> Cell for By<L, C, N> {
     fn write(&self, numbers: &mut &[u64], series: &mut Series<'_>) {
         for (label, cell) in L::ALL.iter().zip(&self.cells) {
             let before = series.push_label(&label.label());
+            cell.write(numbers, series);
+            series.labels.truncate(before);
+        }
+    }
+}
+
+impl<C: Cell + Default> Cell for Labelled<C> {
+    fn kind(&self) -> Kind {
+        C::default().kind()
+    }
+
+    fn read(&self, numbers: &mut Vec<u64>) {
+        self.cells.iter().for_each(|(_, cell)| cell.read(numbers));
+    }
+
+    fn write(&self, numbers: &mut &[u64], series: &mut Series<'_>) {
+        for (label, cell) in &self.cells {
+            let before = series.push_label(label);
             cell.write(numbers, series);
             series.labels.truncate(before);
         }
@@ -313,7 +360,7 @@ macro_rules! labels {
             }
 
             fn label(self) -> String {
-                format!("{}=\"{}\"", $name, self.text().replace(' ', "_").to_lowercase())
+                $crate::metrics::worded($name, self.text())
             }
         }
     };

@@ -18,6 +18,6 @@ mod cell;
 mod process;
 mod registry;
 
-pub use cell::{By, Cell, Cells, Counter, Family, Gauge, Histogram, Kind, Label, Series};
+pub use cell::{By, Cell, Cells, Counter, Family, Gauge, Histogram, Kind, Label, Labelled, Series, worded};
 pub(crate) use cell::{cells, labels};
 pub use registry::{Registry, Watched};

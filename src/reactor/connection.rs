@@ -8,33 +8,7 @@ use super::acceptor::ConnectionSlot;
 use super::event_loop::Recall;
 use super::id::ConnId;
 use super::outbox::Outbox;
-use crate::metrics::labels;
-
-labels! {
-    /// Why a connection was closed; counted and logged once.
-    pub enum CloseReason as "reason" {
-        /// The client closed, and everything it had sent is settled.
-        ByClient = "closed by the client",
-        /// The stream could not be followed any further.
-        Unfollowable = "input could not be followed",
-        TooLarge = "message too large",
-        /// The proxy that it comes from did not say whose it is.
-        BadProxyHeader = "no PROXY header",
-        /// It does not come from the proxy, and may not claim to.
-        NotTheProxy = "not from the proxy",
-        /// Its address has as many connections as it may.
-        AddressFull = "too many connections of its address",
-        LoginTimeout = "no login in time",
-        IdleTimeout = "idle",
-        /// It did not read what was queued for it.
-        SlowConsumer = "slow consumer",
-        /// A socket error: reset, timed out, unreachable.
-        SocketError = "socket error",
-        ShuttingDown = "shutting down",
-        /// Its user may be logged in elsewhere.
-        ClaimLost = "claim lost",
-    }
-}
+use super::reason::{CloseReason, Mark};
 
 /// One message to be written.
 pub struct Message<'a, T> {
@@ -59,21 +33,21 @@ pub enum HangUp {
 
 /// Where a connection stands in its life. It only ever goes down this list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
+pub(super) enum State<R> {
     Open,
-    /// We close: what is queued is flushed, nothing more is read.
-    Flushing(CloseReason),
+    /// The handler closes it: what is queued is flushed, nothing more is read.
+    Flushing(R),
     /// Our side is shut; the client's last bytes are read and dropped, since closing a socket
     /// with unread input sends a reset, which can destroy the reply on its way.
     Lingering,
     /// To be swept at the end of the turn, after a word to the handler if there is a reason.
-    Dead(Option<CloseReason>),
+    Dead(Option<CloseReason<R>>),
 }
 
-pub(super) struct Connection<T> {
+pub(super) struct Connection<T, R> {
     pub id: ConnId,
     pub stream: TcpStream,
-    pub state: State,
+    pub state: State<R>,
     /// The kernel may have input: an event said so and no read has shown otherwise.
     pub readable: bool,
     /// An event said that the client has finished sending, or has sent an urgent byte: a short read
@@ -89,8 +63,8 @@ pub(super) struct Connection<T> {
     pub paused: bool,
     /// `input` holds bytes that the handler has not looked at since it stopped.
     pub unhandled: bool,
-    /// Over the high-water mark and not drained since.
-    pub over: bool,
+    /// The mark that its queue has passed without being drained since.
+    pub over: Option<Mark>,
     /// In the loop's ready list.
     pub in_ready: bool,
     /// In the loop's dirty list.
@@ -123,7 +97,7 @@ pub(super) struct Connection<T> {
     pub _slot: ConnectionSlot,
 }
 
-impl<T> Connection<T> {
+impl<T, R> Connection<T, R> {
     pub fn new(id: ConnId, stream: TcpStream, slot: ConnectionSlot) -> Self {
         Connection {
             id,
@@ -136,7 +110,7 @@ impl<T> Connection<T> {
             ended: false,
             paused: false,
             unhandled: false,
-            over: false,
+            over: None,
             in_ready: false,
             in_dirty: false,
             armed: false,

@@ -1,7 +1,7 @@
 //! What the acceptor and the reactors count.
 
-use super::CloseReason;
-use crate::metrics::{By, Counter, Gauge, cells, labels};
+use super::reason::{CloseReason, Reason};
+use crate::metrics::{By, Counter, Gauge, Labelled, cells, labels, worded};
 
 labels! {
     /// How it showed that a client does not read.
@@ -35,9 +35,25 @@ cells! {
         /// Connections that were taken over from the acceptor.
         accepted: Counter = "chat_connections_accepted_total",
         /// Connections that were closed, by reason.
-        closed: By<CloseReason, Counter, { CloseReason::COUNT }> = "chat_connections_closed_total",
+        closed: Labelled<Counter> = "chat_connections_closed_total",
         /// How often a client was found not to read, and its messages took the way through the store.
         slow: By<Slowness, Counter, { Slowness::COUNT }> = "chat_slow_consumers_total",
+    }
+}
+
+impl ReactorCounts {
+    /// Counts of a reactor whose handler has such reasons.
+    pub(super) fn new<R: Reason>() -> Self {
+        let reasons = CloseReason::<R>::all().map(|reason| worded("reason", reason.text()));
+        ReactorCounts { closed: Labelled::new(reasons), ..ReactorCounts::default() }
+    }
+
+    /// Notes why a connection was closed.
+    pub(super) fn note_closed<R: Reason>(&self, reason: CloseReason<R>) {
+        let index = CloseReason::all().position(|each| each == reason);
+        if let Some(count) = index.and_then(|index| self.closed.at(index)) {
+            count.add(1);
+        }
     }
 }
 

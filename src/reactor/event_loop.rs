@@ -13,11 +13,12 @@ use mio::{Events, Interest, Poll, Registry, Token};
 
 use super::acceptor::ConnectionSlot;
 use super::budget::{Budget, Share};
-use super::connection::{CloseReason, Connection, HangUp, Message, State};
+use super::connection::{Connection, HangUp, Message, State};
 use super::counts::{ReactorCounts, Slowness};
 use super::id::{ConnId, ConnIds, ConnMap};
 use super::mailbox::{Mail, Mailbox, Moving, WAKER};
 use super::outbox::{Manner, Outbox, Progress, Unwritten};
+use super::reason::{CloseReason, Mark, Reason};
 use super::timers::Timers;
 use crate::clock;
 
@@ -68,6 +69,8 @@ pub trait Handler: Sized {
     type Timer;
     /// What a handler tells the one of another reactor of a connection that it gives to it.
     type Moved: Send;
+    /// Why the handler closes connections.
+    type Reason: Reason;
 
     /// Whether the handler may act at this moment. The loop asks right before it hands over each thing
     /// that has come (input, a letter, a timer, a connection's end), before it writes a connection's queue, and
@@ -122,7 +125,13 @@ pub trait Handler: Sized {
 
     /// The connection is gone; `unwritten` are the tagged messages that did not get out whole.
     /// Nothing can be sent to it any more.
-    fn closed(&mut self, io: &mut Io<Self>, conn: ConnId, reason: CloseReason, unwritten: Vec<Unwritten<Self::Tag>>);
+    fn closed(
+        &mut self,
+        io: &mut Io<Self>,
+        conn: ConnId,
+        reason: CloseReason<Self::Reason>,
+        unwritten: Vec<Unwritten<Self::Tag>>,
+    );
 
     /// A timer set with [`Io::set_timer`] has fired.
     fn timer(&mut self, io: &mut Io<Self>, timer: Self::Timer);
@@ -187,7 +196,7 @@ pub struct Io<H: Handler> {
     index: usize,
     registry: Registry,
     ids: ConnIds,
-    connections: ConnMap<Box<Connection<H::Tag>>>,
+    connections: ConnMap<Box<Connection<H::Tag, H::Reason>>>,
     limits: Limits,
     share: Share,
     /// What the handler holds besides the queues, in bytes.
@@ -296,7 +305,7 @@ impl<H: Handler> Io<H> {
         outbox.push(message.body, message.terminator, message.tag, manner);
         let counted = outbox.counted();
         mark_dirty(connection, &mut self.dirty);
-        if counted > self.limits.high_water && (!connection.over || counted > self.limits.hard) {
+        if counted > self.limits.high_water && (connection.over.is_none() || counted > self.limits.hard) {
             self.over.push(conn);
         }
         true
@@ -318,7 +327,7 @@ impl<H: Handler> Io<H> {
     }
 
     /// Flushes what is queued, then closes.
-    pub fn close(&mut self, conn: ConnId, reason: CloseReason) {
+    pub fn close(&mut self, conn: ConnId, reason: H::Reason) {
         if let Some(connection) = self.connections.get_mut(conn)
             && connection.state == State::Open
         {
@@ -338,8 +347,8 @@ impl<H: Handler> Io<H> {
 
     /// Closes at once. What is queued is not written; [`Handler::closed`] gets what of it is tagged, with the
     /// message that was partly written, and what is sent until then. A connection that was being closed keeps its reason.
-    pub fn abort(&mut self, conn: ConnId, reason: CloseReason) {
-        self.kill(conn, reason);
+    pub fn abort(&mut self, conn: ConnId, reason: H::Reason) {
+        self.kill(conn, CloseReason::Handler(reason));
     }
 
     /// Has [`Handler::recalled`] called with what can be taken back from the connection's queue,
@@ -376,7 +385,7 @@ impl<H: Handler> Io<H> {
     }
 
     /// A connection that has been given away in this turn.
-    fn departing(&mut self, conn: ConnId) -> Option<&mut Connection<H::Tag>> {
+    fn departing(&mut self, conn: ConnId) -> Option<&mut Connection<H::Tag, H::Reason>> {
         self.outgoing.iter_mut().flatten().find_map(|mail| match mail {
             Mail::Moved(moving) if moving.connection.id == conn => Some(&mut *moving.connection),
             _ => None,
@@ -393,14 +402,25 @@ impl<H: Handler> Io<H> {
         self.outgoing[reactor].push(Mail::Letter(letter));
     }
 
-    fn kill(&mut self, conn: ConnId, reason: CloseReason) {
+    /// Ends a connection. One that was being closed keeps its reason: it says more than how that went.
+    fn kill(&mut self, conn: ConnId, reason: CloseReason<H::Reason>) {
+        if let Some(connection) = self.connections.get_mut(conn) {
+            if connection.state == State::Open {
+                connection.state = State::Dead(Some(reason));
+                self.dead.push(conn);
+            } else {
+                self.end(conn);
+            }
+        }
+    }
+
+    /// Ends a connection that is being closed.
+    fn end(&mut self, conn: ConnId) {
         if let Some(connection) = self.connections.get_mut(conn) {
             let reason = match connection.state {
-                State::Open => Some(reason),
-                // We were closing it anyway, and know a better reason than how that went.
-                State::Flushing(reason) => Some(reason),
+                State::Flushing(reason) => Some(CloseReason::Handler(reason)),
                 State::Lingering => None,
-                State::Dead(_) => return,
+                State::Open | State::Dead(_) => return,
             };
             connection.state = State::Dead(reason);
             self.dead.push(conn);
@@ -432,19 +452,19 @@ fn may_act<H: Handler>(halted: &mut bool, handler: &mut H) -> bool {
     !*halted
 }
 
-fn set_close_by<T, K>(connection: &mut Connection<T>, timers: &mut Timers<LoopTimer<K>>, at: Instant) {
+fn set_close_by<T, R, K>(connection: &mut Connection<T, R>, timers: &mut Timers<LoopTimer<K>>, at: Instant) {
     connection.close_by = Some(at);
     timers.set(at, LoopTimer::Linger(connection.id));
 }
 
-fn mark_dirty<T>(connection: &mut Connection<T>, dirty: &mut Vec<ConnId>) {
+fn mark_dirty<T, R>(connection: &mut Connection<T, R>, dirty: &mut Vec<ConnId>) {
     if !connection.in_dirty {
         connection.in_dirty = true;
         dirty.push(connection.id);
     }
 }
 
-fn mark_ready<T>(connection: &mut Connection<T>, ready: &mut VecDeque<ConnId>) {
+fn mark_ready<T, R>(connection: &mut Connection<T, R>, ready: &mut VecDeque<ConnId>) {
     if !connection.in_ready {
         connection.in_ready = true;
         ready.push_back(connection.id);
@@ -512,7 +532,7 @@ impl<H: Handler> EventLoop<H> {
             dead: Vec::new(),
             spare: Vec::new(),
             congested: false,
-            counts: Arc::default(),
+            counts: Arc::new(ReactorCounts::new::<H::Reason>()),
         };
         Ok(EventLoop {
             poll,
@@ -750,7 +770,7 @@ impl<H: Handler> EventLoop<H> {
         if connection.stall_timer {
             io.timers.set(progress.unwrap_or(io.now) + STALLED, LoopTimer::Stalled(id));
         }
-        if connection.over {
+        if connection.over.is_some() {
             io.timers.set(over_since.unwrap_or(io.now) + SLOW_CONSUMER, LoopTimer::Slow(id));
         }
         if let Some(at) = connection.close_by {
@@ -807,7 +827,7 @@ impl<H: Handler> EventLoop<H> {
                     }
                     return;
                 }
-                State::Open if connection.over => return,
+                State::Open if connection.over.is_some() => return,
                 // A client that asks for more than it reads must not fill the memory with replies.
                 State::Open if connection.queued() > high_water => {
                     connection.stuffed = true;
@@ -923,7 +943,7 @@ impl<H: Handler> EventLoop<H> {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Ok(n) if n > 0 => budget = budget.saturating_sub(n),
-                _ => return self.io.kill(id, CloseReason::ByClient),
+                _ => return self.io.end(id),
             }
         }
         self.requeue(id);
@@ -937,16 +957,21 @@ impl<H: Handler> EventLoop<H> {
                 LoopTimer::Linger(id) => {
                     // A goodbye has begun its time anew.
                     let close_by = self.io.connections.get(id).and_then(|connection| connection.close_by);
-                    if close_by.is_some_and(|at| at <= self.io.now) {
-                        self.kill_at(self.resumed + LINGER, id, LoopTimer::Linger(id));
+                    if close_by.is_some_and(|at| at <= self.io.now)
+                        && self.has_had_from_us(LINGER, LoopTimer::Linger(id))
+                    {
+                        self.io.end(id);
                     }
                 }
                 LoopTimer::Slow(id) => {
                     // It may have read everything since, and then fallen behind anew.
-                    let over_since =
-                        self.io.connections.get(id).filter(|c| c.over).and_then(|c| c.outbox.as_ref()?.over_since);
-                    if over_since.is_some_and(|since| since + SLOW_CONSUMER <= self.io.now) {
-                        self.kill_at(self.resumed + SLOW_CONSUMER, id, LoopTimer::Slow(id));
+                    let connection = self.io.connections.get(id);
+                    let since = connection.and_then(|connection| connection.outbox.as_ref()?.over_since);
+                    if let Some(mark) = connection.and_then(|connection| connection.over)
+                        && since.is_some_and(|since| since + SLOW_CONSUMER <= self.io.now)
+                        && self.has_had_from_us(SLOW_CONSUMER, LoopTimer::Slow(id))
+                    {
+                        self.close_slow(id, mark);
                     }
                 }
                 LoopTimer::Stalled(id) => self.check_stalled(id),
@@ -961,13 +986,32 @@ impl<H: Handler> EventLoop<H> {
         }
     }
 
-    /// Ends a connection whose time is over, or has it end later: only then has it had that time from us, too.
-    fn kill_at(&mut self, at: Instant, id: ConnId, timer: LoopTimer<H::Timer>) {
-        if at <= self.io.now {
-            self.io.kill(id, CloseReason::SlowConsumer);
-        } else {
+    /// Whether a client whose time is over has had that time from us, too, since the handler may act. If not, `timer`
+    /// looks again when it has.
+    fn has_had_from_us(&mut self, time: Duration, timer: LoopTimer<H::Timer>) -> bool {
+        let at = self.resumed + time;
+        let has_had = at <= self.io.now;
+        if !has_had {
             self.io.timers.set(at, timer);
         }
+        has_had
+    }
+
+    /// Closes a connection whose client does not read.
+    fn close_slow(&mut self, id: ConnId, mark: Mark) {
+        let Some(connection) = self.io.connections.get(id) else { return };
+        if connection.state == State::Open {
+            let (bytes, marks) = (connection.queued(), self.io.marks());
+            let (soft, hard) = (marks.high_water, marks.hard);
+            let cause = match mark {
+                Mark::HighWater => format!("10 s after its queue has passed the high-water mark of {soft} bytes"),
+                Mark::Share => format!("10 s after its queue has passed its share of all buffers, now {soft} bytes"),
+                Mark::Hard => format!("above the hard mark of {hard} bytes"),
+                Mark::HardShare => format!("above its share of all buffers, now {hard} bytes"),
+            };
+            log::info!("{id} is closed as a slow consumer: {bytes} bytes wait to be written, {cause}");
+        }
+        self.io.kill(id, CloseReason::SlowConsumer(mark));
     }
 
     /// Acts on connections whose queue has just grown past a mark, or is to be recalled. A full queue in the middle of a
@@ -987,8 +1031,8 @@ impl<H: Handler> EventLoop<H> {
             }
             let Some(connection) = self.io.connections.get_mut(id) else { continue };
             let counted = connection.weight(tight);
-            if counted > limits.high_water && !connection.over {
-                connection.over = true;
+            if counted > limits.high_water && connection.over.is_none() {
+                connection.over = Some(if tight { Mark::Share } else { Mark::HighWater });
                 if let Some(outbox) = &mut connection.outbox {
                     outbox.over_since = Some(now);
                 }
@@ -997,7 +1041,7 @@ impl<H: Handler> EventLoop<H> {
                 self.recall(id, Recall::Reroutable);
             }
             if self.io.connections.get(id).is_some_and(|connection| connection.weight(tight) > limits.hard) {
-                self.io.kill(id, CloseReason::SlowConsumer);
+                self.close_slow(id, if limits.hard < self.io.limits.hard { Mark::HardShare } else { Mark::Hard });
             }
         }
     }
@@ -1018,7 +1062,7 @@ impl<H: Handler> EventLoop<H> {
         for id in self.io.connections.ids().collect::<Vec<_>>() {
             let Some(connection) = self.io.connections.get(id) else { continue };
             let weight = connection.weight(true);
-            if weight > marks.high_water && (!connection.over || weight > marks.hard) {
+            if weight > marks.high_water && (connection.over.is_none() || weight > marks.hard) {
                 self.io.over.push(id);
                 self.settle_over();
             }
@@ -1041,7 +1085,7 @@ impl<H: Handler> EventLoop<H> {
         let io = &mut self.io;
         let Some(connection) = io.connections.get_mut(id) else { return };
         connection.stall_timer = false;
-        if !connection.blocked || connection.over || connection.recalled || connection.state != State::Open {
+        if !connection.blocked || connection.over.is_some() || connection.recalled || connection.state != State::Open {
             return;
         }
         let progress = connection.outbox.as_ref().and_then(|outbox| outbox.progress).unwrap_or(io.now);
@@ -1152,7 +1196,7 @@ impl<H: Handler> EventLoop<H> {
                 if let Some(outbox) = connection.outbox.take() {
                     Io::<H>::put_back(&mut io.spare, outbox);
                 }
-                drained = std::mem::take(&mut connection.over) | std::mem::take(&mut connection.recalled);
+                drained = connection.over.take().is_some() | std::mem::take(&mut connection.recalled);
                 if std::mem::take(&mut connection.stuffed) || drained {
                     mark_ready(connection, &mut io.ready);
                 }
@@ -1189,12 +1233,13 @@ impl<H: Handler> EventLoop<H> {
         // It fails if the client has gone already; reading will tell.
         let _ = connection.stream.shutdown(Shutdown::Write);
         if connection.eof {
-            io.kill(id, reason);
+            io.end(id);
         } else {
             set_close_by(connection, &mut io.timers, io.now + LINGER);
             mark_ready(connection, &mut io.ready);
         }
-        io.counts.closed.of(reason).add(1);
+        let reason = CloseReason::Handler(reason);
+        io.counts.note_closed(reason);
         self.handler.closed(io, id, reason, Vec::new());
     }
 
@@ -1213,7 +1258,7 @@ impl<H: Handler> EventLoop<H> {
                 None => Vec::new(),
             };
             if let State::Dead(Some(reason)) = connection.state {
-                self.io.counts.closed.of(reason).add(1);
+                self.io.counts.note_closed(reason);
                 self.handler.closed(&mut self.io, id, reason, unwritten);
                 self.settle_over();
             }

@@ -35,7 +35,7 @@ pub enum Mail<H: Handler> {
 
 /// A connection on its way from one reactor to another: the loop's part, and the handler's.
 pub struct Moving<H: Handler> {
-    pub(super) connection: Box<Connection<H::Tag>>,
+    pub(super) connection: Box<Connection<H::Tag, H::Reason>>,
     pub(super) moved: H::Moved,
     /// Until it has arrived.
     pub(super) in_flight: InFlight,

@@ -30,15 +30,17 @@ mod id;
 mod mailbox;
 mod memory;
 mod outbox;
+mod reason;
 mod timers;
 
 pub use acceptor::{Acceptor, AcceptorHandle, Admission, ConnectionSlot, listen, listen_everywhere};
 pub use address::{AddressSlot, Addresses, Origin, canonical};
 pub use budget::Budget;
-pub use connection::{CloseReason, HangUp, Message};
+pub use connection::{HangUp, Message};
 pub use counts::{AcceptorCounts, ReactorCounts, Slowness};
 pub use event_loop::{EventLoop, Handler, Io, Limits, Recall, Taken};
 pub use id::{ConnId, ConnIds, ConnMap};
 pub use mailbox::{Mail, Mailbox, Moving};
 pub use outbox::{Body, Manner, Outbox, Progress, Unwritten};
+pub use reason::{CloseReason, Mark, Reason};
 pub use timers::Timers;

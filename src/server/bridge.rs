@@ -16,7 +16,7 @@ use crate::clock::since_boot;
 use crate::home::Homes;
 use crate::pool::{Standing, Submitter, Worker};
 use crate::reactor::{Body, CloseReason, ConnId, Handler, HangUp, Io, Mail, Message, Recall, Taken, Unwritten};
-use crate::service::{Effect, Effects, Job, JobRunner, Letter, Moved, Now, Payload, Shard, Tag, Timer};
+use crate::service::{Effect, Effects, Job, JobRunner, Letter, Moved, Now, Payload, Reason, Shard, Tag, Timer};
 use crate::store::NodeId;
 
 /// One reactor's handler: a shard, and what its effects go to.
@@ -172,6 +172,7 @@ impl Handler for Bridge {
     type Tag = Tag;
     type Timer = Timer;
     type Moved = Box<Moved>;
+    type Reason = Reason;
 
     fn may_act(&mut self) -> bool {
         self.validity.as_ref().is_none_or(|validity| validity.may_act(since_boot()))
@@ -228,7 +229,7 @@ impl Handler for Bridge {
         self.carry_out(io);
     }
 
-    fn closed(&mut self, io: &mut Io<Self>, conn: ConnId, reason: CloseReason, unwritten: Vec<Unwritten<Tag>>) {
+    fn closed(&mut self, io: &mut Io<Self>, conn: ConnId, reason: CloseReason<Reason>, unwritten: Vec<Unwritten<Tag>>) {
         self.shard.closed(conn, reason, unwritten, self.clock.now(io.now()), &mut self.effects);
         self.carry_out(io);
     }

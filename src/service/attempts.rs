@@ -12,8 +12,9 @@ use super::client::Client;
 use super::hashing::Place;
 use super::jobs::Login;
 use super::letters::Timer;
+use super::reason::Reason;
 use super::{Effect, Limit, Shard};
-use crate::reactor::{CloseReason, ConnId, HangUp};
+use crate::reactor::{ConnId, HangUp};
 use crate::store::UserId;
 use crate::wire::{Errno, Refusal, msgid};
 
@@ -180,7 +181,7 @@ impl Shard {
             HangUp::Gone => {
                 client.give_up();
                 client.closing = true;
-                self.close(conn, CloseReason::SocketError);
+                self.close(conn, Reason::HungUp);
             }
         }
     }

@@ -7,8 +7,9 @@ use super::attempts::Attempt;
 use super::jobs::Login;
 use super::letters::Timer;
 use super::limits::Tally;
+use super::reason::Reason;
 use super::{Effect, Shard};
-use crate::reactor::{CloseReason, ConnId, canonical};
+use crate::reactor::{ConnId, canonical};
 use crate::store::UserId;
 use crate::wire::proxy::BadHeader;
 use crate::wire::{Errno, FramingMirror, ProxyHeader, Refusal, Request, Splitter, msgid, reply};
@@ -57,7 +58,7 @@ pub(super) struct Client {
     /// We are closing it.
     pub closing: bool,
     /// We are, as soon as nothing is pending.
-    pub close_when_paid: Option<CloseReason>,
+    pub close_when_paid: Option<Reason>,
     /// What is counted for it; a pointer, since most limits are off by default.
     pub tally: Option<Box<Tally>>,
 }
@@ -168,7 +169,7 @@ impl Shard {
         client.closing = !client.header_due;
         if client.closing {
             log::debug!("{conn}: {ip} is none of the proxies");
-            self.fx.push(Effect::Close(conn, CloseReason::NotTheProxy));
+            self.fx.push(Effect::Close(conn, Reason::NotTheProxy));
         }
         client.header_due
     }
@@ -198,7 +199,7 @@ impl Shard {
 
     pub(super) fn refuse_proxy_header(&mut self, conn: ConnId, bad: BadHeader) {
         let refusal = Refusal::new(Errno::Unfollowable, bad.to_string());
-        self.refuse_and_close(conn, refusal, CloseReason::BadProxyHeader);
+        self.refuse_and_close(conn, refusal, Reason::BadProxyHeader);
     }
 
     /// Has the login timer found somebody who has not logged in?
@@ -213,7 +214,7 @@ impl Shard {
         if client.waiting || due > now.at {
             self.fx.timer(due.max(now.at + LATER), Timer::Login(conn));
         } else {
-            self.refuse_and_close(conn, Refusal::busy("no login in time", 1), CloseReason::LoginTimeout);
+            self.refuse_and_close(conn, Refusal::busy("no login in time", 1), Reason::LoginTimeout);
         }
     }
 
@@ -235,7 +236,7 @@ impl Shard {
         } else if client.pending > 0 {
             self.fx.timer(now.at + LATER, Timer::Idle(conn));
         } else {
-            self.refuse_and_close(conn, Refusal::new(Errno::Busy, "closed for being idle"), CloseReason::IdleTimeout);
+            self.refuse_and_close(conn, Refusal::new(Errno::Busy, "closed for being idle"), Reason::IdleTimeout);
         }
     }
 }

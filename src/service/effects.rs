@@ -7,8 +7,9 @@ use std::time::Instant;
 use super::client::Moved;
 use super::jobs::{Job, Lane};
 use super::letters::{Letter, Tag, Timer};
+use super::reason::Reason;
 use crate::bus::{Addressee, BusOp, Envelope};
-use crate::reactor::{CloseReason, ConnId, Manner, Recall};
+use crate::reactor::{ConnId, Manner, Recall};
 use crate::store::NodeId;
 use crate::wire::Framing;
 
@@ -29,9 +30,9 @@ pub enum Effect {
     /// Take messages back from the connection's queue at once: [`super::Shard::recalled`] follows.
     Recall(ConnId, Recall),
     /// Flush, then close.
-    Close(ConnId, CloseReason),
+    Close(ConnId, Reason),
     /// Close at once; what is not written comes back.
-    Abort(ConnId, CloseReason),
+    Abort(ConnId, Reason),
     /// The connection goes on at another shard, which knows it by a new id: [`super::Shard::arrived`]. This one
     /// knows it no more.
     Move { conn: ConnId, to: usize, moved: Box<Moved> },

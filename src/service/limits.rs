@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use super::client::Client;
 use super::jobs::Login;
+use super::reason::Reason;
 use super::{Effect, Limit, Shard, Throttle, Timer};
-use crate::reactor::{AddressSlot, Addresses, CloseReason, ConnId, Origin};
+use crate::reactor::{AddressSlot, Addresses, ConnId, Origin};
 use crate::store::{Quota, UserId};
 use crate::wire::Refusal;
 
@@ -168,7 +169,7 @@ impl Shard {
         let Some(client) = self.clients.get_mut(conn) else { return };
         match addresses.admit(client.peer.ip()) {
             Some(slot) => client.tally(self.now.at).address = Some(slot),
-            None => self.refuse_and_close(conn, address_is_full(), CloseReason::AddressFull),
+            None => self.refuse_and_close(conn, address_is_full(), Reason::AddressFull),
         }
     }
 }

@@ -5,12 +5,13 @@ use std::time::Duration;
 use super::backlog::{self, Backlog, Nudger};
 use super::client::LoggedIn;
 use super::letters::{Stored, Tag, Timer};
+use super::reason::Reason;
 use super::receipts::{Receipt, Waiting};
 use super::shard::Shard;
 use super::users::{Ending, Entering, Session};
 use super::{Answer, Effect, Limit, Op, Path, Payload, Then};
 use crate::bus::{BusOp, Envelope, Fate};
-use crate::reactor::{CloseReason, ConnId, Manner, Recall, Unwritten};
+use crate::reactor::{ConnId, Manner, Recall, Unwritten};
 use crate::store::{Outcome, RowId, StoreError, UserId, Write};
 use crate::wire::reply::OFFLINE_IN_REPLY;
 use crate::wire::{Errno, Refusal, reply};
@@ -171,7 +172,7 @@ impl Shard {
         let conn = session.conn;
         // Without its connection it is the store's already.
         if session.backlog.as_deref().is_some_and(Backlog::has_half) && self.clients.get(conn).is_some() {
-            self.fx.push(Effect::Abort(conn, CloseReason::SlowConsumer));
+            self.fx.push(Effect::Abort(conn, Reason::HalfWritten));
         }
     }
 
@@ -212,7 +213,7 @@ impl Shard {
         {
             log::warn!("{conn}: the claim on user {user} is not in the store: somebody has changed the database");
             let refusal = Refusal::new(Errno::NotLoggedIn, "your session has ended, please log in again");
-            return self.refuse_and_close(conn, refusal, CloseReason::ClaimLost);
+            return self.refuse_and_close(conn, refusal, Reason::ClaimLost);
         }
         let is_done = answer.is_ok();
         self.with_backlog(user, epoch, |backlog, cx| backlog.removed(is_done, cx));

@@ -11,6 +11,7 @@ use super::client::{Client, Moved};
 use super::cluster::{Burial, Question, Waiter};
 use super::delivery::Text;
 use super::groups::{Groups, Sums};
+use super::reason::Reason;
 use super::users::Users;
 use super::{
     Answer, Asks, Effect, Effects, Job, Lane, Letter, Now, Op, Settings, ShardCounts, Tag, Then, Timer, requests,
@@ -211,7 +212,7 @@ impl Shard {
     pub fn closed(
         &mut self,
         conn: ConnId,
-        reason: CloseReason,
+        reason: CloseReason<Reason>,
         unwritten: Vec<Unwritten<Tag>>,
         now: Now,
         fx: &mut Effects,
@@ -261,7 +262,7 @@ impl Shard {
             return;
         }
         if self.shutting_down {
-            self.refuse_and_close(conn, Errno::ShuttingDown.into(), CloseReason::ShuttingDown);
+            self.refuse_and_close(conn, Errno::ShuttingDown.into(), Reason::ShuttingDown);
             return;
         }
         self.set_timers(conn);
@@ -304,8 +305,8 @@ impl Shard {
                 }
                 Err(broken) => {
                     let (errno, reason) = match broken {
-                        Broken::TooLarge => (Errno::TooLarge, CloseReason::TooLarge),
-                        Broken::NotAnObject | Broken::TooDeep => (Errno::Unfollowable, CloseReason::Unfollowable),
+                        Broken::TooLarge => (Errno::TooLarge, Reason::TooLarge),
+                        Broken::NotAnObject | Broken::TooDeep => (Errno::Unfollowable, Reason::Unfollowable),
                     };
                     self.refuse_stream(conn, Refusal::new(errno, broken.to_string()), reason);
                 }
@@ -321,7 +322,7 @@ impl Shard {
             self.refuse_proxy_header(conn, BadHeader::Malformed);
         } else if rest > 0 || client.splitter.inside_object() {
             let refusal = Refusal::new(Errno::Unfollowable, "the stream ended inside an object");
-            self.refuse_stream(conn, refusal, CloseReason::Unfollowable);
+            self.refuse_stream(conn, refusal, Reason::Unfollowable);
         } else {
             self.close_if_done(conn);
         }
@@ -407,7 +408,7 @@ impl Shard {
     fn object(&mut self, conn: ConnId, object: &[u8]) {
         let request = match Request::parse(object) {
             Ok(request) => request,
-            Err(refusal) => return self.refuse_stream(conn, refusal, CloseReason::Unfollowable),
+            Err(refusal) => return self.refuse_stream(conn, refusal, Reason::Unfollowable),
         };
         let (id, seq) = (request.msgid(), request.seq());
         if let Some(refusal) = self.is_too_fast(conn, object.len()) {
@@ -456,7 +457,7 @@ impl Shard {
     }
 
     /// For what no request can be blamed for: says why, then closes.
-    pub(super) fn refuse_and_close(&mut self, conn: ConnId, refusal: Refusal, reason: CloseReason) {
+    pub(super) fn refuse_and_close(&mut self, conn: ConnId, refusal: Refusal, reason: Reason) {
         let Some(client) = self.clients.get_mut(conn) else { return };
         if !std::mem::replace(&mut client.closing, true) {
             client.give_up();
@@ -467,7 +468,7 @@ impl Shard {
     }
 
     /// The same where the stream cannot be followed: requests before that still get their replies.
-    fn refuse_stream(&mut self, conn: ConnId, refusal: Refusal, reason: CloseReason) {
+    fn refuse_stream(&mut self, conn: ConnId, refusal: Refusal, reason: Reason) {
         match self.clients.get_mut(conn) {
             Some(client) if client.pending > 0 && !client.waiting && !client.closing => {
                 log::debug!("{conn}: {}", refusal.text);
@@ -538,13 +539,13 @@ impl Shard {
         let Some(client) = self.clients.get_mut(conn) else { return };
         if client.pending == 0 && (client.ended || self.shutting_down) && !std::mem::replace(&mut client.closing, true)
         {
-            let reason = if client.ended { CloseReason::ByClient } else { CloseReason::ShuttingDown };
+            let reason = if client.ended { Reason::ByClient } else { Reason::ShuttingDown };
             self.close(conn, reason);
         }
     }
 
     /// Closes a connection behind what is queued for it. Its session ends before: nobody waits for its reader.
-    pub(super) fn close(&mut self, conn: ConnId, reason: CloseReason) {
+    pub(super) fn close(&mut self, conn: ConnId, reason: Reason) {
         self.end_with_connection(conn);
         self.fx.push(Effect::Close(conn, reason));
     }

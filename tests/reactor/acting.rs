@@ -12,7 +12,7 @@ use chat_server::reactor::{CloseReason, ConnId, Io, Mail, Message, Recall, Taken
 use crate::probe;
 use crate::support::{DEADLINE, eventually};
 use crate::toy::{
-    EXEMPT, Event, Letter, Reactors, Script, Setup, Tag, Toy, echo, expect_bytes, expect_end, message, send,
+    EXEMPT, Event, Letter, Reactors, Script, Setup, Tag, Toy, Why, echo, expect_bytes, expect_end, message, send,
 };
 
 /// The reactor whose handler may not act sometimes. The other one has the clock.
@@ -71,7 +71,7 @@ fn nothing_is_handled_or_written_while_it_may_not_act_and_all_of_it_after_in_ord
     reactors.tell(HELD, move |_, io| {
         assert!(send(io, conn, b"queued", Some(Tag::Chat(0))));
         io.set_timer(io.now(), 100);
-        io.close(closed, CloseReason::IdleTimeout);
+        io.close(closed, Why::IdleTimeout);
     });
     let flag = Arc::clone(&reactors.threads[HELD].may);
     reactors.tell(HELD, move |_, _| flag.store(false, SeqCst));
@@ -249,12 +249,12 @@ fn the_end_of_a_connection_waits_when_its_time_ran_out_in_the_turn() {
     let (mut client, conn) = connect(&reactors);
     reactors.ask(HELD, move |toy, io| {
         assert!(send(io, conn, b"unwritten", Some(Tag::Chat(0))));
-        io.abort(conn, CloseReason::ClaimLost);
+        io.abort(conn, Why::ClaimLost);
         toy.may_no_longer();
     });
     assert_eq!(told(&reactors), []);
     may(&reactors, true);
-    assert_eq!(reactors.closed(conn), (CloseReason::ClaimLost, vec![(Tag::Chat(0), false)]));
+    assert_eq!(reactors.closed(conn), (CloseReason::Handler(Why::ClaimLost), vec![(Tag::Chat(0), false)]));
     expect_end(&mut client);
 }
 
@@ -360,7 +360,7 @@ fn clients_are_not_to_blame_for_what_was_not_written_while_it_might_not_act() {
     reactors.wait("the mark to be passed", |event| matches!(event, Event::Recalled(..)).then_some(()));
     reactors.ask(HELD, move |toy, io| {
         assert!(send(io, closed, b"the last reply", None));
-        io.close(closed, CloseReason::IdleTimeout);
+        io.close(closed, Why::IdleTimeout);
         toy.may_no_longer();
     });
     // Longer than any of them may take.
@@ -369,7 +369,7 @@ fn clients_are_not_to_blame_for_what_was_not_written_while_it_might_not_act() {
     may(&reactors, true);
     expect_bytes(&mut closing, b"the last reply");
     expect_end(&mut closing);
-    assert_eq!(reactors.closed(closed).0, CloseReason::IdleTimeout);
+    assert_eq!(reactors.closed(closed).0, CloseReason::Handler(Why::IdleTimeout));
     expect_bytes(&mut slow, &vec![b'x'; MUCH - 1]);
     reactors.expect(&Event::Drained(conn));
 }

@@ -5,7 +5,9 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chat_server::reactor::{Body, CloseReason, ConnId, Io, Limits, Mail, Manner, Message, Outbox, Slowness, Unwritten};
+use chat_server::reactor::{
+    Body, CloseReason, ConnId, Io, Limits, Mail, Manner, Mark, Message, Outbox, Slowness, Unwritten,
+};
 
 use crate::probe;
 use crate::support::eventually;
@@ -136,6 +138,16 @@ fn nobody_else_waits_for_a_slow_client_and_its_own_requests_do() {
     read_until(&mut slow, b"more please");
 }
 
+/// What the log says of a client that was closed for not reading: how many bytes wait, and why that is too much.
+fn closed_for(reactors: &Reactors, conn: ConnId) -> (usize, String) {
+    let begin = format!("INFO {conn} is closed as a slow consumer: ");
+    let lines = reactors.log(conn.reactor()).into_iter().filter_map(|line| Some(line.strip_prefix(&begin)?.to_owned()));
+    let lines: Vec<String> = lines.collect();
+    let [line] = &lines[..] else { panic!("one line, not {lines:?}") };
+    let (bytes, why) = line.split_once(" bytes wait to be written, ").expect("a number of bytes");
+    (bytes.parse().unwrap(), why.to_owned())
+}
+
 fn read_until(client: &mut TcpStream, end: &[u8]) {
     let (mut all, mut chunk) = (Vec::new(), vec![0; 64 * 1024]);
     while !all.ends_with(end) {
@@ -155,8 +167,11 @@ fn over_the_soft_mark_for_ten_seconds_it_is_closed_and_its_chats_handed_back() {
     reactors.ask(0, move |_, io| send(io, conn, b"late", Some(Tag::Chat(1_000_000))));
     let (reason, unwritten) = reactors.closed(conn);
     let took = began.elapsed();
-    assert_eq!(reason, CloseReason::SlowConsumer);
+    assert_eq!(reason, CloseReason::SlowConsumer(Mark::HighWater));
     assert!(took >= Duration::from_millis(9900) && took < Duration::from_secs(20), "after {took:?}");
+    let (bytes, why) = closed_for(&reactors, conn);
+    assert!(bytes > JAM / 2, "{bytes}");
+    assert_eq!(why, format!("10 s after its queue has passed the high-water mark of {} bytes", LIMITS.high_water));
     assert_eq!(unwritten, [(Tag::Chat(1_000_000), false)]);
     reactors.wait_until_empty(0);
 }
@@ -174,7 +189,7 @@ fn a_client_that_caught_up_is_not_closed_by_the_timer_of_its_first_lapse() {
     reactors.told();
     let again = Instant::now();
     send_until_over(&reactors, conn);
-    assert_eq!(reactors.closed(conn).0, CloseReason::SlowConsumer);
+    assert_eq!(reactors.closed(conn).0, CloseReason::SlowConsumer(Mark::HighWater));
     assert!(again.elapsed() >= Duration::from_millis(9900), "closed after {:?}", again.elapsed());
 }
 
@@ -198,11 +213,14 @@ fn over_the_hard_mark_it_is_closed_at_once_and_nothing_is_lost() {
         }
         _ => None,
     });
-    assert_eq!(reason, CloseReason::SlowConsumer);
+    assert_eq!(reason, CloseReason::SlowConsumer(Mark::Hard));
     assert!(began.elapsed() < Duration::from_secs(8), "only after {:?}", began.elapsed());
     let queued = written + unwritten.len();
     assert!(unwritten.iter().copied().eq(written..queued), "{written} written, then {unwritten:?}");
     assert!(unwritten.len() * CHAT > LIMITS.hard, "closed before the mark");
+    let (bytes, why) = closed_for(&reactors, conn);
+    assert!(bytes > LIMITS.hard && bytes <= LIMITS.hard + CHAT, "{bytes}");
+    assert_eq!(why, format!("above the hard mark of {} bytes", LIMITS.hard));
 }
 
 #[test]
@@ -211,7 +229,7 @@ fn one_message_over_the_hard_mark_does_not_wait_for_a_second_one() {
     let (_client, conn) = reactors.connect();
     let began = Instant::now();
     reactors.ask(0, move |_, io| send(io, conn, &vec![b'x'; 10 << 20], Some(Tag::Reply(0))));
-    assert_eq!(reactors.closed(conn).0, CloseReason::SlowConsumer);
+    assert_eq!(reactors.closed(conn).0, CloseReason::SlowConsumer(Mark::Hard));
     assert!(began.elapsed() < Duration::from_secs(8), "only after {:?}", began.elapsed());
 }
 
@@ -330,10 +348,31 @@ fn with_twice_as_much_waiting_who_holds_more_than_its_share_is_closed_at_once() 
     eventually("less to wait", || reactors.ask(0, |_, io| io.buffered()) <= 2 * TOTAL);
     let closed = reactors.told().into_iter().filter(|event| matches!(event, Event::Closed(..))).collect::<Vec<_>>();
     assert!(closed.len() >= CLIENTS - 2, "{closed:?}");
-    assert!(closed.iter().all(|event| matches!(event, Event::Closed(_, CloseReason::SlowConsumer, _))));
+    assert!(
+        closed.iter().all(|event| matches!(event, Event::Closed(_, CloseReason::SlowConsumer(Mark::HardShare), _)))
+    );
     assert!(began.elapsed() < Duration::from_secs(8), "only after {:?}", began.elapsed());
+    let Event::Closed(conn, ..) = closed[0] else { unreachable!() };
+    let (bytes, why) = closed_for(&reactors, conn);
+    let share = TOTAL / (CLIENTS + 1);
+    assert!(bytes > share, "{bytes}");
+    assert_eq!(why, format!("above its share of all buffers, now {share} bytes"));
     reader.write_all(b"served").unwrap();
     expect_bytes(&mut reader, b"served");
+}
+
+#[test]
+fn above_its_share_for_ten_seconds_while_memory_is_short_it_is_closed() {
+    let (reactors, clients) = few_bytes_for_many();
+    let conn = clients[0].1;
+    // More than all may have waiting, and less than twice as much.
+    reactors.ask(0, move |_, io| {
+        io.send(conn, Message { manner: EXEMPT, ..message(&vec![b'x'; 7 << 19], None) });
+    });
+    assert_eq!(reactors.closed(conn).0, CloseReason::SlowConsumer(Mark::Share));
+    let (bytes, why) = closed_for(&reactors, conn);
+    assert!(bytes > TOTAL, "{bytes}");
+    assert_eq!(why, format!("10 s after its queue has passed its share of all buffers, now {} bytes", TOTAL / CLIENTS));
 }
 
 /// What two reactors may have waiting: so much that it does not matter what more the kernel takes in a while.

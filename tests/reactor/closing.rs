@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use chat_server::reactor::{CloseReason, ConnId, HangUp, Io, Message, Taken};
 use socket2::SockRef;
 
-use crate::toy::{EXEMPT, Event, Toy, echo, expect_bytes, expect_end, message, refuse, send, start, swallow};
+use crate::toy::{EXEMPT, Event, Toy, Why, echo, expect_bytes, expect_end, message, refuse, send, start, swallow};
 
 #[test]
 fn a_request_and_fin_in_one_event_do_not_cost_the_reply() {
@@ -34,7 +34,7 @@ fn a_job_in_flight_at_the_clients_end_is_still_answered() {
     reactors.turns(0, 5);
     assert!(reactors.ask(0, move |_, io| send(io, conn, b"the answer", None)));
     expect_bytes(&mut client, b"the answer");
-    reactors.ask(0, move |_, io| io.close(conn, CloseReason::ByClient));
+    reactors.ask(0, move |_, io| io.close(conn, Why::ByClient));
     expect_end(&mut client);
     reactors.closed(conn);
     reactors.wait_until_empty(0);
@@ -156,7 +156,7 @@ fn unread_input_does_not_destroy_the_reply_to_what_was_read() {
         expect_bytes(&mut client, b"no");
         expect_end(&mut client);
         drop(client);
-        assert_eq!(reactors.closed(conn).0, CloseReason::Unfollowable);
+        assert_eq!(reactors.closed(conn).0, CloseReason::Handler(Why::Unfollowable));
     }
     reactors.wait_until_empty(0);
 }
@@ -183,7 +183,7 @@ fn a_slow_flush_does_not_shorten_the_goodbye() {
     let (mut client, conn) = reactors.connect();
     reactors.ask(0, move |_, io| {
         io.send(conn, Message { manner: EXEMPT, ..message(&vec![b'x'; MUCH], None) });
-        io.close(conn, CloseReason::Unfollowable);
+        io.close(conn, Why::Unfollowable);
     });
     reactors.pass(Duration::from_secs(4));
     expect_bytes(&mut client, &vec![b'x'; MUCH]);
@@ -201,9 +201,9 @@ fn a_message_sent_just_before_the_close_is_not_lost() {
     let (mut client, conn) = reactors.connect();
     reactors.ask(0, move |_, io| {
         io.send(conn, Message { manner: EXEMPT, ..message(&vec![b'x'; MUCH], None) });
-        io.close(conn, CloseReason::IdleTimeout);
+        io.close(conn, Why::IdleTimeout);
     });
     expect_bytes(&mut client, &vec![b'x'; MUCH]);
     expect_end(&mut client);
-    assert_eq!(reactors.closed(conn).0, CloseReason::IdleTimeout);
+    assert_eq!(reactors.closed(conn).0, CloseReason::Handler(Why::IdleTimeout));
 }

@@ -3,9 +3,7 @@
 use std::collections::HashSet;
 use std::io::Write;
 
-use chat_server::reactor::CloseReason;
-
-use crate::toy::{Tag, echo, expect_bytes, send, start, swallow};
+use crate::toy::{Tag, Why, echo, expect_bytes, send, start, swallow};
 
 #[test]
 fn a_late_letter_does_not_reach_the_next_owner_of_a_slot() {
@@ -19,7 +17,7 @@ fn a_late_letter_does_not_reach_the_next_owner_of_a_slot() {
     let queued = reactors.ask(0, move |_, io| {
         let queued = send(io, first, b"for the first", Some(Tag::Chat(1)));
         io.pause(first);
-        io.close(first, CloseReason::IdleTimeout);
+        io.close(first, Why::IdleTimeout);
         queued
     });
     assert!(!queued, "queued for somebody else");

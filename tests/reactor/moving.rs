@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use chat_server::reactor::{CloseReason, ConnId, HangUp, Io, Limits, Mail, Message, Recall, Slowness, Taken};
+use chat_server::reactor::{CloseReason, ConnId, HangUp, Io, Limits, Mail, Mark, Message, Recall, Slowness, Taken};
 use socket2::SockRef;
 
 use crate::probe;
 use crate::support::{Rng, eventually};
 use crate::toy::{
-    EXEMPT, Event, FULL, Letter, Moved, Reactors, Script, Setup, Tag, Toy, echo, expect_bytes, expect_end, message,
-    send,
+    EXEMPT, Event, FULL, Letter, Moved, Reactors, Script, Setup, Tag, Toy, Why, echo, expect_bytes, expect_end,
+    message, send,
 };
 
 const LIMITS: Limits = Limits { high_water: 256 * 1024, hard: 1 << 20, total: usize::MAX };
@@ -135,8 +135,8 @@ fn what_still_names_the_old_id_finds_nobody() {
     let queued = reactors.ask(0, move |_, io| {
         io.move_to(old, 1, first);
         let queued = send(io, old, b"to the old one", Some(Tag::Chat(1)));
-        io.close(old, CloseReason::IdleTimeout);
-        io.abort(old, CloseReason::IdleTimeout);
+        io.close(old, Why::IdleTimeout);
+        io.abort(old, Why::IdleTimeout);
         io.pause(old);
         io.recall(old, Recall::All);
         io.move_to(old, 0, second);
@@ -148,7 +148,7 @@ fn what_still_names_the_old_id_finds_nobody() {
     let (mut other, _) = connect(&reactors);
     reactors.ask(0, move |_, io| {
         assert!(!send(io, old, b"to the old one", None));
-        io.close(old, CloseReason::IdleTimeout);
+        io.close(old, Why::IdleTimeout);
     });
     for client in [&mut client, &mut other] {
         client.write_all(b"well").unwrap();
@@ -162,7 +162,7 @@ fn what_still_names_the_old_id_finds_nobody() {
     };
     assert!(!told.iter().any(is_wrong), "{told:?}");
     drop(client);
-    assert_eq!(reactors.closed(conn).0, CloseReason::ByClient);
+    assert_eq!(reactors.closed(conn).0, CloseReason::Handler(Why::ByClient));
 }
 
 #[test]
@@ -269,11 +269,11 @@ fn its_end_is_not_told_twice_nor_forgotten() {
     assert!(!reactors.told().iter().any(|event| matches!(event, Event::Ended(..))), "told twice");
     reactors.ask(1, move |_, io| {
         send(io, conn, b"the answer", None);
-        io.close(conn, CloseReason::ByClient);
+        io.close(conn, Why::ByClient);
     });
     expect_bytes(&mut client, b"the answer");
     expect_end(&mut client);
-    assert_eq!(reactors.closed(conn).0, CloseReason::ByClient);
+    assert_eq!(reactors.closed(conn).0, CloseReason::Handler(Why::ByClient));
 }
 
 #[test]
@@ -389,7 +389,7 @@ fn its_ten_seconds_over_the_mark_do_not_begin_anew() {
     });
     reactors.pass(Duration::from_secs(4));
     let conn = moved(&reactors, conn, 1);
-    assert_eq!(reactors.closed(conn), (CloseReason::SlowConsumer, vec![(Tag::Reply(0), false)]));
+    assert_eq!(reactors.closed(conn), (CloseReason::SlowConsumer(Mark::HighWater), vec![(Tag::Reply(0), false)]));
     let took = began.elapsed();
     assert!(took >= Duration::from_millis(9900) && took < Duration::from_secs(13), "after {took:?}");
 }
@@ -457,11 +457,11 @@ fn one_that_is_being_closed_has_its_time_and_no_more() {
     let began = Instant::now();
     reactors.ask(0, move |_, io| {
         jam(io, conn);
-        io.close(conn, CloseReason::IdleTimeout);
+        io.close(conn, Why::IdleTimeout);
     });
     reactors.pass(Duration::from_secs(2));
     let conn = moved(&reactors, conn, 1);
-    assert_eq!(reactors.closed(conn).0, CloseReason::IdleTimeout);
+    assert_eq!(reactors.closed(conn).0, CloseReason::Handler(Why::IdleTimeout));
     let took = began.elapsed();
     assert!(took >= Duration::from_millis(4900) && took < Duration::from_secs(7), "after {took:?}");
     client.read_to_end(&mut Vec::new()).expect("what the kernel had taken, and the end");
@@ -474,13 +474,13 @@ fn one_that_is_being_closed_is_flushed_and_says_goodbye_there() {
     let (mut client, conn) = connect(&reactors);
     reactors.ask(0, move |_, io| {
         jam(io, conn);
-        io.close(conn, CloseReason::IdleTimeout);
+        io.close(conn, Why::IdleTimeout);
     });
     reactors.turns(0, 2);
     let conn = moved(&reactors, conn, 1);
     expect_bytes(&mut client, &vec![b'x'; JAM]);
     expect_end(&mut client);
-    assert_eq!(reactors.closed(conn).0, CloseReason::IdleTimeout);
+    assert_eq!(reactors.closed(conn).0, CloseReason::Handler(Why::IdleTimeout));
     // Its end was told of by now, so it does not move any more.
     reactors.ask(1, move |_, io| io.move_to(conn, 0, 10));
     drop(client);
@@ -495,11 +495,11 @@ fn one_that_has_died_in_the_same_turn_is_told_of_there() {
     reactors.ask(0, move |_, io| {
         jam(io, conn);
         assert!(send(io, conn, b"a chat", Some(Tag::Chat(0))));
-        io.abort(conn, CloseReason::ClaimLost);
+        io.abort(conn, Why::ClaimLost);
         io.move_to(conn, 1, 11);
     });
     let conn = arrived(&reactors, 11);
-    assert_eq!(reactors.closed(conn), (CloseReason::ClaimLost, vec![(Tag::Chat(0), false)]));
+    assert_eq!(reactors.closed(conn), (CloseReason::Handler(Why::ClaimLost), vec![(Tag::Chat(0), false)]));
     (0..2).for_each(|reactor| reactors.turns(reactor, 2));
     assert!(!reactors.told().iter().any(|event| matches!(event, Event::Closed(..))), "told twice");
 }
@@ -585,7 +585,7 @@ fn a_thousand_moves_under_traffic_lose_no_byte() {
     assert_eq!(got.len(), sent);
     let expected: Vec<u8> = (0..).flat_map(text).take(sent).collect();
     assert!(got == expected, "not in order");
-    assert_eq!(reactors.closed(conn).0, CloseReason::ByClient);
+    assert_eq!(reactors.closed(conn).0, CloseReason::Handler(Why::ByClient));
 }
 
 #[test]
@@ -597,12 +597,12 @@ fn a_reactor_that_is_stopping_takes_it_in() {
     let conn = moved(&reactors, conn, 1);
     expect_bytes(&mut client, b"bye");
     expect_end(&mut client);
-    assert_eq!(reactors.closed(conn).0, CloseReason::ShuttingDown);
+    assert_eq!(reactors.closed(conn).0, CloseReason::Handler(Why::ShuttingDown));
 }
 
 fn turn_away(_: &mut Toy, io: &mut Io<Toy>, conn: ConnId, _: Moved) {
     send(io, conn, b"bye", None);
-    io.close(conn, CloseReason::ShuttingDown);
+    io.close(conn, Why::ShuttingDown);
 }
 
 #[test]

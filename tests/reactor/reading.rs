@@ -6,7 +6,7 @@ use std::net::{Shutdown, TcpStream};
 use chat_server::reactor::CloseReason;
 use socket2::SockRef;
 
-use crate::toy::{Event, expect_bytes, expect_end, fill, start, swallow};
+use crate::toy::{Event, Why, expect_bytes, expect_end, fill, start, swallow};
 
 #[test]
 fn bye_and_fin_leave_no_connection_in_close_wait() {
@@ -23,7 +23,7 @@ fn bye_and_fin_leave_no_connection_in_close_wait() {
     while closed < 2 * EACH {
         closed += reactors.wait("every connection to end", |event| match event {
             Event::Closed(_, reason, _) => {
-                assert_eq!(*reason, CloseReason::ByClient);
+                assert_eq!(*reason, CloseReason::Handler(Why::ByClient));
                 Some(1)
             }
             _ => Some(0),
@@ -43,7 +43,7 @@ fn a_short_read_before_the_end_of_the_stream_is_not_the_last() {
     reactors.expect(&Event::Input(conn, 3));
     reactors.expect(&Event::Ended(conn, 0));
     expect_end(&mut client);
-    assert_eq!(reactors.closed(conn).0, CloseReason::ByClient);
+    assert_eq!(reactors.closed(conn).0, CloseReason::Handler(Why::ByClient));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use chat_server::reactor::{CloseReason, ConnId, Message, Recall};
 
-use crate::toy::{EXEMPT, Event, Reactors, Tag, echo, expect_bytes, message, send, start};
+use crate::toy::{EXEMPT, Event, Reactors, Tag, Why, echo, expect_bytes, message, send, start};
 
 /// More than the sockets hold, in one message.
 const MUCH: usize = 8 << 20;
@@ -91,11 +91,11 @@ fn an_aborted_connection_hands_back_all_that_is_unwritten_and_writes_nothing_mor
     let (reactors, mut client, conn) = stuck();
     let began = Instant::now();
     reactors.ask(0, move |_, io| {
-        io.abort(conn, CloseReason::ClaimLost);
+        io.abort(conn, Why::ClaimLost);
         assert!(send(io, conn, b"late", Some(Tag::Chat(3))), "nobody would hand it back");
     });
     let unwritten = vec![(Tag::Chat(0), true), (Tag::Reply(1), false), (Tag::Chat(2), false), (Tag::Chat(3), false)];
-    assert_eq!(reactors.closed(conn), (CloseReason::ClaimLost, unwritten));
+    assert_eq!(reactors.closed(conn), (CloseReason::Handler(Why::ClaimLost), unwritten));
     assert!(began.elapsed() < Duration::from_secs(2), "only after {:?}", began.elapsed());
     reactors.wait_until_empty(0);
     let mut got = Vec::new();
@@ -111,8 +111,8 @@ fn an_aborted_connection_whose_socket_has_room_writes_nothing_either() {
     let (mut client, conn) = reactors.connect();
     reactors.ask(0, move |_, io| {
         assert!(send(io, conn, b"queued", Some(Tag::Chat(0))));
-        io.abort(conn, CloseReason::ClaimLost);
+        io.abort(conn, Why::ClaimLost);
     });
-    assert_eq!(reactors.closed(conn), (CloseReason::ClaimLost, vec![(Tag::Chat(0), false)]));
+    assert_eq!(reactors.closed(conn), (CloseReason::Handler(Why::ClaimLost), vec![(Tag::Chat(0), false)]));
     assert_eq!(client.read(&mut [0; 8]).expect("an end without a reset"), 0, "it was written");
 }

@@ -4,10 +4,10 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::time::Duration;
 
-use chat_server::reactor::{CloseReason, ConnId, Limits, Message};
+use chat_server::reactor::{CloseReason, ConnId, Limits, Mark, Message};
 use socket2::SockRef;
 
-use crate::toy::{EXEMPT, Event, Setup, Tag, echo, expect_bytes, message, send, start, swallow};
+use crate::toy::{EXEMPT, Event, Setup, Tag, Why, echo, expect_bytes, message, send, start, swallow};
 
 #[test]
 fn a_connection_that_dies_in_mid_turn_is_not_freed_before_the_turn_ends() {
@@ -25,7 +25,7 @@ fn a_connection_that_dies_in_mid_turn_is_not_freed_before_the_turn_ends() {
     });
     drop(stall);
     reactors.expect(&Event::Timer(1));
-    assert_eq!(reactors.closed(conn), (CloseReason::SlowConsumer, vec![(Tag::Chat(7), false)]));
+    assert_eq!(reactors.closed(conn), (CloseReason::SlowConsumer(Mark::Hard), vec![(Tag::Chat(7), false)]));
     reactors.wait_until_empty(0);
 }
 
@@ -44,7 +44,7 @@ fn an_event_still_in_the_batch_does_not_reach_the_slots_new_owner() {
                 SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
             }
             // Closed by us as well, in the turn in which its own end is noticed.
-            reactors.tell(0, move |_, io| io.close(id, CloseReason::IdleTimeout));
+            reactors.tell(0, move |_, io| io.close(id, Why::IdleTimeout));
         }
         let mut new: Vec<TcpStream> = (0..CLIENTS).map(|_| reactors.client()).collect();
         drop(stall);
@@ -61,7 +61,7 @@ fn an_event_still_in_the_batch_does_not_reach_the_slots_new_owner() {
             assert!(!matches!(event, Event::Closed(..)), "closed twice, or a new one: {event:?}");
         }
         drop(new);
-        ids.into_iter().for_each(|id| assert_eq!(reactors.closed(id).0, CloseReason::ByClient));
+        ids.into_iter().for_each(|id| assert_eq!(reactors.closed(id).0, CloseReason::Handler(Why::ByClient)));
         reactors.wait_until_empty(0);
     }
 }

@@ -6,15 +6,15 @@ use std::io::{self, Read};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex};
+use std::thread::{JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
 use chat_server::reactor::{
     Acceptor, AcceptorHandle, Admission, Body, Budget, CloseReason, ConnId, EventLoop, Handler, HangUp, Io, Limits,
-    Mail, Mailbox, Manner, Message, ReactorCounts, Recall, Taken, Unwritten, listen,
+    Mail, Mailbox, Manner, Message, ReactorCounts, Reason, Recall, Taken, Unwritten, listen,
 };
 use mio::Poll;
 
@@ -45,9 +45,34 @@ pub enum Event {
     Written(ConnId, Tag, Instant),
     Recalled(ConnId, Vec<Unwritten<Tag>>),
     Drained(ConnId),
-    Closed(ConnId, CloseReason, Vec<Unwritten<Tag>>),
+    Closed(ConnId, CloseReason<Why>, Vec<Unwritten<Tag>>),
     Timer(u32),
     Stopping,
+}
+
+/// Why the toy closes connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    ByClient,
+    Unfollowable,
+    IdleTimeout,
+    ClaimLost,
+    ShuttingDown,
+}
+
+impl Reason for Why {
+    const ALL: &'static [Why] =
+        &[Why::ByClient, Why::Unfollowable, Why::IdleTimeout, Why::ClaimLost, Why::ShuttingDown];
+
+    fn text(self) -> &'static str {
+        match self {
+            Why::ByClient => "by the client",
+            Why::Unfollowable => "unfollowable",
+            Why::IdleTimeout => "idle",
+            Why::ClaimLost => "claim lost",
+            Why::ShuttingDown => "shutting down",
+        }
+    }
 }
 
 /// What the toy tells another one of a connection.
@@ -91,6 +116,7 @@ impl Handler for Toy {
     type Tag = Tag;
     type Timer = u32;
     type Moved = Moved;
+    type Reason = Why;
 
     fn may_act(&mut self) -> bool {
         self.may.load(SeqCst)
@@ -113,7 +139,7 @@ impl Handler for Toy {
     fn ended(&mut self, io: &mut Io<Self>, conn: ConnId, rest: usize) {
         self.report(Event::Ended(conn, rest));
         if self.close_at_end {
-            io.close(conn, CloseReason::ByClient);
+            io.close(conn, Why::ByClient);
         }
     }
 
@@ -143,7 +169,7 @@ impl Handler for Toy {
         self.report(Event::Drained(conn));
     }
 
-    fn closed(&mut self, _io: &mut Io<Self>, conn: ConnId, reason: CloseReason, unwritten: Vec<Unwritten<Tag>>) {
+    fn closed(&mut self, _io: &mut Io<Self>, conn: ConnId, reason: CloseReason<Why>, unwritten: Vec<Unwritten<Tag>>) {
         self.report(Event::Closed(conn, reason, unwritten));
     }
 
@@ -180,7 +206,7 @@ pub fn echo(_: &mut Toy, io: &mut Io<Toy>, conn: ConnId, input: &[u8]) -> Taken 
 /// Answers anything with "no" and closes.
 pub fn refuse(_: &mut Toy, io: &mut Io<Toy>, conn: ConnId, input: &[u8]) -> Taken {
     send(io, conn, b"no", None);
-    io.close(conn, CloseReason::Unfollowable);
+    io.close(conn, Why::Unfollowable);
     Taken { bytes: input.len(), more: false }
 }
 
@@ -223,6 +249,26 @@ impl Setup {
 
 pub fn start(script: Script) -> Reactors {
     Setup { script, ..Setup::default() }.start()
+}
+
+/// Keeps what is logged, by the thread that did.
+struct Log(Mutex<Vec<(ThreadId, String)>>);
+
+static LOG: Log = Log(Mutex::new(Vec::new()));
+
+impl log::Log for Log {
+    fn enabled(&self, metadata: &log::Metadata) -> bool {
+        metadata.level() <= log::Level::Info
+    }
+
+    fn log(&self, record: &log::Record) {
+        if self.enabled(record.metadata()) {
+            let line = format!("{} {}", record.level(), record.args());
+            self.0.lock().unwrap().push((std::thread::current().id(), line));
+        }
+    }
+
+    fn flush(&self) {}
 }
 
 /// One sub-reactor as the system shows it.
@@ -268,6 +314,10 @@ pub struct Reactors {
 
 impl Reactors {
     fn start(setup: Setup) -> io::Result<Reactors> {
+        // Another test may have set it.
+        if log::set_logger(&LOG).is_ok() {
+            log::set_max_level(log::LevelFilter::Info);
+        }
         let listener: TcpListener = listen((Ipv4Addr::LOCALHOST, 0).into())?;
         let address = listener.local_addr()?;
         let polls: Vec<Poll> = (0..setup.reactors).map(|_| Poll::new()).collect::<io::Result<_>>()?;
@@ -373,13 +423,19 @@ impl Reactors {
     }
 
     #[track_caller]
-    pub fn closed(&self, conn: ConnId) -> (CloseReason, Vec<(Tag, bool)>) {
+    pub fn closed(&self, conn: ConnId) -> (CloseReason<Why>, Vec<(Tag, bool)>) {
         self.wait(&format!("the end of {conn}"), |event| match event {
             Event::Closed(id, reason, unwritten) if *id == conn => {
                 Some((*reason, unwritten.iter().map(|message| (message.tag, message.begun)).collect()))
             }
             _ => None,
         })
+    }
+
+    /// What a reactor has logged, in lines of a level and a text.
+    pub fn log(&self, reactor: usize) -> Vec<String> {
+        let own = self.threads[reactor].handle.as_ref().expect("it runs").thread().id();
+        LOG.0.lock().unwrap().iter().filter(|(thread, _)| *thread == own).map(|(_, line)| line.clone()).collect()
     }
 
     /// What has been told until now and nobody has waited for.

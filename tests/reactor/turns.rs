@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chat_server::reactor::{CloseReason, Io, Message, Recall};
+use chat_server::reactor::{Io, Message, Recall};
 
 use crate::toy::{
-    EXEMPT, Event, Letter, Reactors, Setup, Tag, Toy, echo, expect_bytes, expect_end, message, send, start,
+    EXEMPT, Event, Letter, Reactors, Setup, Tag, Toy, Why, echo, expect_bytes, expect_end, message, send, start,
 };
 
 fn nothing() -> Letter {
@@ -34,7 +34,7 @@ fn a_turn_ends_after_its_writes_and_closes_and_before_its_letters_are_posted() {
     let mailboxes = Arc::clone(&reactors.mailboxes);
     reactors.ask(own, move |toy, io| {
         assert!(send(io, conn, b"text", Some(Tag::Reply(0))));
-        io.abort(leaves, CloseReason::IdleTimeout);
+        io.abort(leaves, Why::IdleTimeout);
         io.post(to, nothing());
         toy.at_turn_end = Some(Box::new(move |toy, io| {
             toy.report(Event::Timer(mailboxes[to].len() as u32));

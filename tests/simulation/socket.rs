@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chat_server::reactor::{CloseReason, ConnId, HangUp, Manner, Recall, Unwritten};
-use chat_server::service::{Moved, Tag};
+use chat_server::reactor::{CloseReason, ConnId, HangUp, Manner, Mark, Recall, Unwritten};
+use chat_server::service::{Moved, Reason, Tag};
 
 use crate::client::Seat;
 use crate::node::{Item, Port};
@@ -54,7 +54,7 @@ pub struct Socket {
     /// Half of the first message is on the wire.
     begun: bool,
     pub paused: bool,
-    closing: Option<(CloseReason, Duration)>,
+    closing: Option<(Reason, Duration)>,
     /// Since when it is over the mark.
     over: Option<Duration>,
     /// Its messages were taken back, and nothing that could be was sent since.
@@ -132,7 +132,7 @@ impl Socket {
         self.again = true;
     }
 
-    pub fn close(&mut self, reason: CloseReason, now: Duration) {
+    pub fn close(&mut self, reason: Reason, now: Duration) {
         self.closing.get_or_insert((reason, now));
     }
 }
@@ -210,8 +210,7 @@ impl World {
         let Some(socket) = self.sockets.get_mut(&id) else { return };
         let (Some(conn), at) = (socket.conn, socket.node) else { return };
         if socket.side >= Side::Closed {
-            let reason = socket.closing.map_or(CloseReason::SocketError, |(reason, _)| reason);
-            return self.cut(id, reason);
+            return self.cut(id, CloseReason::SocketError);
         }
         socket.progress = self.clock;
         match socket.queue.front() {
@@ -242,7 +241,7 @@ impl World {
         }
         let Some(socket) = self.sockets.get(&id) else { return };
         if let Some((reason, _)) = socket.closing.filter(|_| socket.queue.is_empty()) {
-            self.cut(id, reason);
+            self.cut(id, CloseReason::Handler(reason));
         }
     }
 
@@ -255,7 +254,7 @@ impl World {
         }
         let hard = 4 * self.plan.high_water + 2 * self.plan.settings.max_message;
         if self.sockets.get(&id).is_some_and(|socket| socket.counted() > hard) {
-            self.cut(id, CloseReason::SlowConsumer);
+            self.cut(id, CloseReason::SlowConsumer(Mark::Hard));
         }
     }
 
@@ -296,15 +295,15 @@ impl World {
         if socket.conn.is_none() {
             return false;
         }
-        if let Some((_, since)) = socket.closing {
+        if let Some((reason, since)) = socket.closing {
             let is_late = since + LINGER < self.clock;
             if is_late {
-                self.cut(id, CloseReason::SlowConsumer);
+                self.cut(id, CloseReason::Handler(reason));
             }
             return is_late;
         }
         if socket.over.is_some_and(|since| since + SLOW_CONSUMER < self.clock) {
-            self.cut(id, CloseReason::SlowConsumer);
+            self.cut(id, CloseReason::SlowConsumer(Mark::HighWater));
             return true;
         }
         let blocked = !socket.queue.is_empty() && socket.over.is_none() && !socket.recalled;
@@ -328,7 +327,7 @@ impl World {
     }
 
     /// A connection is gone, and its shard is told.
-    pub fn cut(&mut self, id: SocketId, reason: CloseReason) {
+    pub fn cut(&mut self, id: SocketId, reason: CloseReason<Reason>) {
         let Some(socket) = self.sockets.remove(&id) else { return };
         let Some(conn) = socket.conn else { panic!("it is between two shards") };
         let at = socket.node;
@@ -339,7 +338,7 @@ impl World {
         });
         let unwritten = unwritten.collect();
         self.hears_of_its_end(id, socket.seat);
-        let reason = socket.closing.map_or(reason, |(reason, _)| reason);
+        let reason = socket.closing.map_or(reason, |(reason, _)| CloseReason::Handler(reason));
         self.trace(|| format!("socket {id}, {conn} of node {at}, is closed: {}", reason.text()));
         self.call(at, conn.reactor(), |shard, now, fx| shard.closed(conn, reason, unwritten, now, fx));
         self.nodes[at].ids[conn.reactor()].free(conn);

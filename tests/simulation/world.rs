@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use chat_server::password::{Cost, Hasher};
-use chat_server::reactor::ConnId;
+use chat_server::reactor::{CloseReason, ConnId};
 use chat_server::service::{Effect, Effects, Job, Lane, Letter, Now, Op, Payload, Settings, Shard};
 use chat_server::store::{GroupId, UserId, Write};
 
@@ -343,7 +343,7 @@ impl World {
         }
         sent.into_iter().for_each(|id| self.check_mark(id));
         for (id, reason) in to_abort {
-            self.cut(id, reason);
+            self.cut(id, CloseReason::Handler(reason));
         }
     }
 

@@ -245,7 +245,7 @@ impl<'a> Reply<'a> {
         }
         let body = Body::Borrowed(bytes.as_bytes());
         io.send(conn, Message { body, terminator: b"", tag: None, manner: Manner::default() });
-        io.close(conn, CloseReason::ByClient);
+        io.close(conn, ());
     }
 }
 
@@ -307,6 +307,7 @@ impl Handler for Web {
     type Tag = ();
     type Timer = Late;
     type Moved = ();
+    type Reason = ();
 
     fn opened(&mut self, io: &mut Io<Self>, conn: ConnId, _peer: SocketAddr) {
         self.open.push_back(conn);
@@ -315,7 +316,7 @@ impl Handler for Web {
         if self.open.len() > MAX_OPEN
             && let Some(oldest) = self.open.pop_front()
         {
-            io.close(oldest, CloseReason::SlowConsumer);
+            io.close(oldest, ());
         }
     }
 
@@ -339,7 +340,7 @@ impl Handler for Web {
     fn ended(&mut self, io: &mut Io<Self>, conn: ConnId, _rest: usize) {
         // Who waits for the store is answered all the same; anybody else has not asked.
         if !self.asking.contains_key(&conn) {
-            io.close(conn, CloseReason::ByClient);
+            io.close(conn, ());
         }
     }
 
@@ -377,7 +378,7 @@ impl Handler for Web {
 
     fn drained(&mut self, _io: &mut Io<Self>, _conn: ConnId) {}
 
-    fn closed(&mut self, _io: &mut Io<Self>, conn: ConnId, _reason: CloseReason, _unwritten: Vec<Unwritten<()>>) {
+    fn closed(&mut self, _io: &mut Io<Self>, conn: ConnId, _reason: CloseReason<()>, _unwritten: Vec<Unwritten<()>>) {
         self.open.retain(|open| *open != conn);
         self.asking.remove(&conn);
     }
@@ -385,7 +386,7 @@ impl Handler for Web {
     fn timer(&mut self, io: &mut Io<Self>, timer: Late) {
         match timer {
             // Of one that has asked by now, nothing is left to be closed.
-            Late::Request(conn) => io.close(conn, CloseReason::IdleTimeout),
+            Late::Request(conn) => io.close(conn, ()),
             Late::Store(conn) => {
                 if let Some(is_head) = self.asking.remove(&conn) {
                     not_ready(io, conn, is_head, "the store does not answer");
