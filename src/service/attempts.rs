@@ -8,12 +8,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::client::Client;
+use super::client::{Client, Hold};
 use super::hashing::Place;
 use super::jobs::Login;
 use super::letters::Timer;
 use super::reason::Reason;
-use super::{Effect, Limit, Shard};
+use super::{Limit, Shard};
 use crate::reactor::{ConnId, HangUp};
 use crate::store::UserId;
 use crate::wire::{Errno, Refusal, msgid};
@@ -32,30 +32,34 @@ pub(super) struct Attempt {
     user: Option<UserId>,
     pub seq: Option<i64>,
     begun: Instant,
-    /// While its password is to be hashed.
-    place: Option<Arc<Place>>,
     pub stage: Stage,
-    /// What its user missed is being read.
-    pub is_loading: bool,
-    /// The store has done its part for now, and the bus or another node has not.
-    pub waits_for_bus: bool,
 }
 
-/// What a login waits for at its connection.
+/// What an attempt waits for.
 #[derive(Debug, Default)]
 pub(super) enum Stage {
-    /// Nothing there: it is with the workers, or at its user's home.
-    #[default]
-    Away,
-    /// The end of the session that was there before.
+    /// The end of the session that was on its connection before.
     Leaving(Login, Box<str>),
+    /// The hash of its password.
+    Hashing(Arc<Place>),
     /// Whatever else of the connection is under way, before that goes to the user's home.
     Moving(Login),
+    /// The store, or another login or the end of a session of its user.
+    #[default]
+    Store,
+    /// The bus, or another node.
+    Bus,
+    /// What its user missed, which is being read.
+    Loading,
 }
 
 impl Attempt {
     pub fn number(&self) -> u64 {
         self.number
+    }
+
+    fn place(&self) -> Option<&Place> {
+        if let Stage::Hashing(place) = &self.stage { Some(place) } else { None }
     }
 
     /// When it is next looked at how far it has come.
@@ -68,7 +72,7 @@ impl Attempt {
 impl Client {
     /// Nobody needs its hash any more; whether it would have been hashed yet.
     pub fn give_up(&self) -> bool {
-        self.attempt.as_deref().and_then(|attempt| attempt.place.as_deref()).is_some_and(Place::give_up)
+        self.attempt.as_deref().and_then(Attempt::place).is_some_and(Place::give_up)
     }
 
     /// The attempt of this number, if somebody still waits for it.
@@ -84,16 +88,7 @@ impl Shard {
         self.next_attempt += 1;
         let (number, begun) = (self.next_attempt, self.now.at);
         if let Some(client) = self.clients.get_mut(conn) {
-            client.attempt = Some(Box::new(Attempt {
-                number,
-                user,
-                seq,
-                begun,
-                place: None,
-                stage: Stage::Away,
-                is_loading: false,
-                waits_for_bus: false,
-            }));
+            client.attempt = Some(Box::new(Attempt { number, user, seq, begun, stage: Stage::Store }));
         }
         self.fx.timer(begun + HASH_BY, Timer::Attempt { conn, number });
         number
@@ -113,10 +108,10 @@ impl Shard {
         self.clients.get_mut(conn)?.waits_for(number)
     }
 
-    /// Notes what a login waits for from here on.
-    pub(super) fn waits_for_bus(&mut self, login: &Login, is_so: bool) {
-        if let Some(attempt) = self.waits_for(login.conn, login.attempt) {
-            attempt.waits_for_bus = is_so;
+    /// Notes what an attempt waits for from here on.
+    pub(super) fn enter_stage(&mut self, conn: ConnId, number: u64, stage: Stage) {
+        if let Some(attempt) = self.waits_for(conn, number) {
+            attempt.stage = stage;
         }
     }
 
@@ -145,15 +140,8 @@ impl Shard {
         if half_closed {
             place.step_back();
         }
-        attempt.place = Some(Arc::clone(&place));
+        attempt.stage = Stage::Hashing(Arc::clone(&place));
         Ok(place)
-    }
-
-    /// Its password was looked at, or will not be.
-    pub(super) fn leave_hashing(&mut self, conn: ConnId, number: u64) {
-        if let Some(attempt) = self.waits_for(conn, number) {
-            attempt.place = None;
-        }
     }
 
     /// Those who are refused come back over as long a time again as the queue will take by then.
@@ -176,7 +164,7 @@ impl Shard {
         match how {
             HangUp::HalfClosed => {
                 client.half_closed = true;
-                attempt.place.iter().for_each(|place| place.step_back());
+                attempt.place().iter().for_each(|place| place.step_back());
             }
             HangUp::Gone => {
                 client.give_up();
@@ -192,7 +180,7 @@ impl Shard {
         let is_last = self.clients.get(conn).is_some_and(|client| client.half_closed);
         let Some(attempt) = self.waits_for(conn, number) else { return };
         let due = attempt.begun + DEADLINE;
-        if attempt.place.as_ref().is_some_and(|place| place.give_up()) {
+        if attempt.place().is_some_and(Place::give_up) {
             let refusal = self.too_many_hashes(number, is_last);
             self.refuse_attempt(conn, &refusal);
         } else if now < due {
@@ -210,10 +198,11 @@ impl Shard {
             // A registration's hash is stored by the same job, so it may be done.
             return self.refuse_attempt(conn, &Errno::StoreUnavailable.into());
         };
-        if attempt.place.is_some() || !matches!(attempt.stage, Stage::Away) {
-            return self.refuse_attempt(conn, &busy);
-        }
-        let refusal = if attempt.waits_for_bus { busy.clone() } else { Errno::StoreUnavailable.into() };
+        let refusal = match attempt.stage {
+            Stage::Leaving(..) | Stage::Hashing(_) | Stage::Moving(_) => return self.refuse_attempt(conn, &busy),
+            Stage::Bus => busy.clone(),
+            Stage::Store | Stage::Loading => Errno::StoreUnavailable.into(),
+        };
         let more = self.users.get_mut(&user).and_then(|user| user.more_mut());
         let waits_for_an_end = more.is_some_and(|more| {
             let before = more.waiting.len();
@@ -231,18 +220,11 @@ impl Shard {
     /// Input waits from here on, until the request is answered.
     pub(super) fn begin_waiting(&mut self, conn: ConnId) {
         self.owe(conn);
-        if let Some(client) = self.clients.get_mut(conn) {
-            client.waiting = true;
-            self.fx.push(Effect::Pause(conn));
-        }
+        self.hold(conn, Hold::Request);
     }
 
     pub(super) fn end_waiting(&mut self, conn: ConnId) {
-        let Some(client) = self.clients.get_mut(conn) else { return };
-        client.waiting = false;
-        if !client.is_paused() {
-            self.fx.push(Effect::Resume(conn));
-        }
+        self.unhold(conn, Hold::Request);
         self.paid(conn);
     }
 }

@@ -8,6 +8,7 @@ use super::jobs::Login;
 use super::letters::Timer;
 use super::limits::Tally;
 use super::reason::Reason;
+use super::receipts::SessionId;
 use super::{Effect, Shard};
 use crate::reactor::{ConnId, canonical};
 use crate::store::UserId;
@@ -37,18 +38,12 @@ pub(super) struct Client {
     pub changes: u32,
     /// Of those, joins of groups.
     pub joins: u32,
-    /// The next request reads what those change; input waits for them.
-    pub behind_changes: bool,
-    /// A login, a registration or a list is on its way; input waits behind it.
-    pub waiting: bool,
+    /// Why its input waits.
+    pub holds: Holds,
     /// The login or the registration; a pointer, since it is short.
     pub attempt: Option<Box<Attempt>>,
     /// It has finished sending, and what it sent last is still on its way.
     pub half_closed: bool,
-    /// Too many requests are unsettled; input waits.
-    pub throttled: bool,
-    /// It has sent faster than it may; input waits.
-    pub too_fast: bool,
     /// It has used `seq`, so it is no C++ client.
     pub uses_seq: bool,
     /// It has sent a PING or a PONG.
@@ -66,10 +61,35 @@ pub(super) struct Client {
 /// The user of a connection.
 #[derive(Debug)]
 pub(crate) struct LoggedIn {
-    pub user: UserId,
-    /// Of the session.
-    pub epoch: u64,
+    pub session: SessionId,
     pub name: Box<str>,
+}
+
+/// A reason why the input of a connection waits.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Hold {
+    /// A login, a registration or a list is on its way.
+    Request = 1,
+    /// The next request reads what changes that are not settled have made.
+    Changes = 2,
+    /// Too many requests are unsettled.
+    Pending = 4,
+    /// It has sent faster than it may.
+    Rate = 8,
+}
+
+/// A set of these.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Holds(u8);
+
+impl Holds {
+    pub fn has(self, hold: Hold) -> bool {
+        self.0 & hold as u8 != 0
+    }
+
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
 }
 
 /// A connection on its way to its user's home, with the login that it goes there for.
@@ -91,12 +111,9 @@ impl Client {
             pending: 0,
             changes: 0,
             joins: 0,
-            behind_changes: false,
-            waiting: false,
+            holds: Holds::default(),
             attempt: None,
             half_closed: false,
-            throttled: false,
-            too_fast: false,
             uses_seq: false,
             knows_ping: false,
             ended: false,
@@ -122,17 +139,43 @@ impl Client {
         self.pending > 1 || self.changes > 0 || self.leaving.is_some()
     }
 
-    pub fn is_paused(&self) -> bool {
-        self.waiting || self.behind_changes || self.throttled || self.too_fast
+    /// The user who is logged in, or whose session is still ending.
+    pub fn user_or_former(&self) -> Option<UserId> {
+        self.user.as_deref().map(|me| me.session.user).or(self.leaving)
+    }
+
+    /// The session is to end; returns it, if there is one.
+    pub fn leave(&mut self) -> Option<SessionId> {
+        let session = self.user.take()?.session;
+        self.leaving = Some(session.user);
+        Some(session)
     }
 }
 
 impl Shard {
+    /// The input of a connection waits, for this reason among others.
+    pub(super) fn hold(&mut self, conn: ConnId, hold: Hold) {
+        if let Some(client) = self.clients.get_mut(conn) {
+            client.holds.0 |= hold as u8;
+            self.fx.push(Effect::Pause(conn));
+        }
+    }
+
+    /// It does not wait for this reason any more.
+    pub(super) fn unhold(&mut self, conn: ConnId, hold: Hold) {
+        if let Some(client) = self.clients.get_mut(conn) {
+            client.holds.0 &= !(hold as u8);
+            if client.holds.is_empty() {
+                self.fx.push(Effect::Resume(conn));
+            }
+        }
+    }
+
     pub(super) fn connection_arrived(&mut self, conn: ConnId, moved: Moved) {
         let now = self.now;
         let Moved { client, mut login } = moved;
         login.conn = conn;
-        if client.too_fast {
+        if client.holds.has(Hold::Rate) {
             self.fx.timer(now.at + LATER, Timer::Rate(conn));
         }
         let attempt_due = client.attempt.as_deref().map(|attempt| (attempt.next_look(now.at), attempt.number()));
@@ -211,7 +254,7 @@ impl Shard {
             return; // a logout sets it again
         }
         let due = client.tally(now.at).out_since + timeout;
-        if client.waiting || due > now.at {
+        if client.holds.has(Hold::Request) || due > now.at {
             self.fx.timer(due.max(now.at + LATER), Timer::Login(conn));
         } else {
             self.refuse_and_close(conn, Refusal::busy("no login in time", 1), Reason::LoginTimeout);

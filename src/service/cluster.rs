@@ -7,11 +7,11 @@ use super::backlog::Nudger;
 use super::delivery::Text;
 use super::jobs::Login;
 use super::letters::{Letter, Timer};
-use super::receipts::Receipt;
+use super::receipts::{Receipt, SessionId};
 use super::route::PATIENCE;
 use super::shard::Shard;
-use super::users::Early;
-use super::{Answer, Effect, Op, Then};
+use super::users::{Early, User};
+use super::{Answer, Effect, Then};
 use crate::bus::{Addressee, Answered, BusEvent, BusOp, Envelope, Fate, Ticket};
 use crate::reactor::ConnId;
 use crate::store::{GroupId, NodeId, Outcome, StoreError, UserId, Write};
@@ -71,12 +71,12 @@ impl Shard {
             BusEvent::Reached(ticket, count) => self.reached(ticket.key, count),
             BusEvent::Unsent(_, Envelope::Chat { to, .. }) => {
                 for Addressee { user, number, .. } in to {
-                    self.with_present_route(user, |route, cx| route.unsent(number, cx));
+                    self.with_route(user, |route, cx| route.unsent(number, cx));
                 }
             }
             // All others are repeated.
             BusEvent::Unsent(..) => {}
-            BusEvent::Listening { user, epoch } => self.listened(user, epoch),
+            BusEvent::Listening { user, epoch } => self.listened(SessionId { user, epoch }),
             BusEvent::Buried { node, asker } => self.bury(node, asker),
             BusEvent::Down => self.bus_is_up(false),
             BusEvent::Up => self.bus_is_up(true),
@@ -87,10 +87,14 @@ impl Shard {
     fn bus_is_up(&mut self, is_up: bool) {
         self.is_up = is_up;
         self.groups.forget();
-        let with_route = self.users.iter_mut().filter_map(|(id, user)| user.route().map(|_| *id));
-        let mut users: Vec<UserId> = with_route.collect();
-        users.sort_unstable(); // the same order in every run of a simulation
-        users.into_iter().for_each(|user| self.advance_route(user));
+        self.users_with(User::has_route).into_iter().for_each(|user| self.advance_route(user));
+    }
+
+    /// The users of whom this is so, in the same order in every run of a simulation.
+    fn users_with(&self, is_so: impl Fn(&User) -> bool) -> Vec<UserId> {
+        let mut users: Vec<_> = self.users.iter().filter(|(_, user)| is_so(user)).map(|(id, _)| *id).collect();
+        users.sort_unstable();
+        users
     }
 
     fn envelope(&mut self, from: NodeId, envelope: Envelope) {
@@ -98,13 +102,13 @@ impl Shard {
             Envelope::Chat { body, to } => {
                 for Addressee { user, epoch, number, after } in to {
                     let early = Early::Chat { body: Arc::clone(&body), from, number, after };
-                    self.take_early(user, epoch, early);
+                    self.take_early(SessionId { user, epoch }, early);
                 }
             }
             Envelope::Answer(answers) => {
                 for Answered { user, number, fate } in answers {
                     let mut took = None;
-                    self.with_present_route(user, |route, cx| {
+                    self.with_route(user, |route, cx| {
                         took = route.answered(number, fate, cx);
                     });
                     if let Some(took) = took {
@@ -113,10 +117,10 @@ impl Shard {
                 }
             }
             Envelope::Nudge { user, epoch, number } => {
-                self.take_early(user, epoch, Early::Nudge { from, number });
+                self.take_early(SessionId { user, epoch }, Early::Nudge { from, number });
             }
             Envelope::Nudged { user, number } => {
-                self.with_present_route(user, |route, cx| route.nudged(number, cx));
+                self.with_route(user, |route, cx| route.nudged(number, cx));
             }
             Envelope::Joined { group, user, ticket } => self.joined_elsewhere(group, user, from, ticket),
             Envelope::Seen { ticket } => self.join_seen(ticket.key, from),
@@ -125,14 +129,15 @@ impl Shard {
         }
     }
 
-    /// Something from another node for a session of this epoch: it takes it, or will when it begins, or goes back.
-    pub(super) fn take_early(&mut self, user: UserId, epoch: u64, early: Early) {
+    /// Something from another node for a session: it takes it, or will when it begins, or goes back.
+    pub(super) fn take_early(&mut self, session: SessionId, early: Early) {
+        let SessionId { user, epoch } = session;
         let Some(entry) = self.users.get_mut(&user) else { return self.refuse_early(user, early) };
         if entry.has_session_by(epoch) {
             return self.take_from_node(user, early);
         }
         let entering = entry.more_mut().and_then(|more| more.entering.as_mut());
-        match entering.filter(|entering| entering.epoch == epoch) {
+        match entering.filter(|entering| entering.session == session) {
             // The store has the claim, and this shard does not know it yet.
             Some(entering) => entering.early.push(early),
             None => self.refuse_early(user, early),
@@ -180,9 +185,7 @@ impl Shard {
     /// dead one may have stored something there of which it told nobody.
     fn bury(&mut self, node: NodeId, asker: Option<NodeId>) {
         self.groups.forget();
-        let here = self.users.iter().filter_map(|(id, user)| user.session.is_some().then_some(*id));
-        let mut users: Vec<UserId> = here.collect();
-        users.sort_unstable(); // the same order in every run of a simulation
+        let users = self.users_with(|user| user.session.is_some());
         self.next_burial += 1;
         let number = self.next_burial;
         // One more, until all of them have been told.
@@ -208,11 +211,8 @@ impl Shard {
 
     /// A node that was marked does nothing any more: nobody waits for its answers.
     pub(super) fn holder_died(&mut self, node: NodeId) {
-        let with_route = self.users.iter_mut().filter_map(|(id, user)| user.route().map(|_| *id));
-        let mut users: Vec<UserId> = with_route.collect();
-        users.sort_unstable(); // the same order in every run of a simulation
-        for user in users {
-            self.with_present_route(user, |route, cx| route.holder_died(node, cx));
+        for user in self.users_with(User::has_route) {
+            self.with_route(user, |route, cx| route.holder_died(node, cx));
         }
     }
 
@@ -254,7 +254,7 @@ impl Shard {
             }
             self.patience.pop_first();
             match waiter {
-                Waiter::Route(user) => self.with_present_route(user, |route, cx| route.expire(cx)),
+                Waiter::Route(user) => self.with_route(user, |route, cx| route.expire(cx)),
                 Waiter::Question(key) => self.ask_again(key),
             }
         }
@@ -275,8 +275,7 @@ impl Shard {
                 self.questions.remove(&key);
             } else {
                 // A node may have ended in the ordinary way. To join twice is to join once.
-                let join = Op::Write(Write::JoinGroup { user, group });
-                self.submit(self.user_lane(user), Then::JoinLooked(key), join);
+                self.write(user, Then::JoinLooked(key), Write::JoinGroup { user, group });
                 self.wait_until(now + PATIENCE, Waiter::Question(key));
             }
             if let Some((conn, seq, _)) = refused {
@@ -294,7 +293,7 @@ impl Shard {
             Some(Question::Listeners(login)) => self.listeners_counted(login, count),
             Some(Question::Published { user, number }) => {
                 let fate = if matches!(count, Some(1..)) { Fate::Delivered } else { Fate::Gone };
-                self.with_present_route(user, |route, cx| _ = route.answered(number, fate, cx));
+                self.with_route(user, |route, cx| _ = route.answered(number, fate, cx));
             }
             Some(join @ Question::Join { .. }) => _ = self.questions.insert(key, join),
             None => {}

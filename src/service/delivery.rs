@@ -7,11 +7,11 @@ use super::backlog::Backlog;
 use super::cluster::{Question, Waiter};
 use super::letters::{Stored, Timer};
 use super::limits::store_is_full;
-use super::receipts::{Receipt, Waiting};
+use super::receipts::{Receipt, SessionId, Waiting};
 use super::route::{self, Context, Route};
 use super::shard::Shard;
-use super::users::Place;
-use super::{Answer, Effect, Lane, Letter, Op, Path, Payload, Tag, Then};
+use super::users::{Place, Session};
+use super::{Answer, Effect, Letter, Op, Path, Payload, Tag, Then};
 use crate::bus::{Addressee, Answered, BusOp, Envelope, Fate};
 use crate::reactor::{ConnId, Manner};
 use crate::store::{Holder, Kept, Outcome, Parcel, StoreError, UserId, Write};
@@ -41,9 +41,14 @@ impl Shard {
     pub(super) fn deliver(&mut self, to: UserId, text: Text<'_>, receipt: Receipt) {
         let user = self.users.get(&to);
         match user.filter(|user| !user.has_route()).and_then(|user| user.place()) {
-            Some(place) => self.take_at(place, to, text, receipt),
+            Some(place) => self.take_at(place, text, receipt),
             None => {
                 let message = Waiting { body: text.into_shared(), receipt: self.owed(receipt) };
+                let more = self.users.entry(to).or_default().with_more();
+                more.route.get_or_insert_with(|| {
+                    self.routes += 1;
+                    Route::default()
+                });
                 self.with_route(to, |route, cx| route.push(message, cx));
             }
         }
@@ -52,33 +57,33 @@ impl Shard {
     /// The user's session, whatever is on the route, takes a message.
     pub(super) fn take(&mut self, to: UserId, text: Text<'_>, receipt: Receipt) {
         if let Some(place) = self.users.get(&to).and_then(|user| user.place()) {
-            self.take_at(place, to, text, receipt);
+            self.take_at(place, text, receipt);
         }
     }
 
     /// A session takes a message: it goes to the connection, or into the backlog.
-    fn take_at(&mut self, place: Place, to: UserId, text: Text<'_>, receipt: Receipt) {
-        let Place { conn, epoch, is_live } = place;
+    fn take_at(&mut self, place: Place, text: Text<'_>, receipt: Receipt) {
+        let Place { conn, session, is_live } = place;
         let is_from_here = receipt.sender().is_none_or(|sender| self.homes().of_user(sender) == self.index);
         self.count_message(receipt, if is_from_here { Path::SameReactor } else { Path::OtherReactor }, 1);
         if !is_live {
             let message = Waiting { body: text.into_shared(), receipt: self.owed(receipt) };
             let most = self.settings.high_water / 2;
-            return self.with_backlog(to, epoch, |backlog, cx| backlog.hold(message, most, cx));
+            return self.with_backlog(session, |backlog, cx| backlog.hold(message, most, cx));
         }
         let body = match text {
             Text::Borrowed(bytes) => self.fx.write(|out| out.extend_from_slice(bytes)),
             Text::Shared(bytes) => Payload::Shared(bytes),
         };
-        self.push(conn, to, epoch, body, receipt);
+        self.push(conn, Tag::Chat { session, receipt }, body);
     }
 
-    /// Queues a chat on a session's connection.
-    pub(super) fn push(&mut self, conn: ConnId, user: UserId, epoch: u64, body: Payload, receipt: Receipt) {
-        let Some(client) = self.clients.get(conn) else { return };
-        let framing = client.framing.framing();
-        let tag = Some(Tag::Chat { user, epoch, receipt });
-        self.fx.push(Effect::Send { conn, body, framing, tag, manner: Manner::default() });
+    /// Queues a message on a session's connection.
+    pub(super) fn push(&mut self, conn: ConnId, tag: Tag, body: Payload) {
+        if let Some(client) = self.clients.get(conn) {
+            let framing = client.framing.framing();
+            self.fx.push(Effect::Send { conn, body, framing, tag: Some(tag), manner: Manner::default() });
+        }
     }
 
     /// A message does not get out in this turn: its sender waits for it from now on, and is read no faster than
@@ -160,32 +165,23 @@ impl Shard {
 
     // -- routes -----------------------------------------------------------------------------
 
-    /// Has the route to a user take something, and takes the steps that it wants.
+    /// Has the route to a user, if there is one, take something, and takes the steps that it wants.
     pub(super) fn with_route(&mut self, user: UserId, take: impl FnOnce(&mut Route, &mut Context)) {
-        let entry = self.users.entry(user).or_default();
-        let (here, next) = (entry.session.is_some(), &mut self.next_number);
+        let Some(entry) = self.users.get_mut(&user) else { return };
+        let here = entry.session.is_some();
+        let Some(route) = entry.route() else { return };
+        let next = &mut self.next_number;
         let mut cx = Context { here, up: self.is_up, now: self.now.at, next, steps: Vec::new() };
-        let route = entry.with_more().route.get_or_insert_with(|| {
-            self.routes += 1;
-            Route::default()
-        });
         let before = route.open();
         take(route, &mut cx);
         self.open = self.open + route.open() - before;
         for step in cx.steps {
-            self.take_step(user, step);
+            self.take_route_step(user, step);
         }
         self.tidy_route(user);
     }
 
-    /// The same, if there is one.
-    pub(super) fn with_present_route(&mut self, user: UserId, take: impl FnOnce(&mut Route, &mut Context)) {
-        if self.users.get_mut(&user).is_some_and(|user| user.route().is_some()) {
-            self.with_route(user, take);
-        }
-    }
-
-    fn take_step(&mut self, user: UserId, step: route::Step) {
+    fn take_route_step(&mut self, user: UserId, step: route::Step) {
         match step {
             route::Step::Store => self.marked.push(user),
             route::Step::Launch { claim, number, after, body, receipt } => {
@@ -202,9 +198,9 @@ impl Shard {
                 self.fx.send_to_node(claim.node, nudge);
             }
             route::Step::Look => {
-                // A parcel with nothing in it is a question.
-                let write = Write::Keep(vec![Parcel { to: user, messages: Vec::new(), past: None }]);
-                self.submit(self.user_lane(user), Then::Looked(user), Op::Write(write));
+                // A parcel with nothing in it stores nothing, and is answered all the same.
+                let question = Parcel { to: user, messages: Vec::new(), past: None };
+                self.write(user, Then::Looked(user), Write::Keep(vec![question]));
             }
             route::Step::Deliver(Waiting { body, receipt }) => self.take(user, Text::Shared(body), receipt),
             route::Step::Settle { receipt, fate, open } => self.settle_and_count(receipt, fate, open),
@@ -238,7 +234,7 @@ impl Shard {
 
     /// The user has come here, or has gone: a route that waited for that goes on.
     pub(super) fn advance_route(&mut self, user: UserId) {
-        self.with_present_route(user, |route, cx| route.advance(cx));
+        self.with_route(user, |route, cx| route.advance(cx));
     }
 
     /// With many routes, those that nothing uses are forgotten, and again with twice as many as were left:
@@ -267,8 +263,10 @@ impl Shard {
                 parcels.push(parcel);
             }
         }
-        for (lane, (users, parcels)) in by_lane.into_iter().enumerate().filter(|(_, (users, _))| !users.is_empty()) {
-            self.submit(Lane::Number(lane), Then::Stored(Stored::Routes(users)), Op::Write(Write::Keep(parcels)));
+        for (users, parcels) in by_lane {
+            if let Some(user) = users.first().copied() {
+                self.write(user, Then::Stored(Stored::Routes(users)), Write::Keep(parcels));
+            }
         }
     }
 
@@ -283,33 +281,34 @@ impl Shard {
                 let mut kept = kept.into_iter();
                 for user in users {
                     let kept = kept.next();
-                    self.with_present_route(user, |route, cx| route.stored(kept, cx));
+                    self.with_route(user, |route, cx| route.stored(kept, cx));
                 }
             }
-            Stored::Backlog { user, epoch } => {
+            Stored::Backlog(id) => {
                 if let Some(Kept::Elsewhere(holder)) = kept.first() {
+                    let user = id.user;
                     log::warn!(
                         "user {user} is here, but {holder:?} has the account: somebody has changed the database"
                     );
                 }
-                if let Some(epoch) = self.session_of_job(user, epoch) {
-                    self.with_backlog(user, epoch, |backlog, cx| backlog.stored(&kept, cx));
+                if let Some(id) = self.session_of_job(id).map(|session| session.id) {
+                    self.with_backlog(id, |backlog, cx| backlog.stored(&kept, cx));
                 }
             }
         }
     }
 
-    /// The session whose backlog a job of this epoch stores: it may have taken that over from a former one.
-    fn session_of_job(&self, user: UserId, epoch: u64) -> Option<u64> {
-        let session = self.users.get(&user)?.session.as_ref()?;
-        let former = session.backlog.as_deref().map_or(0, |backlog| backlog.former);
-        (session.epoch == epoch || former == epoch).then_some(session.epoch)
+    /// The session whose backlog a job of this one stores: it may have taken that over.
+    fn session_of_job(&self, SessionId { user, epoch }: SessionId) -> Option<&Session> {
+        let former = |session: &Session| session.backlog.as_deref().map_or(0, |backlog| backlog.former);
+        let session = self.users.get(&user)?.session.as_ref();
+        session.filter(|session| session.id.epoch == epoch || former(session) == epoch)
     }
 
     /// Asks the store what became of messages of which that is not known. Nothing that follows them is stored, or
     /// delivered, before they are known to be.
     pub(super) fn look_what_was_stored(&mut self, whose: Stored, key: u64) {
-        let (lane, parcels) = match &whose {
+        let (user, parcels) = match &whose {
             Stored::Routes(users) => {
                 let mut parcels = Vec::new();
                 for user in users {
@@ -318,16 +317,14 @@ impl Shard {
                 }
                 (users.first().copied(), parcels)
             }
-            Stored::Backlog { user, epoch } => {
-                let is_it = self.session_of_job(*user, *epoch).is_some();
-                let session = self.users.get(user).and_then(|user| user.session.as_ref()).filter(|_| is_it);
-                let backlog = session.and_then(|session| session.backlog.as_deref());
-                (Some(*user), backlog.map_or_else(Vec::new, Backlog::parcels))
+            Stored::Backlog(id) => {
+                let backlog = self.session_of_job(*id).and_then(|session| session.backlog.as_deref());
+                (Some(id.user), backlog.map_or_else(Vec::new, Backlog::parcels))
             }
         };
-        if let Some(user) = lane.filter(|_| !parcels.is_empty()) {
+        if let Some(user) = user.filter(|_| !parcels.is_empty()) {
             let write = Write::Keep(parcels);
-            self.submit(self.user_lane(user), Then::Stored(whose), Op::WriteAgain { write, key });
+            self.submit(self.lane(user), Then::Stored(whose), Op::WriteAgain { write, key });
         }
     }
 
@@ -338,7 +335,7 @@ impl Shard {
             [_] => None,
             _ => return,
         };
-        self.with_present_route(user, |route, cx| route.still_has(found, cx));
+        self.with_route(user, |route, cx| route.still_has(found, cx));
     }
 }
 

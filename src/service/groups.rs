@@ -11,7 +11,7 @@ use super::cluster::Question;
 use super::delivery::Text;
 use super::receipts::Receipt;
 use super::shard::Shard;
-use super::{Answer, Lane, Letter, Op, Then};
+use super::{Answer, Letter, Op, Then};
 use crate::bus::{Envelope, Ticket};
 use crate::home::Homes;
 use crate::reactor::ConnId;
@@ -142,8 +142,7 @@ impl Shard {
                 group.waiting.push(message);
                 if group.loading.is_none() {
                     group.loading = Some(Loading::default());
-                    let lane = Lane::Number(id as usize % self.settings.lanes);
-                    self.submit(lane, Then::Members(id), Op::Members(id));
+                    self.submit(self.lane(id), Then::Members(id), Op::Members(id));
                 }
             }
         }

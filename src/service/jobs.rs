@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::hashing::Place;
 use super::letters::Stored;
 use super::memo::Memo;
+use super::receipts::SessionId;
 use crate::password::{HashError, Hasher, Verdict};
 use crate::pool::Standing;
 use crate::reactor::{ConnId, Origin};
@@ -131,16 +132,10 @@ pub struct Loaded {
 pub enum Then {
     AccountRead(Login),
     Verified(Login),
-    Claimed {
-        user: UserId,
-        epoch: u64,
-    },
+    Claimed(SessionId),
     /// Nobody waits for it.
     Nothing,
-    Loaded {
-        user: UserId,
-        epoch: u64,
-    },
+    Loaded(SessionId),
     Registered {
         conn: ConnId,
         from: Origin,
@@ -174,18 +169,11 @@ pub enum Then {
     Looked(UserId),
     /// Which nodes there are that a join must be told to.
     JoinLooked(u64),
-    Page {
-        user: UserId,
-        epoch: u64,
-    },
+    Page(SessionId),
     /// Offline messages that were written are removed, or not.
-    Removed {
-        user: UserId,
-        epoch: u64,
-    },
+    Removed(SessionId),
     Released {
-        user: UserId,
-        epoch: u64,
+        session: SessionId,
         /// Where a session has ended, and the `seq` of the logout to be acked there.
         ended: Option<(ConnId, Option<i64>)>,
     },

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::groups::GroupMessage;
 use super::jobs::Done;
-use super::receipts::Receipt;
+use super::receipts::{Receipt, SessionId};
 use crate::bus::{BusEvent, Fate};
 use crate::reactor::{ConnId, Recall};
 use crate::store::{GroupId, NodeId, Outcome, RowId, StoreError, UserId};
@@ -47,11 +47,11 @@ pub enum Letter {
 #[derive(Debug, Clone)]
 pub enum Tag {
     /// A chat: unless it gets out whole, it is stored.
-    Chat { user: UserId, epoch: u64, receipt: Receipt },
+    Chat { session: SessionId, receipt: Receipt },
     /// An offline message: it is removed when it is written.
-    Row { user: UserId, epoch: u64, row: RowId },
+    Row { session: SessionId, row: RowId },
     /// The login reply, with some.
-    Reply { user: UserId, epoch: u64, rows: Arc<[RowId]> },
+    Reply { session: SessionId, rows: Arc<[RowId]> },
 }
 
 impl Tag {
@@ -78,25 +78,16 @@ pub enum Timer {
     /// A client that was too fast is read again.
     Rate(ConnId),
     /// A session's backlog waits for something.
-    Backlog {
-        user: UserId,
-        epoch: u64,
-    },
+    Backlog(SessionId),
     /// A message that is half written when its session ends has had its time.
-    Half {
-        user: UserId,
-        epoch: u64,
-    },
+    Half(SessionId),
     /// It is not known whether offline messages were stored: the store is asked under this key.
     Doubt {
         whose: Stored,
         key: u64,
     },
     /// The store failed to take a claim back.
-    Release {
-        user: UserId,
-        epoch: u64,
-    },
+    Release(SessionId),
     /// Nodes, C++ nodes and the bus have had their time to answer.
     Patience,
     /// A node that was marked does nothing any more.
@@ -109,5 +100,5 @@ pub enum Stored {
     /// Those on the routes to these users.
     Routes(Vec<UserId>),
     /// Those of this session's backlog.
-    Backlog { user: UserId, epoch: u64 },
+    Backlog(SessionId),
 }

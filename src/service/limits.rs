@@ -4,10 +4,10 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::client::Client;
+use super::client::{Client, Hold};
 use super::jobs::Login;
 use super::reason::Reason;
-use super::{Effect, Limit, Shard, Throttle, Timer};
+use super::{Limit, Shard, Throttle, Timer};
 use crate::reactor::{AddressSlot, Addresses, ConnId, Origin};
 use crate::store::{Quota, UserId};
 use crate::wire::Refusal;
@@ -108,21 +108,11 @@ impl Shard {
             Err(at) => {
                 self.counts.limits.of(Limit::MessageRate).add(1);
                 let at = at.max(now + TOO_FAST);
-                client.too_fast = true;
-                self.fx.push(Effect::Pause(conn));
+                self.hold(conn, Hold::Rate);
                 self.fx.timer(at, Timer::Rate(conn));
                 let wait = u32::try_from((at - now).as_millis().div_ceil(1000)).unwrap_or(u32::MAX);
                 Some(Refusal::busy("you are sending too fast", wait))
             }
-        }
-    }
-
-    /// A client that was too fast is read again.
-    pub(super) fn rate_timer(&mut self, conn: ConnId) {
-        let Some(client) = self.clients.get_mut(conn) else { return };
-        client.too_fast = false;
-        if !client.is_paused() {
-            self.fx.push(Effect::Resume(conn));
         }
     }
 

@@ -7,6 +7,14 @@ use crate::reactor::ConnId;
 use crate::store::{NodeId, UserId};
 use crate::wire::reply::FanOut;
 
+/// A session's name. No other session has its epoch, so whatever bears it and comes late reaches no other one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SessionId {
+    pub user: UserId,
+    /// Of its claim.
+    pub epoch: u64,
+}
+
 /// Who is to be told what became of a message for one user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Receipt {

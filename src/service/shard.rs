@@ -1,13 +1,13 @@
 //! A shard: its state, its inputs, and the table of requests.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use chrono::{Local, TimeZone};
 
-use super::client::{Client, Moved};
+use super::client::{Client, Hold, Moved};
 use super::cluster::{Burial, Question, Waiter};
 use super::delivery::Text;
 use super::groups::{Groups, Sums};
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::home::Homes;
 use crate::reactor::{CloseReason, ConnId, ConnMap, HangUp, Taken, Unwritten};
-use crate::store::{StoreError, UserId};
+use crate::store::{StoreError, UserId, Write};
 use crate::wire::proxy::BadHeader;
 use crate::wire::{Broken, Errno, Refusal, Request, Split, msgid, reply};
 
@@ -68,7 +68,7 @@ pub struct Shard {
     /// Launches and nudges of all routes that may still be answered.
     pub(super) open: usize,
     /// What else was asked of other nodes, and of the bus, by ticket.
-    pub(super) questions: HashMap<u64, Question>,
+    pub(super) questions: BTreeMap<u64, Question>,
     pub(super) next_question: u64,
     /// When answers have had their time.
     pub(super) patience: BTreeSet<(Instant, Waiter)>,
@@ -118,7 +118,7 @@ impl Shard {
             next_number: 0,
             marked: Vec::new(),
             open: 0,
-            questions: HashMap::new(),
+            questions: BTreeMap::new(),
             next_question: 0,
             patience: BTreeSet::new(),
             patience_timer_at: None,
@@ -191,9 +191,9 @@ impl Shard {
     /// A message with this tag was written whole.
     pub fn written(&mut self, _: ConnId, tag: Tag, now: Now, fx: &mut Effects) {
         self.handle(now, fx, |shard| match tag {
-            Tag::Chat { user, epoch, receipt } => shard.chat_written(user, epoch, receipt),
-            Tag::Row { user, epoch, row } => shard.rows_written(user, epoch, &[row]),
-            Tag::Reply { user, epoch, rows } => shard.rows_written(user, epoch, &rows),
+            Tag::Chat { session, receipt } => shard.chat_written(session, receipt),
+            Tag::Row { session, row } => shard.rows_written(session, &[row]),
+            Tag::Reply { session, rows } => shard.rows_written(session, &rows),
         });
     }
 
@@ -283,7 +283,7 @@ impl Shard {
             if client.closing {
                 return Taken { bytes: input.len(), more: false };
             }
-            if client.is_paused() {
+            if !client.holds.is_empty() {
                 return Taken { bytes: taken, more: false };
             }
             let limit = match client.user {
@@ -295,8 +295,7 @@ impl Shard {
                 Ok(Split::Object { start, end }) => {
                     let object = &input[taken + start..taken + end];
                     if client.changes > 0 && client.reads_changes(object) {
-                        client.behind_changes = true;
-                        self.fx.push(Effect::Pause(conn));
+                        self.hold(conn, Hold::Changes);
                         return Taken { bytes: taken + start, more: false };
                     }
                     taken += end;
@@ -356,11 +355,11 @@ impl Shard {
             Timer::Login(conn) => self.login_timer(conn),
             Timer::Attempt { conn, number } => self.attempt_timer(conn, number),
             Timer::Idle(conn) => self.idle_timer(conn),
-            Timer::Rate(conn) => self.rate_timer(conn),
-            Timer::Backlog { user, epoch } => self.backlog_timer(user, epoch),
-            Timer::Half { user, epoch } => self.half_timer(user, epoch),
+            Timer::Rate(conn) => self.unhold(conn, Hold::Rate),
+            Timer::Backlog(session) => self.with_backlog(session, |backlog, cx| backlog.time(cx)),
+            Timer::Half(session) => self.half_timer(session),
             Timer::Doubt { whose, key } => self.look_what_was_stored(whose, key),
-            Timer::Release { user, epoch } => self.release(user, epoch, None),
+            Timer::Release(session) => self.release(session, None),
             Timer::Patience => self.patience_timer(),
             Timer::Dead(node) => self.holder_died(node),
         }
@@ -379,7 +378,7 @@ impl Shard {
             let Some(client) = self.clients.get_mut(conn) else { continue };
             // Its turn to be hashed may be a minute away.
             let would_be_hashed = client.give_up();
-            if would_be_hashed || client.waiting && client.user.is_none() {
+            if would_be_hashed || client.holds.has(Hold::Request) && client.user.is_none() {
                 self.refuse_attempt(conn, &Errno::ShuttingDown.into());
             }
             self.log_out(conn, None);
@@ -470,7 +469,7 @@ impl Shard {
     /// The same where the stream cannot be followed: requests before that still get their replies.
     fn refuse_stream(&mut self, conn: ConnId, refusal: Refusal, reason: Reason) {
         match self.clients.get_mut(conn) {
-            Some(client) if client.pending > 0 && !client.waiting && !client.closing => {
+            Some(client) if client.pending > 0 && !client.holds.has(Hold::Request) && !client.closing => {
                 log::debug!("{conn}: {}", refusal.text);
                 client.closing = true;
                 client.close_when_paid = Some(reason);
@@ -485,9 +484,8 @@ impl Shard {
         let crowded = self.is_crowded();
         if let Some(client) = self.clients.get_mut(conn) {
             client.pending += 1;
-            if !client.throttled && (client.pending >= MAX_PENDING || crowded) {
-                client.throttled = true;
-                self.fx.push(Effect::Pause(conn));
+            if !client.holds.has(Hold::Pending) && (client.pending >= MAX_PENDING || crowded) {
+                self.hold(conn, Hold::Pending);
             }
         }
     }
@@ -503,8 +501,8 @@ impl Shard {
     pub(super) fn end_change(&mut self, conn: ConnId) {
         let Some(client) = self.clients.get_mut(conn) else { return };
         client.changes -= 1;
-        if client.changes == client.joins && std::mem::take(&mut client.behind_changes) && !client.is_paused() {
-            self.fx.push(Effect::Resume(conn));
+        if client.changes == client.joins && client.holds.has(Hold::Changes) {
+            self.unhold(conn, Hold::Changes);
         }
         self.goes_on(conn);
     }
@@ -519,15 +517,12 @@ impl Shard {
         let crowded = self.is_crowded();
         let Some(client) = self.clients.get_mut(conn) else { return };
         client.pending -= 1;
-        if client.throttled && client.pending <= MAX_PENDING / 2 && (!crowded || client.pending == 0) {
-            client.throttled = false;
-            if !client.is_paused() {
-                self.fx.push(Effect::Resume(conn));
-            }
+        let close = client.close_when_paid.take_if(|_| client.pending == 0);
+        let has_room = client.pending <= MAX_PENDING / 2 && (!crowded || client.pending == 0);
+        if has_room && client.holds.has(Hold::Pending) {
+            self.unhold(conn, Hold::Pending);
         }
-        if client.pending == 0
-            && let Some(reason) = client.close_when_paid.take()
-        {
+        if let Some(reason) = close {
             self.close(conn, reason);
         }
         self.goes_on(conn);
@@ -564,9 +559,14 @@ impl Shard {
         }
     }
 
-    /// The lane of everything about one user's account and offline messages.
-    pub(super) fn user_lane(&self, user: UserId) -> Lane {
-        Lane::Number(user as usize % self.settings.lanes)
+    /// A write that concerns this user's account or offline messages.
+    pub(super) fn write(&mut self, user: UserId, then: Then, write: Write) {
+        self.submit(self.lane(user), then, Op::Write(write));
+    }
+
+    /// The lane of everything about one user's account and offline messages, or about one group's members.
+    pub(super) fn lane(&self, id: u32) -> Lane {
+        Lane::Number(id as usize % self.settings.lanes)
     }
 
     /// A job's answer, for whoever asked.
@@ -580,9 +580,9 @@ impl Shard {
         match then {
             Then::AccountRead(login) => self.account_read(login, answer),
             Then::Verified(login) => self.verified(login, answer),
-            Then::Claimed { user, epoch } => self.claimed(user, epoch, answer),
+            Then::Claimed(session) => self.claimed(session, answer),
             Then::Nothing => {}
-            Then::Loaded { user, epoch } => self.loaded(user, epoch, answer),
+            Then::Loaded(session) => self.loaded(session, answer),
             Then::Registered { conn, from, attempt } => self.registered(conn, from, attempt, answer),
             Then::Ack { conn, request, seq } => self.acked(conn, request, seq, answer),
             Then::GroupCreated { conn, seq } => self.group_created(conn, seq, answer),
@@ -592,9 +592,9 @@ impl Shard {
             Then::Stored(whose) => self.stored(whose, answer),
             Then::JoinLooked(key) => self.join_looked_up(key, answer),
             Then::Looked(user) => self.holder_looked_up(user, answer),
-            Then::Page { user, epoch } => self.page_read(user, epoch, answer),
-            Then::Removed { user, epoch } => self.removed(user, epoch, answer),
-            Then::Released { user, epoch, ended } => self.released(user, epoch, ended, answer),
+            Then::Page(session) => self.page_read(session, answer),
+            Then::Removed(session) => self.removed(session, answer),
+            Then::Released { session, ended } => self.released(session, ended, answer),
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::backlog::Backlog;
 use super::jobs::Login;
+use super::receipts::SessionId;
 use super::route::Route;
 use crate::reactor::ConnId;
 use crate::store::{NodeId, UserId};
@@ -31,8 +32,7 @@ pub(super) struct User {
 /// A session that has its claim and its connection, or is ending.
 pub(super) struct Session {
     pub conn: ConnId,
-    /// Of its claim. It names the session for good.
-    pub epoch: u64,
+    pub id: SessionId,
     /// What does not go to the connection; `None`: everything does.
     pub backlog: Option<Box<Backlog>>,
 }
@@ -41,13 +41,28 @@ pub(super) struct Session {
 #[derive(Clone, Copy)]
 pub(super) struct Place {
     pub conn: ConnId,
-    pub epoch: u64,
+    pub session: SessionId,
     pub is_live: bool,
 }
 
 impl Session {
     pub fn is_ending(&self) -> bool {
         self.backlog.as_deref().is_some_and(Backlog::is_ending)
+    }
+
+    /// It is ending, and nothing is left that it must wait for.
+    pub fn is_over(&self) -> bool {
+        self.backlog.as_deref().is_some_and(|backlog| backlog.is_ending() && backlog.is_settled())
+    }
+
+    /// The login reply is not out yet.
+    pub fn is_loading(&self) -> bool {
+        self.backlog.as_deref().is_some_and(Backlog::is_loading)
+    }
+
+    /// Some of a message was written, and the rest may follow.
+    pub fn has_half(&self) -> bool {
+        self.backlog.as_deref().is_some_and(Backlog::has_half)
     }
 }
 
@@ -85,8 +100,7 @@ impl More {
 /// A login that takes the account.
 pub(super) struct Entering {
     pub login: Login,
-    /// Of the claim.
-    pub epoch: u64,
+    pub session: SessionId,
     /// What other nodes, which have read of the claim already, have sent for it.
     pub early: Vec<Early>,
 }
@@ -146,7 +160,7 @@ impl User {
     /// Where the session is, and whether it is live.
     pub fn place(&self) -> Option<Place> {
         let session = self.session.as_ref()?;
-        Some(Place { conn: session.conn, epoch: session.epoch, is_live: session.backlog.is_none() })
+        Some(Place { conn: session.conn, session: session.id, is_live: session.backlog.is_none() })
     }
 
     /// Whether the end of a session, or of all that is known of the user, may have waited for what the user has
@@ -156,23 +170,17 @@ impl User {
         self.sends == 0 && self.debts == 0 && !is_here
     }
 
-    /// The session of this epoch.
-    pub fn session_of(&mut self, epoch: u64) -> Option<&mut Session> {
-        self.session.as_mut().filter(|session| session.epoch == epoch)
-    }
-
     /// Whether the account may be claimed for a session by this epoch.
     pub fn has_session_by(&self, epoch: u64) -> bool {
         let is_replaced = |more: &More| more.replaced_by.contains(&epoch);
-        self.session.as_ref().is_some_and(|session| session.epoch == epoch || self.more().is_some_and(is_replaced))
+        self.session.as_ref().is_some_and(|session| session.id.epoch == epoch || self.more().is_some_and(is_replaced))
     }
 
     /// Whether the user may log in again at once although the last session is ending: its connection is gone, and
     /// nothing that was for it is held, being stored, or awaited by a nudge. What the user has sent counts on.
     pub fn may_return(&self) -> bool {
         let stays = self.more().and_then(|more| more.ending).is_none_or(|ending| ending.stays);
-        let backlog = self.session.as_ref().and_then(|session| session.backlog.as_deref());
-        !stays && backlog.is_some_and(|backlog| backlog.is_ending() && backlog.is_settled())
+        !stays && self.session.as_ref().is_some_and(Session::is_over)
     }
 
     /// What a node has sent to the session.

@@ -1,7 +1,7 @@
 //! ADD_FRIEND; and the ack of all that changes something.
 
 use crate::reactor::ConnId;
-use crate::service::jobs::{Answer, Op, Then};
+use crate::service::jobs::{Answer, Then};
 use crate::service::limits::is_full;
 use crate::service::shard::{Call, Shard};
 use crate::service::{store_failure, user_id};
@@ -10,12 +10,12 @@ use crate::wire::{Errno, Refusal, msgid, reply};
 
 impl Shard {
     pub(crate) fn add_friend(&mut self, call: &Call<'_>) -> Result<(), Refusal> {
-        let user = self.me(call)?.user;
+        let user = self.me(call)?.session.user;
         let friend = user_id(call.request.friendid()?).ok_or(Errno::NoSuchUser)?;
         self.owe(call.conn);
         self.begin_change(call.conn);
         let then = Then::Ack { conn: call.conn, request: call.msgid, seq: call.seq };
-        self.submit(self.user_lane(user), then, Op::Write(Write::AddFriend { user, friend }));
+        self.write(user, then, Write::AddFriend { user, friend });
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use crate::wire::{Errno, Refusal, rewrite_chat};
 
 impl Shard {
     pub(crate) fn one_chat(&mut self, call: &Call<'_>) -> Result<(), Refusal> {
-        let user = self.me(call)?.user;
+        let user = self.me(call)?.session.user;
         let to = call.request.toid()?;
         let text = self.outgoing(call)?;
         let to = user_id(to).ok_or(Errno::NoSuchUser)?;
@@ -35,7 +35,7 @@ impl Shard {
     pub(crate) fn me(&self, call: &Call<'_>) -> Result<&LoggedIn, Refusal> {
         let client = self.clients.get(call.conn);
         let me = client.and_then(|client| client.user.as_deref()).ok_or(Errno::NotLoggedIn)?;
-        if call.request.id()? == i64::from(me.user) { Ok(me) } else { Err(Errno::NotYou.into()) }
+        if call.request.id()? == i64::from(me.session.user) { Ok(me) } else { Err(Errno::NotYou.into()) }
     }
 
     /// A chat as it is forwarded: as it came, unless `name` or `time` must be set.

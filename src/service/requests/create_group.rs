@@ -1,20 +1,20 @@
 //! CREATE_GROUP.
 
 use crate::reactor::ConnId;
-use crate::service::jobs::{Answer, Op, Then};
+use crate::service::jobs::{Answer, Then};
 use crate::service::shard::{Call, Shard};
 use crate::store::{Outcome, StoreError, Write};
 use crate::wire::{Refusal, msgid, reply};
 
 impl Shard {
     pub(crate) fn create_group(&mut self, call: &Call<'_>) -> Result<(), Refusal> {
-        let creator = self.me(call)?.user;
+        let creator = self.me(call)?.session.user;
         let (name, description) = (call.request.groupname()?.to_owned(), call.request.groupdesc()?.to_owned());
         self.owe(call.conn);
         self.begin_change(call.conn);
         let then = Then::GroupCreated { conn: call.conn, seq: call.seq };
         let write = Write::CreateGroup { creator, name, description };
-        self.submit(self.user_lane(creator), then, Op::Write(write));
+        self.write(creator, then, write);
         Ok(())
     }
 

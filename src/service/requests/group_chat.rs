@@ -9,7 +9,7 @@ use crate::wire::{Errno, Refusal};
 
 impl Shard {
     pub(crate) fn group_chat(&mut self, call: &Call<'_>) -> Result<(), Refusal> {
-        let sender = self.me(call)?.user;
+        let sender = self.me(call)?.session.user;
         let group = call.request.groupid()?;
         let text = self.outgoing(call)?;
         let group = group_id(group).ok_or(Errno::NoSuchGroup)?;

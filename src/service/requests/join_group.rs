@@ -1,7 +1,7 @@
 //! JOIN_GROUP.
 
 use crate::reactor::ConnId;
-use crate::service::jobs::{Answer, Op, Then};
+use crate::service::jobs::{Answer, Then};
 use crate::service::shard::{Call, Shard};
 use crate::service::{Letter, group_id};
 use crate::store::{GroupId, Outcome, StoreError, UserId, Write};
@@ -9,7 +9,7 @@ use crate::wire::{Errno, Refusal, msgid};
 
 impl Shard {
     pub(crate) fn join_group(&mut self, call: &Call<'_>) -> Result<(), Refusal> {
-        let user = self.me(call)?.user;
+        let user = self.me(call)?.session.user;
         let group = group_id(call.request.groupid()?).ok_or(Errno::NoSuchGroup)?;
         self.owe(call.conn);
         self.begin_change(call.conn);
@@ -19,7 +19,7 @@ impl Shard {
         self.send(self.homes().of_group(group), Letter::Joining { group, user });
         let then = Then::GroupJoined { group, user, conn: call.conn, seq: call.seq };
         // The user's lane, as all that changes what the user's lists and quotas say.
-        self.submit(self.user_lane(user), then, Op::Write(Write::JoinGroup { user, group }));
+        self.write(user, then, Write::JoinGroup { user, group });
         Ok(())
     }
 

@@ -10,11 +10,11 @@ use crate::wire::{Errno, Refusal, msgid};
 impl Shard {
     pub(crate) fn list(&mut self, call: &Call<'_>) -> Result<(), Refusal> {
         let client = self.clients.get(call.conn);
-        let user = client.and_then(|client| client.user.as_deref()).ok_or(Errno::NotLoggedIn)?.user;
+        let user = client.and_then(|client| client.user.as_deref()).ok_or(Errno::NotLoggedIn)?.session.user;
         // One at a time: the reply may be large, and input behind it waits until it is written.
         self.begin_waiting(call.conn);
         let then = Then::Listed { conn: call.conn, seq: call.seq };
-        self.submit(self.user_lane(user), then, Op::Lists { user, seq: call.seq });
+        self.submit(self.lane(user), then, Op::Lists { user, seq: call.seq });
         Ok(())
     }
 

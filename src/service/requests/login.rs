@@ -8,7 +8,7 @@ use crate::service::cluster::Question;
 use crate::service::jobs::{Answer, Lane, Login, Op, Then};
 use crate::service::shard::{Call, Shard};
 use crate::service::users::Entering;
-use crate::service::{Effect, Payload, Tag, user_id};
+use crate::service::{Effect, Payload, SessionId, Tag, user_id};
 use crate::store::{Claim, Holder, Outcome, StoreError, UserId, Write};
 use crate::wire::{Errno, Framing, Refusal};
 
@@ -22,7 +22,7 @@ impl Shard {
         let conn = call.conn;
         // No account has the id 0: it takes as long as any other wrong one.
         let (user, from) = (user_id(id).unwrap_or(0), self.origin(conn)?);
-        let logged_in = self.clients.get(conn).and_then(|client| client.user.as_deref()).map(|me| me.user);
+        let logged_in = self.clients.get(conn).and_then(|client| client.user.as_deref()).map(|me| me.session.user);
         if logged_in == Some(user) {
             return Err(Errno::InUse.into());
         }
@@ -43,7 +43,7 @@ impl Shard {
 
     fn read_account(&mut self, login: Login, password: Box<str>) {
         let user = login.user;
-        self.submit(self.user_lane(user), Then::AccountRead(login), Op::Account { user, password });
+        self.submit(self.lane(user), Then::AccountRead(login), Op::Account { user, password });
     }
 
     /// Something that a login on this connection may have waited for is over.
@@ -57,7 +57,7 @@ impl Shard {
             stage => {
                 attempt.stage = stage;
                 if let Some(me) = client.user.as_deref() {
-                    let user = me.user;
+                    let user = me.session.user;
                     self.load_if_due(user);
                 }
             }
@@ -99,7 +99,7 @@ impl Shard {
     /// The password was looked at.
     pub(crate) fn verified(&mut self, mut login: Login, answer: Result<Answer, StoreError>) {
         self.count_password(&answer);
-        self.leave_hashing(login.conn, login.attempt);
+        self.enter_stage(login.conn, login.attempt, Stage::Store);
         let is_right = match &answer {
             Ok(Answer::Verified(name)) => Some(name.is_some()),
             _ => None,
@@ -145,7 +145,7 @@ impl Shard {
         }
         let past = match &user.session {
             // A former session of which nothing is left but what it has sent: this one takes its place.
-            Some(session) if user.may_return() => Some(session.epoch),
+            Some(session) if user.may_return() => Some(session.id.epoch),
             Some(session) if session.is_ending() => return user.with_more().waiting.push(login),
             Some(_) => return self.refuse_login(&login, &Errno::InUse.into()),
             None => user.more().and_then(|more| more.unreleased.last().copied()),
@@ -158,59 +158,60 @@ impl Shard {
     pub(crate) fn claim(&mut self, login: Login, past: Option<Holder>) {
         self.next_epoch += 1;
         let (user, epoch) = (login.user, self.next_epoch);
-        self.waits_for_bus(&login, false);
+        let session = SessionId { user, epoch };
+        self.enter_stage(login.conn, login.attempt, Stage::Store);
         let entry = self.users.entry(user).or_default();
-        entry.with_more().entering = Some(Entering { login, epoch, early: Vec::new() });
-        let write = Op::Write(Write::Claim { user, epoch, past });
-        self.submit(self.user_lane(user), Then::Claimed { user, epoch }, write);
+        entry.with_more().entering = Some(Entering { login, session, early: Vec::new() });
+        self.write(user, Then::Claimed(session), Write::Claim { user, epoch, past });
     }
 
-    /// The login that has drawn this epoch, if it has not been given up.
-    fn take_entering(&mut self, user: UserId, epoch: u64) -> Option<Entering> {
-        let more = self.users.get_mut(&user)?.more_mut()?;
-        more.entering.take_if(|entering| entering.epoch == epoch)
+    /// The login that has claimed, or is to claim, the account for this session, if it has not been given up.
+    fn entering(&self, session: SessionId) -> Option<&Entering> {
+        self.users.get(&session.user)?.entering().filter(|entering| entering.session == session)
     }
 
-    pub(crate) fn claimed(&mut self, user: UserId, epoch: u64, answer: Result<Answer, StoreError>) {
+    fn take_entering(&mut self, session: SessionId) -> Option<Entering> {
+        let more = self.users.get_mut(&session.user)?.more_mut()?;
+        more.entering.take_if(|entering| entering.session == session)
+    }
+
+    pub(crate) fn claimed(&mut self, session: SessionId, answer: Result<Answer, StoreError>) {
+        let SessionId { user, epoch } = session;
         let Some(entering) = self.users.get(&user).and_then(|user| user.entering()) else { return };
         let login = entering.login.clone();
-        match answer {
-            Ok(Answer::Wrote(Outcome::Done)) if self.is_waited_for(&login) => {
-                self.waits_for_bus(&login, true);
-                self.fx.push(Effect::Bus(BusOp::Listen { user, epoch }));
+        let outcome = match answer {
+            Ok(Answer::Wrote(outcome)) => Some(outcome),
+            _ => None,
+        };
+        if matches!(outcome, Some(Outcome::Done)) {
+            if !self.is_waited_for(&login) {
+                return self.give_claim_back(session);
             }
-            Ok(Answer::Wrote(Outcome::Done)) => self.give_claim_back(user, epoch),
-            Ok(Answer::Wrote(Outcome::InUse(Holder::Foreign))) => {
-                self.claim_failed(user, epoch);
-                self.ask_listeners(login);
-            }
+            self.enter_stage(login.conn, login.attempt, Stage::Bus);
+            return self.fx.push(Effect::Bus(BusOp::Listen { user, epoch }));
+        }
+        self.claim_failed(session);
+        match outcome {
+            Some(Outcome::InUse(Holder::Foreign)) => self.ask_listeners(login),
             // Nobody of this node uses it, or this login would have waited: it is the late success of a claim
             // that was reported as failed.
-            Ok(Answer::Wrote(Outcome::InUse(holder @ Holder::Node(claim)))) if claim.node == self.settings.node => {
-                self.claim_failed(user, epoch);
+            Some(Outcome::InUse(holder @ Holder::Node(claim))) if claim.node == self.settings.node => {
                 self.claim(login, Some(holder));
             }
-            Ok(Answer::Wrote(Outcome::InUse(Holder::Node(_)))) => {
-                self.claim_failed(user, epoch);
-                self.refuse_entering(&login, &Errno::InUse.into());
-            }
-            Ok(Answer::Wrote(Outcome::NoUser)) => {
-                self.claim_failed(user, epoch);
-                self.refuse_entering(&login, &Errno::Rejected.into());
-            }
+            Some(Outcome::InUse(Holder::Node(_))) => self.refuse_entering(&login, &Errno::InUse.into()),
+            Some(Outcome::NoUser) => self.refuse_entering(&login, &Errno::Rejected.into()),
             _ => {
                 // It may have been claimed all the same.
-                self.claim_failed(user, epoch);
-                self.release_failed(user, epoch);
+                self.release_failed(session);
                 self.refuse_entering(&login, &Errno::StoreUnavailable.into());
             }
         }
     }
 
     /// A claim came to nothing: what other nodes have sent by it goes back.
-    fn claim_failed(&mut self, user: UserId, epoch: u64) {
-        if let Some(entering) = self.take_entering(user, epoch) {
-            entering.early.into_iter().for_each(|early| self.refuse_early(user, early));
+    fn claim_failed(&mut self, session: SessionId) {
+        if let Some(entering) = self.take_entering(session) {
+            entering.early.into_iter().for_each(|early| self.refuse_early(session.user, early));
         }
     }
 
@@ -219,19 +220,19 @@ impl Shard {
         self.let_in(login.user);
     }
 
-    /// Nobody waits for this session.
-    pub(crate) fn give_claim_back(&mut self, user: UserId, epoch: u64) {
-        self.claim_failed(user, epoch);
-        self.release_failed(user, epoch);
-        self.let_in(user);
+    /// No login waits for this session any more.
+    fn give_claim_back(&mut self, session: SessionId) {
+        self.claim_failed(session);
+        self.release_failed(session);
+        self.let_in(session.user);
     }
 
     /// Releases the claim of a login that has failed. Where it may have replaced that of a session which is
     /// ending, this is the session's: what its user has sent may not be settled yet.
-    fn release_failed(&mut self, user: UserId, epoch: u64) {
-        match self.users.get_mut(&user).filter(|user| user.session.is_some()) {
-            Some(user) => user.with_more().replaced_by.push(epoch),
-            None => self.release(user, epoch, None),
+    fn release_failed(&mut self, session: SessionId) {
+        match self.users.get_mut(&session.user).filter(|user| user.session.is_some()) {
+            Some(user) => user.with_more().replaced_by.push(session.epoch),
+            None => self.release(session, None),
         }
     }
 
@@ -245,7 +246,7 @@ impl Shard {
 
     fn ask_listeners(&mut self, login: Login) {
         let user = login.user;
-        self.waits_for_bus(&login, true);
+        self.enter_stage(login.conn, login.attempt, Stage::Bus);
         let ticket = self.ask(Question::Listeners(login));
         self.fx.push(Effect::Bus(BusOp::CountListeners(user, ticket)));
     }
@@ -264,49 +265,43 @@ impl Shard {
     }
 
     /// C++ nodes reach the user from now on: the session begins.
-    pub(crate) fn listened(&mut self, user: UserId, epoch: u64) {
-        let entering = self.users.get(&user).and_then(|user| user.entering());
-        let Some(entering) = entering.filter(|entering| entering.epoch == epoch) else { return };
-        let login = entering.login.clone();
+    pub(crate) fn listened(&mut self, session: SessionId) {
+        let Some(login) = self.entering(session).map(|entering| entering.login.clone()) else { return };
         if !self.is_waited_for(&login) {
-            return self.give_claim_back(user, epoch);
+            return self.give_claim_back(session);
         }
         if self.settings.mixed {
             // Before this they would have published to nobody. What they have stored is read
             // behind it, in the same lane.
-            self.submit(self.user_lane(user), Then::Nothing, Op::Write(Write::Show { user, epoch }));
+            let SessionId { user, epoch } = session;
+            self.write(user, Then::Nothing, Write::Show { user, epoch });
         }
-        let Some(entering) = self.take_entering(user, epoch) else { return };
-        self.begin_session(entering);
+        if let Some(entering) = self.take_entering(session) {
+            self.begin_session(entering);
+        }
     }
 
     /// Reads what was stored until now, and the lists, once nothing is on the route to where the user was, and
     /// what the connection's earlier requests change is settled.
     pub(crate) fn load_if_due(&mut self, user: UserId) {
-        let Some(entry) = self.users.get_mut(&user) else { return };
-        let has_route = entry.has_route();
-        let Some(session) = entry.session.as_ref() else { return };
-        let (conn, epoch) = (session.conn, session.epoch);
-        if has_route || !session.backlog.as_deref().is_some_and(|backlog| backlog.is_loading()) {
-            return;
-        }
+        let Some(entry) = self.users.get(&user).filter(|user| !user.has_route()) else { return };
+        let Some(session) = entry.session.as_ref().filter(|session| session.is_loading()) else { return };
+        let (conn, id) = (session.conn, session.id);
         let limit = self.is_legacy(conn).then_some(LEGACY_REPLY);
         let Some(client) = self.clients.get_mut(conn).filter(|client| client.changes == 0) else { return };
-        let Some(me) = client.user.as_deref() else { return };
-        let name = me.name.clone();
-        let Some(attempt) = client.attempt.as_deref_mut() else { return };
-        if std::mem::replace(&mut attempt.is_loading, true) {
+        let (Some(me), Some(attempt)) = (client.user.as_deref(), client.attempt.as_deref_mut()) else { return };
+        if matches!(attempt.stage, Stage::Loading) {
             return;
         }
-        attempt.waits_for_bus = false;
-        let op = Op::Load { user, name, seq: attempt.seq, limit };
-        self.submit(self.user_lane(user), Then::Loaded { user, epoch }, op);
+        attempt.stage = Stage::Loading;
+        let op = Op::Load { user, name: me.name.clone(), seq: attempt.seq, limit };
+        self.submit(self.lane(user), Then::Loaded(id), op);
     }
 
     /// The login reply is ready: out with it, then with what has come meanwhile.
-    pub(crate) fn loaded(&mut self, user: UserId, epoch: u64, answer: Result<Answer, StoreError>) {
-        let session = self.users.get_mut(&user).and_then(|user| user.session_of(epoch));
-        let Some(conn) = session.filter(|session| !session.is_ending()).map(|session| session.conn) else { return };
+    pub(crate) fn loaded(&mut self, id: SessionId, answer: Result<Answer, StoreError>) {
+        let session = self.session(id).filter(|session| !session.is_ending());
+        let Some(conn) = session.map(|session| session.conn) else { return };
         let legacy = self.is_legacy(conn);
         let Some(client) = self.clients.get(conn) else { return };
         let framing = client.framing.framing();
@@ -314,15 +309,15 @@ impl Shard {
             self.log_out(conn, None);
             return self.refuse_attempt(conn, &Errno::StoreUnavailable.into());
         };
-        log::debug!("{conn}: user {user} has logged in from {}", client.peer);
+        log::debug!("{conn}: user {} has logged in from {}", id.user, client.peer);
         let has_rows = !loaded.rows.is_empty();
         if legacy {
             self.fx.push(Effect::Pace(conn));
         }
-        let tag = has_rows.then(|| Tag::Reply { user, epoch, rows: loaded.rows.into() });
+        let tag = has_rows.then(|| Tag::Reply { session: id, rows: loaded.rows.into() });
         let body = Payload::Shared(loaded.reply.into());
         self.fx.push(Effect::Send { conn, body, framing, tag, manner: Manner { alone: true, exempt: true } });
-        self.with_backlog(user, epoch, |backlog, cx| backlog.loaded(has_rows, loaded.more, cx));
+        self.with_backlog(id, |backlog, cx| backlog.loaded(has_rows, loaded.more, cx));
         self.end_attempt(conn);
     }
 
