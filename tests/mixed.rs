@@ -564,3 +564,90 @@ fn a_cluster_of_cpp_nodes_is_replaced_node_by_node() {
         assert_eq!(listed(&ann.greeting["friends"])[0]["name"], name);
     }
 }
+
+/// The statements of the `number`th block of SQL of `docs/SWAPPING.md`.
+fn documented(number: usize) -> Vec<String> {
+    let blocks = |document: &'static str| -> Vec<&'static str> {
+        document.split("```sql\n").skip(1).filter_map(|rest| Some(rest.split_once("```")?.0)).collect()
+    };
+    let statements = |block: &str| -> Vec<String> {
+        let sql: String = block.lines().filter(|line| !line.starts_with("--")).flat_map(|line| [line, "\n"]).collect();
+        sql.split(';').map(|sql| sql.trim().to_owned()).filter(|sql| !sql.is_empty()).collect()
+    };
+    let english = blocks(include_str!("../docs/SWAPPING.md"));
+    let chinese = blocks(include_str!("../docs/SWAPPING.zh-CN.md"));
+    let both = [english, chinese].map(|blocks| {
+        assert_eq!(blocks.len(), 3, "{blocks:?}");
+        statements(blocks[number])
+    });
+    assert_eq!(both[0], both[1], "the translation has the same statements");
+    let [statements, _] = both;
+    statements
+}
+
+impl Cluster {
+    /// Makes ready for C++ nodes what nodes of ours have left; the names that would crash them.
+    fn go_back(&self) -> Vec<(u32, String)> {
+        let mut conn = Conn::new(self.url.as_str()).unwrap();
+        documented(0).iter().for_each(|sql| conn.query_drop(sql).unwrap_or_else(|error| panic!("{error}: {sql}")));
+        documented(1).iter().flat_map(|sql| conn.query::<(u32, String), _>(sql).unwrap()).collect()
+    }
+}
+
+#[test]
+fn cpp_nodes_go_on_where_ours_have_been_with_new_passwords_for_all_that_were_hashed() {
+    for_each_kind_of_tables(|cluster| {
+        let old = cluster.cpp();
+        let [ann, li] = ["ann", "li"].map(|name| old.client().register(name, "secret"));
+        drop(old);
+        let mut ours = cluster.ours_with(&["--mysql-charset", "gbk"]);
+        let zhang = Client::connect(ours.address).register("张三", "secret");
+        let mut client = logged_in(&ours, &ann);
+        client.befriend(zhang.id);
+        assert!(!client.chat(li.id, "hello") && !client.chat(li.id, "李 😀"), "stored");
+        drop(client);
+        assert!(ours.stop("TERM").success());
+
+        assert_eq!(cluster.go_back(), []);
+        let renewed: Vec<(u32, String)> = cluster.query("SELECT id, password FROM NewPassword ORDER BY id");
+        assert_eq!(renewed.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [ann.id, zhang.id]);
+        assert!(
+            renewed[0].1 != renewed[1].1 && renewed.iter().all(|(_, password)| password.len() == 16),
+            "{renewed:?}"
+        );
+        let cpp = cluster.cpp();
+        assert_eq!(cpp.client().try_login(&ann)["errno"], 1, "her old password");
+        let ann = Account { password: renewed[0].1.clone(), ..ann };
+        let (mut client, reply) = cluster.cpp_login(&cpp, &ann);
+        assert_eq!(listed(&reply["friends"])[0]["name"], "张三");
+        client.chat(li.id, "from a C++ node");
+        eventually("the C++ node stores it", || cluster.kept_for(li.id) == 2);
+        let (_li, reply) = cluster.cpp_login(&cpp, &li);
+        assert_eq!(offline(&reply), ["hello", "from a C++ node"]);
+        let new = cpp.client().register("new", "secret");
+        assert!(cpp.is_alive());
+
+        // And once more.
+        drop((client, _li));
+        drop(cpp);
+        let ours = cluster.ours_with(&["--mysql-charset", "gbk"]);
+        let mut conn = Conn::new(cluster.url.as_str()).unwrap();
+        documented(2).iter().for_each(|sql| conn.query_drop(sql).unwrap());
+        assert_eq!(logged_in(&ours, &li).texts(1), ["李 😀"]);
+        logged_in(&ours, &ann).logout();
+        logged_in(&ours, &new).logout();
+    });
+}
+
+#[test]
+fn names_that_would_crash_a_cpp_node_are_found_before_one_starts() {
+    let cluster = Cluster::new(COPY_GBK);
+    let mut ours = cluster.ours_with(&[]);
+    let zhang = Client::connect(ours.address).register("张三", "secret");
+    let mut ann = online(&ours, "ann");
+    ann.befriend(zhang.id);
+    let group = ann.create_group("读者");
+    drop(ann);
+    assert!(ours.stop("TERM").success());
+    assert_eq!(cluster.go_back(), [(zhang.id, "张三".to_owned()), (group, "读者".to_owned())]);
+}
