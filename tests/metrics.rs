@@ -539,22 +539,28 @@ fn what_goes_between_nodes_is_counted_on_both() {
     all_that_is_told_is_documented(&Scrape::of(here));
 }
 
-/// The README's table has a row for each family, with its labels, and the page shows none that is not told.
+/// The documents' table has a row for each family, with its labels, and the page shows none that is not exported.
 #[track_caller]
 fn all_that_is_told_is_documented(scrape: &Scrape) {
-    let readme = include_str!("../README.md");
-    let rows = readme.lines().filter_map(|line| {
-        let mut cells = line.strip_prefix("| `")?.split('|');
-        let name = cells.next()?.trim().strip_suffix('`')?;
-        let is_metric = name.starts_with("chat_") || name.starts_with("process_");
-        let labels = cells.next()?.split(',').map(|label| label.trim().trim_matches('`').to_owned());
-        is_metric.then(|| (name.to_owned(), labels.filter(|label| !label.is_empty()).collect::<BTreeSet<String>>()))
-    });
-    let told = scrape.0.iter().map(|(name, family)| {
+    type Rows = BTreeMap<String, BTreeSet<String>>;
+    let rows = |document: &str| -> Rows {
+        let rows = document.lines().filter_map(|line| {
+            let mut cells = line.strip_prefix("| `")?.split('|');
+            let name = cells.next()?.trim().strip_suffix('`')?;
+            let is_metric = name.starts_with("chat_") || name.starts_with("process_");
+            let labels = cells.next()?.split([',', '、']).map(|label| label.trim().trim_matches('`').to_owned());
+            is_metric.then(|| (name.to_owned(), labels.filter(|label| !label.is_empty()).collect()))
+        });
+        rows.collect()
+    };
+    let exported = scrape.0.iter().map(|(name, family)| {
         let labels = family.labels.iter().filter(|label| *label != "le");
-        (name.clone(), labels.cloned().collect::<BTreeSet<String>>())
+        (name.clone(), labels.cloned().collect())
     });
-    assert_eq!(rows.collect::<BTreeMap<_, _>>(), told.collect::<BTreeMap<_, _>>());
+    let exported: Rows = exported.collect();
+    for document in [include_str!("../docs/OPERATING.md"), include_str!("../docs/OPERATING.zh-CN.md")] {
+        assert_eq!(rows(document), exported);
+    }
     let page = include_str!("../src/server/monitor/page.html");
     let shown = page.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
     let shown: Vec<&str> = shown.filter(|w| w.starts_with("chat_") || w.starts_with("process_")).collect();

@@ -1,4 +1,4 @@
-//! What is counted, and how it is told: cells, and Prometheus' text.
+//! What is counted, and how it is exported: cells, and Prometheus' text.
 //!
 //! A module declares what it counts beside the code that counts, with `cells!`: a struct of
 //! [`Counter`]s, [`Gauge`]s and [`Histogram`]s, each with the name and the help that it has in
@@ -8,7 +8,7 @@
 //! reads them when somebody asks, in the thread of whoever asks.
 //!
 //! To count one thing more is one line in the module's `cells!`, the count itself, and a row in the
-//! README's table, which the tests hold against what a server tells.
+//! table of `docs/OPERATING.md` (and of its translation), which the tests compare with what a server exports.
 //!
 //! The crates for this (`prometheus`, `prometheus-client`) are not used, because their counters are
 //! shared between threads and add with a locked instruction, their histograms take a lock, and what

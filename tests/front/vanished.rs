@@ -25,7 +25,7 @@ fn the_file_has_keepalive_with_times_on_both_ports_and_names_the_kernels_retrans
         assert!(listens.contains(&listen), "{listen}");
     }
     assert_eq!(file.matches("so_keepalive=").count(), file.matches("so_keepalive=60s:10s:3").count());
-    for text in [file, include_str!("../../README.md"), include_str!("../../README.zh-CN.md")] {
+    for text in [file, include_str!("../../docs/OPERATING.md"), include_str!("../../docs/OPERATING.zh-CN.md")] {
         assert!(text.contains("sysctl net.ipv4.tcp_retries2=8"));
     }
 }
