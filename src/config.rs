@@ -22,29 +22,29 @@ pub enum StoreUrl {
     MySql(SecretUrl),
 }
 
-/// Where clients are waited for.
+/// Where the server listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Listen {
     At(SocketAddr),
-    /// At a port of every address of this machine, of both families where it has both.
+    /// At this port of all addresses of this machine, of IPv6 and IPv4 where it has both.
     Everywhere(u16),
 }
 
-/// What a server started under this name takes for its defaults: the C++ server's MySQL and Redis.
+/// A server started under this name has other defaults: the C++ server's MySQL and Redis.
 const DROP_IN_NAME: &str = "ChatServer";
 const DROP_IN_STORE: &str = "mysql://root:123456@127.0.0.1:3306/chat";
 const DROP_IN_REDIS: &str = "redis://127.0.0.1:6379";
 
-/// Everything the server can be told.
+/// The server's configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
     pub listen: Listen,
     pub store: StoreUrl,
-    /// `None`: this node is alone.
+    /// `None`: this is a single node.
     pub redis: Option<SecretUrl>,
     /// C++ nodes share the database and Redis.
     pub mixed: bool,
-    /// What C++ nodes say in `set names`.
+    /// The charset that C++ nodes name in `set names`.
     pub mysql_charset: String,
     pub reactors: usize,
     pub workers: usize,
@@ -52,7 +52,7 @@ pub struct Config {
     pub max_connections: Option<usize>,
     pub max_message: usize,
     pub max_message_before_login: usize,
-    /// Of one address, over all reactors. `None`: as many as there is room for.
+    /// Open connections of one address, over all reactors. `None`: no limit of its own.
     pub max_connections_per_address: Option<u32>,
     /// Offline messages of one user.
     pub max_offline: Option<u32>,
@@ -62,28 +62,28 @@ pub struct Config {
     pub max_groups: Option<u32>,
     /// Members of one group.
     pub max_group_size: Option<u32>,
-    /// Of one account from one address, an hour.
+    /// Failed logins of one account from one address per hour.
     pub max_failed_logins: Option<u32>,
-    /// From one address, an hour.
+    /// Registrations from one address per hour.
     pub max_registrations: Option<u32>,
-    /// Messages of one connection, a second.
+    /// Messages of one connection per second.
     pub max_message_rate: Option<NonZeroU32>,
-    /// Bytes of messages of one connection, a second.
+    /// Bytes of messages of one connection per second.
     pub max_byte_rate: Option<NonZeroU32>,
     pub login_timeout: Option<Duration>,
     pub idle_timeout: Option<Duration>,
     pub high_water: usize,
-    /// Bytes that wait to be written, on all connections together.
+    /// Bytes queued for all connections together.
     pub max_buffered: usize,
     pub password_cost: Cost,
-    /// A password that was found right is not hashed again.
+    /// A verified password is not hashed again.
     pub login_memo: bool,
     pub legacy_client: bool,
-    /// Networks whose connections begin with a PROXY header; none: nobody's do.
+    /// Networks whose connections begin with a PROXY header; empty: no connection does.
     pub proxies: Vec<IpNet>,
-    /// Where `/metrics` and the like are served; `None`: nowhere.
+    /// Where metrics and health are served; `None`: nowhere.
     pub metrics: Option<SocketAddr>,
-    /// Decides which reactor each user belongs to; `None`: drawn at random, so that nobody can choose ids that
+    /// Decides which reactor each user belongs to; `None`: drawn at random, so that an attacker cannot choose ids that
     /// all belong to one.
     pub home_seed: Option<u64>,
     /// For tests: the payload versions that this node claims to read, and a kind that it makes up; `None`: those of
@@ -99,34 +99,34 @@ pub struct Config {
     after_help = "Logging is set with RUST_LOG: error, warn, info (the default), debug."
 )]
 struct Flags {
-    /// Where to listen. Nothing: 127.0.0.1 6000. PORT: that port on all addresses, of IPv6 and IPv4. IP PORT:
-    /// there. Port 0 takes any free one, which the log names ("listening on …")
+    /// Where to listen. No argument: 127.0.0.1:6000. PORT: that port on all addresses of IPv6 and IPv4. IP PORT:
+    /// that address. Port 0 takes any free port, which the log names ("listening on …")
     #[arg(value_name = "[IP] PORT", num_args = 0..=2)]
     listen: Vec<String>,
 
-    /// sqlite:PATH, or mysql://USER:PASSWORD@HOST:PORT/DATABASE (or mariadb://, which is the same). In
-    /// the user and the password, characters that mean something in a URL are percent-encoded: %40 for @
+    /// The database: sqlite:PATH, or mysql://USER:PASSWORD@HOST:PORT/DATABASE (or mariadb://, which is the same).
+    /// In the user and the password, characters with a meaning in a URL are percent-encoded: %40 for @
     #[arg(long, env = "CHAT_STORE", hide_env_values = true, value_name = "URL", default_value = "sqlite:chat.db")]
     store: Unread,
 
     /// Redis, for a cluster, as redis://[[USER]:PASSWORD@]HOST:PORT[/DATABASE] (or valkey://), beside a MySQL
-    /// store that the nodes share. Without it, this server is alone
+    /// store that the nodes share. Without it, this server is a single node
     #[arg(long, env = "CHAT_REDIS", hide_env_values = true, value_name = "URL")]
     redis: Option<Unread>,
 
-    /// For a cluster that still has C++ nodes: text reaches the database in their charset and JSON
+    /// For a cluster that still has C++ nodes: text is written to the database in their charset and JSON
     /// in ASCII, passwords stay plain text of at most 50 bytes, the members of a group are read for
-    /// every message, and users set offline by a C++ node's Ctrl-C are set online again
+    /// every message, and users that a C++ node's Ctrl-C set offline are set online again
     #[arg(long, env = "CHAT_MIXED", value_name = SWITCH, value_parser = switch(false), action = ArgAction::Set,
         num_args = 0..=1, require_equals = true, default_missing_value = "on", default_value = "off", hide_default_value = true)]
     mixed: bool,
 
-    /// What the C++ nodes at the database say in "set names"
+    /// The charset that the C++ nodes of this database name in "set names"
     /// [default: gbk with --mixed, otherwise utf8mb4]
     #[arg(long, env = "CHAT_MYSQL_CHARSET", value_name = "NAME")]
     mysql_charset: Option<String>,
 
-    /// Sub-reactor threads, 1 to 256 [default: one for each core]
+    /// Sub-reactor threads, 1 to 256 [default: one per core]
     #[arg(long, env = "CHAT_REACTORS", value_name = "N", allow_hyphen_values = true, value_parser = count(1, 256))]
     reactors: Option<u64>,
 
@@ -134,77 +134,77 @@ struct Flags {
     #[arg(long, env = "CHAT_WORKERS", value_name = "N", allow_hyphen_values = true, value_parser = count(1, 256), default_value = "4")]
     workers: u64,
 
-    /// Connections at a time; more are refused with error 20
+    /// Open connections; more are refused with error 20
     /// [default: the file-descriptor limit less a reserve]
     #[arg(long, env = "CHAT_MAX_CONNECTIONS", value_name = "N", allow_hyphen_values = true, value_parser = count(1, 10_000_000))]
     max_connections: Option<u64>,
 
-    /// Which limits are on that are not named: "default" leaves off whatever could throw off people
-    /// who type slowly or many users behind one address; "internet" is for a server that strangers
-    /// can reach
+    /// The preset for every limit that has no flag of its own: "default" leaves off those that could hit
+    /// slow typists or many users behind one address; "internet" is for a server that strangers can
+    /// reach
     #[arg(long, env = "CHAT_LIMITS", value_name = "SET", default_value = "default")]
     limits: LimitSet,
 
-    /// Connections of one address at a time, or off; more are refused with error 20. An IPv6 address
-    /// is its /64 network [default: off; internet: 50]
+    /// Open connections of one address, or off; more are refused with error 20. An IPv6 address
+    /// counts as its /64 network [default: off; internet: 50]
     #[arg(long, env = "CHAT_MAX_CONNECTIONS_PER_ADDRESS", value_name = "N", allow_hyphen_values = true)]
     max_connections_per_address: Option<Bound>,
 
-    /// The largest message of a user who has logged in, in bytes
+    /// The largest message after login, in bytes
     #[arg(long, env = "CHAT_MAX_MESSAGE", value_name = "BYTES", allow_hyphen_values = true, value_parser = count(256, 16 << 20), default_value = "65536")]
     max_message: u64,
 
-    /// The largest message before that, in bytes
+    /// The largest message before login, in bytes
     #[arg(long, env = "CHAT_MAX_MESSAGE_BEFORE_LOGIN", value_name = "BYTES", allow_hyphen_values = true, value_parser = count(256, 16 << 20), default_value = "8192")]
     max_message_before_login: u64,
 
-    /// Offline messages that are kept for one user, or off; senders of more get error 20
+    /// Offline messages stored for one user, or off; the sender of one more gets error 20
     /// [default: 10000; internet: 1000]
     #[arg(long, env = "CHAT_MAX_OFFLINE", value_name = "N", allow_hyphen_values = true)]
     max_offline: Option<Bound>,
 
-    /// Friends that one user may have, or off; more are refused with error 20 [default: off; internet: 500]
+    /// Friends of one user, or off; more are refused with error 20 [default: off; internet: 500]
     #[arg(long, env = "CHAT_MAX_FRIENDS", value_name = "N", allow_hyphen_values = true)]
     max_friends: Option<Bound>,
 
-    /// Groups that one user may be in, or off; more are refused with error 20
+    /// Groups that one user is in, or off; more are refused with error 20
     /// [default: off; internet: 100]
     #[arg(long, env = "CHAT_MAX_GROUPS", value_name = "N", allow_hyphen_values = true)]
     max_groups: Option<Bound>,
 
-    /// Members that one group may have, or off; more are refused with error 20
+    /// Members of one group, or off; more are refused with error 20
     /// [default: off; internet: 1000]
     #[arg(long, env = "CHAT_MAX_GROUP_SIZE", value_name = "N", allow_hyphen_values = true)]
     max_group_size: Option<Bound>,
 
-    /// Failed logins of one account from one address in an hour, or off; past that, logins of that account
-    /// from there get error 20, also with the right password, until one more may be tried
+    /// Failed logins of one account from one address per hour, or off; past that, logins of that account
+    /// from there get error 20, also with the right password, until another attempt is allowed
     /// [default: off; internet: 20]
     #[arg(long, env = "CHAT_MAX_FAILED_LOGINS", value_name = "N", allow_hyphen_values = true)]
     max_failed_logins: Option<Bound>,
 
-    /// Attempts to register from one address in an hour, or off; more are refused with error 20
+    /// Attempts to register from one address per hour, or off; more are refused with error 20
     /// [default: off; internet: 20]
     #[arg(long, env = "CHAT_MAX_REGISTRATIONS", value_name = "N", allow_hyphen_values = true)]
     max_registrations: Option<Bound>,
 
-    /// Messages of one connection a second, or off; ten times as many may come at once. A message past
+    /// Messages of one connection per second, or off; bursts of ten times as many are allowed. A message past
     /// that is refused with error 20, and nothing more is read for a second [default: off; internet: 20]
     #[arg(long, env = "CHAT_MAX_MESSAGE_RATE", value_name = "N", allow_hyphen_values = true)]
     max_message_rate: Option<Bound>,
 
-    /// Bytes of messages of one connection a second, or off, in the same manner
+    /// Bytes of messages of one connection per second, or off, with the same bursts and refusals
     /// [default: off; internet: 65536]
     #[arg(long, env = "CHAT_MAX_BYTE_RATE", value_name = "BYTES", allow_hyphen_values = true)]
     max_byte_rate: Option<Bound>,
 
-    /// How long a connection may stay without a login, like 90s or 10m; off: for ever
+    /// How long a connection may stay without a login, like 90s or 10m; off: no limit
     /// [default: off; internet: 1m]
     #[arg(long, env = "CHAT_LOGIN_TIMEOUT", value_name = "TIME", allow_hyphen_values = true)]
     login_timeout: Option<Timeout>,
 
-    /// How long a connection may stay silent, like 90s or 10m; off: for ever. Half-way through, clients
-    /// that use "seq" or PING are sent a PING, whose PONG will do [default: off; internet: 15m]
+    /// How long a connection may stay silent, like 90s or 10m; off: no limit. Half-way through, clients
+    /// that use "seq" or PING are sent a PING, which a PONG satisfies [default: off; internet: 15m]
     #[arg(long, env = "CHAT_IDLE_TIMEOUT", value_name = "TIME", allow_hyphen_values = true)]
     idle_timeout: Option<Timeout>,
 
@@ -213,23 +213,23 @@ struct Flags {
     #[arg(long, env = "CHAT_HIGH_WATER", value_name = "BYTES", allow_hyphen_values = true, value_parser = count(4096, 1 << 30), default_value = "1048576")]
     high_water: u64,
 
-    /// What may wait to be written to all connections together, in bytes. While it is more, each may
-    /// hold its share of it and no more
+    /// Bytes that may be queued for all connections together. While there are more, each connection may have
+    /// its share of this queued, and no more
     #[arg(long, env = "CHAT_MAX_BUFFERED", value_name = "BYTES", allow_hyphen_values = true, value_parser = count(1 << 20, 1 << 40), default_value = "268435456")]
     max_buffered: u64,
 
     /// The cost of hashing a password: memory in KiB and passes. Stored passwords of another cost
-    /// are hashed anew at the next login
+    /// are hashed again at the next login
     #[arg(long, env = "CHAT_PASSWORD_COST", value_name = "KIB,ITERATIONS", allow_hyphen_values = true, default_value_t = Cost::default())]
     password_cost: Cost,
 
-    /// Whether a password that was found right is remembered, as a code that only this process can
-    /// make: who logs in with it again costs no hash. on or off
+    /// Whether a verified password is remembered, as a code that only this process can make: logging
+    /// in with it again costs no hash. on or off
     #[arg(long, env = "CHAT_LOGIN_MEMO", value_name = SWITCH, value_parser = switch(true), action = ArgAction::Set, default_value = "on")]
     login_memo: bool,
 
-    /// For the C++ client, which loses, or dies of, messages that share a segment or are longer than 1023 bytes:
-    /// messages to clients that end theirs with NUL and never use "seq" leave 10 ms apart, and
+    /// For the C++ client, which loses messages that share a segment, and crashes on more than 1023 bytes:
+    /// messages to clients that end theirs with NUL and never use "seq" are sent 10 ms apart, and
     /// their login replies stay small
     #[arg(long, env = "CHAT_LEGACY_CLIENT", value_name = SWITCH, value_parser = switch(false), action = ArgAction::Set,
         num_args = 0..=1, require_equals = true, default_missing_value = "on", default_value = "off", hide_default_value = true)]
@@ -240,8 +240,8 @@ struct Flags {
     #[arg(long, env = "CHAT_PROXY_PROTOCOL", value_name = "CIDR,…", value_delimiter = ',', value_parser = network)]
     proxy_protocol: Vec<IpNet>,
 
-    /// Serves /metrics (for Prometheus), /healthz, /readyz and, at /, a page that draws them, by HTTP.
-    /// Whoever reaches it may read it, so keep it from strangers. Off by default
+    /// Serves /metrics (for Prometheus), /healthz, /readyz and, at /, a page that draws them, by HTTP, to
+    /// every client that can reach it: keep it from strangers. Off by default
     #[arg(long, env = "CHAT_METRICS", value_name = "IP:PORT", allow_hyphen_values = true, value_parser = socket_address)]
     metrics: Option<SocketAddr>,
 
@@ -262,10 +262,10 @@ fn count(min: u64, max: u64) -> impl Fn(&str) -> Result<u64, String> + Clone + S
     }
 }
 
-/// How the value of a flag that is on or off is named in the help.
+/// The help's name for the value of a flag that is on or off.
 const SWITCH: &str = "on|off";
 
-/// On or off, as people write it in an environment; there, empty is not set.
+/// On or off, in the spellings usual in an environment; there, an empty value means unset.
 fn switch(default: bool) -> impl Fn(&str) -> Result<bool, String> + Clone + Send + Sync + 'static {
     move |text| match text.to_ascii_lowercase().as_str() {
         "1" | "true" | "yes" | "on" => Ok(true),
@@ -279,7 +279,7 @@ fn socket_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "must be IP:PORT, like 127.0.0.1:9100 or [::1]:9100".to_owned())
 }
 
-/// A network, or one address. One of IPv4 that is written inside IPv6 is one of IPv4.
+/// A network, or one address. An IPv4 one written as IPv6 becomes the IPv4 one.
 fn network(text: &str) -> Result<IpNet, String> {
     let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
     let network = network.map_err(|_| "must be networks like 10.0.0.0/8 or addresses, with commas between")?;
@@ -292,7 +292,7 @@ fn network(text: &str) -> Result<IpNet, String> {
     })
 }
 
-/// The text of an address, of which nothing may be printed before it is read.
+/// An address that is not parsed yet, so nothing of it may be printed.
 #[derive(Clone)]
 struct Unread(String);
 
@@ -312,7 +312,7 @@ impl Unread {
     fn store(&self) -> Result<StoreUrl, String> {
         const FORM: &str = "must be sqlite:PATH or mysql://USER:PASSWORD@HOST:PORT/DATABASE";
         self.read("--store <URL>", FORM, |scheme| match scheme {
-            // An address of something else, by mistake, is no path: it may bear a password.
+            // Another kind of address, given by mistake, is not a path: it may contain a password.
             "sqlite" => {
                 let path = self.0.trim_start().split_once(':').map_or("", |(_, path)| path);
                 if path.is_empty() {
@@ -333,9 +333,9 @@ impl Unread {
         self.read("--redis <URL>", FORM, |scheme| match scheme {
             "redis" | "valkey" => url(&self.0, "redis", FORM),
             "rediss" | "valkeys" => {
-                Err("TLS to Redis is not spoken: use redis://, over a network that no stranger reads".to_owned())
+                Err("TLS to Redis is not supported: use redis://, over a private network".to_owned())
             }
-            "unix" | "redis+unix" | "valkey+unix" => Err(format!("only TCP is spoken: {FORM}")),
+            "unix" | "redis+unix" | "valkey+unix" => Err(format!("only TCP is supported: {FORM}")),
             _ => Err(FORM.to_owned()),
         })
     }
@@ -354,7 +354,7 @@ fn url(text: &str, scheme: &str, form: &str) -> Result<SecretUrl, String> {
     })
 }
 
-/// Which limits are on without being named.
+/// A preset of limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum LimitSet {
     Default,
@@ -362,7 +362,7 @@ enum LimitSet {
 }
 
 impl LimitSet {
-    /// A limit as it was given, or else as this set has it.
+    /// A limit as it was given, or else as in this preset.
     fn or<T>(self, given: Option<T>, internet: T, default: T) -> T {
         given.unwrap_or(match self {
             LimitSet::Default => default,
@@ -395,7 +395,7 @@ impl FromStr for Bound {
     }
 }
 
-/// The longest time that can be asked for: nobody waits longer, and the clock is never past its end.
+/// The longest time that a flag takes: longer ones make no difference, and the clock cannot overflow.
 const LONGEST: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
 
 /// A duration, or `off`.
@@ -417,7 +417,7 @@ impl FromStr for Timeout {
 }
 
 impl fmt::Display for StoreUrl {
-    /// Without the password that a MySQL address bears: this goes to the log.
+    /// Without the password of a MySQL address: this is logged.
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             StoreUrl::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
@@ -438,7 +438,7 @@ impl fmt::Display for Listen {
 /// Why there is no [`Config`].
 #[derive(Debug)]
 pub enum Stop {
-    /// It was asked for: print it, exit status 0.
+    /// The help or the version was asked for: print it, exit status 0.
     Help(String),
     /// One line, exit status 2.
     Usage(String),
@@ -454,7 +454,7 @@ impl Config {
             std::env::var_os(variable).is_some() || args.iter().any(is_flag)
         };
         if is_drop_in && !is_given("--store", "CHAT_STORE") {
-            // Whoever names a store of its own names its bus, too.
+            // A command line that names its own store names its own bus, too.
             if !is_given("--redis", "CHAT_REDIS") {
                 args.insert(1, format!("--redis={DROP_IN_REDIS}").into());
             }
@@ -534,10 +534,10 @@ fn listen_address(words: &[String]) -> Result<Listen, String> {
     })
 }
 
-/// What clap has to say, in one line, without what may be a password.
+/// Clap's message in one line, without anything that may be a password.
 fn usage(error: &clap::Error, is_word: &dyn Fn(&str) -> bool) -> String {
     let text = error.to_string();
-    // The second one tells what is allowed, where that is a list.
+    // The second line lists the allowed values, if there is such a list.
     let (line, rest) = text.split_once('\n').unwrap_or((&text, ""));
     let allowed = rest.lines().next().map(str::trim).filter(|line| line.starts_with("[possible values"));
     let line = [Some(line), allowed].into_iter().flatten().collect::<Vec<_>>().join(" ");
@@ -556,7 +556,7 @@ fn usage(error: &clap::Error, is_word: &dyn Fn(&str) -> bool) -> String {
     with_origin(line, flag, is_word)
 }
 
-/// A line about the value of a flag, with the variable that it came from, if the flag is no word of the
+/// A message about the value of a flag, with the variable that it came from if the flag is not on the
 /// command line.
 fn with_origin(line: String, flag: &str, is_word: &dyn Fn(&str) -> bool) -> String {
     let long = flag.strip_prefix("--").filter(|_| !is_word(flag));

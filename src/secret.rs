@@ -21,11 +21,11 @@ pub struct SecretUrl {
 pub enum UrlError {
     #[error("it must begin with a scheme and //")]
     Form,
-    #[error("an '@' stands behind a '/', '?' or '#': in a name or a password, write %2F, %3F or %23 for these")]
+    #[error("an '@' follows a '/', '?' or '#': in a user or a password, write %2F, %3F or %23 for these")]
     Ambiguous,
-    #[error("it names no host")]
+    #[error("it has no host")]
     NoHost,
-    #[error("it cannot be read: {0}")]
+    #[error("it cannot be parsed: {0}")]
     Unreadable(url::ParseError),
 }
 

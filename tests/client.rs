@@ -125,7 +125,7 @@ fn refusals_say_why() {
             "(chat:99:hi)\nrefused: ",
             "(addgroup:9)\nrefused: ",
             "(groupchat:9:hi)\n2 is your friend now\nrefused: ",
-            "(addfriend:2)\ninvalid input command!\ninvalid input command! it is written chat:ID:TEXT\n",
+            "(addfriend:2)\ninvalid input command!\ninvalid input command! the form is chat:ID:TEXT\n",
             "groupchat:GROUPID:TEXT",
         ],
     );
@@ -867,7 +867,7 @@ fn a_network_that_went_away_is_noticed_and_the_account_is_waited_for() {
     let mut li = ChatClient::login(way.address.port(), 2);
     way.is_cut.store(true, Ordering::SeqCst);
     let since = Instant::now();
-    li.wait_for("connection lost (the server answers nothing), reconnecting\n");
+    li.wait_for("connection lost (the server does not answer), reconnecting\n");
     assert!(since.elapsed() < Duration::from_secs(28), "{:?}", since.elapsed());
     way.is_cut.store(false, Ordering::SeqCst);
     li.wait_for("connected again\n");
@@ -882,7 +882,7 @@ fn a_server_that_stands_still_is_noticed_and_found_again() {
     let (_directory, server) = server_with_two();
     let mut li = ChatClient::login(server.address.port(), 2);
     server.signal("STOP");
-    li.wait_for("connection lost (the server answers nothing), reconnecting\n");
+    li.wait_for("connection lost (the server does not answer), reconnecting\n");
     // Its kernel takes connections still.
     li.wait_for("connected again\n");
     server.signal("CONT");

@@ -33,9 +33,9 @@ pub fn key(name: &str) -> String {
 /// begins. Emoji, joiners within a name, and characters that this server does not know, are fine.
 pub fn problem(name: &str) -> Option<&'static str> {
     if name.chars().any(char::is_control) {
-        Some("has a control character in it")
+        Some("contains a control character")
     } else if name.chars().all(is_invisible) {
-        Some("has nothing in it that could be seen")
+        Some("has no visible character")
     } else {
         None
     }
@@ -177,7 +177,7 @@ mod tests {
             "\u{2065}",
             "\u{2064}\u{206A}",
         ] {
-            assert!(problem(unseen).is_some_and(|problem| problem.contains("seen")), "{unseen:?}");
+            assert!(problem(unseen).is_some_and(|problem| problem.contains("visible")), "{unseen:?}");
         }
         for name in [
             "b",

@@ -18,7 +18,7 @@ pub enum Errno {
     /// The stream cannot be followed; the connection is closed behind this.
     Unfollowable = 10,
     UnknownMsgid = 11,
-    /// A field is missing, of the wrong type, empty, too long or there twice.
+    /// A field is missing, of the wrong type, empty, too long or appears twice.
     BadField = 12,
     NotLoggedIn = 13,
     /// `id` is not the logged-in user.
@@ -26,13 +26,13 @@ pub enum Errno {
     NoSuchUser = 15,
     NoSuchGroup = 16,
     NotAMember = 17,
-    /// Friend, member or group name: it is so already.
+    /// The friend, the member or the group name exists already.
     AlreadySo = 18,
     /// The connection is closed behind this.
     TooLarge = 19,
     /// Too fast, full, or too many failed logins.
     Busy = 20,
-    /// Not known to be done; trying again may repeat it.
+    /// It may or may not have been done; trying again may repeat it.
     StoreUnavailable = 21,
     ShuttingDown = 22,
 }
@@ -44,7 +44,7 @@ impl From<Errno> for u16 {
     }
 }
 
-/// A number that is none of ours says that it is not known to be done.
+/// An unknown number is read as "may or may not have been done".
 impl From<u16> for Errno {
     fn from(number: u16) -> Errno {
         match number {
@@ -81,7 +81,7 @@ impl Errno {
             Errno::NoSuchUser => "no such user",
             Errno::NoSuchGroup => "no such group",
             Errno::NotAMember => "you are not a member of this group",
-            Errno::AlreadySo => "this is so already",
+            Errno::AlreadySo => "already done",
             Errno::TooLarge => "message too large",
             Errno::Busy => "too busy, try again later",
             Errno::StoreUnavailable => "storage is unavailable, try again later",
@@ -95,7 +95,7 @@ impl Errno {
 pub struct Refusal {
     pub errno: Errno,
     pub text: Cow<'static, str>,
-    /// With [`Errno::Busy`]: after how many seconds it is worth another try.
+    /// With [`Errno::Busy`]: the number of seconds after which to try again.
     pub retry_after: u32,
 }
 
@@ -104,7 +104,7 @@ impl Refusal {
         Refusal { errno, text: text.into(), retry_after: 1 }
     }
 
-    /// Error 20: a limit is reached, and it is worth another try after so many seconds.
+    /// Error 20: a limit is reached; try again after `retry_after` seconds.
     pub fn busy(text: impl Into<Cow<'static, str>>, retry_after: u32) -> Self {
         Refusal { retry_after: retry_after.max(1), ..Refusal::new(Errno::Busy, text) }
     }

@@ -1,4 +1,4 @@
-//! Reads the fields the server needs out of one object, and refuses what C++ peers die of.
+//! Reads the fields the server needs out of one object, and refuses what crashes C++ peers.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -39,12 +39,12 @@ enum Field<'a> {
     #[default]
     Absent,
     Int(i64),
-    /// A number with a fraction or an exponent, or past 64 bits. Whether it is integral stands in its text.
+    /// A number with a fraction or an exponent, or past 64 bits. Only its text tells whether it is an integer.
     Float,
     Text(Cow<'a, str>),
     /// Valid JSON of another type.
     Other,
-    /// It stands there more than once, so nobody can say which one is meant.
+    /// It appears more than once, so it is unknown which one is meant.
     Twice,
 }
 
@@ -64,7 +64,7 @@ pub struct Request<'a> {
 impl<'a> Request<'a> {
     /// Parses one object. The error is the reply's text, for errno 10.
     pub fn parse(object: &'a [u8]) -> Result<Self, Refusal> {
-        // `from_slice` would let invalid UTF-8 through in fields that nobody reads.
+        // `from_slice` would let invalid UTF-8 through in fields that are not read.
         let text =
             std::str::from_utf8(object).map_err(|_| Refusal::new(Errno::Unfollowable, "a message must be UTF-8"))?;
         let mut request: Request<'a> = serde_json::from_str(text)
@@ -86,7 +86,7 @@ impl<'a> Request<'a> {
             // Some clients send numbers as strings.
             Field::Text(text) => text.parse().ok().or_else(|| integer(text)),
             Field::Other => None,
-            Field::Twice => return Err(Refusal::field(key.text(), "stands there twice")),
+            Field::Twice => return Err(Refusal::field(key.text(), "appears twice")),
         };
         value.map(Some).ok_or_else(|| Refusal::field(key.text(), "must be a 64-bit integer"))
     }
@@ -100,7 +100,7 @@ impl<'a> Request<'a> {
             Field::Absent => Ok(None),
             Field::Text(text) => Ok(Some(text)),
             Field::Int(_) | Field::Float | Field::Other => Err(Refusal::field(key.text(), "must be a string")),
-            Field::Twice => Err(Refusal::field(key.text(), "stands there twice")),
+            Field::Twice => Err(Refusal::field(key.text(), "appears twice")),
         }
     }
 
@@ -144,8 +144,8 @@ impl<'a> Request<'a> {
         self.required_int(Key::groupid)
     }
 
-    /// An account's new name: 1 to 50 characters. One that nobody may take is refused as one that is taken:
-    /// the errno that clients know.
+    /// An account's new name: 1 to 50 characters. A forbidden name is refused like a taken one: with the errno that
+    /// clients know.
     pub fn name(&self) -> Result<&str, Refusal> {
         let text = self.sized_text(Key::name, 1, 50)?;
         match name::problem(text) {
@@ -376,7 +376,7 @@ mod tests {
     #[test]
     fn a_field_that_is_read_and_stands_there_twice_is_refused_also_by_an_escaped_key() {
         let request = parse(r#"{"id":1,"\u0069d":1,"groupname":"a","groupname":"b","msg":""}"#);
-        assert_eq!(request.id().unwrap_err().text, "id stands there twice");
+        assert_eq!(request.id().unwrap_err().text, "id appears twice");
         assert!(request.chat().is_ok(), "a chat does not read groupname");
         assert_eq!(request.groupname().unwrap_err().errno, Errno::BadField);
     }
@@ -423,7 +423,7 @@ mod tests {
         }
         // Where a text is asked for it is no more one than before.
         assert_eq!(parse(r#"{"name":1.0}"#).name().unwrap_err().text, "name must be a string");
-        assert_eq!(parse(r#"{"id":1.0,"id":1}"#).id().unwrap_err().text, "id stands there twice");
+        assert_eq!(parse(r#"{"id":1.0,"id":1}"#).id().unwrap_err().text, "id appears twice");
         assert_eq!(parse(r#"{"\u0069d":1.0}"#).id(), Ok(1));
     }
 

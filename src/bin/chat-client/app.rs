@@ -1093,7 +1093,7 @@ mod tests {
     fn a_server_without_seq_is_not_waited_for() {
         let mut play = Play::logged_in(false, false);
         play.lines(&["chat:2:hi"]);
-        assert_eq!(play.last(), "sent, this server confirms nothing: chat:2:hi");
+        assert_eq!(play.last(), "sent, this server sends no acks: chat:2:hi");
         assert_eq!(play.asked, Some(AskKind::Command));
         play.lines(&["loginout"]);
         assert_eq!(play.asked, Some(AskKind::Dialogue));

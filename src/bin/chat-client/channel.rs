@@ -51,7 +51,7 @@ pub enum TlsSetupError {
     NoCertificate(PathBuf),
     #[error("no root certificates on this system")]
     NoRoots,
-    #[error("{0} is no name")]
+    #[error("{0} is not a valid name")]
     BadName(String),
     #[error("{0}")]
     Rustls(#[from] rustls::Error),

@@ -36,12 +36,12 @@ pub enum Loss {
     #[error("closed by the server")]
     Closed,
     /// It has not answered a ping.
-    #[error("the server answers nothing")]
+    #[error("the server does not answer")]
     Silent,
     #[error("not a chat server")]
     NotAChatServer,
     /// It answered as TLS does, and was spoken to without.
-    #[error("it speaks TLS")]
+    #[error("it uses TLS")]
     SpeaksTls,
 }
 

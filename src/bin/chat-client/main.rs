@@ -41,7 +41,7 @@ use text::{Lang, Text, help_in_chinese, tls_setup_text, tls_text};
 #[derive(Parser)]
 #[command(version)]
 struct Args {
-    /// Where the server is: an IP address or a name
+    /// The server: an IP address or a host name
     #[arg(default_value = "127.0.0.1")]
     ip: String,
     /// Its port
@@ -99,7 +99,7 @@ fn main() -> ExitCode {
     let terminal = Arc::new(Terminal::open());
     let cannot = |why: String| {
         terminal.close();
-        // Whoever does not read it does not want it.
+        // A reader that is gone does not want it.
         let _ = writeln!(io::stderr(), "{}", plain(&Text::CannotConnect { server: &server, why: &why }.render(lang)));
         ExitCode::from(2)
     };
@@ -121,7 +121,7 @@ fn main() -> ExitCode {
     let target = Target { host: args.ip, port: args.port, tls };
     let (link, greeting) = match Link::open(target, move |event| drop(from_link.send(Incoming::Link(event)))) {
         Ok(opened) => opened,
-        // An nginx says no word to who speaks no TLS, nor when all its nodes are down.
+        // An nginx sends nothing to a client without TLS, nor when all its nodes are down.
         Err(Loss::Closed) if !args.tls => return cannot(Text::ClosedAtOnce.render(lang)),
         Err(loss) => return cannot(why(&loss, lang)),
     };

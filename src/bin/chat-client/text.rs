@@ -121,7 +121,7 @@ impl Text<'_> {
                 say!("invalid input command!", "invalid input command! 无效的命令，输入 help 查看帮助")
             }
             Text::CommandUsage { usage } => {
-                say!("invalid input command! it is written {usage}", "invalid input command! 正确的格式是 {usage}")
+                say!("invalid input command! the form is {usage}", "invalid input command! 正确的格式是 {usage}")
             }
             Text::Help => say!(
                 "help                          this list
@@ -193,7 +193,7 @@ quit                          注销并退出"
             }
             Text::GroupJoined { id } => say!("you joined group {id}", "已加入群组 {id}"),
             Text::Unconfirmed { what } => {
-                say!("sent, this server confirms nothing: {what}", "已发送，此服务器不确认结果：{what}")
+                say!("sent, this server sends no acks: {what}", "已发送，此服务器不确认结果：{what}")
             }
             Text::Refused { why, what } => say!("refused: {why} ({what})", "被拒绝：{why}（{what}）"),
             Text::RefusedFor { errno } => say!("refused, errno {errno}", "被拒绝，errno {errno}"),
@@ -220,24 +220,24 @@ quit                          注销并退出"
             Text::StatusDisconnected { server } => {
                 say!("not connected to {server}, reconnecting", "未连接 {server}，正在重连")
             }
-            Text::ServerClosed => say!("the server closed it", "服务器关闭了连接"),
-            Text::ServerSilent => say!("the server answers nothing", "服务器没有应答"),
+            Text::ServerClosed => say!("the server closed the connection", "服务器关闭了连接"),
+            Text::ServerSilent => say!("the server does not answer", "服务器没有应答"),
             Text::ClosedAtOnce => say!(
-                "it closed at once: it is a proxy without a server behind it, or speaks TLS (then use --tls)",
+                "it closed the connection at once: it is a proxy without a server behind it, or uses TLS (then use --tls)",
                 "对方立即关闭了连接：可能是代理后面没有可用的服务器，或者使用 TLS（请加 --tls）"
             ),
             Text::NotAChatServer => say!("what answers there is not a chat server", "对方不是聊天服务器"),
-            Text::SpeaksTls => say!("it speaks TLS: use --tls", "对方使用 TLS：请加 --tls"),
+            Text::SpeaksTls => say!("it uses TLS: use --tls", "对方使用 TLS：请加 --tls"),
             Text::SpeaksNoTls => say!(
-                "it speaks no TLS there: leave out --tls, or name its TLS port",
+                "that port has no TLS: leave out --tls, or name the TLS port",
                 "对方在该端口不使用 TLS：请去掉 --tls，或换用 TLS 端口"
             ),
             Text::UnknownIssuer => say!(
-                "nobody who is trusted here has signed its certificate: if you trust it, use --tls-ca FILE",
+                "its certificate is not signed by a trusted authority: if you trust it, use --tls-ca FILE",
                 "其证书的签发者不受信任：如果你信任它，请用 --tls-ca FILE 指定"
             ),
             Text::WrongName => say!(
-                "its certificate is for another name: --tls-name NAME tells which one to expect",
+                "its certificate is for another name: --tls-name NAME sets the name to expect",
                 "其证书属于另一个名称：请用 --tls-name NAME 指定"
             ),
             Text::NotValidNow => say!(
@@ -245,11 +245,11 @@ quit                          注销并退出"
                 "其证书当前不在有效期内：需要更新证书，或校正时钟"
             ),
             Text::CaAsServer => say!(
-                "its certificate is one of an authority (CA:TRUE), no server's: make one with CA:FALSE",
+                "its certificate is an authority's (CA:TRUE), not a server's: make one with CA:FALSE",
                 "其证书是 CA 证书（CA:TRUE），不能用于服务器：请用 CA:FALSE 重新生成"
             ),
             Text::NoRoots => say!(
-                "this system trusts nobody: install ca-certificates, or use --tls-ca FILE",
+                "this system has no root certificates: install ca-certificates, or use --tls-ca FILE",
                 "本系统没有受信任的根证书：请安装 ca-certificates，或使用 --tls-ca FILE"
             ),
             Text::CannotRead { file, why } => say!("cannot read {file}: {why}", "无法读取 {file}：{why}"),

@@ -16,7 +16,7 @@ fn main() -> ExitCode {
     let config = match Config::from_args(std::env::args_os()) {
         Ok(config) => config,
         Err(Stop::Help(text)) => {
-            // Whoever does not read it does not want it.
+            // A reader that is gone does not want it.
             let _ = io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush());
             return ExitCode::SUCCESS;
         }
@@ -41,7 +41,7 @@ fn main() -> ExitCode {
 
 /// For what an operator has to change in the command line.
 fn refuse(line: &str) -> ExitCode {
-    logging::last_words(&format!("chat-server: {line} (--help tells more)"));
+    logging::last_words(&format!("chat-server: {line} (see --help)"));
     ExitCode::from(2)
 }
 
@@ -54,7 +54,7 @@ fn run(config: &Config) -> anyhow::Result<()> {
     };
     let (signals, server) = start().map_err(|error| advise(error, config))?;
     tell_supervisor(NotifyState::Ready);
-    let signal = signals.recv().context("nobody tells of signals any more")?;
+    let signal = signals.recv().context("the thread of the signals has ended")?;
     log::info!("{signal}: stopping; a second SIGTERM or SIGINT cuts that short");
     tell_supervisor(NotifyState::Stopping);
     server.stop(signals)?;
@@ -65,12 +65,12 @@ fn run(config: &Config) -> anyhow::Result<()> {
 /// For systemd's `Type=notify`; without a supervisor that listens, nothing happens.
 fn tell_supervisor(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
-        log::warn!("cannot tell the supervisor: {error}");
+        log::warn!("cannot notify the supervisor: {error}");
     }
 }
 
-/// A server that has lost one of its threads looks alive and serves only some: better none, and a
-/// supervisor that notices. What it has to say goes the way of the log, since nobody may read stderr.
+/// A server that has lost one of its threads looks alive and serves only some clients: no server is better, and a
+/// supervisor that notices. The message goes through the log's queue, since stderr may not be read.
 fn end_with_any_thread() {
     std::panic::set_hook(Box::new(|info| {
         let backtrace = Backtrace::capture();

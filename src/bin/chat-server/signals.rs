@@ -3,9 +3,9 @@
 //! | signal | what |
 //! | --- | --- |
 //! | TERM, INT, HUP, QUIT, XCPU, PWR | ends in order: this node's users are set offline. HUP and QUIT that were ignored at the start, by `nohup` or a shell's `&`, still are |
-//! | a second TERM, INT or QUIT | cuts that short: what is lost by it is told. A third one ends at once |
+//! | a second TERM, INT or QUIT | cuts that short: the log says what is lost. A third one ends at once |
 //! | USR1, USR2, ALRM, VTALRM, PROF, IO, STKFLT, the real-time ones | ignored, with a line in the log |
-//! | PIPE, XFSZ | ignored: whoever writes is told |
+//! | PIPE, XFSZ | ignored: the write fails with an error |
 //! | TSTP, TTIN, TTOU, STOP, CONT, CHLD, URG, WINCH | as the system has it: stop, go on, nothing |
 //! | ABRT, BUS, FPE, ILL, SEGV, SYS, TRAP, KILL | as the system has it: a crash. The next start, or another node, sets its users offline |
 //!
@@ -31,15 +31,15 @@ pub const INTERRUPTED: u8 = 130;
 const HURRY: [c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT];
 /// These end it in order, too.
 const END: [c_int; 3] = [libc::SIGHUP, libc::SIGXCPU, libc::SIGPWR];
-/// Of those, the ones that whoever started the process may have meant it to ignore. A shell without job
-/// control ignores INT as well for what it starts behind its back, but INT has always ended this server.
+/// Of those, the ones that the parent process may have wanted ignored. A shell without job control also
+/// ignores INT for background processes, but INT has always ended this server.
 const LEFT_IGNORED: [c_int; 2] = [libc::SIGHUP, libc::SIGQUIT];
 /// These would end it, and are not meant for it. Beside them, the real-time signals.
 const UNMEANT: [c_int; 7] =
     [libc::SIGUSR1, libc::SIGUSR2, libc::SIGALRM, libc::SIGVTALRM, libc::SIGPROF, libc::SIGIO, libc::SIGSTKFLT];
 
 /// Takes the signals of this process over, from now on. What is returned gets the name of the one that is to end it,
-/// and then of each that is to cut the end short. To be called once, before anybody can be online.
+/// and then of each that is to cut the end short. To be called once, before a user can be online.
 ///
 /// # Errors
 /// The system has no more descriptors, or no more threads.
