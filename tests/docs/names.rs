@@ -14,6 +14,8 @@ use crate::support::CHAT_CLIENT;
 /// Flags of cargo, which documents show in commands.
 const OF_CARGO: [&str; 8] =
     ["--all-targets", "--bench", "--bin", "--example", "--no-run", "--release", "--test", "--workspace"];
+/// Flags of mysqldump, likewise.
+const OF_MYSQLDUMP: [&str; 2] = ["--databases", "--single-transaction"];
 /// Names that begin as those of metrics do, and are names of crates.
 const CRATES: [&str; 2] = ["chat_server", "chat_client"];
 /// What a file of the repository may end in; files of others, like `Acceptor.cc`, end otherwise.
@@ -257,6 +259,7 @@ pub fn unknown_flags(repository: &Repository, document: &Document) -> Vec<String
     let mut known = flags(&help(env!("CARGO_BIN_EXE_chat-server")));
     known.extend(flags(&help(CHAT_CLIENT)));
     known.extend(OF_CARGO.map(str::to_owned));
+    known.extend(OF_MYSQLDUMP.map(str::to_owned));
     for (_, text) in repository.below(&["scripts/", "benches/", "tests/mutations/README.md"]) {
         known.extend(flags(text));
         // Derived from the names of fields.
