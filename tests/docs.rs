@@ -39,6 +39,11 @@ fn every_msgid_and_every_errno_is_in_an_example() {
 }
 
 #[test]
+fn every_error_that_a_request_has_of_its_own_is_in_an_example() {
+    expect_none(names::unshown_refusals(&Repository::read(), &examples()));
+}
+
+#[test]
 fn every_link_leads_somewhere() {
     expect_none_in_any(names::dead_links);
 }

@@ -369,3 +369,41 @@ pub fn unshown(repository: &Repository, examples: &[Example]) -> Vec<String> {
     let msgids = msgids.map(|msgid| format!("no example shows the msgid {msgid}"));
     msgids.chain(errnos.map(|errno| format!("no example shows the errno {errno}"))).collect()
 }
+
+/// Errors that a section on a request lists as its own, as in `- 15: there is no such user.`, and that no example shows
+/// as the answer to that request.
+pub fn unshown_refusals(repository: &Repository, examples: &[Example]) -> Vec<String> {
+    let mut shown = BTreeSet::new();
+    for example in examples {
+        let mut last = BTreeMap::new();
+        for step in &example.steps {
+            match &step.what {
+                What::Sends(text) => {
+                    last.extend(numbers_behind(text, &["\"msgid\":"]).last().map(|msgid| (&step.name, *msgid)));
+                }
+                What::Gets(text) => {
+                    let errnos = numbers_behind(text, &["\"errno\":"]);
+                    shown
+                        .extend(last.get(&step.name).into_iter().flat_map(|msgid| errnos.iter().map(|e| (*msgid, *e))));
+                }
+                _ => {}
+            }
+        }
+    }
+    let (mut listed, mut request, mut unshown) = (0, None, Vec::new());
+    for (number, line) in prose(&repository.files["docs/PROTOCOL.md"]) {
+        if line.starts_with('#') {
+            request = None;
+        }
+        request = request.or_else(|| numbers_behind(line.strip_prefix('`')?, &["{\"msgid\":"]).first().copied());
+        let errno = line.strip_prefix("- ").and_then(|item| item.split([':', ',']).next()?.parse().ok());
+        if let (Some(request), Some(errno)) = (request, errno) {
+            listed += 1;
+            if !shown.contains(&(request, errno)) {
+                unshown.push(format!("docs/PROTOCOL.md:{number}: no example shows errno {errno} of msgid {request}"));
+            }
+        }
+    }
+    assert!(listed > 20, "how the errors of a request are found is wrong: {listed}");
+    unshown
+}

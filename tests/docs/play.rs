@@ -48,8 +48,8 @@ pub enum What {
     IsClosed,
     /// The server is told to end.
     Sigterm,
-    /// Nothing more can be written to the store.
-    DiskIsFull,
+    /// The file of the store is deleted.
+    StoreIsGone,
 }
 
 /// The examples of a document, in their order.
@@ -78,7 +78,7 @@ fn step(line: usize, text: &str) -> Result<Step, String> {
     let of = |name: &str, what| Ok(Step { line, name: name.to_owned(), what });
     match text {
         "(SIGTERM)" => return of("", What::Sigterm),
-        "(the disk is full)" => return of("", What::DiskIsFull),
+        "(the database is deleted)" => return of("", What::StoreIsGone),
         _ => {}
     }
     let (name, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
@@ -277,11 +277,7 @@ impl Stage {
         for Step { line, name, what } in &example.steps {
             match what {
                 What::Sigterm => server.signal("TERM"),
-                What::DiskIsFull => {
-                    let pid = server.pid().try_into().expect("a pid");
-                    rlimit::prlimit(pid, rlimit::Resource::FSIZE, Some((0, rlimit::INFINITY)), None)
-                        .expect("one's own child's limit can be lowered");
-                }
+                What::StoreIsGone => std::fs::remove_file(&file).expect("a file can be deleted"),
                 _ => {
                     let connection = connections
                         .entry(name)
