@@ -10,7 +10,7 @@
 -- the SHA-256 of what makes two names the same: NFKC(casefold(NFKC(name))), less the blanks at its ends, and
 -- with one space for each run of blanks between. Our servers fill it in, also for the rows of C++ servers, where it
 -- is NULL at first. Where a name was there already, it stays NULL, and namesake is the id of the row that
--- has it. Whoever renames a row by hand sets both to NULL.
+-- has it. To rename a row by hand, set both to NULL as well.
 
 CREATE DATABASE IF NOT EXISTS chat CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_520_ci;
 USE chat;

@@ -1,14 +1,14 @@
 //! A cluster chat server: JSON over TCP on a hand-rolled main/sub reactor.
 //!
-//! The modules, each using only those above it:
+//! The modules, lowest layer first; a module imports only those listed before it:
 //!
 //! | module | what |
 //! | --- | --- |
 //! | [`password`] | Argon2id |
-//! | [`secret`] | addresses that bear a password, and what is shown of them |
+//! | [`secret`] | addresses that contain a password, and what is shown of them |
 //! | [`config`] | the command line |
-//! | [`logging`] | the log, which never holds up whoever writes to it |
-//! | [`metrics`] | what is counted, and how it is told |
+//! | [`logging`] | the log, which never blocks a thread that writes to it |
+//! | [`metrics`] | what is counted, and how it is exported |
 //! | [`clock`] | the clock by which a lease lasts |
 //! | [`wire`] | bytes to messages and back; pure |
 //! | [`reactor`] | the acceptor, the event loops, their mailboxes; knows bytes and connections, no chat |

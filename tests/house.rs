@@ -1,10 +1,10 @@
-//! The shape of the house: a module uses only those above it in the list.
+//! The shape of the house: a module imports only those listed before it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// From the bottom up. `lib.rs` lists them in the same order, with what each is.
+/// Lowest layer first. `lib.rs` lists them in the same order, with what each is.
 const MODULES: [&str; 14] = [
     "password", "secret", "config", "logging", "metrics", "clock", "wire", "reactor", "pool", "store", "home", "bus",
     "service", "server",

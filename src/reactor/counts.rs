@@ -36,7 +36,7 @@ cells! {
         accepted: Counter = "chat_connections_accepted_total",
         /// Connections that were closed, by reason.
         closed: Labelled<Counter> = "chat_connections_closed_total",
-        /// How often a client was found not to read, and its messages took the way through the store.
+        /// How often a client was found not to read, so that its messages went through the store.
         slow: By<Slowness, Counter, { Slowness::COUNT }> = "chat_slow_consumers_total",
     }
 }

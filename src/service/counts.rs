@@ -34,7 +34,7 @@ labels! {
 }
 
 labels! {
-    /// The way that a message takes to one recipient.
+    /// The route that a message takes to one recipient.
     pub enum Path as "path" {
         SameReactor = "same reactor",
         OtherReactor = "other reactor",
@@ -112,8 +112,8 @@ type Ways = By<MessageKind, By<Path, Counter, { Path::COUNT }>, { MessageKind::C
 cells! {
     /// Counted by each shard; what every chat touches, in the first 128 bytes.
     pub struct ShardCounts {
-        /// Messages of this node's clients, once for each recipient and way: one that turns out to need another way,
-        /// such as the store, counts there, too.
+        /// Messages of this node's clients, once per recipient and route: a message that needs a second route,
+        /// such as the store, counts under both.
         messages: Ways = "chat_messages_total",
         /// Jobs that wait or run, and answers on their way back.
         jobs: Gauge = "chat_jobs_pending",
@@ -131,7 +131,7 @@ cells! {
         sessions: Gauge = "chat_sessions",
         /// Messages that other nodes sent to users of this one, once for each.
         from_nodes: Counter = "chat_messages_from_nodes_total",
-        /// How long other nodes took to tell what became of a message.
+        /// How long other nodes took to report a message's outcome.
         answers: Histogram = "chat_node_answer_seconds",
     }
 }
