@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use chat_server::wire::{Split, Splitter};
-use serde_json::{Value, json};
+use serde_json::json;
 use tempfile::TempDir;
 
 use crate::support::{Client, DEADLINE, Launch, Server};
@@ -152,7 +152,7 @@ impl Connection {
     fn send(&mut self, line: &str) -> Result<(), String> {
         let (text, terminator) = split_terminator(line);
         let bytes = expand(text) + terminator.unwrap_or("\n");
-        self.stream.write_all(bytes.as_bytes()).map_err(|error| format!("cannot be sent: {error}"))
+        self.stream.write_all(bytes.as_bytes()).map_err(|error| error.to_string())
     }
 
     /// Reads what is there; `Ok(false)` is the orderly end of the connection.
@@ -260,55 +260,14 @@ impl Stage {
 
     /// Plays one example on a server of its own, and returns what differs.
     fn play(&self, example: &Example) -> Vec<String> {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let file = dir.path().join("chat.db");
-        std::fs::copy(&self.file, &file).expect("a file can be copied");
-        let server = Server::start(&launch(&file, &example.flags));
-        let mut connections: BTreeMap<&str, Connection> = BTreeMap::new();
-        for (name, id, _) in USERS.iter().filter(|(name, ..)| example.steps.iter().any(|step| step.name == *name)) {
-            let mut connection = Connection::open(server.address).expect("the server accepts");
-            connection.send(&json!({"msgid": 1, "id": id, "password": PASSWORD}).to_string()).expect("a login");
-            let reply = connection.object().expect("a reply").expect("a reply");
-            let errno = serde_json::from_str::<Value>(&reply).expect("an object")["errno"].clone();
-            assert_eq!(errno, 0, "{name} cannot log in: {reply}");
-            connections.insert(name, connection);
-        }
-        let mut differences = Vec::new();
-        for Step { line, name, what } in &example.steps {
-            match what {
-                What::Sigterm => server.signal("TERM"),
-                What::StoreIsGone => std::fs::remove_file(&file).expect("a file can be deleted"),
-                _ => {
-                    let connection = connections
-                        .entry(name)
-                        .or_insert_with(|| Connection::open(server.address).expect("the server accepts"));
-                    let (done, should) = match what {
-                        What::Sends(text) => (connection.send(text), text.as_str()),
-                        What::Gets(text) => (connection.expect(text), text.as_str()),
-                        What::Ends => {
-                            let ended = connection.stream.shutdown(Shutdown::Write);
-                            (ended.map_err(|error| error.to_string()), "(end)")
-                        }
-                        _ => (connection.expect_end(), "the end of its connection"),
-                    };
-                    if let Err(got) = done {
-                        differences
-                            .push(format!("line {line}: {name} should get\n    {should}\n  but gets\n    {got}"));
-                    }
-                }
-            }
-        }
+        let mut scene = Scene::set(&self.file, example);
+        let mut differences: Vec<String> = example.steps.iter().filter_map(|step| scene.take(step).err()).collect();
         // After a step that failed the rest says nothing.
         if differences.is_empty() {
-            for (name, connection) in &mut connections {
-                if let Err(got) = connection.expect_nothing_else() {
-                    let line = example.steps[0].line;
-                    differences.push(format!("the example at line {line}: {name} also gets\n    {got}"));
-                }
-            }
+            differences = scene.expect_nothing_else(example);
         }
         if !differences.is_empty() {
-            differences.push(server.log_tail());
+            differences.push(scene.server.log_tail());
         }
         differences
     }
@@ -329,5 +288,71 @@ impl Stage {
             }
         });
         differences.into_inner().expect("no thread has panicked").into_values().flatten().collect()
+    }
+}
+
+/// An example while it is played.
+struct Scene<'a> {
+    server: Server,
+    connections: BTreeMap<&'a str, Connection>,
+    file: PathBuf,
+    _dir: TempDir,
+}
+
+impl<'a> Scene<'a> {
+    /// Starts the server, on a copy of `file`, and logs in the users that occur.
+    fn set(file: &Path, example: &'a Example) -> Scene<'a> {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let copy = dir.path().join("chat.db");
+        std::fs::copy(file, &copy).expect("a file can be copied");
+        let server = Server::start(&launch(&copy, &example.flags));
+        let mut scene = Scene { server, connections: BTreeMap::new(), file: copy, _dir: dir };
+        for (name, id, _) in USERS.iter().filter(|(name, ..)| example.steps.iter().any(|step| step.name == *name)) {
+            let connection = scene.connection(name);
+            connection.send(&json!({"msgid": 1, "id": id, "password": PASSWORD}).to_string()).expect("a login");
+            let reply = connection.object().expect("a reply").expect("a reply");
+            assert!(reply.starts_with("{\"msgid\":2,\"errno\":0,"), "{name} cannot log in: {reply}");
+        }
+        scene
+    }
+
+    /// The connection of this name, which is new if the name is.
+    fn connection(&mut self, name: &'a str) -> &mut Connection {
+        let address = self.server.address;
+        self.connections.entry(name).or_insert_with(|| Connection::open(address).expect("the server accepts"))
+    }
+
+    /// The error says what should have come, and what has.
+    fn take(&mut self, step: &'a Step) -> Result<(), String> {
+        let Step { line, name, what } = step;
+        let differs =
+            |should: &str, got: String| format!("line {line}: {name} should get\n    {should}\n  but gets\n    {got}");
+        match what {
+            What::Sigterm => self.server.signal("TERM"),
+            What::StoreIsGone => std::fs::remove_file(&self.file).expect("a file can be deleted"),
+            What::Sends(text) => {
+                self.connection(name)
+                    .send(text)
+                    .map_err(|error| format!("line {line}: {name} cannot send: {error}"))?;
+            }
+            What::Ends => {
+                let ended = self.connection(name).stream.shutdown(Shutdown::Write);
+                ended.map_err(|error| format!("line {line}: {name} cannot end: {error}"))?;
+            }
+            What::Gets(text) => self.connection(name).expect(text).map_err(|got| differs(text, got))?,
+            What::IsClosed => {
+                self.connection(name).expect_end().map_err(|got| differs("the end of its connection", got))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn expect_nothing_else(&mut self, example: &Example) -> Vec<String> {
+        let line = example.steps.first().map_or(0, |step| step.line);
+        let others = self.connections.iter_mut().filter_map(|(name, connection)| {
+            let got = connection.expect_nothing_else().err()?;
+            Some(format!("the example at line {line}: {name} also gets\n    {got}"))
+        });
+        others.collect()
     }
 }
