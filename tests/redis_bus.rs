@@ -63,7 +63,7 @@ impl Node {
 
     fn start_at(url: &str, id: u64, setup: Setup) -> Node {
         let (id, heard) = (NodeId(id), Arc::new(Heard::default()));
-        let bus = RedisBus::start_with(url, id, heard.clone(), setup).expect("Redis is there");
+        let bus = RedisBus::start(url, id, heard.clone(), setup).expect("Redis is there");
         Node { id, bus, heard }
     }
 
@@ -1141,7 +1141,7 @@ fn a_beat_that_somebody_else_has_invented_does_not_count() {
     let in_an_hour = clock::since_boot() + Duration::from_secs(3600);
     for (from, moment) in [(node.id, in_an_hour), (NodeId(9), clock::since_boot()), (node.id, Duration::ZERO)] {
         let mut beat = payload(from, 1, &[]);
-        envelope::append_body(9, &u64::try_from(moment.as_nanos()).unwrap(), &mut beat);
+        envelope::append(&Envelope::Beat { sent: u64::try_from(moment.as_nanos()).unwrap() }, &mut beat);
         publish(&mut redis.connect(), channel_of(&node), &beat);
     }
     publish(&mut redis.connect(), channel_of(&node), &payload(NodeId(9), 1, &[seen(1)]));
@@ -1193,7 +1193,7 @@ fn a_node_speaks_the_newest_version_that_the_others_lease_tells() {
     };
     assert_eq!(version_for(&mut to_old, old), 2);
     let setup = |dialect: &str| Setup { dialect: dialect.parse().unwrap(), ..Setup::default() };
-    let lease = |node, dialect| Leases::new_with(&redis.url(), node, "test", setup(dialect)).unwrap();
+    let lease = |node, dialect| Leases::new(&redis.url(), node, "test", setup(dialect)).unwrap();
     let (mut of_old, mut of_newer) = (lease(old, "2-2"), lease(newer.id, "2-3+200"));
     of_old.take().unwrap();
     of_newer.take().unwrap();
@@ -1271,9 +1271,9 @@ fn a_dead_resolver_holds_up_neither_the_bus_nor_the_lease() {
     let resolver = Arc::<Resolver>::default();
     let url = format!("redis://redis.test:{}", redis.port());
     let node = Node::start_at(&url, 1, resolver.setup());
-    let mut leases = Leases::new_with(&url, node.id, "test", resolver.setup()).unwrap();
+    let mut leases = Leases::new(&url, node.id, "test", resolver.setup()).unwrap();
     leases.take().unwrap();
-    let mut late = Leases::new_with(&url, NodeId(2), "test", resolver.setup()).unwrap();
+    let mut late = Leases::new(&url, NodeId(2), "test", resolver.setup()).unwrap();
     node.beats();
     resolver.change(true);
     redis.kill();
@@ -1298,7 +1298,7 @@ fn a_dead_resolver_holds_up_neither_the_bus_nor_the_lease() {
     assert!(renew(&mut late).unwrap_err().is_timeout());
     let began = Instant::now();
     assert!(matches!(
-        RedisBus::start_with(&url, NodeId(3), Arc::new(Heard::default()), resolver.setup()),
+        RedisBus::start(&url, NodeId(3), Arc::new(Heard::default()), resolver.setup()),
         Err(StartError::Unreachable { .. })
     ));
     assert!(began.elapsed() < PATIENCE * 2, "a start waits for the resolver: {:?}", began.elapsed());
@@ -1311,7 +1311,7 @@ fn a_dead_resolver_holds_up_neither_the_bus_nor_the_lease() {
 #[test]
 fn a_redis_that_cannot_be_reached_is_an_error_at_the_start() {
     let mut redis = Redis::start();
-    let start = |url: &str| RedisBus::start(url, NodeId(1), Arc::new(Heard::default())).err();
+    let start = |url: &str| RedisBus::start(url, NodeId(1), Arc::new(Heard::default()), Setup::default()).err();
     assert!(matches!(start("chat.db"), Some(StartError::Url(_))));
     redis.signal("STOP");
     let began = Instant::now();
@@ -1326,7 +1326,7 @@ fn a_redis_that_cannot_be_reached_is_an_error_at_the_start() {
 fn a_password_and_a_database_are_used() {
     let mut redis = Redis::start_with(Some("se:cret"));
     let url = |password: &str| format!("redis://:{password}@127.0.0.1:{}/3", redis.port());
-    let start = |url: &str, heard: Arc<Heard>| RedisBus::start(url, NodeId(1), heard);
+    let start = |url: &str, heard: Arc<Heard>| RedisBus::start(url, NodeId(1), heard, Setup::default());
     for wrong in [url("wrong"), format!("redis://127.0.0.1:{}", redis.port())] {
         let error = start(&wrong, Arc::default()).err().expect("a password is asked for");
         assert!(matches!(&error, StartError::Unreachable { .. }), "{error}");
@@ -1335,7 +1335,7 @@ fn a_password_and_a_database_are_used() {
     let right = url("se%3Acret");
     let heard = Arc::new(Heard::default());
     let node = Node { id: NodeId(1), bus: start(&right, heard.clone()).unwrap(), heard };
-    let mut leases = Leases::new(&right, node.id, "here").unwrap();
+    let mut leases = Leases::new(&right, node.id, "here", Setup::default()).unwrap();
     leases.renew().unwrap();
     let mut connection = redis.connect();
     redis::cmd("SELECT").arg(3).exec(&mut connection).unwrap();
@@ -1365,13 +1365,13 @@ fn a_user_of_redis_needs_no_more_rights_than_it_is_told_to() {
     one.listen(18, 1);
     assert_eq!((two.chat_to(18, "{}"), two.count_listeners(18)), (Some(1), Some(1)));
     one.beats();
-    let mut leases = Leases::new(&url, one.id, "test").unwrap();
+    let mut leases = Leases::new(&url, one.id, "test", Setup::default()).unwrap();
     leases.take().unwrap();
     assert_eq!(leases.look(&[one.id, two.id]).unwrap().living.len(), 1);
     leases.drop_lease().unwrap();
     for command in ["get", "set", "pttl", "info"] {
         redis::cmd("ACL").arg(&["SETUSER", "chat", &format!("-{command}")]).exec(&mut connection).unwrap();
-        let error = Leases::new(&url, one.id, "test")
+        let error = Leases::new(&url, one.id, "test", Setup::default())
             .unwrap()
             .take()
             .and(leases.look(&[one.id]).map_err(|error| StartError::NoLease { address: String::new(), error }));
@@ -1434,7 +1434,7 @@ impl Keeper {
     fn start(redis: &Redis, id: u64, nodes: &'static [NodeId]) -> Keeper {
         let id = NodeId(id);
         let found = Arc::<Mutex<Vec<Vec<NodeId>>>>::default();
-        let mut leases = Leases::new(&redis.url(), id, "test").unwrap();
+        let mut leases = Leases::new(&redis.url(), id, "test", Setup::default()).unwrap();
         let (stop, stopped) = bounded::<()>(1);
         let look = Arc::clone(&found);
         let thread = std::thread::spawn(move || {
@@ -1503,7 +1503,7 @@ fn a_dead_nodes_lease_runs_out_and_an_ended_nodes_is_gone_at_once() {
     let died = Instant::now();
     judge.finds("the one that died", |dead| dead == [LIVES, NEVER]);
     assert!(died.elapsed() < LEASE_TTL + Duration::from_secs(3), "it took {:?}", died.elapsed());
-    let mut ends = Leases::new(&redis.url(), LIVES, "test").unwrap();
+    let mut ends = Leases::new(&redis.url(), LIVES, "test", Setup::default()).unwrap();
     ends.renew().unwrap();
     judge.finds("that it lives again", |dead| dead == [NEVER]);
     ends.drop_lease().unwrap();
@@ -1515,7 +1515,7 @@ fn a_dead_nodes_lease_runs_out_and_an_ended_nodes_is_gone_at_once() {
 #[test]
 fn a_renewal_tells_whether_there_was_a_gap() {
     let redis = Redis::start();
-    let mut leases = Leases::new(&redis.url(), NodeId(1), "test").unwrap();
+    let mut leases = Leases::new(&redis.url(), NodeId(1), "test", Setup::default()).unwrap();
     assert!(leases.look(&[]).is_err(), "it is connected nowhere yet");
     assert!(!leases.renew().unwrap().existed, "it is the first");
     assert!(leases.renew().unwrap().existed);

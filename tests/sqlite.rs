@@ -232,10 +232,10 @@ fn notices(harm: impl Fn(&Path), mend: impl Fn(&Path), reason: &str, comes_back:
     let status = server.stop("TERM");
     assert_eq!(status.code(), Some(1), "{status}");
     assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
-    eventually("the reason for the exit status", || server.log_tail().contains("not everybody was set offline"));
+    eventually("the reason for the exit status", || server.log_tail().contains("some users were not set offline"));
     let log = server.log_tail();
     let told =
-        log.lines().filter(|line| line.contains(reason) && !line.contains("not everybody was set offline")).count();
+        log.lines().filter(|line| line.contains(reason) && !line.contains("some users were not set offline")).count();
     assert_eq!(told, 1, "{log}");
     assert_eq!(fs::read(place.database()).ok(), before, "it was written to");
     assert_eq!(place.names(), names, "files came or went");

@@ -73,7 +73,7 @@ fn check_split(envelope: &Envelope) {
         Envelope::Chat { to, .. } => to.len(),
         Envelope::Answer(answers) => answers.len(),
         // Of the whole node, and no shard's.
-        Envelope::Dead { .. } | Envelope::Confirmed { .. } => 0,
+        Envelope::Dead { .. } | Envelope::Confirmed { .. } | Envelope::Beat { .. } => 0,
         _ => 1,
     };
     let parts = envelope.clone().split(&homes);

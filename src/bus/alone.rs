@@ -1,10 +1,10 @@
-//! The bus of a node that is alone: nobody is there.
+//! The bus of a node that is alone: there are no other nodes.
 
 use std::sync::Arc;
 
 use super::{Bus, BusEvent, BusOp, Listener};
 
-/// Answers at once that nobody was reached.
+/// Answers at once that no other node was reached.
 pub struct Alone(Arc<dyn Listener>);
 
 impl Alone {
@@ -29,6 +29,6 @@ impl Bus for Alone {
     }
 
     fn is_up(&self) -> bool {
-        true // there is nobody else to be reached
+        true // there are no others to reach
     }
 }

@@ -1,6 +1,6 @@
 //! What our nodes say to each other, and its encoding.
 //!
-//! A payload is a header and any number of envelopes behind each other. Integers are little-endian.
+//! A payload is a header, followed by any number of envelopes. Integers are little-endian.
 //!
 //! | bytes | in the header |
 //! | --- | --- |
@@ -10,37 +10,23 @@
 //!
 //! | bytes | of each envelope |
 //! | --- | --- |
-//! | 4 | the length of its body |
-//! | 1 | its kind |
-//! | | its body, as postcard encodes it |
+//! | 4 | the length of what follows |
+//! | 1 | its kind: the index of its variant in [`Envelope`] |
+//! | | its fields, as postcard encodes them |
 //!
-//! | kind | what | body |
-//! | --- | --- | --- |
-//! | 1 | [`Envelope::Chat`] | the chat's bytes, a list of [`Addressee`] |
-//! | 2 | [`Envelope::Answer`] | a list of [`Answered`] |
-//! | 3 | [`Envelope::Nudge`] | user, epoch, number |
-//! | 4 | [`Envelope::Nudged`] | user, number |
-//! | 5 | [`Envelope::Joined`] | group, user, ticket |
-//! | 6 | [`Envelope::Seen`] | ticket |
-//! | 7 | [`Envelope::Dead`] | node |
-//! | 8 | [`Envelope::Confirmed`] | node |
-//! | 9 | a [beat](Payload::beat) | the moment of its sending, in ns since the machine was booted |
+//! A kind never changes its meaning, nor do its fields: a new meaning gets a new kind, at the end, and an envelope of
+//! an unknown kind is skipped. So a new kind needs a new version only if its sender must know that it is understood. A
+//! payload of a version that a node does not read is dropped as a whole; hence a node speaks to each other node the
+//! newest version that both of them read ([`Versions`]). It learns what the other one reads from its lease, and speaks
+//! the lowest version until then.
 //!
-//! A kind never changes its meaning, nor does its body: what is to be said otherwise gets a new kind, and an
-//! envelope of a kind that is not known is skipped. So a new kind needs a new version only if its sender
-//! must know that it is understood. A payload of a version that is not read is dropped as a whole; hence a
-//! node speaks to each other one the newest version that both of them read ([`Versions`]), which it takes
-//! from the other's lease, and the lowest while it knows nothing.
-//!
-//! Whoever can publish on the channel can send anything, so decoding trusts nothing.
+//! Any process that can publish on the channel can send anything, so decoding trusts nothing.
 
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Serialize};
 
 use crate::home::Homes;
 use crate::store::{GroupId, NodeId, UserId};
@@ -48,10 +34,10 @@ use crate::wire::Errno;
 
 /// Version, node, line.
 const HEADER: usize = 1 + 8 + 8;
-/// Length, kind.
-const LABEL: usize = 4 + 1;
+/// The number of variants of [`Envelope`]: a kind from here on is unknown.
+const KINDS: u8 = 9;
 
-/// Names what waits for an answer at the node that asks.
+/// Identifies what waits for an answer at the node that asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Ticket {
     pub shard: u16,
@@ -62,12 +48,12 @@ pub struct Ticket {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Addressee {
     pub user: UserId,
-    /// Of the claim by which the receiving node has the user.
+    /// The epoch of the claim by which the receiving node has the user.
     pub epoch: u64,
-    /// Of this launch; it is never used again by the sending node's home of this user.
+    /// The number of this launch; the sending node's home of this user never uses it again.
     pub number: u64,
-    /// The last launch or nudge on the same route that is not answered yet; 0: there is none. A node of which
-    /// that is not the last that it has of this route may not deliver this one.
+    /// The number of the last launch or nudge on the same route that is not answered yet; 0: there is none. The
+    /// receiving node may deliver this launch only if that one is the last that it has received on this route.
     pub after: u64,
 }
 
@@ -92,17 +78,19 @@ pub struct Answered {
     pub fate: Fate,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The order of the variants is part of the encoding: see the [module](self).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Envelope {
-    /// A chat for users whom the receiving node has. Answered by `Answer`, for each of them.
+    /// A chat for users that the receiving node has. Answered by `Answer`, for each of them.
     Chat {
+        #[serde(with = "bytes")]
         body: Arc<[u8]>,
         to: Vec<Addressee>,
     },
     Answer(Vec<Answered>),
-    /// Messages may stand in this user's store of which the receiving node does not know. Answered by `Nudged`
-    /// when all that it took for the user before is delivered or committed, and it will read the store before
-    /// it takes anything else; at once where it has no such session.
+    /// The store may hold messages for this user that the receiving node does not know of. Answered by `Nudged`
+    /// when everything that it took for the user before is delivered or committed, and it will read the store before
+    /// it takes anything else; at once if it has no such session.
     Nudge {
         user: UserId,
         epoch: u64,
@@ -118,7 +106,7 @@ pub enum Envelope {
         user: UserId,
         ticket: Ticket,
     },
-    /// A join counts.
+    /// The receiving node's join is taken into account.
     Seen {
         ticket: Ticket,
     },
@@ -126,16 +114,20 @@ pub enum Envelope {
     Dead {
         node: NodeId,
     },
-    /// Nothing of a dead node is open here.
+    /// The sender has nothing from a dead node that is neither delivered nor stored.
     Confirmed {
         node: NodeId,
+    },
+    /// For its sender itself, in ns since the machine was booted: by its own beats a node knows whether the whole
+    /// way through Redis works.
+    Beat {
+        sent: u64,
     },
 }
 
 impl Envelope {
-    /// The part for each shard that it is about: the home of its users or its group, or the shard of its ticket.
-    /// What two envelopes have for the same user goes to the same shard, so that order holds. `Dead` and
-    /// `Confirmed` are no shard's.
+    /// Splits it by shard: the home of its users or its group, or the shard of its ticket. The parts of two envelopes
+    /// for the same user go to the same shard, so that order holds. `Dead`, `Confirmed` and `Beat` go to no shard.
     pub fn split(self, homes: &Homes) -> Vec<(usize, Envelope)> {
         let shard = match &self {
             Envelope::Chat { to, .. } if to.len() != 1 => return self.split_list(homes),
@@ -145,7 +137,7 @@ impl Envelope {
             Envelope::Nudge { user, .. } | Envelope::Nudged { user, .. } => homes.of_user(*user),
             Envelope::Joined { group, .. } => homes.of_group(*group),
             Envelope::Seen { ticket } => usize::from(ticket.shard) % homes.reactors(),
-            Envelope::Dead { .. } | Envelope::Confirmed { .. } => return Vec::new(),
+            Envelope::Dead { .. } | Envelope::Confirmed { .. } | Envelope::Beat { .. } => return Vec::new(),
         };
         vec![(shard, self)]
     }
@@ -163,7 +155,7 @@ impl Envelope {
     }
 }
 
-/// A list by the home of each item's user.
+/// Groups a list by the home of each item's user.
 fn parts<T>(list: Vec<T>, homes: &Homes, user: impl Fn(&T) -> UserId) -> impl Iterator<Item = (usize, Vec<T>)> {
     let mut parts: Vec<Vec<T>> = (0..homes.reactors()).map(|_| Vec::new()).collect();
     for item in list {
@@ -172,8 +164,8 @@ fn parts<T>(list: Vec<T>, homes: &Homes, user: impl Fn(&T) -> UserId) -> impl It
     parts.into_iter().enumerate().filter(|(_, part)| !part.is_empty())
 }
 
-/// The versions of the encoding that a node reads: from the lowest to the newest. Its text, as in `2-3`, stands
-/// in the node's lease.
+/// The versions of the encoding that a node reads, from the lowest to the newest. The node's lease contains them as
+/// text, like `2-3`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Versions {
     lowest: u8,
@@ -181,14 +173,14 @@ pub struct Versions {
 }
 
 impl Versions {
-    /// Those that this build reads.
+    /// The versions that this build reads.
     pub const OURS: Versions = Versions { lowest: 2, newest: 2 };
 
     fn reads(self, version: u8) -> bool {
         (self.lowest..=self.newest).contains(&version)
     }
 
-    /// What to speak to a node that reads `theirs`: the newest that both read. `None`: nothing is known of it.
+    /// The version to speak to a node that reads `theirs`: the newest that both read. `None`: nothing is known of it.
     pub fn to_speak(self, theirs: Option<Versions>) -> u8 {
         theirs.map_or(self.lowest, |theirs| self.newest.min(theirs.newest).max(self.lowest))
     }
@@ -200,9 +192,9 @@ impl fmt::Display for Versions {
     }
 }
 
-/// A text that is no range of versions.
+/// A text that is not a range of versions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("that is no LOWEST-NEWEST version")]
+#[error("it must be LOWEST-NEWEST, two versions")]
 pub struct NoVersions;
 
 impl FromStr for Versions {
@@ -215,13 +207,13 @@ impl FromStr for Versions {
     }
 }
 
-/// How a node writes and reads payloads. For tests it can be that of a build which does not exist yet: its text
-/// is `LOWEST-NEWEST`, or `LOWEST-NEWEST+KIND`.
+/// How a node writes and reads payloads. Tests can make a node behave like a build that does not exist yet, by the
+/// text `LOWEST-NEWEST` or `LOWEST-NEWEST+KIND`.
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Dialect {
     pub versions: Versions,
-    /// A made-up kind, of which an envelope stands in front of all others in each payload.
+    /// A made-up kind: each payload begins with an envelope of it.
     pub made_up: Option<u8>,
 }
 
@@ -241,19 +233,6 @@ impl FromStr for Dialect {
     }
 }
 
-/// The numbers that stand for the kinds. None is ever used again for anything else.
-mod kind {
-    pub const CHAT: u8 = 1;
-    pub const ANSWER: u8 = 2;
-    pub const NUDGE: u8 = 3;
-    pub const NUDGED: u8 = 4;
-    pub const JOINED: u8 = 5;
-    pub const SEEN: u8 = 6;
-    pub const DEAD: u8 = 7;
-    pub const CONFIRMED: u8 = 8;
-    pub const BEAT: u8 = 9;
-}
-
 /// Begins a payload.
 pub fn begin(version: u8, from: NodeId, line: u64, payload: &mut Vec<u8>) {
     payload.push(version);
@@ -261,50 +240,27 @@ pub fn begin(version: u8, from: NodeId, line: u64, payload: &mut Vec<u8>) {
     payload.extend_from_slice(&line.to_le_bytes());
 }
 
-/// Appends an envelope to a payload.
-pub fn append(envelope: &Envelope, payload: &mut Vec<u8>) {
-    match envelope {
-        Envelope::Chat { body, to } => append_body(kind::CHAT, &(Bytes(Arc::clone(body)), to), payload),
-        Envelope::Answer(answers) => append_body(kind::ANSWER, answers, payload),
-        Envelope::Nudge { user, epoch, number } => append_body(kind::NUDGE, &(user, epoch, number), payload),
-        Envelope::Nudged { user, number } => append_body(kind::NUDGED, &(user, number), payload),
-        Envelope::Joined { group, user, ticket } => append_body(kind::JOINED, &(group, user, ticket), payload),
-        Envelope::Seen { ticket } => append_body(kind::SEEN, ticket, payload),
-        Envelope::Dead { node } => append_body(kind::DEAD, node, payload),
-        Envelope::Confirmed { node } => append_body(kind::CONFIRMED, node, payload),
-    }
-}
-
-/// Appends a beat to a payload; see [`Payload::beat`].
-pub(super) fn append_beat(sent: Duration, payload: &mut Vec<u8>) {
-    append_body(kind::BEAT, &u64::try_from(sent.as_nanos()).unwrap_or(u64::MAX), payload);
-}
-
-/// Appends an envelope of any kind to a payload, also of one that there is not.
-pub fn append_body(kind: u8, body: &impl Serialize, payload: &mut Vec<u8>) {
-    let label = payload.len();
-    payload.extend_from_slice(&[0; LABEL - 1]);
-    payload.push(kind);
-    // Plain data into a Vec: no length is unknown, no space is short.
-    if let Ok(bytes) = postcard::to_extend(body, std::mem::take(payload)) {
+/// Appends an [`Envelope`] to a payload; or one of an unknown kind, as a tuple of the kind and its fields.
+pub fn append(envelope: &impl Serialize, payload: &mut Vec<u8>) {
+    let at = payload.len();
+    payload.extend_from_slice(&[0; 4]);
+    // It cannot fail: no length is unknown, and a Vec takes any number of bytes.
+    if let Ok(bytes) = postcard::to_extend(envelope, std::mem::take(payload)) {
         *payload = bytes;
     }
     // Nothing is sent that is anywhere near 4 GiB.
-    let length = u32::try_from(payload.len() - label - LABEL).unwrap_or(u32::MAX);
-    payload[label..label + LABEL - 1].copy_from_slice(&length.to_le_bytes());
+    let length = u32::try_from(payload.len() - at - 4).unwrap_or(u32::MAX);
+    payload[at..at + 4].copy_from_slice(&length.to_le_bytes());
 }
 
-/// What a payload says.
+/// A payload as it was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Payload {
     pub from: NodeId,
     /// The number of the sender's connection on which it was published.
     pub line: u64,
     pub envelopes: Vec<Envelope>,
-    /// When a beat in it was sent, by the sender's [`since_boot`](crate::clock::since_boot): a node hears by its
-    /// own beats whether all the way through Redis works.
-    pub beat: Option<Duration>,
-    /// How many envelopes of kinds that are not known were skipped.
+    /// How many envelopes of unknown kinds were skipped.
     pub skipped: u32,
 }
 
@@ -313,7 +269,7 @@ pub struct Payload {
 pub enum Unreadable {
     #[error("its version is not one of {0}")]
     Version(Versions),
-    #[error("it is cut off")]
+    #[error("it is truncated")]
     Cut,
     #[error("it is damaged: {0}")]
     Damaged(#[from] postcard::Error),
@@ -322,12 +278,12 @@ pub enum Unreadable {
 /// Reads a payload of a version that this build reads.
 ///
 /// # Errors
-/// It is of another version, or none of ours; nothing of it is to be used then.
+/// It is of another version, or was not written by one of our nodes; nothing of it is to be used then.
 pub fn decode(payload: &[u8]) -> Result<Payload, Unreadable> {
     decode_as(Versions::OURS, payload)
 }
 
-/// The same, by the versions of whichever build.
+/// The same for a build that reads other versions.
 pub(super) fn decode_as(versions: Versions, payload: &[u8]) -> Result<Payload, Unreadable> {
     match payload.first() {
         Some(version) if versions.reads(*version) => {}
@@ -336,85 +292,40 @@ pub(super) fn decode_as(versions: Versions, payload: &[u8]) -> Result<Payload, U
     let (header, mut rest) = payload.split_first_chunk::<HEADER>().ok_or(Unreadable::Cut)?;
     let number = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| header[at + i]));
     let (from, line) = (NodeId(number(1)), number(9));
-    let mut payload = Payload { from, line, envelopes: Vec::new(), beat: None, skipped: 0 };
+    let mut payload = Payload { from, line, envelopes: Vec::new(), skipped: 0 };
     while !rest.is_empty() {
-        let ([length @ .., kind], behind) = rest.split_first_chunk::<LABEL>().ok_or(Unreadable::Cut)?;
+        let (length, behind) = rest.split_first_chunk::<4>().ok_or(Unreadable::Cut)?;
         let length = usize::try_from(u32::from_le_bytes(*length)).unwrap_or(usize::MAX);
-        let (body, behind) = behind.split_at_checked(length).ok_or(Unreadable::Cut)?;
-        payload.open(*kind, body)?;
+        let (envelope, behind) = behind.split_at_checked(length).ok_or(Unreadable::Cut)?;
+        match envelope.first() {
+            Some(kind) if *kind >= KINDS => payload.skipped += 1,
+            _ => payload.envelopes.push(whole(envelope)?),
+        }
         rest = behind;
     }
     Ok(payload)
 }
 
-impl Payload {
-    /// Takes one envelope out.
-    fn open(&mut self, kind: u8, body: &[u8]) -> Result<(), Unreadable> {
-        let envelope = match kind {
-            kind::CHAT => {
-                let (Bytes(body), to) = whole(body)?;
-                Envelope::Chat { body, to }
-            }
-            kind::ANSWER => Envelope::Answer(whole(body)?),
-            kind::NUDGE => {
-                let (user, epoch, number) = whole(body)?;
-                Envelope::Nudge { user, epoch, number }
-            }
-            kind::NUDGED => {
-                let (user, number) = whole(body)?;
-                Envelope::Nudged { user, number }
-            }
-            kind::JOINED => {
-                let (group, user, ticket) = whole(body)?;
-                Envelope::Joined { group, user, ticket }
-            }
-            kind::SEEN => Envelope::Seen { ticket: whole(body)? },
-            kind::DEAD => Envelope::Dead { node: whole(body)? },
-            kind::CONFIRMED => Envelope::Confirmed { node: whole(body)? },
-            kind::BEAT => {
-                self.beat = Some(Duration::from_nanos(whole(body)?));
-                return Ok(());
-            }
-            _ => {
-                self.skipped += 1;
-                return Ok(());
-            }
-        };
-        self.envelopes.push(envelope);
-        Ok(())
-    }
-}
-
-/// A value that takes up its whole body.
-fn whole<T: DeserializeOwned>(body: &[u8]) -> Result<T, Unreadable> {
-    match postcard::take_from_bytes(body)? {
-        (value, []) => Ok(value),
+/// Reads an envelope that takes up all of these bytes.
+fn whole(bytes: &[u8]) -> Result<Envelope, Unreadable> {
+    match postcard::take_from_bytes(bytes)? {
+        (envelope, []) => Ok(envelope),
         _ => Err(postcard::Error::DeserializeBadEncoding.into()),
     }
 }
 
-/// Bytes as bytes: serde would take a slice for a list of numbers.
-struct Bytes(Arc<[u8]>);
+/// Bytes as bytes: serde would treat a slice as a list of numbers.
+mod bytes {
+    use std::sync::Arc;
 
-impl Serialize for Bytes {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(&self.0)
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(bytes: &Arc<[u8]>, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(bytes)
     }
-}
 
-impl<'de> Deserialize<'de> for Bytes {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
-        struct Visitor;
-        impl de::Visitor<'_> for Visitor {
-            type Value = Bytes;
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("bytes")
-            }
-            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Bytes, E> {
-                Ok(Bytes(bytes.into()))
-            }
-        }
-        deserializer.deserialize_bytes(Visitor)
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<[u8]>, D::Error> {
+        <&[u8]>::deserialize(deserializer).map(Arc::from)
     }
 }
 
@@ -437,14 +348,15 @@ mod tests {
     fn all() -> Vec<(u8, Envelope)> {
         let fates = [Fate::Delivered, Fate::Stored, Fate::Failed(Errno::NoSuchUser), Fate::Gone];
         vec![
-            (1, Envelope::Chat { body: b"{\"msg\":\"x\"}"[..].into(), to: vec![to(1, 2), to(u32::MAX, u64::MAX)] }),
-            (2, Envelope::Answer(fates.map(|fate| answered(5, fate)).to_vec())),
-            (3, Envelope::Nudge { user: 1, epoch: 2, number: 3 }),
-            (4, Envelope::Nudged { user: 1, number: 3 }),
-            (5, Envelope::Joined { group: 1, user: 2, ticket: TICKET }),
-            (6, Envelope::Seen { ticket: TICKET }),
-            (7, Envelope::Dead { node: NodeId(u64::MAX) }),
-            (8, Envelope::Confirmed { node: NodeId(3) }),
+            (0, Envelope::Chat { body: b"{\"msg\":\"x\"}"[..].into(), to: vec![to(1, 2), to(u32::MAX, u64::MAX)] }),
+            (1, Envelope::Answer(fates.map(|fate| answered(5, fate)).to_vec())),
+            (2, Envelope::Nudge { user: 1, epoch: 2, number: 3 }),
+            (3, Envelope::Nudged { user: 1, number: 3 }),
+            (4, Envelope::Joined { group: 1, user: 2, ticket: TICKET }),
+            (5, Envelope::Seen { ticket: TICKET }),
+            (6, Envelope::Dead { node: NodeId(u64::MAX) }),
+            (7, Envelope::Confirmed { node: NodeId(3) }),
+            (8, Envelope::Beat { sent: u64::MAX }),
         ]
     }
 
@@ -466,18 +378,9 @@ mod tests {
 
     #[test]
     fn what_is_encoded_is_what_is_decoded() {
-        let expected = Payload { from: ME, line: 6, envelopes: some(), beat: None, skipped: 0 };
+        let expected = Payload { from: ME, line: 6, envelopes: some(), skipped: 0 };
         assert_eq!(decode(&payload(&some())).unwrap(), expected);
         assert_eq!(decode(&payload(&[])).unwrap(), Payload { envelopes: Vec::new(), ..expected });
-    }
-
-    #[test]
-    fn a_beat_is_no_envelope() {
-        let sent = Duration::new(7, 5);
-        let mut payload = payload(&some()[..1]);
-        append_beat(sent, &mut payload);
-        let decoded = decode(&payload).unwrap();
-        assert_eq!((decoded.beat, decoded.envelopes.len()), (Some(sent), 1));
     }
 
     #[test]
@@ -485,38 +388,37 @@ mod tests {
         for (kind, envelope) in all() {
             assert_eq!(payload(std::slice::from_ref(&envelope))[HEADER + 4], kind, "{envelope:?}");
         }
+        assert!(all().into_iter().map(|(kind, _)| kind).eq(0..KINDS));
         // Nodes of two builds read each other by these.
         let bytes = |envelope: Envelope| payload(&[envelope]).split_off(HEADER);
         let header = [2, 42, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0];
         assert_eq!(payload(&[]), header);
         let chat = Envelope::Chat { body: b"{}"[..].into(), to: vec![to(300, 2)] };
-        assert_eq!(bytes(chat), [9, 0, 0, 0, 1, 2, b'{', b'}', 1, 0xac, 2, 2, 9, 7]);
+        assert_eq!(bytes(chat), [10, 0, 0, 0, 0, 2, b'{', b'}', 1, 0xac, 2, 2, 9, 7]);
         let fates = [Fate::Delivered, Fate::Stored, Fate::Failed(Errno::Busy), Fate::Gone];
         let answers = fates.map(|fate| Answered { user: 5, number: 6, fate });
         let answers = bytes(Envelope::Answer(answers.to_vec()));
-        assert_eq!(answers, [14, 0, 0, 0, 2, 4, 5, 6, 0, 5, 6, 1, 5, 6, 2, 20, 5, 6, 3]);
-        assert_eq!(bytes(Envelope::Nudge { user: 1, epoch: 2, number: 300 }), [4, 0, 0, 0, 3, 1, 2, 0xac, 2]);
-        assert_eq!(bytes(Envelope::Nudged { user: 1, number: 3 }), [2, 0, 0, 0, 4, 1, 3]);
+        assert_eq!(answers, [15, 0, 0, 0, 1, 4, 5, 6, 0, 5, 6, 1, 5, 6, 2, 20, 5, 6, 3]);
+        assert_eq!(bytes(Envelope::Nudge { user: 1, epoch: 2, number: 300 }), [5, 0, 0, 0, 2, 1, 2, 0xac, 2]);
+        assert_eq!(bytes(Envelope::Nudged { user: 1, number: 3 }), [3, 0, 0, 0, 3, 1, 3]);
         let ticket = Ticket { shard: 3, key: 4 };
-        assert_eq!(bytes(Envelope::Joined { group: 1, user: 2, ticket }), [4, 0, 0, 0, 5, 1, 2, 3, 4]);
-        assert_eq!(bytes(Envelope::Seen { ticket }), [2, 0, 0, 0, 6, 3, 4]);
-        assert_eq!(bytes(Envelope::Dead { node: NodeId(7) }), [1, 0, 0, 0, 7, 7]);
-        assert_eq!(bytes(Envelope::Confirmed { node: NodeId(7) }), [1, 0, 0, 0, 8, 7]);
-        let mut beat = Vec::new();
-        append_beat(Duration::from_nanos(300), &mut beat);
-        assert_eq!(beat, [2, 0, 0, 0, 9, 0xac, 2]);
+        assert_eq!(bytes(Envelope::Joined { group: 1, user: 2, ticket }), [5, 0, 0, 0, 4, 1, 2, 3, 4]);
+        assert_eq!(bytes(Envelope::Seen { ticket }), [3, 0, 0, 0, 5, 3, 4]);
+        assert_eq!(bytes(Envelope::Dead { node: NodeId(7) }), [2, 0, 0, 0, 6, 7]);
+        assert_eq!(bytes(Envelope::Confirmed { node: NodeId(7) }), [2, 0, 0, 0, 7, 7]);
+        assert_eq!(bytes(Envelope::Beat { sent: 300 }), [3, 0, 0, 0, 8, 0xac, 2]);
     }
 
     #[test]
     fn an_envelope_of_an_unknown_kind_is_skipped_and_no_other() {
         let mut payload = begun();
         for (at, envelope) in some().iter().enumerate() {
-            append_body(200 + at as u8, &"something, however long it is".repeat(at), &mut payload);
+            append(&(200 + at as u8, "something, however long it is".repeat(at)), &mut payload);
             append(envelope, &mut payload);
         }
-        append_body(0, &(), &mut payload);
+        append(&(KINDS, ()), &mut payload);
         let decoded = decode(&payload).unwrap();
-        assert_eq!((decoded.envelopes, decoded.skipped), (some(), 9));
+        assert_eq!((decoded.envelopes, decoded.skipped), (some(), 10));
     }
 
     #[test]
@@ -544,14 +446,14 @@ mod tests {
         }
         // A list of 2^63 recipients, of which none is there.
         let mut many = begun();
-        append_body(kind::ANSWER, &(u64::MAX >> 1), &mut many);
+        append(&(1_u8, u64::MAX >> 1), &mut many);
         assert!(matches!(decode(&many), Err(Unreadable::Damaged(_))));
     }
 
     #[test]
     fn a_body_that_is_longer_than_what_it_says_is_damaged() {
         let mut payload = begun();
-        append_body(kind::NUDGED, &(1_u32, 2_u64, 3_u64), &mut payload);
+        append(&(3_u8, 1_u32, 2_u64, 3_u64), &mut payload);
         assert!(matches!(decode(&payload), Err(Unreadable::Damaged(_))));
     }
 
@@ -617,6 +519,7 @@ mod tests {
         assert_eq!(of(Envelope::Seen { ticket: Ticket { shard: u16::MAX, key: 0 } }), [0], "none is past the last");
         assert_eq!(of(Envelope::Seen { ticket: Ticket { shard: 2, key: 0 } }), [2]);
         assert_eq!(of(Envelope::Dead { node: ME }), [0; 0]);
+        assert_eq!(of(Envelope::Beat { sent: 1 }), [0; 0]);
         assert_eq!(of(Envelope::Chat { body: b"{}"[..].into(), to: Vec::new() }), [0; 0]);
         assert_eq!(of(Envelope::Answer(Vec::new())), [0; 0]);
     }

@@ -1,9 +1,9 @@
 //! The bus: how the nodes of a cluster reach each other.
 //!
-//! Between our own nodes go [`Envelope`]s, on a channel for each node; to and from C++ nodes go
-//! chats as they are, on a channel for each user. A [`Bus`] takes [`BusOp`]s and never blocks;
-//! what it has to tell comes through the [`Listener`] it was made with. Nothing on it is certain:
-//! what must arrive is confirmed by whom it reached, or stored.
+//! Our own nodes exchange [`Envelope`]s, on a channel for each node; to and from C++ nodes go
+//! plain chats, on a channel for each user. A [`Bus`] takes [`BusOp`]s and never blocks;
+//! its events come through the [`Listener`] that it was made with. Nothing on it is certain:
+//! what must arrive is confirmed by its recipient, or stored.
 
 pub mod alone;
 pub mod envelope;
@@ -17,42 +17,42 @@ pub use envelope::{Addressee, Answered, Envelope, Fate, Ticket};
 use crate::home::Homes;
 use crate::store::{NodeId, UserId};
 
-/// One thing to be sent, or asked. Those of one shard are done in their order.
+/// One thing to be sent or asked. The operations of one shard are carried out in order.
 #[derive(Debug, Clone)]
 pub enum BusOp {
-    /// To one of our nodes. If it is not known to have reached it, it comes back: [`BusEvent::Unsent`].
+    /// Send an envelope to one of our nodes. If it is not known to have arrived, it comes back: [`BusEvent::Unsent`].
     ToNode(NodeId, Envelope),
-    /// A chat for a user whom a C++ node has; answered by [`BusEvent::Reached`].
+    /// Send a chat to a user that a C++ node has; answered by [`BusEvent::Reached`].
     ToUser(UserId, Arc<[u8]>, Ticket),
     /// How many listen to this user's channel? Answered by [`BusEvent::Reached`].
     CountListeners(UserId, Ticket),
-    /// Listen to this user's channel; answered by [`BusEvent::Listening`] once it is effective, or at once
-    /// while the bus is away: it is made up for when that is back.
+    /// Listen to this user's channel; answered by [`BusEvent::Listening`] once that is effective, or at once
+    /// while the bus is away: it will listen when it is back.
     Listen { user: UserId, epoch: u64 },
-    /// Stop, unless another session (`epoch`) of the user listens by now.
+    /// Stop listening, unless another session (`epoch`) of the user listens by now.
     Unlisten { user: UserId, epoch: u64 },
-    /// This shard has done what [`BusEvent::Buried`] asked for. When all shards have, `asker` hears of it.
+    /// This shard has done what [`BusEvent::Buried`] asks for. When all shards have, `asker` is told.
     Confirm { dead: NodeId, asker: NodeId, shard: u16 },
 }
 
-/// What a bus has to tell. Each goes to one shard, the home of the user or group that it names, or to the
+/// What a bus reports. Each event goes to one shard, the home of the user or group that it names, or to the
 /// shard of its ticket; `Buried`, `Down` and `Up` go to all.
 #[derive(Debug, Clone)]
 pub enum BusEvent {
-    /// From one of our nodes; never from this one.
+    /// An envelope from another one of our nodes.
     Envelope(NodeId, Envelope),
     /// A C++ node's chat, on the channel of one of this node's users.
     FromForeign(UserId, Arc<[u8]>),
-    /// How many others were reached, or listen; `None`: the bus is away, and it is not known.
+    /// The number of others that were reached, or that listen; `None`: the bus is away, and it is not known.
     Reached(Ticket, Option<u32>),
-    /// What was for this node has reached nobody, or it is not known whether it has.
+    /// This envelope has not reached this node, or it is not known whether it has.
     Unsent(NodeId, Envelope),
     Listening {
         user: UserId,
         epoch: u64,
     },
-    /// A node is dead: nothing of it follows. Where another node asks, it waits for a [`BusOp::Confirm`] of
-    /// every shard: what was taken from the dead one is delivered or committed, and every session reads its
+    /// A node is dead: nothing of it follows. If a node asks, it waits for a [`BusOp::Confirm`] of
+    /// every shard: everything that was taken from the dead node is delivered or committed, and every session reads its
     /// store before it takes anything else.
     Buried {
         node: NodeId,
@@ -60,27 +60,27 @@ pub enum BusEvent {
     },
     /// The bus is away: what others send does not arrive.
     Down,
-    /// It is back, and listens to everything again: what was sent meanwhile is lost.
+    /// The bus is back, and listens to everything again: what was sent meanwhile is lost.
     Up,
 }
 
-/// Where events go: to the mailboxes of the shards. Called on the bus's threads; must not block.
+/// Receives the events, for the mailboxes of the shards. Called on the bus's threads; must not block.
 pub trait Listener: Send + Sync {
-    /// Where users and groups live.
+    /// The homes of users and groups.
     fn homes(&self) -> Homes;
 
     /// Hands the events to one shard, in order, and leaves the list empty.
     fn post(&self, shard: usize, events: &mut Vec<BusEvent>);
 
-    /// All shards of node `by` have done what was asked of them at the death of `dead`: for whoever asked.
+    /// All shards of node `by` have done what is due at the death of `dead`, as this node asked.
     fn confirmed(&self, dead: NodeId, by: NodeId);
 }
 
-/// The way to other nodes.
+/// The connection to other nodes.
 pub trait Bus: Send + Sync {
     /// Takes all of `ops`, in order, and leaves the list empty. Does not block.
     fn send(&self, ops: &mut Vec<BusOp>);
 
-    /// Whether it reaches others at the moment, as far as it knows.
+    /// Whether it reaches other nodes at the moment, as far as it knows.
     fn is_up(&self) -> bool;
 }

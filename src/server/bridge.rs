@@ -25,24 +25,21 @@ pub(super) struct Bridge {
     effects: Effects,
     pool: Submitter<Job>,
     bus: Arc<dyn Bus>,
-    /// What this turn wants of the bus.
+    /// What is sent to the bus at the end of this turn.
     bus_ops: BusOps,
-    /// Where there are other nodes.
+    /// `None`: this node is alone, and may always act.
     validity: Option<Arc<Validity>>,
     reports: Reports,
-    /// Since the server is to end: when what remains is counted next.
+    /// Once the server is to end: when what remains is counted next.
     count_at: Option<Instant>,
     clock: Clock,
 }
 
-/// Whom a reactor tells what has become of its shard.
-#[derive(Clone)]
+/// Where a reactor reports what has become of its shard.
 pub(super) struct Reports {
-    /// Told once, when the shard has wound up.
+    /// Notified once, when the shard has wound up.
     pub wound_up: Sender<()>,
-    /// Told when the node was taken for dead.
-    pub marked: Sender<()>,
-    /// Of this reactor.
+    /// What this reactor has left to deliver or store.
     pub remains: Arc<Remains>,
 }
 
@@ -65,6 +62,13 @@ impl Bridge {
             count_at: None,
             clock: Clock(now_at(Instant::now())),
         }
+    }
+
+    /// Hands an event to the shard, and carries out what it wants.
+    fn act<T>(&mut self, io: &mut Io<Self>, event: impl FnOnce(&mut Shard, Now, &mut Effects) -> T) -> T {
+        let result = event(&mut self.shard, self.clock.now(io.now()), &mut self.effects);
+        self.carry_out(io);
+        result
     }
 
     fn carry_out(&mut self, io: &mut Io<Self>) {
@@ -91,11 +95,8 @@ impl Bridge {
                 Effect::Bus(op) => self.bus_ops.push(op),
                 Effect::Timer(at, timer) => io.set_timer(at, timer),
                 Effect::WoundUp => wound_up = true,
-                Effect::Marked => {
-                    // Nothing more is handled, written or published. Full: it is known already.
-                    self.validity.iter().for_each(|validity| validity.end());
-                    let _ = self.reports.marked.try_send(());
-                }
+                // Nothing more is handled, written or published.
+                Effect::Marked => self.validity.iter().for_each(|validity| validity.end()),
             }
         }
         self.effects.clear();
@@ -108,7 +109,7 @@ impl Bridge {
 }
 
 impl Drop for Bridge {
-    /// However its reactor ends, it is known what was left.
+    /// However its reactor ends, what is left is reported.
     fn drop(&mut self) {
         self.reports.remains.set(self.shard.lost());
     }
@@ -118,13 +119,13 @@ impl Drop for Bridge {
 #[derive(Default)]
 struct BusOps {
     list: Vec<BusOp>,
-    /// Where in the list each node's answers stand.
+    /// The index in the list of each node's answers.
     answers: Vec<(NodeId, usize)>,
 }
 
 impl BusOps {
-    /// Puts the answers to one node into one envelope, where the first of them stood: what else is sent to it does
-    /// not have to come before an answer.
+    /// Puts the answers to one node into one envelope, in the place of the first of them: nothing else that is sent to
+    /// the node has to arrive before an answer.
     fn push(&mut self, op: BusOp) {
         if let BusOp::ToNode(node, Envelope::Answer(mut more)) = op {
             let first = self.answers.iter().find(|(answered, _)| *answered == node).map(|(_, first)| *first);
@@ -162,7 +163,7 @@ impl Clock {
 
 /// The wall clock beside the loop's own.
 pub(super) fn now_at(at: Instant) -> Now {
-    // A clock before 1970 is no reason to stop; the time is only shown.
+    // A clock before 1970 is no reason to stop, since the time is only displayed.
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs() as i64);
     Now { at, unix }
 }
@@ -180,39 +181,31 @@ impl Handler for Bridge {
 
     fn opened(&mut self, io: &mut Io<Self>, conn: ConnId, peer: SocketAddr) {
         log::debug!("{conn}: {peer} has connected");
-        self.shard.opened(conn, peer, self.clock.now(io.now()), &mut self.effects);
-        self.carry_out(io);
+        self.act(io, |shard, now, fx| shard.opened(conn, peer, now, fx));
     }
 
     fn arrived(&mut self, io: &mut Io<Self>, conn: ConnId, moved: Box<Moved>) {
-        self.shard.arrived(conn, *moved, self.clock.now(io.now()), &mut self.effects);
-        self.carry_out(io);
+        self.act(io, |shard, now, fx| shard.arrived(conn, *moved, now, fx));
     }
 
     fn input(&mut self, io: &mut Io<Self>, conn: ConnId, input: &[u8]) -> Taken {
-        let taken = self.shard.input(conn, input, self.clock.now(io.now()), &mut self.effects);
-        self.carry_out(io);
-        taken
+        self.act(io, |shard, now, fx| shard.input(conn, input, now, fx))
     }
 
     fn ended(&mut self, io: &mut Io<Self>, conn: ConnId, rest: usize) {
-        self.shard.ended(conn, rest, self.clock.now(io.now()), &mut self.effects);
-        self.carry_out(io);
+        self.act(io, |shard, now, fx| shard.ended(conn, rest, now, fx));
     }
 
     fn hung_up(&mut self, io: &mut Io<Self>, conn: ConnId, how: HangUp) {
-        self.shard.hung_up(conn, how, self.clock.now(io.now()), &mut self.effects);
-        self.carry_out(io);
+        self.act(io, |shard, now, fx| shard.hung_up(conn, how, now, fx));
     }
 
     fn letter(&mut self, io: &mut Io<Self>, letter: Letter) {
-        self.shard.letter(letter, self.clock.now(io.now()), &mut self.effects);
-        self.carry_out(io);
+        self.act(io, |shard, now, fx| shard.letter(letter, now, fx));
     }
 
     fn written(&mut self, io: &mut Io<Self>, conn: ConnId, tag: Tag) {
-        self.shard.written(conn, tag, self.clock.now(io.now()), &mut self.effects);
-        self.carry_out(io);
+        self.act(io, |shard, now, fx| shard.written(conn, tag, now, fx));
     }
 
     fn recallable(tag: &Tag, how: Recall) -> bool {
@@ -220,23 +213,19 @@ impl Handler for Bridge {
     }
 
     fn recalled(&mut self, io: &mut Io<Self>, conn: ConnId, recalled: Vec<Unwritten<Tag>>) {
-        self.shard.recalled(conn, recalled, self.clock.now(io.now()), &mut self.effects);
-        self.carry_out(io);
+        self.act(io, |shard, now, fx| shard.recalled(conn, recalled, now, fx));
     }
 
     fn drained(&mut self, io: &mut Io<Self>, conn: ConnId) {
-        self.shard.drained(conn, self.clock.now(io.now()), &mut self.effects);
-        self.carry_out(io);
+        self.act(io, |shard, now, fx| shard.drained(conn, now, fx));
     }
 
     fn closed(&mut self, io: &mut Io<Self>, conn: ConnId, reason: CloseReason<Reason>, unwritten: Vec<Unwritten<Tag>>) {
-        self.shard.closed(conn, reason, unwritten, self.clock.now(io.now()), &mut self.effects);
-        self.carry_out(io);
+        self.act(io, |shard, now, fx| shard.closed(conn, reason, unwritten, now, fx));
     }
 
     fn timer(&mut self, io: &mut Io<Self>, timer: Timer) {
-        self.shard.timer(timer, self.clock.now(io.now()), &mut self.effects);
-        self.carry_out(io);
+        self.act(io, |shard, now, fx| shard.timer(timer, now, fx));
     }
 
     fn turn_ended(&mut self, io: &mut Io<Self>) {
@@ -249,12 +238,11 @@ impl Handler for Bridge {
 
     fn stopping(&mut self, io: &mut Io<Self>) {
         self.count_at = Some(io.now());
-        self.shard.stop(self.clock.now(io.now()), &mut self.effects);
-        self.carry_out(io);
+        self.act(io, |shard, now, fx| shard.stop(now, fx));
     }
 }
 
-/// The bus's way to the shards, their mailboxes, and to whoever frees the claims of dead nodes.
+/// What the bus hands its events to: the mailboxes of the shards, and the reaper.
 pub(super) struct BusListener {
     pub mailboxes: Mailboxes,
     pub homes: Homes,
@@ -274,18 +262,18 @@ impl Listener for BusListener {
     }
 
     fn confirmed(&self, dead: NodeId, by: NodeId) {
-        // It is gone: this node ends.
+        // An error says that the reaper is gone, since this node ends.
         let _ = self.reaper.send(Notice::Confirmed { dead, by });
     }
 }
 
-/// A worker thread's business: jobs, whose answers go back as letters.
+/// What a worker thread does: it runs jobs, whose answers go back as letters.
 pub(super) struct StoreWorker {
     runner: JobRunner,
     mailboxes: Mailboxes,
-    /// Answers of the batch that runs, by shard: one wake for each shard is enough.
+    /// The answers of the current batch, by shard: one wake-up for each shard is enough.
     answers: Vec<Vec<Mail<Bridge>>>,
-    /// Jobs of all workers that the store has done.
+    /// The number of jobs, of all workers, that the store has done.
     done: Arc<AtomicU64>,
 }
 

@@ -1,4 +1,4 @@
-//! What a node has that is not alone: the bus, a lease, and the threads that see to who lives.
+//! What a node of a cluster has in addition: the bus, a lease, and the threads that find out which nodes are alive.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -19,30 +19,29 @@ use super::validity::Validity;
 use super::{join, thread};
 use crate::bus::redis::{LEASE_TTL, Leases, RedisBus, Setup};
 use crate::clock::since_boot;
+use crate::config::Config;
 use crate::store::mysql::Lock;
-use crate::store::{NodeId, Roll, Store};
+use crate::store::{NodeId, Store};
 
-/// A node that is one of the cluster: it hears the others, has a lease, and stands in the store's roll.
+/// A node that is part of the cluster: it hears the others, has a lease, and is listed in the store's roll. Its threads
+/// are not started yet.
 pub(super) struct Joined {
-    node: NodeId,
-    bus: Arc<RedisBus>,
-    leases: Leases,
-    validity: Arc<Validity>,
-    /// For looks, and for reaping.
-    rolls: [Box<dyn Roll>; 2],
-    buried: BTreeSet<NodeId>,
-    reaper: Sender<Notice>,
+    keeper: LeaseKeeper,
+    lookout: Lookout,
+    reaper: Reaper,
     notices: Receiver<Notice>,
+    renewals: Receiver<()>,
+    marked: Receiver<()>,
 }
 
 impl Joined {
-    /// Joins.
+    /// Joins the cluster whose Redis is at `redis`.
     ///
     /// # Errors
-    /// Redis or the store is away, or the database is another cluster's.
+    /// Redis or the store is away, or the database belongs to another cluster.
     pub fn new(
         redis: &str,
-        setup: Setup,
+        config: &Config,
         node: NodeId,
         address: SocketAddr,
         store: &dyn Store,
@@ -50,41 +49,66 @@ impl Joined {
         listener: impl FnOnce(Sender<Notice>) -> BusListener,
     ) -> Result<Joined> {
         let roll = || store.roll().context("no nodes can share this store");
-        let rolls = [roll()?, roll()?];
-        let (reaper, notices) = unbounded();
-        let bus = Arc::new(RedisBus::start_with(redis, node, Arc::new(listener(reaper.clone())), setup.clone())?);
-        let leases = Leases::new_with(redis, node, &address.to_string(), setup)?;
-        let validity = Arc::new(Validity::new(LEASE_TTL));
-        let mut joined = Joined { node, bus, leases, validity, rolls, buried: BTreeSet::new(), reaper, notices };
-        // To be heard by the time that the lease is renewed.
-        joined.bus.beat();
-        // First the lease: who stands in the roll without one is dead.
-        let sent = since_boot();
-        joined.leases.take()?;
-        joined.validity.renewed(sent, since_boot(), false);
-        joined.rolls[0].enlist()?;
+        let dialect = config.dialect.as_deref().map(str::parse).transpose().context("--dialect cannot be read")?;
+        let setup = Setup { dialect: dialect.unwrap_or_default(), ..Setup::default() };
+        let (tell_reaper, notices) = unbounded();
+        let (look, renewals) = bounded(1);
+        let (validity, marked) = Validity::new(LEASE_TTL);
+        let (validity, suspects) = (Arc::new(validity), Arc::default());
+        let listener = Arc::new(listener(tell_reaper.clone()));
+        let bus = Arc::new(RedisBus::start(redis, node, listener, setup.clone())?);
+        let mut joined = Joined {
+            keeper: LeaseKeeper {
+                leases: Leases::new(redis, node, &address.to_string(), setup)?,
+                bus: Arc::clone(&bus),
+                validity: Arc::clone(&validity),
+                turns: Vec::new(),
+                suspects: Arc::clone(&suspects),
+                look,
+                reaper: tell_reaper,
+            },
+            lookout: Lookout {
+                roll: roll()?,
+                bus: Arc::clone(&bus),
+                validity: Arc::clone(&validity),
+                buried: BTreeSet::new(),
+            },
+            reaper: Reaper {
+                own: node,
+                roll: roll()?,
+                bus,
+                validity,
+                reaping: Reaping::new(node),
+                suspects,
+                mixed: config.mixed,
+            },
+            notices,
+            renewals,
+            marked,
+        };
+        // So that it has come back by the time that the lease is renewed.
+        joined.keeper.bus.beat();
+        // The lease comes before the roll: a node that is listed there without a lease is dead.
+        joined.keeper.take()?;
+        joined.lookout.roll.enlist()?;
         if let Some(lock) = lock {
             joined.check_cluster(lock)?;
         }
-        let begun = since_boot();
-        joined.buried = joined.rolls[0].look()?.into_iter().collect();
-        joined.validity.looked(begun);
-        joined.buried.iter().for_each(|node| joined.bus.bury(*node, None));
+        joined.lookout.look(since_boot())?;
         Ok(joined)
     }
 
-    /// Looks whether this node comes to the right database: if nodes that live have claims there, one of
-    /// them at least must have a lease in the same Redis. Those that are dead have left theirs behind, and
-    /// tell nothing.
+    /// Checks that this node has been given the right database: if nodes that are alive have claims there, at least one
+    /// of them must have a lease in the same Redis. Nodes that are dead have left their claims behind, which says nothing.
     fn check_cluster(&mut self, lock: &mut Lock) -> Result<()> {
         let begun = Instant::now();
         loop {
-            let nodes: Vec<NodeId> = self.rolls[0].nodes()?.iter().map(|entry| entry.node).collect();
+            let nodes: Vec<NodeId> = self.lookout.roll.nodes()?.iter().map(|entry| entry.node).collect();
             let living = lock.living(&nodes)?;
-            if living.is_empty() || !self.leases.look(&nodes)?.living.is_empty() {
+            if living.is_empty() || !self.keeper.leases.look(&nodes)?.living.is_empty() {
                 return Ok(());
             }
-            // Redis may just have lost all leases: they are renewed in less.
+            // Redis may just have lost all leases; they are renewed sooner than they expire.
             if begun.elapsed() > LEASE_TTL {
                 bail!(
                     "the database is in use by {} nodes that have no lease in this Redis; all nodes that share a \
@@ -93,101 +117,62 @@ impl Joined {
                 );
             }
             std::thread::sleep(PERIOD);
-            let sent = since_boot();
-            let renewed = self.leases.renew()?;
-            self.validity.renewed(sent, since_boot(), renewed.existed);
+            self.keeper.renew()?;
         }
     }
 
     pub fn bus(&self) -> Arc<RedisBus> {
-        Arc::clone(&self.bus)
+        Arc::clone(&self.keeper.bus)
     }
 
     pub fn validity(&self) -> Arc<Validity> {
-        Arc::clone(&self.validity)
+        Arc::clone(&self.keeper.validity)
     }
 
     /// Starts the threads. `turns`: when each reactor completed its last turn.
     ///
     /// # Errors
-    /// The system has no more of them.
-    pub fn run(self, turns: Vec<Arc<AtomicU64>>, mixed: bool, marked: &Sender<()>) -> Result<Cluster> {
-        let Joined { node, bus, leases, validity, rolls, buried, reaper, notices } = self;
-        let [look_roll, reap_roll] = rolls;
-        let suspects = Arc::default();
+    /// The system has no more threads.
+    pub fn run(self, turns: Vec<Arc<AtomicU64>>) -> Result<Cluster> {
+        let (bus, validity) = (self.bus(), self.validity());
+        let Joined { mut keeper, lookout, reaper, notices, renewals, marked } = self;
+        keeper.turns = turns;
+        let tell_reaper = keeper.reaper.clone();
         let (stop, stopped) = bounded(1);
-        let (look, renewals) = bounded(1);
-        let keeper = LeaseKeeper {
-            leases,
-            bus: Arc::clone(&bus),
-            validity: Arc::clone(&validity),
-            turns,
-            suspects: Arc::clone(&suspects),
-            look,
-            reaper: reaper.clone(),
-        };
-        let lookout = Lookout {
-            roll: look_roll,
-            bus: Arc::clone(&bus),
-            validity: Arc::clone(&validity),
-            marked: marked.clone(),
-            buried,
-        };
-        let reaping = Reaper {
-            own: node,
-            roll: reap_roll,
-            bus: Arc::clone(&bus),
-            validity: Arc::clone(&validity),
-            reaping: Reaping::new(node),
-            suspects,
-            mixed,
-            marked: marked.clone(),
-        };
-        let lease = thread("lease".to_owned(), move || {
-            keeper.run(&stopped);
-            Ok(())
-        })?;
-        thread("look".to_owned(), move || {
-            lookout.run(&renewals);
-            Ok(())
-        })?;
-        thread("reaper".to_owned(), move || {
-            reaping.run(&notices);
-            Ok(())
-        })?;
-        Ok(Cluster { bus, validity, stop, lease, reaper })
+        let lease = thread("lease", move || keeper.run(&stopped))?;
+        thread("look", move || lookout.run(&renewals))?;
+        thread("reaper", move || reaper.run(&notices))?;
+        Ok(Cluster { bus, validity, marked, stop, lease, reaper: tell_reaper })
     }
 }
 
-/// A cluster's node that runs.
+/// The running part of a node that connects it to its cluster.
 pub(super) struct Cluster {
-    bus: Arc<RedisBus>,
+    pub bus: Arc<RedisBus>,
     validity: Arc<Validity>,
-    /// Of the lease's thread, with which that of the looks ends.
+    /// Notified when other nodes have taken this one for dead.
+    pub marked: Receiver<()>,
+    /// Stops the lease's thread, and with it the one that looks.
     stop: Sender<()>,
     lease: JoinHandle<()>,
     reaper: Sender<Notice>,
 }
 
 impl Cluster {
-    pub fn bus(&self) -> Arc<RedisBus> {
-        Arc::clone(&self.bus)
-    }
-
     /// This node does not act any more.
     pub fn end(&self) {
         self.validity.end();
     }
 
-    /// Ends, when this node's claims have: others need not wait for its lease to run out. Where Redis hangs, that
-    /// takes some seconds.
+    /// Stops, after this node's claims have been released: the others need not wait for its lease to expire. If Redis
+    /// hangs, this takes some seconds.
     pub fn stop(self) {
         let _ = (self.reaper.send(Notice::Stop), self.stop.send(()));
         join(self.lease);
         self.bus.stop();
     }
 
-    /// Ends at once. Whatever hangs is left behind, and does nothing when it goes on.
+    /// Stops at once. A thread that hangs is left behind, and does nothing when it goes on.
     pub fn abandon(self) {
         let _ = self.reaper.send(Notice::Stop);
         drop(self.stop);

@@ -1,11 +1,11 @@
-//! Keeps this node's lease in Redis, in a thread that asks nobody else.
+//! Keeps this node's lease in Redis, on a thread that waits for no other thread.
 //!
 //! The lease says that the node lives, so it is renewed only while all of it does: the line to the bus has
-//! carried a beat of this node, and every reactor has completed a turn, within the last 2 s. Whoever hears
-//! nothing, or has a reactor that hangs, is a dead node to the others, and frees its users by that. The
-//! store is not asked: a database that stands still for all nodes must not make all of them look dead.
+//! carried a beat of this node, and every reactor has completed a turn, within the last 2 s. To the others, a node
+//! that hears nothing or has a hanging reactor is dead, and its users become free by that. The store is not
+//! consulted: a database that stands still for all nodes must not make all of them look dead.
 //!
-//! Right behind each renewal the thread looks whether others have theirs, for the [`reaper`](super::reaper).
+//! Right after each renewal the thread looks for the leases of the others, for the [`reaper`](super::reaper).
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -13,21 +13,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use redis::RedisError;
 
 use super::Complaints;
 use super::reaper::Notice;
 use super::reaping::Suspect;
 use super::validity::Validity;
-use crate::bus::redis::{Leases, RedisBus};
+use crate::bus::redis::{Leases, RedisBus, StartError};
 use crate::clock::since_boot;
 
-/// How often the lease is renewed. Twice a second, so that little of the 10 s in which a dead node's users can
-/// log in again is lost with waiting.
+/// How often the lease is renewed. Twice a second, so that little of the 10 s after which a dead node's users can
+/// log in again is spent waiting.
 pub const PERIOD: Duration = Duration::from_millis(500);
 /// How old the last sign of life may be.
 const FRESH: Duration = Duration::from_secs(2);
 
-/// What the lease thread has to do with.
 pub(super) struct LeaseKeeper {
     pub leases: Leases,
     pub bus: Arc<RedisBus>,
@@ -35,12 +35,12 @@ pub(super) struct LeaseKeeper {
     /// When each reactor completed its last turn, in ms since the machine was booted.
     pub turns: Vec<Arc<AtomicU64>>,
     pub suspects: Suspects,
-    /// Has a look raised the counter behind each renewal.
+    /// Triggers a look after each renewal, which raises the counter.
     pub look: Sender<()>,
     pub reaper: Sender<Notice>,
 }
 
-/// Whose lease is to be looked for.
+/// The nodes whose leases are to be looked for.
 pub(super) type Suspects = Arc<Mutex<Vec<Suspect>>>;
 
 /// Why the lease is not renewed.
@@ -59,8 +59,8 @@ impl fmt::Display for Obstacle {
     }
 }
 
-/// Whether a lease may be renewed at `now`, by when the newest beat was sent that was heard on the bus, and when
-/// each reactor completed its last turn.
+/// Whether a lease may be renewed at `now`. `heard`: when the newest beat that was heard on the bus was sent; `turns`:
+/// when each reactor completed its last turn.
 fn check(now: Duration, heard: Option<Duration>, turns: impl IntoIterator<Item = Duration>) -> Result<(), Obstacle> {
     let is_old = |at: Duration| at + FRESH < now;
     if heard.is_none_or(is_old) {
@@ -70,7 +70,7 @@ fn check(now: Duration, heard: Option<Duration>, turns: impl IntoIterator<Item =
 }
 
 impl LeaseKeeper {
-    /// Keeps the lease until `stop` says, or its other end is gone; then gives it up.
+    /// Keeps the lease until a message on `stop`, then gives it up; if the other end is dropped, it expires by itself.
     pub fn run(mut self, stop: &Receiver<()>) {
         let mut complaints = Complaints::default();
         let mut begun = since_boot();
@@ -83,10 +83,11 @@ impl LeaseKeeper {
             }
             begun = since_boot();
             self.bus.beat();
-            let signs = self.check();
+            let turns = self.turns.iter().map(|turn| Duration::from_millis(turn.load(Relaxed)));
+            let signs = check(since_boot(), self.bus.heard(), turns);
             complaints.note(signs.as_ref().err(), "the lease is renewed again", "the lease is not renewed");
             if signs.is_ok() {
-                let result = self.renew();
+                let result = self.renew_and_look();
                 complaints.note(
                     result.as_ref().err(),
                     "the lease in Redis is renewed again",
@@ -94,20 +95,13 @@ impl LeaseKeeper {
                 );
             }
         }
-        // It runs out by itself where Redis is away.
+        // If Redis is away, it expires by itself.
         let _ = self.leases.drop_lease();
     }
 
-    fn check(&self) -> Result<(), Obstacle> {
-        let turns = self.turns.iter().map(|turn| Duration::from_millis(turn.load(Relaxed)));
-        check(since_boot(), self.bus.heard(), turns)
-    }
-
-    fn renew(&mut self) -> Result<(), redis::RedisError> {
-        let sent = since_boot();
-        let renewed = self.leases.renew()?;
-        self.validity.renewed(sent, since_boot(), renewed.existed);
-        // Full: a look is about to begin anyway.
+    fn renew_and_look(&mut self) -> Result<(), RedisError> {
+        self.renew()?;
+        // If the channel is full, a look is about to begin anyway.
         let _ = self.look.try_send(());
         let suspects = self.suspects.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let nodes: Vec<_> = suspects.iter().map(|suspect| suspect.node).collect();
@@ -115,8 +109,30 @@ impl LeaseKeeper {
         self.bus.learn(&found.living);
         let lives = |suspect: &Suspect| found.living.iter().any(|(node, _)| *node == suspect.node);
         let missing = suspects.into_iter().filter(|suspect| found.counts() && !lives(suspect)).collect();
-        // Its other end is gone at the end of this node.
+        // The reaper is gone when this node ends.
         let _ = self.reaper.send(Notice::Renewed { missing });
+        Ok(())
+    }
+
+    /// Takes the lease, when the node starts.
+    ///
+    /// # Errors
+    /// Redis is away, or refuses.
+    pub fn take(&mut self) -> Result<(), StartError> {
+        let sent = since_boot();
+        self.leases.take()?;
+        self.validity.renewed(sent, since_boot(), false);
+        Ok(())
+    }
+
+    /// Renews the lease.
+    ///
+    /// # Errors
+    /// Redis is away, or refuses.
+    pub fn renew(&mut self) -> Result<(), RedisError> {
+        let sent = since_boot();
+        let renewed = self.leases.renew()?;
+        self.validity.renewed(sent, since_boot(), renewed.existed);
         Ok(())
     }
 }

@@ -1,15 +1,15 @@
-//! Looks into the store whether others have marked this node as dead, in a thread and on a connection of its own.
+//! Checks in the store whether other nodes have marked this one as dead, on a thread and a connection of its own.
 //!
-//! Behind each renewal of the lease a look raises this node's counter: whoever has found the lease missing before
-//! cannot mark it any more. It tells as well which other nodes are marked. Where the lease is about to run out and is
-//! not renewed, glances take its place, one at a time, which raise nothing: or a node that is cut off from
-//! Redis could never be marked.
+//! After each renewal of the lease a look raises this node's counter: a node that has found the lease missing
+//! before can no longer mark this one. The look also returns the other nodes that are marked. When the lease is about
+//! to expire and is not renewed, glances take the place of looks, one at a time. They raise nothing: otherwise a node
+//! that is cut off from Redis could never be marked.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::Complaints;
 use super::validity::Validity;
@@ -19,49 +19,43 @@ use crate::store::{NodeId, Roll, StoreError};
 
 /// A glance begins when the node may act for no longer than this.
 const AHEAD: Duration = Duration::from_millis(700);
-/// From the beginning of a glance to that of the next one, at least.
+/// The shortest time from the beginning of one glance to that of the next.
 const PAUSE: Duration = Duration::from_millis(250);
 
 pub(super) struct Lookout {
     pub roll: Box<dyn Roll>,
     pub bus: Arc<RedisBus>,
     pub validity: Arc<Validity>,
-    /// Told when this node is marked.
-    pub marked: Sender<()>,
-    /// Others that were marked at the last look.
+    /// Other nodes that were marked at the last look.
     pub buried: BTreeSet<NodeId>,
 }
 
-/// When a glance is due, if the lease is not renewed until then: by the time until which the node may act, and when
-/// the last look or glance has begun.
+/// When a glance is due, unless the lease is renewed before: computed from the time until which the node may act, and
+/// the beginning of the last look or glance.
 fn glance_at(may_act_until: Duration, begun: Duration) -> Duration {
     may_act_until.saturating_sub(AHEAD).max(begun + PAUSE)
 }
 
 impl Lookout {
-    /// Looks behind each renewal that `renewals` tells of, until its other end is gone.
+    /// Looks after each renewal that `renewals` reports, until its other end is dropped.
     pub fn run(mut self, renewals: &Receiver<()>) {
         let mut complaints = Complaints::default();
         let mut begun = since_boot();
         loop {
             let pause = glance_at(self.validity.until(), begun).saturating_sub(since_boot());
             let renewed = match renewals.recv_timeout(pause) {
-                Ok(()) => true,
-                Err(RecvTimeoutError::Timeout) => false,
                 Err(RecvTimeoutError::Disconnected) => return,
+                renewal => renewal.is_ok(),
             };
             begun = since_boot();
             let result = if renewed { self.look(begun) } else { self.glance(begun) };
             if let Err(StoreError::Marked) = result {
-                self.validity.end();
-                // Full: a shard has found it out as well.
-                let _ = self.marked.try_send(());
-                return;
+                return self.validity.end();
             }
             complaints.note(
                 result.as_ref().err(),
-                "the store tells again whether this node lives",
-                "the store does not tell whether this node lives",
+                "the store confirms again that this node is not marked as dead",
+                "the store does not answer whether this node is marked as dead",
             );
         }
     }
@@ -72,7 +66,11 @@ impl Lookout {
         Ok(())
     }
 
-    fn look(&mut self, begun: Duration) -> Result<(), StoreError> {
+    /// One look, which began at `begun`.
+    ///
+    /// # Errors
+    /// [`StoreError::Marked`]: this node is marked as dead.
+    pub fn look(&mut self, begun: Duration) -> Result<(), StoreError> {
         let marked: BTreeSet<NodeId> = self.roll.look()?.into_iter().collect();
         self.validity.looked(begun);
         for node in marked.difference(&self.buried) {

@@ -1,4 +1,4 @@
-//! The wiring: store, workers, reactors and acceptor, who lives, and the order in which all of it ends.
+//! The wiring: store, workers, reactors and acceptor, which nodes are alive, and the order in which all of it ends.
 //!
 //! ```text
 //!                       ┌────────────────────────── Server: the sockets that are listened on ──────────────────────────┐
@@ -10,15 +10,15 @@
 //!                       └──────────────────────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! Who lives, in a cluster:
+//! Three threads find out which nodes of a cluster are alive:
 //!
 //! | thread | asks | what |
 //! | --- | --- | --- |
-//! | `lease` | Redis | renews this node's lease while it hears itself and its reactors turn; finds those without one |
-//! | `look` | the store | whether this node is marked as dead, behind each renewal, or each second without one |
-//! | `reaper` | the store | marks who has no lease, tells everybody, and frees the claims when all have confirmed |
+//! | `lease` | Redis | renews this node's lease while it hears itself and its reactors turn; finds nodes without one |
+//! | `look` | the store | checks whether this node is marked as dead, after each renewal, or each second without one |
+//! | `reaper` | the store | marks nodes without a lease, tells all others, and frees the claims when all have confirmed |
 //!
-//! [`validity`] has what the first two find out, and every reactor asks it before it does anything.
+//! [`validity`] holds what the first two find out, and every reactor asks it before it does anything.
 
 mod advice;
 mod bridge;
@@ -56,10 +56,10 @@ use node::{Lasting, Node, Opened};
 
 type Mailboxes = Arc<[Mailbox<Mail<Bridge>>]>;
 
-/// Whatever comes through it cuts an end short.
+/// Any message on this channel cuts an end short.
 pub type Hurry = Receiver<String>;
 
-/// How soon a new life is tried again that could not begin.
+/// The pause before a new life that could not begin is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// A server that runs.
@@ -73,8 +73,8 @@ impl Server {
     /// Opens the store, starts all threads, and listens.
     ///
     /// # Errors
-    /// The store cannot be had, an address cannot be listened on ([`CannotListen`]), or the system has no
-    /// more descriptors or threads; [`advise`] tells what to do then.
+    /// The store cannot be opened, the server cannot listen on an address ([`CannotListen`]), or the system has no
+    /// more descriptors or threads; [`advise`] says what to do then.
     pub fn start(config: &Config) -> Result<Server> {
         let monitored = config.metrics.map(monitor::bind).transpose()?;
         let descriptors = Descriptors::enough(config)?;
@@ -104,28 +104,27 @@ impl Server {
         Ok(Server { address, stop, lives: lives.context("cannot start lives")? })
     }
 
-    /// Where it listens, with the real port.
+    /// The address that it listens on, with the real port.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Ends in order, whatever comes through `hurry` aside:
+    /// Ends in order, unless a message on `hurry` cuts it short:
     ///
-    /// 1. It is not ready any more, and accepts nobody.
-    /// 2. Every shard logs its users out. What is queued for them is recalled at once and stored; a message that is
-    ///    half written has a second to get out. What they sent is settled, and what other nodes have asked is
-    ///    answered. It may
-    ///    take a minute while the store goes on taking something, and the log tells every 5 s what is left. Where nothing
-    ///    gets further for 10 s it is given up.
+    /// 1. It is no longer ready, and accepts no connections.
+    /// 2. Every shard logs its users out. Messages that are queued for them are recalled at once and stored; one that is
+    ///    half written has a second to get out. What the users have sent is settled, and what other nodes have asked is
+    ///    answered. This may take a minute while the store goes on taking something, and every 5 s the log reports what
+    ///    is left. If there is no progress for 10 s, the end is given up.
     /// 3. The reactors end, and with them the connections, which have half a second to say goodbye.
-    /// 4. The workers do what is left for them.
+    /// 4. The workers do the jobs that are left.
     /// 5. All users of this node are set offline, and the store is closed: within 5 s.
-    /// 6. The lease is given up, and the bus ends: others may take over what is left.
-    /// 7. The lock on the database is given back, and the metrics end.
+    /// 6. The lease is given up, and the bus ends: other nodes may take over what is left.
+    /// 7. The lock on the database is released, and the metrics end.
     ///
     /// # Errors
-    /// Something was lost, or not everybody was set offline; it tells how many messages of how many users.
-    /// [`Hurried`]: `hurry` has cut it short.
+    /// Messages were lost, or some users were not set offline; the error says how many messages of how many users.
+    /// [`Hurried`]: `hurry` has cut the end short.
     pub fn stop(self, hurry: Hurry) -> Result<()> {
         let _ = self.stop.send(hurry);
         // A panic has ended the process already.
@@ -151,17 +150,17 @@ impl Lives {
                 recv(node.marked()) -> _ => {}
             }
             log::warn!(
-                "other nodes took this one for dead: all connections are closed, what was not stored or delivered yet is \
-                 lost, and it begins anew"
+                "other nodes took this one for dead: it closes all connections, loses what it has not stored or delivered \
+                 yet, and begins anew"
             );
-            self.monitor.iter().for_each(Monitor::watch_nobody);
+            self.monitor.iter().for_each(Monitor::watch_no_node);
             node.abandon();
             let Some(next) = self.begin_anew(stop)? else { return Ok(()) };
             node = next;
         }
     }
 
-    /// A new life, as soon as there can be one. `None`: the server is to end.
+    /// Begins a new life, as soon as that is possible. `None`: the server is to end.
     ///
     /// # Errors
     /// The system has no more descriptors or threads.
@@ -193,7 +192,7 @@ impl Lives {
 
     fn end(self, node: Node, hurry: &Hurry) -> Result<()> {
         self.monitor.iter().for_each(Monitor::stopping);
-        // Whoever comes now is refused by the system.
+        // From now on the system refuses connections.
         drop(self.listener);
         let outcome = node.stop(hurry);
         self.monitor.into_iter().for_each(Monitor::end);
@@ -201,7 +200,7 @@ impl Lives {
     }
 }
 
-/// Turns clients away for as long as a new life cannot begin.
+/// Turns clients away while a new life cannot begin.
 struct Doorman {
     handle: AcceptorHandle,
     thread: JoinHandle<()>,
@@ -211,9 +210,8 @@ impl Doorman {
     fn start(listener: TcpListener) -> Result<Doorman> {
         let refusal = refusal_of(&Refusal::new(Errno::Busy, "this node is not ready, try again later"));
         let admission = Admission { max: 0, refusal, addresses: None };
-        let nobody: Mailboxes = Arc::new([]);
-        let (acceptor, handle) = Acceptor::new(listener, nobody, admission)?;
-        Ok(Doorman { handle, thread: thread("doorman".to_owned(), move || acceptor.run())? })
+        let (acceptor, handle) = Acceptor::new(listener, Mailboxes::default(), admission)?;
+        Ok(Doorman { handle, thread: vital_thread("doorman", move || acceptor.run())? })
     }
 
     fn end(self) {
@@ -222,29 +220,37 @@ impl Doorman {
     }
 }
 
-/// More hashes at a time would only wait for each other, with 19 MiB each.
+/// How many passwords are hashed at a time: more would only wait for each other, with 19 MiB each.
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// What a client is told that is not let in.
+/// The message for a client that is turned away.
 fn refusal_of(refusal: &Refusal) -> Vec<u8> {
     let mut bytes = Vec::new();
     reply::refused(&mut bytes, None, None, refusal);
     bytes
 }
 
-/// Starts a named thread. One that fails ends the process: a server without one of its reactors
-/// would look alive and serve only some.
-fn thread(name: String, run: impl FnOnce() -> std::io::Result<()> + Send + 'static) -> Result<JoinHandle<()>> {
-    let label = name.clone();
-    let body = move || {
+/// Starts a named thread.
+fn thread(name: impl Into<String>, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    let name = name.into();
+    std::thread::Builder::new().name(name.clone()).spawn(run).with_context(|| format!("cannot start {name}"))
+}
+
+/// Starts a thread without which the server cannot go on: if it fails, the process ends. A server without one of its
+/// reactors would look alive, and serve only some of its users.
+fn vital_thread(
+    name: impl Into<String>,
+    run: impl FnOnce() -> std::io::Result<()> + Send + 'static,
+) -> Result<JoinHandle<()>> {
+    let name = name.into();
+    thread(name.clone(), move || {
         if let Err(error) = run() {
-            log::error!("{label} cannot go on: {error}");
+            log::error!("{name} cannot go on: {error}");
             crate::logging::exit(70);
         }
-    };
-    std::thread::Builder::new().name(name.clone()).spawn(body).with_context(|| format!("cannot start {name}"))
+    })
 }
 
 fn join(thread: JoinHandle<()>) {
@@ -260,12 +266,12 @@ fn submit(pool: &Submitter<Job>, lane: Lane, job: Job) {
     }
 }
 
-/// What does not work is told once, and once again when it works.
+/// Logs each failure once, and once more when it is over.
 #[derive(Default)]
 struct Complaints(Vec<&'static str>);
 
 impl Complaints {
-    /// Notes whether something works, which two texts tell for the log.
+    /// Notes whether something works; the two texts are for the log.
     fn note(&mut self, error: Option<&impl Display>, works: &'static str, fails: &'static str) {
         let at = self.0.iter().position(|told| *told == fails);
         match (error, at) {

@@ -1,8 +1,8 @@
 //! One life of this node: all its threads, from a start with nothing to its end.
 //!
 //! A life ends in order ([`Node::stop`]), or at once, when other nodes have taken this one for dead
-//! ([`Node::abandon`]). Then another one begins as at a start, under a new id: nothing of the old one is
-//! used again but what [`Lasting`] has.
+//! ([`Node::abandon`]). Then another one begins as at a start, under a new id: it takes over nothing from the old one
+//! except what is in [`Lasting`].
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, never, select};
 use mio::Poll;
 
 use super::advice::Descriptors;
@@ -20,8 +20,7 @@ use super::bridge::{Bridge, BusListener, Reports, StoreWorker, now_at};
 use super::cluster::{Cluster, Joined};
 use super::ending::{self, Hurried, Remains, Unfinished};
 use super::monitor::Sources;
-use super::{Hurry, Mailboxes, cores, join, refusal_of, thread};
-use crate::bus::redis::Setup;
+use super::{Hurry, Mailboxes, cores, join, refusal_of, thread, vital_thread};
 use crate::bus::{Alone, Bus};
 use crate::config::{Config, StoreUrl};
 use crate::home::Homes;
@@ -36,16 +35,17 @@ use crate::store::sqlite::SqliteStore;
 use crate::store::{NodeId, Quotas, Store, StoreCounts, Timed, UserId};
 use crate::wire::{Errno, Refusal};
 
-/// How long the store may take to be closed after that. Where it has taken nothing before, it gets less.
+/// How long the store may take to finish and close, after all users are logged out.
 const LAST_WRITES: Duration = Duration::from_secs(5);
+/// The same, if the store has stopped taking anything before.
 const LAST_CHANCE: Duration = Duration::from_millis(500);
-/// A reactor that does not end for so long hangs; it says goodbye in half a second.
+/// A reactor that takes longer than this to end hangs; it says goodbye in half a second.
 const HANGS: Duration = Duration::from_secs(5);
-/// A few more lanes than workers: what piles up in one while the workers are busy is committed
+/// A few more lanes than workers: jobs that pile up in one lane while the workers are busy are committed
 /// together.
 const LANES_PER_WORKER: usize = 2;
 
-/// How often it is looked whether the lock on the database is held.
+/// How often the node checks whether it still holds the lock on the database.
 const LOCK_PERIOD: Duration = Duration::from_secs(1);
 
 /// What outlives a life.
@@ -53,17 +53,17 @@ pub(super) struct Lasting {
     config: Config,
     descriptors: Descriptors,
     homes: Homes,
-    /// Connections of an address, where addresses have a limit.
+    /// Connections by address, if their number is limited.
     addresses: Option<Arc<Addresses>>,
     failed_logins: Option<Arc<Throttle<(UserId, Origin)>>>,
     registrations: Option<Arc<Throttle<Origin>>>,
     memo: Option<Arc<Memo>>,
-    /// How long a password takes to be hashed, where that is done.
+    /// How long hashing a password takes; `None`: passwords are not hashed.
     hash_time: Option<Duration>,
 }
 
 impl Lasting {
-    /// Takes as long as a password takes to be hashed.
+    /// Hashes a password, and takes as long as that takes.
     ///
     /// # Errors
     /// The system has no random numbers, or too little memory for a hash.
@@ -99,7 +99,7 @@ impl Lasting {
 pub(super) struct Opened {
     node: NodeId,
     store: Arc<dyn Store>,
-    /// On the database, where other servers could reach it.
+    /// The lock on the database, if other servers could reach it.
     lock: Option<Lock>,
 }
 
@@ -107,7 +107,7 @@ impl Opened {
     /// Opens the store.
     ///
     /// # Errors
-    /// It cannot be had.
+    /// It cannot be opened.
     pub fn new(config: &Config) -> Result<Opened> {
         let node = NodeId(getrandom::u64().context("cannot draw a number")? >> 1 | 1);
         let quotas = Quotas {
@@ -129,34 +129,37 @@ impl Opened {
         Ok(Opened { node, store, lock })
     }
 
-    /// Joins the cluster, if there is one. `address` tells whoever looks into Redis which node this is.
+    /// Joins the cluster, if there is one. `address` tells a reader of the leases in Redis which node this is.
     ///
     /// # Errors
-    /// Redis or the store cannot be had, or the database is another cluster's; the system has no more
+    /// Redis or the store is not available, or the database belongs to another cluster; the system has no more
     /// descriptors or threads.
     pub fn ready(mut self, lasting: &Lasting, address: SocketAddr) -> Result<Ready> {
         // First the polls, then their mailboxes, then threads that know all mailboxes.
-        let polls: Vec<Poll> = (0..lasting.config.reactors).map(|_| Poll::new()).collect::<std::io::Result<_>>()?;
+        let config = &lasting.config;
+        let polls: Vec<Poll> = (0..config.reactors).map(|_| Poll::new()).collect::<std::io::Result<_>>()?;
         let mailboxes = polls.iter().map(|poll| Mailbox::new(poll.registry()));
         let mailboxes: Mailboxes = mailboxes.collect::<std::io::Result<Vec<_>>>()?.into();
         let listener = |reaper| BusListener { mailboxes: Arc::clone(&mailboxes), homes: lasting.homes, reaper };
-        let joined = match &lasting.config.redis {
+        let (bus, joined): (Arc<dyn Bus>, _) = match &config.redis {
             Some(url) => {
-                let (url, setup, lock) = (url.reveal(), setup(&lasting.config)?, self.lock.as_mut());
-                Some(Joined::new(url, setup, self.node, address, &*self.store, lock, listener)?)
+                let (url, lock) = (url.reveal(), self.lock.as_mut());
+                let joined = Joined::new(url, config, self.node, address, &*self.store, lock, listener)?;
+                (joined.bus(), Some(joined))
             }
-            None => None,
+            // A node that is alone is sent no confirmations, so its listener needs no reaper.
+            None => (Arc::new(Alone::new(Arc::new(listener(bounded(0).0)))), None),
         };
-        Ok(Ready { opened: self, polls, mailboxes, joined })
+        Ok(Ready { opened: self, polls, mailboxes, bus, joined })
     }
 }
 
-/// A life that has all that others give it. What is missing are its threads; nothing is left of it when it is
-/// dropped.
+/// A life that has everything but its threads. Dropping it leaves nothing behind.
 pub(super) struct Ready {
     opened: Opened,
     polls: Vec<Poll>,
     mailboxes: Mailboxes,
+    bus: Arc<dyn Bus>,
     joined: Option<Joined>,
 }
 
@@ -169,10 +172,10 @@ pub(super) struct Node {
     /// Closed when all reactors have ended.
     reactors: Receiver<()>,
     pool: Pool<Job>,
-    /// Jobs that the store has done.
+    /// The number of jobs that the store has done.
     done: Arc<AtomicU64>,
     cluster: Option<Cluster>,
-    /// Keeps the lock on the database.
+    /// The lock on the database is held until this is dropped.
     lock: Option<Sender<()>>,
     remains: Vec<Arc<Remains>>,
     wound_up: Receiver<()>,
@@ -185,32 +188,30 @@ impl Ready {
     /// # Errors
     /// The system has no more descriptors or threads; those that have been started go on.
     pub fn run(self, lasting: &Lasting, listener: TcpListener) -> Result<(Node, Sources)> {
-        let Ready { opened: Opened { node, store, lock }, polls, mailboxes, joined } = self;
+        let Ready { opened: Opened { node, store, lock }, polls, mailboxes, bus, joined } = self;
         let config = &lasting.config;
         let lock = lock.map(keep_lock).transpose()?;
         let lanes = config.workers * LANES_PER_WORKER;
         let stores: Vec<Arc<StoreCounts>> = (0..config.workers).map(|_| Arc::default()).collect();
-        let done = Arc::default();
-        let pool = start_pool(lasting, lanes, &store, &stores, &mailboxes, &done)?;
-        let (bus, validity): (Arc<dyn Bus>, _) = match &joined {
-            Some(joined) => (joined.bus(), Some(joined.validity())),
-            None => {
-                // Nobody confirms anything to a node that is alone.
-                let (reaper, _) = bounded(0);
-                let listener = BusListener { mailboxes: Arc::clone(&mailboxes), homes: lasting.homes, reaper };
-                (Arc::new(Alone::new(Arc::new(listener))), None)
-            }
+        let done = Arc::<AtomicU64>::default();
+        let worker = |counts: &Arc<StoreCounts>| {
+            let connection = Box::new(Timed::new(store.connection(), Arc::clone(counts)));
+            let hasher = Hasher::new(config.password_cost);
+            let runner = JobRunner::new(connection, hasher, config.mixed, lasting.memo.clone());
+            StoreWorker::new(runner, Arc::clone(&mailboxes), Arc::clone(&done))
         };
+        let pool = Pool::start(stores.iter().map(worker).collect(), lanes, cores());
+        let pool = pool.context("cannot start the workers")?;
+        let validity = joined.as_ref().map(Joined::validity);
         let settings = settings(lasting, node, lanes);
         let limits = Limits {
             high_water: config.high_water,
-            // Far enough above the soft mark for a page of offline messages and a large message.
+            // Far enough above the high-water mark for a page of offline messages and a large message.
             hard: config.high_water.saturating_mul(4).saturating_add(config.max_message.saturating_mul(2)),
             total: config.max_buffered,
         };
         let budget = Budget::new();
         let (report, wound_up) = bounded(config.reactors);
-        let (tell_of_mark, marked) = bounded(1);
         // Dropped with the last reactor.
         let (alive, reactors) = bounded::<()>(0);
         let (mut loops, mut shards, mut remains) = (Vec::new(), Vec::new(), Vec::new());
@@ -219,7 +220,7 @@ impl Ready {
             shards.push(shard.counts());
             let left = Arc::<Remains>::default();
             remains.push(Arc::clone(&left));
-            let reports = Reports { wound_up: report.clone(), marked: tell_of_mark.clone(), remains: left };
+            let reports = Reports { wound_up: report.clone(), remains: left };
             let bridge = Bridge::new(shard, pool.submitter(), Arc::clone(&bus), validity.clone(), reports);
             loops.push(EventLoop::new(index, poll, Arc::clone(&mailboxes), limits, Arc::clone(&budget), bridge)?);
         }
@@ -227,15 +228,15 @@ impl Ready {
         let turns = loops.iter().map(EventLoop::beat).collect();
         for (index, event_loop) in loops.into_iter().enumerate() {
             let alive = alive.clone();
-            thread(format!("reactor-{index}"), move || {
+            vital_thread(format!("reactor-{index}"), move || {
                 let _alive = alive;
                 event_loop.run()
             })?;
         }
-        let cluster = joined.map(|joined| joined.run(turns, config.mixed, &tell_of_mark)).transpose()?;
+        let cluster = joined.map(|joined| joined.run(turns)).transpose()?;
         let (acceptor, handle) = Acceptor::new(listener, Arc::clone(&mailboxes), admission(lasting))?;
         let acceptor_counts = acceptor.counts();
-        let acceptor_thread = Some(thread("acceptor".to_owned(), move || acceptor.run())?);
+        let acceptor_thread = Some(vital_thread("acceptor", move || acceptor.run())?);
         let sources = Sources {
             mailboxes: Arc::clone(&mailboxes),
             acceptor: acceptor_counts,
@@ -244,13 +245,15 @@ impl Ready {
             pool: pool.submitter(),
             workers: pool.counts(),
             stores,
-            bus: cluster.as_ref().map(Cluster::bus),
+            bus: cluster.as_ref().map(|cluster| Arc::clone(&cluster.bus)),
             validity,
             store: Arc::clone(&store),
         };
+        let marked = cluster.as_ref().map_or_else(never, |cluster| cluster.marked.clone());
+        let acceptor = handle;
         let node = Node {
             store,
-            acceptor: handle,
+            acceptor,
             acceptor_thread,
             mailboxes,
             reactors,
@@ -266,33 +269,10 @@ impl Ready {
     }
 }
 
-fn setup(config: &Config) -> Result<Setup> {
-    let dialect = config.dialect.as_deref().map(str::parse).transpose().context("--dialect cannot be read")?;
-    Ok(Setup { dialect: dialect.unwrap_or_default(), ..Setup::default() })
-}
-
-fn start_pool(
-    lasting: &Lasting,
-    lanes: usize,
-    store: &Arc<dyn Store>,
-    counts: &[Arc<StoreCounts>],
-    mailboxes: &Mailboxes,
-    done: &Arc<AtomicU64>,
-) -> Result<Pool<Job>> {
-    let config = &lasting.config;
-    let worker = |counts: &Arc<StoreCounts>| {
-        let connection = Box::new(Timed::new(store.connection(), Arc::clone(counts)));
-        let hasher = Hasher::new(config.password_cost);
-        let runner = JobRunner::new(connection, hasher, config.mixed, lasting.memo.clone());
-        StoreWorker::new(runner, Arc::clone(mailboxes), Arc::clone(done))
-    };
-    Pool::start(counts.iter().map(worker).collect(), lanes, cores()).context("cannot start the workers")
-}
-
 fn settings(lasting: &Lasting, node: NodeId, lanes: usize) -> Settings {
     let config = &lasting.config;
     let hashes = HashQueue::new(pool::free_places(config.workers, cores()));
-    // Whoever comes first, thousands after an outage, is to be told how long it takes.
+    // So that the first clients, thousands after an outage, are told how long it takes.
     lasting.hash_time.into_iter().for_each(|time| hashes.note(time));
     Settings {
         node,
@@ -329,11 +309,11 @@ fn admission(lasting: &Lasting) -> Admission {
     }
 }
 
-/// Keeps the lock on the database for as long as what it returns is there. If it is lost, and somebody else
-/// has the database by then, the process ends.
+/// Holds the lock on the database until the returned sender is dropped. If the lock is lost, and another server
+/// has taken the database by then, the process ends.
 fn keep_lock(mut lock: Lock) -> Result<Sender<()>> {
     let (kept, stop) = bounded(0);
-    thread("store-lock".to_owned(), move || {
+    vital_thread("store-lock", move || {
         while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(LOCK_PERIOD) {
             lock.check().map_err(std::io::Error::other)?;
         }
@@ -343,7 +323,7 @@ fn keep_lock(mut lock: Lock) -> Result<Sender<()>> {
 }
 
 impl Node {
-    /// Told when other nodes have taken this one for dead.
+    /// Notified when other nodes have taken this one for dead.
     pub fn marked(&self) -> &Receiver<()> {
         &self.marked
     }
@@ -353,10 +333,9 @@ impl Node {
         self.acceptor_thread.take().into_iter().for_each(join);
     }
 
-    /// Closes everything at once: nothing is flushed, stored or published any more. A job that hangs is left
-    /// behind.
+    /// Closes everything at once: nothing more is flushed, stored or published. A job that hangs is left behind.
     pub fn abandon(mut self) {
-        // From here on no reactor acts, whatever it has still to take.
+        // From here on no reactor acts, whatever is still in its mailbox.
         self.cluster.iter().for_each(Cluster::end);
         self.accept_no_more();
         self.mailboxes.iter().for_each(|mailbox| mailbox.post(Mail::Abandon));
@@ -367,7 +346,7 @@ impl Node {
             log::error!("a reactor hangs");
             crate::logging::exit(70);
         }
-        // What was on its way to a reactor that had ended.
+        // Drop what was on its way to a reactor that had ended.
         self.mailboxes.iter().for_each(|mailbox| mailbox.take(&mut Vec::new()));
     }
 
@@ -385,23 +364,22 @@ impl Node {
         let _ = self.reactors.recv_timeout(HANGS);
         let lost = ending::remaining(&self.remains);
         if wound_up == Err(Unfinished::Hurried) {
-            // To give the store back could take as long as whatever was waited for.
+            // Closing the store could take as long as what the end has been waiting for.
             std::mem::forget(self);
             return Err(Hurried(lost).into());
         }
         let Node { pool, store, cluster, lock, .. } = self;
-        // In a cluster whatever is open of somebody who is not logged out keeps his claim, until the others have
-        // done what they do for a node that is dead.
+        // In a cluster, users that are not logged out keep their claims until the other nodes have done what is due at
+        // the death of a node.
         let release = wound_up.is_ok() || cluster.is_none();
         let (done, released) = bounded(1);
         // The store may hang; the process must not.
-        thread("last-writes".to_owned(), move || {
+        thread("last-writes", move || {
             pool.finish();
             let result = if release { store.release_all().context(NOT_OFFLINE) } else { Ok(()) };
             let _ = done.send(result.and(store.close().context("could not close the store")));
             cluster.into_iter().for_each(Cluster::stop);
             drop(lock);
-            Ok(())
         })?;
         let deadline = Instant::now() + if wound_up.is_ok() { LAST_WRITES } else { LAST_CHANCE };
         let wait = || {
@@ -412,8 +390,8 @@ impl Node {
             }
         };
         let outcome = wait()?.unwrap_or(Ok(()));
-        // Whoever is offline is so; that a lease then runs out instead of ending, where Redis hangs, is no
-        // failure. The channel's end tells that this is done as well.
+        // The users are offline by now; that the lease then expires instead of being given up, if Redis hangs, is no
+        // failure. The channel is closed when this is done as well.
         let _ = wait()?;
         match wound_up {
             Err(why) if lost.messages == 0 => bail!("{why}; nothing is lost, but {NOT_OFFLINE}"),
@@ -424,7 +402,7 @@ impl Node {
     }
 }
 
-/// What follows where users were not set offline.
-const NOT_OFFLINE: &str = "not everybody was set offline: the next start does that, or the other nodes";
-const TOO_LATE: &str = "the store did not finish in time, so that perhaps not everybody was set offline: the next \
-                        start does that, or the other nodes";
+/// What it means that users were not set offline.
+const NOT_OFFLINE: &str = "some users were not set offline: the next start, or the other nodes, will do that";
+const TOO_LATE: &str = "the store did not finish in time, so some users may not have been set offline: the next start, \
+                        or the other nodes, will do that";

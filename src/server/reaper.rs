@@ -1,23 +1,23 @@
-//! Marks other nodes that are dead, and frees their claims, in a thread and on a connection of its own.
+//! Marks other nodes that are dead, and frees their claims, on a thread and a connection of its own.
 //!
-//! What is done when is [`Reaping`]'s to say. A round follows each renewal of the lease, so that nobody is
-//! marked by a node that has none.
+//! [`Reaping`] decides what is done when. A round follows each renewal of the lease, so that a node that has no
+//! lease marks no other.
 //!
-//! How long a dead node's users wait, of the 10 s that they may have to:
+//! How long a dead node's users wait, of at most 10 s:
 //!
 //! | | s |
 //! | --- | --- |
-//! | its lease runs out, after its last renewal | 5 |
-//! | somebody's next renewal finds it missing, and marks it | 0.5 |
-//! | looks that it has relied on are over, and all others have confirmed | 2 |
+//! | the lease expires, after its last renewal | 5 |
+//! | another node's next renewal finds it missing, and marks its node | 0.5 |
+//! | looks that the dead node has relied on are over, and all others have confirmed | 2 |
 //!
-//! A line that breaks meanwhile costs a repetition, 2 s. A node that is deaf, and so does not confirm, is marked itself within
-//! 7.5 s of the moment when it heard itself last.
+//! A line that breaks meanwhile costs a repetition, 2 s. A node that is deaf, and so does not confirm, is marked
+//! itself within 7.5 s of the moment when it last heard itself.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::Complaints;
 use super::lease::{PERIOD, Suspects};
@@ -28,16 +28,20 @@ use crate::bus::{Bus, BusOp, Envelope};
 use crate::clock::since_boot;
 use crate::store::{NodeId, Roll, StoreError};
 
-/// A death that nobody has freed for so long is told in the log.
+/// A death that has not been freed for this long is reported in the log.
 const OVERDUE: Duration = Duration::from_secs(10);
 
-/// What the reaper is told.
+/// What the reaper is sent.
 pub(super) enum Notice {
-    /// The lease was renewed, and then these nodes had none.
-    Renewed { missing: Vec<Suspect> },
-    /// A node has done all that it had to at the death of another one.
-    Confirmed { dead: NodeId, by: NodeId },
-    /// It is to end.
+    /// The lease was renewed, and after that these nodes had none.
+    Renewed {
+        missing: Vec<Suspect>,
+    },
+    /// Node `by` has done everything that is due at the death of `dead`.
+    Confirmed {
+        dead: NodeId,
+        by: NodeId,
+    },
     Stop,
 }
 
@@ -48,17 +52,15 @@ pub(super) struct Reaper {
     pub validity: Arc<Validity>,
     pub reaping: Reaping,
     pub suspects: Suspects,
-    /// C++ nodes may set everybody offline.
+    /// C++ nodes may set all users offline.
     pub mixed: bool,
-    /// Told when this node is marked.
-    pub marked: Sender<()>,
 }
 
 impl Reaper {
-    /// Reaps until it is told to stop.
+    /// Reaps until [`Notice::Stop`].
     pub fn run(mut self, notices: &Receiver<Notice>) {
         let mut complaints = Complaints::default();
-        // No step is tried again before that.
+        // A step that has failed is not tried again before this.
         let mut not_before = Duration::ZERO;
         loop {
             let now = since_boot();
@@ -77,31 +79,30 @@ impl Reaper {
             }
             let result = result.and_then(|()| self.take_steps());
             if let Err(StoreError::Marked) = result {
-                self.validity.end();
-                // Full: somebody else has found it out as well.
-                let _ = self.marked.try_send(());
-                return;
+                return self.validity.end();
             }
             if result.is_err() {
                 not_before = since_boot() + PERIOD;
             }
             complaints.note(
                 result.as_ref().err(),
-                "the store tells again which nodes live",
-                "the store does not tell which nodes live",
+                "the store answers again which nodes are alive",
+                "the store does not answer which nodes are alive",
             );
             self.complain_of_what_is_overdue(&mut complaints);
         }
     }
 
+    /// Marks the nodes that were found without a lease, all of them even if one fails, and reads the roll.
     fn round(&mut self, missing: &[Suspect]) -> Result<(), StoreError> {
         if self.mixed {
             let users = self.roll.reassert()?;
             if users > 0 {
-                log::info!("{users} users of this node had been set offline by another, and are online again");
+                log::info!("{users} users of this node had been set offline by another node, and are online again");
             }
         }
-        let marked = all(self.reaping.missing(missing).into_iter().map(|suspect| self.mark(suspect)));
+        let suspects = self.reaping.missing(missing).into_iter();
+        let marked = suspects.map(|suspect| self.mark(suspect)).fold(Ok(()), Result::and);
         let entries = self.roll.nodes()?;
         self.reaping.read(&entries, since_boot());
         *self.suspects.lock().unwrap_or_else(PoisonError::into_inner) = self.reaping.suspects();
@@ -110,21 +111,23 @@ impl Reaper {
 
     fn mark(&mut self, Suspect { node, looks }: Suspect) -> Result<(), StoreError> {
         if self.roll.mark(node, looks)? {
-            log::warn!("node {node} is dead: it has no lease any more");
+            log::warn!("node {node} is dead: its lease has expired");
             self.reaping.marked(node, since_boot());
         }
         Ok(())
     }
 
     fn take_steps(&mut self) -> Result<(), StoreError> {
-        let steps = self.reaping.steps(since_boot()).into_iter().map(|step| match step {
+        let steps = self.reaping.steps(since_boot()).into_iter();
+        let results = steps.map(|step| match step {
             Step::Tell { dead, to } => {
                 self.tell(dead, &to);
                 Ok(())
             }
             Step::Free(node) => self.free(node),
         });
-        all(steps)
+        // All of them, even if one fails.
+        results.fold(Ok(()), Result::and)
     }
 
     fn free(&mut self, node: NodeId) -> Result<(), StoreError> {
@@ -155,17 +158,8 @@ impl Reaper {
         let late = (!late.is_empty()).then(|| late.join(", "));
         complaints.note(
             late.as_ref(),
-            "no dead node's users wait any more",
-            "users of dead nodes still wait to be freed",
+            "no users of dead nodes are waiting any more",
+            "users of dead nodes are still waiting to be freed",
         );
     }
-}
-
-/// Does all of it, whatever becomes of each; the first error.
-fn all(each: impl Iterator<Item = Result<(), StoreError>>) -> Result<(), StoreError> {
-    let mut first = Ok(());
-    for result in each {
-        first = first.and(result);
-    }
-    first
 }

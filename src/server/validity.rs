@@ -7,8 +7,8 @@
 //! - for a second from the beginning of a look into the store by which it was not marked.
 //!
 //! A lease that has run out and was then renewed says nothing yet: the node may have been marked in between.
-//! It counts again behind a look that has raised the node's counter, since nobody who has seen the lease
-//! missing before that can still mark the node.
+//! It counts again after a look that has raised the node's counter, since a node that has seen the lease
+//! missing before that can no longer mark this one.
 //!
 //! All times are those of [`crate::clock::since_boot`].
 
@@ -16,9 +16,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crossbeam_channel::{Receiver, Sender, bounded};
+
 /// How long a look is good for, from its beginning.
 pub const LOOK: Duration = Duration::from_secs(1);
-/// So much sooner than Redis this node takes its lease to be over: their clocks need not run alike.
+/// How much sooner than Redis this node considers its lease expired, since their clocks may run differently.
 const MARGIN: Duration = Duration::from_millis(250);
 /// The node may never act again.
 const ENDED: u64 = 0;
@@ -30,11 +32,13 @@ pub struct Validity {
     /// Until when the node may act, in nanoseconds since the machine was booted, or [`ENDED`].
     until: AtomicU64,
     lease: Mutex<Lease>,
+    /// Notified when the node was taken for dead.
+    marked: Sender<()>,
 }
 
 #[derive(Default)]
 struct Lease {
-    /// When the first of the renewals was answered that have followed each other without a gap.
+    /// When the first renewal of the current series without a gap was answered.
     since: Duration,
     until: Duration,
     /// A look has raised the node's counter since then.
@@ -42,9 +46,11 @@ struct Lease {
 }
 
 impl Validity {
-    /// Of a node without a lease, of those that last for `ttl`.
-    pub fn new(ttl: Duration) -> Validity {
-        Validity { ttl, until: AtomicU64::new(1), lease: Mutex::default() }
+    /// For a node that has no lease yet; leases last for `ttl`. The receiver is notified when the node was taken
+    /// for dead.
+    pub fn new(ttl: Duration) -> (Validity, Receiver<()>) {
+        let (marked, is_marked) = bounded(1);
+        (Validity { ttl, until: AtomicU64::new(1), lease: Mutex::default(), marked }, is_marked)
     }
 
     /// Whether the node may act.
@@ -52,7 +58,7 @@ impl Validity {
         nanos(now) < self.until.load(Ordering::Acquire)
     }
 
-    /// Until when it may act, if nothing else comes.
+    /// Until when it may act, unless it is extended.
     pub fn until(&self) -> Duration {
         Duration::from_nanos(self.until.load(Ordering::Acquire))
     }
@@ -86,9 +92,11 @@ impl Validity {
         self.extend(begun + LOOK);
     }
 
-    /// The node may never act again.
+    /// Other nodes took this one for dead: it may never act again.
     pub fn end(&self) {
         self.until.store(ENDED, Ordering::Release);
+        // If the channel is full, another thread has found this out, too.
+        let _ = self.marked.try_send(());
     }
 
     fn extend(&self, until: Duration) {
@@ -133,7 +141,7 @@ mod tests {
     use Event::*;
 
     fn check(what: &str, events: &[Event]) {
-        let validity = Validity::new(TTL);
+        let (validity, is_marked) = Validity::new(TTL);
         for event in events {
             match *event {
                 Renewed(sent, answered) => validity.renewed(ms(sent), ms(answered), true),
@@ -145,7 +153,10 @@ mod tests {
                     assert!(!validity.may_act(ms(until)) && validity.until() == ms(until), "{what}: at {until}");
                 }
                 MayNot(at) => assert!(!validity.may_act(ms(at)), "{what}: at {at}"),
-                End => validity.end(),
+                End => {
+                    validity.end();
+                    assert_eq!(is_marked.try_recv(), Ok(()));
+                }
             }
         }
     }

@@ -125,7 +125,7 @@ impl Shard {
             Envelope::Joined { group, user, ticket } => self.joined_elsewhere(group, user, from, ticket),
             Envelope::Seen { ticket } => self.join_seen(ticket.key, from),
             // The bus's own.
-            Envelope::Dead { .. } | Envelope::Confirmed { .. } => {}
+            Envelope::Dead { .. } | Envelope::Confirmed { .. } | Envelope::Beat { .. } => {}
         }
     }
 

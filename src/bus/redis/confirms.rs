@@ -1,4 +1,4 @@
-//! Which shards have done what is to be done when a node is dead, by who asked for it. No I/O.
+//! Which shards have confirmed a death, for each node that asked for it. No I/O.
 
 use std::num::NonZeroUsize;
 
@@ -6,24 +6,25 @@ use lru::LruCache;
 
 use crate::store::NodeId;
 
-/// How many deaths, by who asks, may be under way. Whoever can publish may invent any number of them.
+/// The number of deaths, counted for each asking node, that may be under way. A process that can publish may invent any
+/// number of them.
 const UNDER_WAY: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 
 /// See the [module](self).
 pub(super) struct Confirms {
     shards: usize,
-    /// The shards that have confirmed a death to who asked.
+    /// The shards that have confirmed, by the dead node and the one that asked.
     by: LruCache<(NodeId, NodeId), Vec<u16>>,
 }
 
 impl Confirms {
-    /// Of so many shards.
+    /// For a node with this number of shards.
     pub fn new(shards: usize) -> Confirms {
         Confirms { shards, by: LruCache::sparse(UNDER_WAY) }
     }
 
-    /// A shard confirms, which it may do again. True: now all have, and whoever asks is to hear of it; who asks
-    /// again has all of them confirm again.
+    /// A shard confirms, perhaps not for the first time. True: now all have, and the asking node is to be told; if it
+    /// asks again, all of them have to confirm again.
     pub fn add(&mut self, dead: NodeId, asker: NodeId, shard: u16) -> bool {
         let shards = self.by.get_or_insert_mut((dead, asker), Vec::new);
         if !shards.contains(&shard) {
@@ -45,12 +46,12 @@ mod tests {
     const ASKS: NodeId = NodeId(8);
 
     #[test]
-    fn a_death_is_confirmed_when_every_shard_has_done_so_to_who_asked() {
+    fn a_death_is_confirmed_when_every_shard_has_confirmed_it_to_the_node_that_asked() {
         let mut confirms = Confirms::new(3);
         assert!(!confirms.add(DEAD, ASKS, 0));
         assert!(!confirms.add(DEAD, ASKS, 0), "a shard counts once");
         assert!(!confirms.add(DEAD, ASKS, 2));
-        assert!(!confirms.add(DEAD, NodeId(9), 1), "somebody else asked");
+        assert!(!confirms.add(DEAD, NodeId(9), 1), "another node asked");
         assert!(!confirms.add(ASKS, DEAD, 1), "another death");
         assert!(confirms.add(DEAD, ASKS, 1));
         for (shard, all) in [(2, false), (0, false), (1, true)] {

@@ -1,4 +1,4 @@
-//! What the two threads of the bus count.
+//! The counters of the two threads of the bus.
 
 use crate::metrics::{Counter, Histogram, cells};
 

@@ -1,4 +1,4 @@
-//! What Redis says to whoever subscribes: bytes in, meaning out. It knows no socket.
+//! What Redis sends to a subscriber: bytes in, meaning out. It knows no socket.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -10,28 +10,28 @@ use crate::store::UserId;
 
 /// The largest value that is read; Redis's own bound for a string is 512 MiB.
 const MAX_VALUE: usize = 64 << 20;
-/// The PING behind all that must be subscribed to before a line is up: its answer confirms that.
+/// The PING that follows all subscriptions without which a line is not up: its answer confirms them.
 pub(super) const ALL_LISTENING: &str = "all";
 
-/// One thing that Redis has said.
+/// One thing that Redis has sent.
 #[derive(Debug)]
 pub enum Heard {
     /// A chat on a user's channel.
     Chat(UserId, Arc<[u8]>),
-    /// From one of our nodes, perhaps this one.
+    /// A payload of one of our nodes, perhaps this one.
     Payload { payload: Payload, bytes: usize },
-    /// So many bytes on this channel are none of ours.
+    /// Bytes on this channel that none of our nodes has written.
     Junk { channel: String, bytes: usize, error: Unreadable },
     /// A user's channel is subscribed to.
     Subscribed(UserId),
-    /// So is all that was asked for before a certain PING.
+    /// Everything that was requested before the PING [`ALL_LISTENING`] is subscribed to.
     AllListening,
-    /// An answer that nobody waits for: to AUTH, UNSUBSCRIBE, a PING that asks for a sign of life.
+    /// An answer that needs no action: to AUTH, UNSUBSCRIBE, or a PING that checks the line.
     Nothing,
 }
 
 impl Heard {
-    /// How large the message was, if it is one.
+    /// The size of the message in bytes; `None`: it is not a message.
     pub fn message_bytes(&self) -> Option<usize> {
         match self {
             Heard::Chat(_, chat) => Some(chat.len()),
@@ -41,13 +41,13 @@ impl Heard {
     }
 }
 
-/// Reads RESP2, and resumes wherever the stream is cut.
+/// Reads RESP2, and resumes wherever the stream was interrupted.
 pub struct Hearing {
     versions: Versions,
     parser: Parser,
-    /// What of the value that is being read may still come, in bytes.
+    /// How much longer the value that is being read may get, in bytes.
     left: usize,
-    /// Something was read since this was last asked.
+    /// Something was read since the last call of [`Hearing::has_spoken`].
     spoken: bool,
 }
 
@@ -62,7 +62,7 @@ impl Hearing {
         Hearing::of(Versions::OURS)
     }
 
-    /// Of a node that reads these versions.
+    /// For a node that reads these versions.
     pub(super) fn of(versions: Versions) -> Hearing {
         Hearing { versions, parser: Parser::new(), left: MAX_VALUE, spoken: false }
     }
@@ -70,8 +70,8 @@ impl Hearing {
     /// What comes next; `None`: the stream would block.
     ///
     /// # Errors
-    /// The stream has ended or failed, speaks no RESP2, or bears a value of more than 64 MiB; or Redis refuses
-    /// something, so that this line does not hear what it should. Nothing more is to be read then.
+    /// The stream has ended or failed, is not RESP2, or contains a value of more than 64 MiB; or Redis refuses
+    /// something, so that this line does not receive what it should. Nothing more is to be read then.
     pub fn next(&mut self, stream: impl Read) -> RedisResult<Option<Heard>> {
         let versions = self.versions;
         self.value(stream)?.map(|value| meaning(value, versions)).transpose()
@@ -131,7 +131,7 @@ fn message(channel: &[u8], payload: &[u8], versions: Versions) -> Heard {
     }
 }
 
-/// Whose channel it is; `None`: one of our own.
+/// The user that the channel belongs to; `None`: it is a node's.
 fn user_of(channel: &[u8]) -> Option<UserId> {
     std::str::from_utf8(channel).ok()?.parse().ok()
 }
@@ -154,7 +154,7 @@ impl<S: Read> Read for Source<'_, S> {
                     return Ok(n);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // The kernel has given up: to the parser's user that must not look like WouldBlock.
+                // The kernel has given up: the parser's user must not take that for WouldBlock.
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(io::Error::other(error)),
                 Err(error) => return Err(error),
             }

@@ -1,10 +1,9 @@
-//! What comes from other nodes, on its way to the shards, and whose payloads are not handed on any more.
+//! What comes from other nodes, on its way to the shards, and the nodes whose payloads are no longer handed on.
 //!
-//! One lock is around all of it: whoever buries a node does that between two payloads, and what was
-//! handed on before stands before [`BusEvent::Buried`] in every shard's mailbox.
+//! One lock protects all of it: a node is buried between two payloads, and what was
+//! handed on before precedes [`BusEvent::Buried`] in every shard's mailbox.
 
 use std::num::NonZeroUsize;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
 
@@ -13,37 +12,31 @@ use crate::bus::envelope::Payload;
 use crate::bus::{BusEvent, Envelope};
 use crate::store::NodeId;
 
-/// Of how many nodes the newest line is known. A cluster has few at a time; whoever can publish may invent
-/// any number of them.
+/// The number of nodes whose newest line is remembered. A cluster has few at a time, but a process that can publish
+/// may invent any number of them.
 const LINES: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
-/// How many dead nodes are known to be dead; the one that was told longest ago is forgotten first. A payload of a
-/// dead node may come late: its machine was suspended, or Redis stood still. Even if a node died each second, one
-/// would have to come 18 hours late to be taken.
+/// The number of dead nodes that are remembered; the one that was reported longest ago is forgotten first. A payload of
+/// a dead node may come late: its machine was suspended, or Redis stood still. Even if a node died each second, a
+/// payload would have to come 18 hours late to be accepted.
 const BURIED: NonZeroUsize = NonZeroUsize::new(65_536).unwrap();
 
 /// See the [module](self).
 pub(super) struct Inbox {
     node: NodeId,
     pub posts: Posts,
-    /// The newest line of each node from which something has come.
+    /// The newest line of each node that has sent something.
     lines: LruCache<NodeId, u64>,
     buried: LruCache<NodeId, ()>,
 }
 
-/// The inbox, for itself alone.
-pub(super) fn lock(inbox: &Mutex<Inbox>) -> MutexGuard<'_, Inbox> {
-    // A panic has ended the process already.
-    inbox.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Inbox {
-    /// Of this node.
+    /// The inbox of this node.
     pub fn new(node: NodeId, posts: Posts) -> Inbox {
         Inbox { node, posts, lines: LruCache::sparse(LINES), buried: LruCache::sparse(BURIED) }
     }
 
-    /// Takes a payload of another node, unless it is too late: of an older line of that node than the newest, on
-    /// which something else may have come already that was sent after it; or of a node that is dead.
+    /// Hands on a payload of another node, unless it is too late: because the node is dead, or because it came on an
+    /// older line than that node's newest, on which something that was sent later may have come already.
     pub fn take(&mut self, payload: Payload) {
         let Payload { from, line, envelopes, .. } = payload;
         if self.buried.contains(&from) {
@@ -59,14 +52,14 @@ impl Inbox {
         for envelope in envelopes {
             match envelope {
                 Envelope::Dead { node } => self.bury(node, Some(from)),
-                Envelope::Confirmed { node } => self.posts.confirmed(node, from),
+                Envelope::Confirmed { node } => self.posts.listener.confirmed(node, from),
                 envelope => self.posts.push(BusEvent::Envelope(from, envelope)),
             }
         }
     }
 
-    /// From now on nothing of that node is taken, and all shards hear of it. Being told again is
-    /// being asked again; this node itself hears of its end by other ways.
+    /// From now on nothing of that node is handed on, and all shards are told so. Each further call asks them again.
+    /// This node itself learns of its own end in other ways.
     pub fn bury(&mut self, node: NodeId, asker: Option<NodeId>) {
         if node == self.node {
             return;
@@ -79,7 +72,7 @@ impl Inbox {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::sync::{Arc, Mutex};
 
     use super::*;
     use crate::bus::Listener;
@@ -109,7 +102,7 @@ mod tests {
     }
 
     fn payload(from: NodeId, line: u64, envelopes: &[Envelope]) -> Payload {
-        Payload { from, line, envelopes: envelopes.to_vec(), beat: None, skipped: 0 }
+        Payload { from, line, envelopes: envelopes.to_vec(), skipped: 0 }
     }
 
     fn nudged(number: u64) -> Envelope {

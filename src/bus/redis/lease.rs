@@ -1,28 +1,28 @@
-//! Who lives: a key for each node, which it renews while all of it lives, and which runs out by itself. Its
-//! value tells what the node reads.
+//! Which nodes are alive: each has a key, which it renews while all of it works, and which expires by itself. Its
+//! value says which versions the node reads.
 //!
-//! A key that is missing says that its node is dead only while Redis itself can be trusted. All
-//! keys are gone after a restart of Redis; all have run out when it stood still for longer than
-//! they last, or when its clock was set forward; and then every node looks dead to whoever asks
+//! A missing key says that its node is dead only while Redis itself can be trusted. All
+//! keys are gone after a restart of Redis; all have expired when it stood still for longer than
+//! they last, or when its clock was set forward; and then every node looks dead to one that asks
 //! before the others have renewed theirs. All of that shows in a node's own key, which it knows to
-//! have renewed. So the rule is: **another's missing key counts only behind an unbroken chain of
+//! have renewed. So the rule is: **another node's missing key counts only after an unbroken chain of
 //! renewals of the own one, longer than a key lasts, on one connection.** A renewal continues the
 //! chain if
 //!
-//! 1. it is answered on the connection of the last one: behind it stands the same Redis;
-//! 2. it is answered within [`MAX_GAP`] since the last one was sent: in between, Redis did not stand
-//!    still for longer, nor did this node;
+//! 1. it is answered on the same connection as the last one: the same Redis answers;
+//! 2. it is answered within [`MAX_GAP`] since the last one was sent: in between, neither Redis nor this node stood
+//!    still for longer;
 //! 3. the own key had as much time left as it must have by this node's clock: it was not lost, and
 //!    the clock of Redis did not run ahead.
 //!
 //! A look at the others is a link of the same chain: what it finds counts if it fulfils all three, and if
 //! Redis says that it has been up for longer than a key lasts ([`Look::counts`]).
 //!
-//! Why that suffices: a node that lives and reaches Redis renews its key each second, so it has at
-//! least 4 s left. What the chain lets pass takes at most [`MAX_GAP`] (2.5 s) or [`SLACK`] (0.5 s)
-//! of that. What breaks the chain has everybody wait for a whole [`LEASE_TTL`], in which each living
-//! node has renewed its key. A node that lives and does not reach Redis does look dead, on purpose:
-//! its own look into the store tells it that it was taken for dead.
+//! Why that suffices: a node that is alive and reaches Redis renews its key each second, so it has at
+//! least 4 s left. What the chain tolerates takes at most [`MAX_GAP`] (2.5 s) or [`SLACK`] (0.5 s)
+//! of that. What breaks the chain makes every node wait for a whole [`LEASE_TTL`], in which each living
+//! node has renewed its key. A node that is alive but does not reach Redis does look dead, on purpose:
+//! its own look into the store shows it that it was taken for dead.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -34,14 +34,14 @@ use super::{Setup, StartError};
 use crate::bus::envelope::Versions;
 use crate::store::NodeId;
 
-/// How long a lease lasts that is not renewed. It is to be renewed each second.
+/// How long a lease lasts unless it is renewed. It must be renewed at least each second.
 pub const LEASE_TTL: Duration = Duration::from_secs(5);
 /// The longest time between two renewals that continue a chain.
 const MAX_GAP: Duration = Duration::from_millis(2500);
-/// How far a key's time may be behind this node's clock.
+/// How much less time than by this node's clock a key may have left.
 const SLACK: Duration = Duration::from_millis(500);
 
-/// This node's lease, and a look at others'. Every call blocks, for at most 4 s.
+/// This node's lease, and a look at those of others. Every call blocks, for at most 4 s.
 pub struct Leases {
     address: Address,
     connection: Option<Connection>,
@@ -50,34 +50,33 @@ pub struct Leases {
     chain: Option<Chain>,
 }
 
-/// What became of a lease that was renewed.
+/// What a renewal has found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Renewed {
-    /// It had not run out, nor was it lost: there is no gap between the last renewal and this one.
+    /// The lease had neither expired nor been lost: there is no gap between the last renewal and this one.
     pub existed: bool,
 }
 
 /// What a look at the leases has found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Look {
-    /// Those of the nodes that have a lease, and the versions of the bus's encoding that they read, if they
-    /// say so.
+    /// The nodes that have a lease, each with the versions of the bus's encoding that it reads, if its lease says so.
     pub living: Vec<(NodeId, Option<Versions>)>,
     /// How long this Redis has been up, in whole seconds.
     pub uptime: Duration,
-    /// How long this node has been renewing its own lease without a break, up to this look.
+    /// How long this node has renewed its own lease without a break, up to this look.
     pub unbroken: Duration,
 }
 
 impl Look {
-    /// Whether a lease that is missing says that its node is dead: both Redis and this node's own lease have lasted
+    /// Whether a missing lease says that its node is dead: both Redis and this node's own lease have lasted
     /// without a break for longer than [`LEASE_TTL`].
     pub fn counts(&self) -> bool {
         self.uptime > LEASE_TTL && self.unbroken > LEASE_TTL
     }
 }
 
-/// Renewals without a break.
+/// A series of renewals without a break.
 #[derive(Debug, Clone, Copy)]
 struct Chain {
     /// When the first of them was answered.
@@ -87,8 +86,7 @@ struct Chain {
 }
 
 impl Chain {
-    /// Whether an answer at `now`, by which the own key had `left` ms (negative: there is none),
-    /// continues it.
+    /// Whether an answer at `now` continues the chain, if the own key then had `left` ms (negative: there is none).
     fn holds(&self, left: i64, now: Instant) -> bool {
         let passed = now.duration_since(self.renewed);
         let left = Duration::from_millis(u64::try_from(left).unwrap_or(0));
@@ -96,11 +94,11 @@ impl Chain {
     }
 }
 
-/// What Redis says to a look.
+/// What Redis replies to a look.
 struct Said {
-    /// Of the nodes' keys.
+    /// The values of the nodes' keys.
     values: Vec<Option<Vec<u8>>>,
-    /// Of itself.
+    /// The section `server` of INFO.
     info: String,
     /// How much time the own lease has left, in ms.
     left: i64,
@@ -111,23 +109,18 @@ fn key_of(node: NodeId) -> String {
 }
 
 impl Leases {
-    /// Of this node; it has no lease before [`Leases::renew`]. Its value says which versions of the bus's encoding
-    /// this node reads, and then `label`, for whoever looks into Redis.
+    /// For this node, which has no lease before [`Leases::renew`]. The value of its key will be the versions of the
+    /// bus's encoding that it reads, and then `label`, for a person who looks into Redis.
     ///
     /// # Errors
-    /// The address is none.
-    pub fn new(url: &str, node: NodeId, label: &str) -> Result<Leases, StartError> {
-        Leases::new_with(url, node, label, Setup::default())
-    }
-
-    #[doc(hidden)]
-    pub fn new_with(url: &str, node: NodeId, label: &str, setup: Setup) -> Result<Leases, StartError> {
+    /// The address cannot be used.
+    pub fn new(url: &str, node: NodeId, label: &str, setup: Setup) -> Result<Leases, StartError> {
         let address = Address::parse(url, setup.lookup)?;
         let value = format!("{} {label}", setup.dialect.versions);
         Ok(Leases { address, connection: None, key: key_of(node), value, chain: None })
     }
 
-    /// Takes this node's lease, at its start; within 6 s.
+    /// Takes this node's lease, when the node starts; within 6 s.
     ///
     /// # Errors
     /// Redis is away, or refuses this, or a look at other leases.
@@ -136,10 +129,10 @@ impl Leases {
         taken.map(drop).map_err(|error| StartError::NoLease { address: self.address.to_string(), error })
     }
 
-    /// Renews this node's lease, to last [`LEASE_TTL`] from now. Connects if it must.
+    /// Renews this node's lease, to last [`LEASE_TTL`] from now. Connects if necessary.
     ///
     /// # Errors
-    /// Redis is away, or refuses. The lease may be renewed or not.
+    /// Redis is away, or refuses. The lease may have been renewed or not.
     pub fn renew(&mut self) -> Result<Renewed, RedisError> {
         let sent = Instant::now();
         let left = self.try_renew().inspect_err(|_| self.give_up())?;
@@ -169,10 +162,10 @@ impl Leases {
         Ok(left)
     }
 
-    /// Looks which of `nodes` have a lease. To be asked right behind [`Leases::renew`].
+    /// Looks which of `nodes` have a lease. To be called right after [`Leases::renew`].
     ///
     /// # Errors
-    /// Redis is away, or refuses. It was away when the lease was to be renewed last: then this takes no time.
+    /// Redis is away, or refuses. If it was away at the last renewal, this fails at once.
     pub fn look(&mut self, nodes: &[NodeId]) -> Result<Look, RedisError> {
         let Said { values, info, left } = self.try_look(nodes).inspect_err(|_| self.give_up())?;
         let now = Instant::now();
@@ -192,7 +185,7 @@ impl Leases {
             pipe.cmd("GET").arg(key_of(*node));
         }
         pipe.cmd("INFO").arg("server");
-        // Last: what was true of the own key then was true of the others before.
+        // This comes last: what holds for the own key then held for the others before.
         pipe.cmd("PTTL").arg(&self.key);
         let mut answers: Vec<Value> = pipe.query(connection)?;
         let left = redis::from_redis_value(answers.pop().unwrap_or(Value::Nil))?;
@@ -200,15 +193,15 @@ impl Leases {
         Ok(Said { values: answers.into_iter().map(redis::from_redis_value).collect::<Result<_, _>>()?, info, left })
     }
 
-    /// Ends the lease: others need not wait for it to run out.
+    /// Gives up the lease: others need not wait for it to expire.
     ///
     /// # Errors
-    /// Redis is away; it runs out.
+    /// Redis is away; the lease expires by itself.
     pub fn drop_lease(&mut self) -> Result<(), RedisError> {
         self.chain = None;
         match &mut self.connection {
             Some(connection) => redis::cmd("DEL").arg(&self.key).exec(connection),
-            None => Ok(()), // there is none
+            None => Ok(()), // there is no lease
         }
     }
 
@@ -218,13 +211,13 @@ impl Leases {
     }
 }
 
-/// What the value of a lease says of the versions that its node reads.
+/// The versions that a node reads, according to the value of its lease.
 fn versions(value: &[u8]) -> Option<Versions> {
     let text = std::str::from_utf8(value).ok()?;
     text.split(' ').next()?.parse().ok()
 }
 
-/// For how long Redis has been up, as it tells; one that does not has not.
+/// How long Redis has been up; zero if it does not say.
 fn uptime(info: &str) -> Duration {
     let seconds = info.lines().find_map(|line| line.strip_prefix("uptime_in_seconds:")?.trim().parse().ok());
     Duration::from_secs(seconds.unwrap_or(0))

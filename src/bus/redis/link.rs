@@ -1,4 +1,4 @@
-//! A connection to Redis that never waits: bytes out, and what it says in.
+//! A non-blocking connection to Redis: commands out, replies and messages in.
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -12,9 +12,9 @@ use socket2::{SockRef, TcpKeepalive};
 use super::hearing::{Heard, Hearing};
 
 const LINK: Token = Token(0);
-/// What an empty buffer keeps, in bytes.
+/// The capacity that an empty buffer keeps, in bytes.
 const SPARE: usize = 64 << 10;
-/// Finds a dead peer while a question is under way nowhere; questions find it much earlier.
+/// Detects a dead peer while no question is outstanding; a question detects it much earlier.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// One socket, in RESP2. It is registered edge-triggered: after an event, [`Link::next`] must be
@@ -23,13 +23,13 @@ pub(super) struct Link {
     stream: TcpStream,
     hearing: Hearing,
     out: Vec<u8>,
-    /// How much of `out` is sent.
+    /// The number of bytes of `out` that are sent.
     sent: usize,
 }
 
 impl Link {
-    /// Begins to connect, and to log in if there are credentials: a user name and a password. Whether that
-    /// succeeds shows when it is read.
+    /// Begins to connect, and to log in if there are credentials: a user name and a password. Reading shows whether
+    /// that succeeds.
     ///
     /// # Errors
     /// The system has no more sockets.
@@ -57,7 +57,10 @@ impl Link {
         command.write_packed_command(&mut self.out);
     }
 
-    /// Writes what is queued, as far as the socket takes it. An event tells when it takes more.
+    /// Writes what is queued, as far as the socket takes it. An event follows when it takes more.
+    ///
+    /// # Errors
+    /// The connection is broken.
     pub fn flush(&mut self) -> io::Result<()> {
         while self.sent < self.out.len() {
             match self.stream.write(&self.out[self.sent..]) {
@@ -74,7 +77,10 @@ impl Link {
         Ok(())
     }
 
-    /// What Redis says next; `None`: nothing more for now.
+    /// What Redis sends next; `None`: nothing more for now.
+    ///
+    /// # Errors
+    /// See [`Hearing::next`].
     pub fn next(&mut self) -> RedisResult<Option<Heard>> {
         self.hearing.next(&self.stream)
     }

@@ -12,33 +12,33 @@
 //!                          Listen, Unlisten            └────────────────┘ SUBSCRIBE, messages
 //! ```
 //!
-//! | channel | who listens | payload |
+//! | channel | listener | payload |
 //! | --- | --- | --- |
 //! | `chat:node:<node>` | that node | envelopes, see [`super::envelope`] |
-//! | `<user>`, decimal | whoever has the user, our nodes and C++ nodes | a chat, as JSON |
+//! | `<user>`, decimal | the node that has the user, ours or a C++ node | a chat, as JSON |
 //!
-//! Publishing waits for an answer, so it is a worker's business: a pool of one worker and one lane
-//! sends all that has piled up in one pipeline. Listening cannot wait: what comes next is a
-//! message, or a confirmation, or a wish to listen to one channel more. A blocking connection hears
-//! the last only when Redis happens to speak; so the subscriber is a small reactor of its own, one
+//! Publishing waits for an answer, so it is done by a worker: a pool of one worker and one lane
+//! sends everything that has piled up in one pipeline. Listening cannot wait: the next event may be a
+//! message, a confirmation, or a request to listen to one more channel. A blocking connection would notice
+//! the last only when Redis happens to send something; so the subscriber is a small reactor of its own, one
 //! socket and a mailbox on one Poll, with the encoder and the parser of the `redis` crate.
 //!
-//! Redis keeps nothing of what is published. The subscriber's connection decides what is told as
-//! [`Down`](super::BusEvent::Down) and [`Up`](super::BusEvent::Up), because what is lost is lost
-//! there; what the publisher could not send is told to those who asked, one by one.
+//! Redis keeps nothing of what is published. [`Down`](super::BusEvent::Down) and [`Up`](super::BusEvent::Up) follow
+//! the subscriber's connection, because that is where messages get lost; what the publisher could not send is
+//! reported to each sender.
 //!
-//! Nothing here is sent twice: of an operation that may have reached Redis before a connection broke
-//! it is told that this is not known. It may still be carried out: a Redis that stood still reads, when it goes
-//! on, what was sent to it before the sender gave up. So every payload bears the number of the
-//! publisher's connection, its *line*: who has seen a newer one drops what comes on an older one, and what a
-//! node publishes arrives in its order, with gaps where a line broke.
+//! Nothing here is sent twice: if an operation may have reached Redis before a connection broke, its sender is
+//! told that the outcome is not known. It may still be carried out: a Redis that stood still reads, when it goes
+//! on, what was sent to it before the sender gave up. So every payload contains the number of the
+//! publisher's connection, its *line*: a node that has seen a newer line drops what arrives on an older one, so what a
+//! node publishes arrives in order, with gaps where a line broke.
 //!
-//! What waits to be published is not bounded here. Its senders bound it: each waits for what
-//! becomes of its message, and a Redis that does not answer is given up after [`PATIENCE`], with
-//! all that waits.
+//! The queue to be published is not bounded here. Its senders bound it: each waits for the outcome
+//! of its message, and a Redis that does not answer is given up after [`PATIENCE`], together with
+//! everything that waits.
 //!
-//! Whether a node can be heard and can hear is what its [beats](RedisBus::beat) tell, which go the whole way: out
-//! by the publisher's connection and in by the subscriber's.
+//! A node's [beats](RedisBus::beat) show whether it can hear and be heard: they go the whole way, out by the
+//! publisher's connection and in by the subscriber's.
 
 mod address;
 mod confirms;
@@ -55,7 +55,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -69,7 +69,7 @@ use inbox::Inbox;
 pub use lease::{LEASE_TTL, Leases, Look, Renewed};
 
 use super::envelope::{Dialect, Versions};
-use super::{Bus, BusEvent, BusOp, Listener};
+use super::{Bus, BusEvent, BusOp, Envelope, Listener};
 use crate::clock;
 use crate::home::Homes;
 use crate::pool::{Pool, Queue, Submitter, WorkerCounts};
@@ -78,13 +78,13 @@ use crate::store::NodeId;
 use publisher::{Job, Publisher};
 use subscriber::{Mail, Subscriber};
 
-/// A Redis that owes an answer for so long is as good as away.
+/// A Redis that has not answered for this long counts as away.
 pub const PATIENCE: Duration = Duration::from_secs(2);
 /// The longest pause between two attempts to reach Redis.
 const MAX_PAUSE: Duration = Duration::from_secs(1);
-/// The shortest one, behind the first attempt, which is made at once.
+/// The shortest pause, after the first attempt, which is made at once.
 const MIN_PAUSE: Duration = Duration::from_millis(50);
-/// At most one complaint of a kind in this time.
+/// The period in which at most one warning of a kind is logged.
 const COMPLAIN: Duration = Duration::from_secs(10);
 
 /// The channel that only this node listens to.
@@ -95,54 +95,57 @@ fn channel_of(node: NodeId) -> String {
 /// Why the bus cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("{0} is no address of a Redis that can be used: redis://[[USER]:PASSWORD@]HOST:PORT[/DATABASE]")]
+    #[error("{0} is not the address of a Redis that can be used: redis://[[USER]:PASSWORD@]HOST:PORT[/DATABASE]")]
     Url(RedisError),
     #[error("cannot reach Redis at {address}: {error}{}", advice(.error))]
     Unreachable { address: String, error: RedisError },
     #[error("cannot take a lease in Redis at {address}: {error}{}", advice(.error))]
     NoLease { address: String, error: RedisError },
-    #[error("Redis at {0} takes no subscription; allow its user &* +@pubsub")]
+    #[error("Redis at {0} accepts no subscription; allow its user &* +@pubsub")]
     NoSubscription(String),
     #[error("cannot start the bus")]
     System(#[from] io::Error),
 }
 
-/// What Redis says when it does not serve us, and what an operator can do.
+/// What Redis replies when it does not serve us, and what an operator can do.
 const ADVICE: [(&str, &str); 13] = [
-    ("NOAUTH", "it wants a password: redis://:PASSWORD@HOST:PORT, in --redis or CHAT_REDIS"),
-    ("WRONGPASS", "the user or the password in --redis or CHAT_REDIS is not the one that it knows"),
+    ("NOAUTH", "it requires a password: redis://:PASSWORD@HOST:PORT, in --redis or CHAT_REDIS"),
+    ("WRONGPASS", "it does not accept the user or the password in --redis or CHAT_REDIS"),
     ("NOPERM", "allow its user ~chat:* &* +@connection +@pubsub +set +get +del +pttl +info"),
-    ("DENIED", "its protected mode lets in this machine alone: set a password there, or bind it to an address"),
-    ("LOADING", "it still reads its data: start again when it has"),
+    ("DENIED", "its protected mode admits only its own machine: set a password there, or bind it to an address"),
+    ("LOADING", "it is still loading its data: start again when it has finished"),
     ("READONLY", "it is a replica: name its master in --redis"),
     ("MASTERDOWN", "it is a replica: name its master in --redis"),
-    ("OUT OF RANGE", "it has fewer databases: /0 is always there"),
-    ("INCOMPATIBLE TYPE", "what answers there is no Redis"),
+    ("OUT OF RANGE", "it has fewer databases: /0 always exists"),
+    ("INCOMPATIBLE TYPE", "the server at that address is not a Redis"),
     ("MOVED", "it is a node of a Redis Cluster: name one that stands alone"),
     ("CLUSTERDOWN", "it is a node of a Redis Cluster: name one that stands alone"),
-    ("MISCONF", "it takes no writes while it cannot save its data: its log says why"),
+    ("MISCONF", "it accepts no writes while it cannot save its data: its log says why"),
     ("\"OOM\"", "its memory is full: raise its maxmemory"),
 ];
 
-/// How to go on, behind what a start could not do.
+/// What an operator can do about an error of a start, to be appended to it.
 fn advice(error: &RedisError) -> String {
-    // The library tells some by the word that Redis said, and some by a name of its own for it.
+    // The library shows some errors by the word that Redis replied, and some by its own name for it.
     let text = format!("{error} {}", error.detail().unwrap_or_default()).to_ascii_uppercase();
     let by_word = ADVICE.iter().find(|(word, _)| text.contains(word)).map(|(_, advice)| *advice);
     let by_kind = || match error.kind() {
-        _ if error.is_timeout() => Some("it does not answer: is it Redis that listens there, and does it run?"),
+        _ if error.is_timeout() => Some("it does not answer: is Redis listening there, and is it running?"),
         ErrorKind::Io => Some("is it running, and is that its address?"),
-        ErrorKind::AuthenticationFailed => Some("is the password in --redis or CHAT_REDIS its own, or has it none?"),
+        ErrorKind::AuthenticationFailed => {
+            Some("is the password in --redis or CHAT_REDIS the right one, or does it have none?")
+        }
         _ => None,
     };
     by_word.or_else(by_kind).map_or(String::new(), |advice| format!("; {advice}"))
 }
 
-/// What tests change: how payloads are written and read, and how names are looked up.
-#[doc(hidden)]
+/// What tests change; the default otherwise.
 #[derive(Clone)]
 pub struct Setup {
+    /// How payloads are written and read.
     pub dialect: Dialect,
+    /// How the name of Redis is resolved.
     pub lookup: Lookup,
 }
 
@@ -154,7 +157,7 @@ impl Default for Setup {
 
 /// The bus over Redis: see the [module](self).
 ///
-/// What reaches a user's channel is counted by Redis: with this node, if it listens to that itself.
+/// Redis counts the listeners of a user's channel, including this node if it listens to the channel itself.
 pub struct RedisBus {
     publisher: Submitter<Job>,
     listens: Arc<Mailbox<Mail>>,
@@ -163,23 +166,34 @@ pub struct RedisBus {
     threads: Mutex<Option<Threads>>,
 }
 
-/// What the bus's threads know of each other.
+/// What the bus's threads share.
 struct Shared {
     node: NodeId,
     dialect: Dialect,
     inbox: Mutex<Inbox>,
-    /// The number of the subscriber's connection to Redis; 0: none is up.
+    /// The number of the subscriber's connection to Redis; 0: there is none.
     subscribed: AtomicU64,
-    /// When the newest beat was sent that has come back on that connection, in ns since the machine was booted;
-    /// 0: none has.
+    /// When the newest beat that has come back on that connection was sent, in ns since the machine was booted;
+    /// 0: none has come back.
     beat: AtomicU64,
-    /// Nothing is to be published any more.
+    /// Nothing more is to be published.
     abandoned: AtomicBool,
-    /// What other nodes read, as far as it is known.
+    /// The versions that other nodes read, as far as they are known.
     versions: Mutex<HashMap<NodeId, Versions>>,
 }
 
-/// What a bus counts, by the thread that does.
+impl Shared {
+    fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        // A panic has ended the process already.
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn versions(&self) -> MutexGuard<'_, HashMap<NodeId, Versions>> {
+        self.versions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The counters of a bus, by the thread that counts.
 #[derive(Clone)]
 pub struct BusCounts {
     pub publisher: Arc<PublisherCounts>,
@@ -193,23 +207,13 @@ struct Threads {
 }
 
 impl RedisBus {
-    /// Reaches Redis, listens to this node's channel, and returns when that is effective. From
-    /// then on the bus outlives any outage; none of its events tells of this start.
+    /// Connects to Redis, listens to this node's channel, and returns when that is effective. From then on the bus
+    /// outlives any outage; none of its events reports this start.
     ///
     /// # Errors
-    /// The address is none, or Redis cannot be reached there, refuses the password or the
-    /// database, or takes no subscription within 2 s; the system has no more threads.
-    pub fn start(url: &str, node: NodeId, listener: Arc<dyn Listener>) -> Result<RedisBus, StartError> {
-        RedisBus::start_with(url, node, listener, Setup::default())
-    }
-
-    #[doc(hidden)]
-    pub fn start_with(
-        url: &str,
-        node: NodeId,
-        listener: Arc<dyn Listener>,
-        setup: Setup,
-    ) -> Result<RedisBus, StartError> {
+    /// The address cannot be used, or Redis cannot be reached there, refuses the password or the
+    /// database, or accepts no subscription within 2 s; the system has no more threads.
+    pub fn start(url: &str, node: NodeId, listener: Arc<dyn Listener>, setup: Setup) -> Result<RedisBus, StartError> {
         let address = || Address::parse(url, Arc::clone(&setup.lookup));
         let (mut to_publish, mut to_subscribe) = (address()?, address()?);
         let shown = to_publish.to_string();
@@ -248,12 +252,12 @@ impl RedisBus {
         }
     }
 
-    /// Buries a node that is dead: when this returns, nothing of it is handed on any more, and every shard was
-    /// told, behind all that was: [`BusEvent::Buried`]. Being asked again changes nothing, but the shards are told again.
+    /// Buries a node that is dead: when this returns, nothing more of it is handed on, and every shard has been sent
+    /// [`BusEvent::Buried`], after everything that was handed on. A repeated call only sends that event again.
     ///
-    /// Any thread may do this, but not from within the [`Listener`].
+    /// Any thread may call this, but not from within the [`Listener`].
     pub fn bury(&self, node: NodeId, asker: Option<NodeId>) {
-        let mut inbox = inbox::lock(&self.shared.inbox);
+        let mut inbox = self.shared.inbox();
         inbox.bury(node, asker);
         inbox.posts.post();
     }
@@ -263,8 +267,8 @@ impl RedisBus {
         self.publisher.in_lane(0, Job::Beat(clock::since_boot()));
     }
 
-    /// When the newest beat was sent that has come back, by [`clock::since_boot`]; `None`: none has, since the
-    /// line to Redis on which this node listens was made.
+    /// When the newest beat that has come back was sent, by [`clock::since_boot`]; `None`: none has come back on the
+    /// line on which this node listens.
     pub fn heard(&self) -> Option<Duration> {
         match self.shared.beat.load(Ordering::Acquire) {
             0 => None,
@@ -272,14 +276,14 @@ impl RedisBus {
         }
     }
 
-    /// What the nodes that live read, in place of all that was known of it: see [`Look::living`]. To one that
-    /// is not among them the lowest version is spoken.
+    /// Learns which versions the nodes that are alive read, and forgets all others: see [`Look::living`]. The bus
+    /// speaks the lowest version to a node that is not among them.
     pub fn learn(&self, living: &[(NodeId, Option<Versions>)]) {
         let known = living.iter().filter_map(|(node, versions)| Some((*node, (*versions)?))).collect();
-        *self.shared.versions.lock().unwrap_or_else(PoisonError::into_inner) = known;
+        *self.shared.versions() = known;
     }
 
-    /// What it counts.
+    /// Its counters.
     pub fn counts(&self) -> BusCounts {
         self.counts.clone()
     }
@@ -289,7 +293,7 @@ impl RedisBus {
         self.publisher.waiting()
     }
 
-    /// Publishes what was taken until now, ends the threads, and closes the connections: within
+    /// Publishes what it was sent until now, ends the threads, and closes the connections: within
     /// twice [`PATIENCE`]. What is sent afterwards is lost, without an answer.
     pub fn stop(&self) {
         let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -301,7 +305,7 @@ impl RedisBus {
         }
     }
 
-    /// Ends at once: nothing is published any more but what is being written at this moment, what waits is
+    /// Ends at once: only what is being written at this moment is still published, what waits is
     /// dropped, and the threads are not waited for. What they hear until they have ended is still handed on.
     pub fn abandon(&self) {
         self.shared.abandoned.store(true, Ordering::Release);
@@ -336,7 +340,7 @@ impl Bus for RedisBus {
     }
 }
 
-/// A node that hears nothing looks alive and gets no chat: better none.
+/// A node that hears nothing would look alive and receive no chats, so the process ends instead.
 fn run_subscriber(subscriber: Subscriber) {
     if let Err(error) = subscriber.run() {
         log::error!("bus-subscriber cannot go on: {error}");
@@ -344,7 +348,7 @@ fn run_subscriber(subscriber: Subscriber) {
     }
 }
 
-/// Events on their way to the shards; a batch for each.
+/// Events for the shards, a batch for each.
 struct Posts {
     listener: Arc<dyn Listener>,
     homes: Homes,
@@ -359,16 +363,8 @@ impl Posts {
 
     fn push(&mut self, event: BusEvent) {
         match event {
-            BusEvent::Envelope(from, envelope) => {
-                for (shard, part) in envelope.split(&self.homes) {
-                    self.by_shard[shard].push(BusEvent::Envelope(from, part));
-                }
-            }
-            BusEvent::Unsent(to, envelope) => {
-                for (shard, part) in envelope.split(&self.homes) {
-                    self.by_shard[shard].push(BusEvent::Unsent(to, part));
-                }
-            }
+            BusEvent::Envelope(from, envelope) => self.push_parts(envelope, |part| BusEvent::Envelope(from, part)),
+            BusEvent::Unsent(to, envelope) => self.push_parts(envelope, |part| BusEvent::Unsent(to, part)),
             BusEvent::FromForeign(user, _) | BusEvent::Listening { user, .. } => {
                 self.by_shard[self.homes.of_user(user)].push(event);
             }
@@ -382,6 +378,12 @@ impl Posts {
         }
     }
 
+    fn push_parts(&mut self, envelope: Envelope, event: impl Fn(Envelope) -> BusEvent) {
+        for (shard, part) in envelope.split(&self.homes) {
+            self.by_shard[shard].push(event(part));
+        }
+    }
+
     /// Hands over what has gathered.
     fn post(&mut self) {
         for (shard, events) in self.by_shard.iter_mut().enumerate() {
@@ -389,11 +391,6 @@ impl Posts {
                 self.listener.post(shard, events);
             }
         }
-    }
-
-    /// Tells whoever asked that all shards of `by` have done what is to be done when `dead` is dead.
-    fn confirmed(&self, dead: NodeId, by: NodeId) {
-        self.listener.confirmed(dead, by);
     }
 }
 
@@ -414,7 +411,7 @@ impl BackOff {
     }
 
     fn failed(&mut self, now: Instant) {
-        // What breaks as soon as it works is no better than what does not work.
+        // A line that breaks as soon as it works counts as one that does not work.
         if self.worked_since.take().is_some_and(|since| now.duration_since(since) >= MAX_PAUSE) {
             self.failures = 0;
         }

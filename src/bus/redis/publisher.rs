@@ -1,7 +1,7 @@
-//! What goes out: one worker, one connection, all that is queued in one pipeline.
+//! The outgoing side: one worker, one connection, and everything that is queued in one pipeline.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use redis::{Connection, RedisResult, Value};
@@ -13,54 +13,54 @@ use crate::bus::{BusEvent, BusOp, Envelope, Ticket, envelope};
 use crate::pool::Worker;
 use crate::store::NodeId;
 
-/// The largest payload that several envelopes share, in bytes. One that is larger travels alone.
+/// A payload of this size, in bytes, gets no more envelopes.
 const MAX_SHARED: usize = 1 << 20;
-/// Past so many bytes a pipeline is sent before more is added.
+/// A pipeline of this size, in bytes, is sent before more is added.
 const MAX_PIPELINE: usize = 4 << 20;
-/// A connection that was not used for so long is asked whether it still is one: Redis may have
-/// closed it, and what is sent on it then would be lost.
+/// A connection that has not been used for this long is checked with a PING: Redis may have
+/// closed it, and what is then sent on it would be lost.
 const STALE: Duration = Duration::from_secs(1);
 
-/// What the publisher is told.
+/// What the publisher is sent.
 pub(super) enum Job {
     Ops(Vec<BusOp>),
-    /// To this node itself; when it was sent, by [`crate::clock::since_boot`].
+    /// A beat for this node itself, sent at this [`crate::clock::since_boot`].
     Beat(Duration),
 }
 
 /// What one reply of Redis is for.
 #[derive(Debug, PartialEq, Eq)]
 enum Owed {
-    /// Nobody waits for it.
+    /// Nothing depends on it.
     Nothing,
-    /// The number of subscribers that a PUBLISH to a node reached, which is one or none; and what comes back
-    /// to its sender in the latter case.
+    /// The number of subscribers that a PUBLISH to a node has reached, which is one or none; and the envelopes that
+    /// come back to their sender if it is none.
     Node(NodeId, Vec<Envelope>),
-    /// The number of subscribers that a PUBLISH reached.
+    /// The number of subscribers that a PUBLISH has reached.
     Reached(Ticket),
     /// `PUBSUB NUMSUB` of one channel.
     Listeners(Ticket),
 }
 
-/// Whether an envelope comes back to who has sent it, if it may not have arrived. The others are
-/// repeated by their senders for as long as they are not answered.
+/// Whether an envelope comes back to its sender if it may not have arrived. Senders repeat all others until they are
+/// answered.
 fn comes_back(envelope: &Envelope) -> bool {
     matches!(envelope, Envelope::Chat { .. } | Envelope::Nudge { .. })
 }
 
-/// A payload for a node, that more envelopes may be added to.
+/// A payload for a node, to which more envelopes can be added.
 struct Open {
     to: NodeId,
     payload: Vec<u8>,
     come_back: Vec<Envelope>,
 }
 
-/// Operations as commands for Redis, and whom their replies are for.
+/// Operations as commands for Redis, and what each reply is for.
 struct Pipeline {
     shared: Arc<Shared>,
-    /// On which line it will be sent.
+    /// The line on which it will be sent.
     line: u64,
-    /// Few, so they are not hashed.
+    /// They are few, so they are not hashed.
     open: Vec<Open>,
     open_bytes: usize,
     packed: Vec<u8>,
@@ -85,7 +85,7 @@ impl Pipeline {
             BusOp::CountListeners(user, ticket) => {
                 self.command(redis::cmd("PUBSUB").arg("NUMSUB").arg(user), Owed::Listeners(ticket));
             }
-            // The subscriber's, and what was made an envelope before.
+            // The first two are for the subscriber; the last was turned into an envelope before.
             BusOp::Listen { .. } | BusOp::Unlisten { .. } | BusOp::Confirm { .. } => {}
         }
     }
@@ -110,14 +110,14 @@ impl Pipeline {
         }
     }
 
-    /// A payload for a node, in the newest version that it reads, too.
+    /// Begins a payload for a node, in the newest version that both read.
     fn begin(&self, to: NodeId) -> Vec<u8> {
-        let Shared { node, dialect, versions, .. } = &*self.shared;
-        let theirs = versions.lock().unwrap_or_else(PoisonError::into_inner).get(&to).copied();
+        let Shared { node, dialect, .. } = &*self.shared;
+        let theirs = self.shared.versions().get(&to).copied();
         let mut payload = Vec::new();
         envelope::begin(dialect.versions.to_speak(theirs), *node, self.line, &mut payload);
         if let Some(kind) = dialect.made_up {
-            envelope::append_body(kind, &"made up", &mut payload);
+            envelope::append(&(kind, "made up"), &mut payload);
         }
         payload
     }
@@ -125,7 +125,8 @@ impl Pipeline {
     fn beat(&mut self, sent: Duration) {
         let node = self.shared.node;
         let mut payload = self.begin(node);
-        envelope::append_beat(sent, &mut payload);
+        let sent = u64::try_from(sent.as_nanos()).unwrap_or(u64::MAX);
+        envelope::append(&Envelope::Beat { sent }, &mut payload);
         self.publish(&channel_of(node), &payload, Owed::Nothing);
     }
 
@@ -161,13 +162,13 @@ impl Pipeline {
     fn clear(&mut self) {
         self.packed.clear();
         self.owed.clear();
-        // A burst's memory is not kept.
+        // The memory of a burst is not kept.
         self.packed.shrink_to(MAX_SHARED);
     }
 }
 
 impl Owed {
-    /// Tells whoever waits what a reply says; an error, or none, says that it is not known.
+    /// Reports a reply to the shard that waits for it. Without one, or with an error, the outcome is not known.
     fn answer(self, reply: Option<&Value>, posts: &mut Posts) {
         match self {
             Owed::Nothing => {}
@@ -182,7 +183,7 @@ impl Owed {
     }
 }
 
-/// Tells whoever waits that nothing was sent.
+/// Reports to the shard that waits for an operation that nothing was sent.
 fn nothing_sent(op: BusOp, posts: &mut Posts) {
     match op {
         BusOp::ToNode(to, envelope) if comes_back(&envelope) => posts.push(BusEvent::Unsent(to, envelope)),
@@ -198,7 +199,7 @@ fn integer(reply: &Value) -> Option<u32> {
     }
 }
 
-/// Of `[channel, count]`.
+/// The count in `[channel, count]`.
 fn listeners(reply: &Value) -> Option<u32> {
     match reply {
         Value::Array(items) => items.get(1).and_then(integer),
@@ -206,10 +207,11 @@ fn listeners(reply: &Value) -> Option<u32> {
     }
 }
 
-/// A connection, and which of the subscriber's connections it is as young as.
 struct Link {
     connection: Connection,
+    /// The subscriber's connection when this one was made.
     subscribed: u64,
+    /// When it was last used.
     used: Instant,
 }
 
@@ -218,13 +220,13 @@ pub(super) struct Publisher {
     address: Address,
     shared: Arc<Shared>,
     link: Option<Link>,
-    /// How many connections there were; the number of the one that there is.
+    /// The number of connections so far, which is the number of the current one.
     lines: u64,
-    /// During which of the subscriber's connections Redis did not answer this one, and when that was last. The
-    /// subscriber tries all the time, so this one need not.
+    /// The subscriber's connection during which Redis last did not answer this one, and when that was. The
+    /// subscriber keeps trying, so this one need not.
     failed: Option<(u64, Instant)>,
     pipeline: Pipeline,
-    /// Something was not even added to a pipeline.
+    /// An operation was not even added to a pipeline.
     refused: bool,
     confirms: Confirms,
     posts: Posts,
@@ -236,7 +238,7 @@ impl Publisher {
     pub fn new(address: Address, connection: Connection, shared: Arc<Shared>, posts: Posts) -> Publisher {
         Publisher {
             address,
-            // The subscriber's first connection is to be number 1.
+            // The subscriber's first connection will have the number 1.
             link: Some(Link { connection, subscribed: 1, used: Instant::now() }),
             lines: 1,
             failed: None,
@@ -250,7 +252,7 @@ impl Publisher {
         }
     }
 
-    /// What it counts.
+    /// Its counters.
     pub fn counts(&self) -> Arc<PublisherCounts> {
         Arc::clone(&self.counts)
     }
@@ -262,7 +264,7 @@ impl Publisher {
                     return;
                 }
                 if asker == self.shared.node {
-                    self.posts.confirmed(dead, asker);
+                    self.posts.listener.confirmed(dead, asker);
                     return;
                 }
                 BusOp::ToNode(asker, Envelope::Confirmed { node: dead })
@@ -287,7 +289,7 @@ impl Publisher {
         connected
     }
 
-    /// Sends the pipeline and hands out the replies. Whatever gets none is answered too, and
+    /// Sends the pipeline and hands out the replies. An operation that gets no reply is reported too, and
     /// never sent again: it may have been carried out.
     fn exchange(&mut self) {
         if self.shared.abandoned.load(Ordering::Acquire) {
@@ -309,7 +311,7 @@ impl Publisher {
                 self.counts.failures.add(1);
                 self.complaints.warn(format_args!("publishing to Redis failed: {error}"));
                 if error.is_timeout() {
-                    // What is queued behind this must not wait as long again.
+                    // What is queued after this must not wait as long again.
                     self.failed = Some((link.subscribed, link.used));
                 }
                 self.link = None;
@@ -320,11 +322,11 @@ impl Publisher {
         self.posts.post();
     }
 
-    /// Makes sure of a connection, if there can be one at the moment.
+    /// Makes sure that there is a connection, if that is possible at the moment.
     fn has_connection(&mut self) -> bool {
         let subscribed = self.shared.subscribed.load(Ordering::Acquire);
         if let Some(link) = &mut self.link {
-            // One that is older than the subscriber's may have broken with its predecessor.
+            // One that is older than the subscriber's may have broken together with the subscriber's previous one.
             let older = subscribed != 0 && subscribed != link.subscribed;
             let stale = link.used.elapsed() > STALE && (subscribed == 0 || !is_alive(&mut link.connection));
             if !older && !stale {
@@ -380,8 +382,7 @@ fn is_alive(connection: &mut Connection) -> bool {
     redis::cmd("PING").exec(connection).is_ok()
 }
 
-/// Writes commands and reads their replies, one for each of `owed`, which is left with those that
-/// got none.
+/// Writes commands and reads their replies, one for each of `owed`, in which those without a reply remain.
 fn converse(
     connection: &mut Connection,
     packed: &[u8],

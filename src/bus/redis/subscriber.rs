@@ -1,4 +1,4 @@
-//! What comes in: one connection that listens, and may be told at any time to listen to more.
+//! The incoming side: one connection that listens, and can be told at any time to listen to more channels.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,27 +14,27 @@ use super::address::{Address, slow_resolver};
 use super::hearing::{ALL_LISTENING, Heard, Hearing};
 use super::link::Link;
 use super::subscriptions::Subscriptions;
-use super::{BackOff, Complaints, PATIENCE, Shared, SubscriberCounts, channel_of, inbox};
+use super::{BackOff, Complaints, PATIENCE, Shared, SubscriberCounts, channel_of};
 use crate::bus::envelope::Payload;
-use crate::bus::{BusEvent, BusOp};
+use crate::bus::{BusEvent, BusOp, Envelope};
 use crate::clock;
 use crate::reactor::Mailbox;
 use crate::store::UserId;
 
-/// A line that is silent for so long is asked whether it lives.
+/// A line that has been silent for this long is checked with a PING.
 const QUIET: Duration = Duration::from_secs(2);
-/// The longest sleep. Every wait has its own wake; this bounds the damage if one is missing.
+/// The longest sleep. Every wait has a wake-up of its own; this bounds the damage if one is missing.
 const MAX_SLEEP: Duration = Duration::from_secs(1);
-/// Values in a turn, before what they brought is handed over and the mailbox is looked into.
+/// The number of values in a turn, before the events are handed over and the mailbox is read.
 const VALUES_A_TURN: usize = 1024;
-/// Channels in one SUBSCRIBE, when all are subscribed to again.
+/// The number of channels in one SUBSCRIBE, on a new line.
 const CHANNELS_A_COMMAND: usize = 512;
 
-/// What the subscriber is told.
+/// What the subscriber is sent.
 pub(super) enum Mail {
     /// [`BusOp::Listen`] or [`BusOp::Unlisten`].
     Op(BusOp),
-    /// The name of Redis was looked up.
+    /// The name of Redis was resolved, or could not be.
     LookedUp,
     Stop,
 }
@@ -44,26 +44,26 @@ pub(super) struct Subscriber {
     poll: Poll,
     mailbox: Arc<Mailbox<Mail>>,
     address: Address,
-    /// Since when the name is looked up that the next attempt waits for.
+    /// When the look-up began that the next attempt to connect waits for.
     looking_up: Option<Instant>,
     shared: Arc<Shared>,
     own_channel: String,
     link: Option<Link>,
-    /// How many answers to [`ALL_LISTENING`] are still to come.
+    /// The number of outstanding answers to [`ALL_LISTENING`].
     unconfirmed: u32,
-    /// All channels are confirmed, and all shards know.
+    /// All channels are confirmed, and all shards have been told.
     up: bool,
-    /// When something was read last.
+    /// When something was last read.
     heard: Instant,
-    /// When the question was sent that must be answered next.
+    /// When the oldest unanswered question was sent.
     asked: Option<Instant>,
     back_off: BackOff,
-    /// Where the line leads, or is to lead.
+    /// The address that the line connects to.
     connecting_to: Option<SocketAddr>,
     subscriptions: Subscriptions,
-    /// How many connections to Redis have come up.
+    /// The number of lines to Redis that have come up so far.
     lines: u64,
-    /// Told of the first one.
+    /// Notified when the first one is up.
     started: Sender<()>,
     failures: Complaints,
     junk: Complaints,
@@ -102,7 +102,7 @@ impl Subscriber {
         }
     }
 
-    /// What it counts.
+    /// Its counters.
     pub fn counts(&self) -> Arc<SubscriberCounts> {
         Arc::clone(&self.counts)
     }
@@ -110,7 +110,7 @@ impl Subscriber {
     /// Listens until [`Mail::Stop`].
     ///
     /// # Errors
-    /// The system polls no more.
+    /// The system cannot poll any more.
     pub fn run(mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(16);
         let mut mail = Vec::new();
@@ -135,7 +135,7 @@ impl Subscriber {
                 self.broken(&error, now);
                 false
             });
-            inbox::lock(&self.shared.inbox).posts.post();
+            self.shared.inbox().posts.post();
         }
     }
 
@@ -148,7 +148,7 @@ impl Subscriber {
         next.saturating_duration_since(now).min(MAX_SLEEP)
     }
 
-    /// Connects if it is time to, reads, asks, writes. True: there is more to be read.
+    /// Connects if it is time to, reads, checks the line, writes. True: there is more to read.
     fn turn(&mut self, now: Instant) -> Result<bool, RedisError> {
         if self.link.is_none() && !self.connect(now)? {
             return Ok(false);
@@ -169,7 +169,7 @@ impl Subscriber {
         Ok(more)
     }
 
-    /// Begins a new line, on which everything is subscribed to; false: not yet.
+    /// Begins a new line, and subscribes to everything on it; false: not yet.
     fn connect(&mut self, now: Instant) -> io::Result<bool> {
         let since = match self.looking_up {
             Some(since) => since,
@@ -203,14 +203,14 @@ impl Subscriber {
         Ok(true)
     }
 
-    /// The line is gone, or did not come to be.
+    /// The line is gone, or could not be made.
     fn broken(&mut self, error: &RedisError, now: Instant) {
         self.link = None;
         self.looking_up = None;
         self.asked = None;
         self.back_off.failed(now);
         self.shared.beat.store(0, Ordering::Release);
-        let posts = &mut inbox::lock(&self.shared.inbox).posts;
+        let posts = &mut self.shared.inbox().posts;
         if std::mem::take(&mut self.up) {
             log::warn!("the line to Redis at {} is broken: {error}", self.address);
             self.shared.subscribed.store(0, Ordering::Release);
@@ -222,7 +222,7 @@ impl Subscriber {
         self.subscriptions.line_ends(posts);
     }
 
-    /// All that was subscribed to until a certain moment is confirmed.
+    /// Everything that was subscribed to before one of the [`ALL_LISTENING`] is confirmed.
     fn all_listening(&mut self) {
         self.unconfirmed = self.unconfirmed.saturating_sub(1);
         if self.unconfirmed > 0 {
@@ -235,21 +235,21 @@ impl Subscriber {
         self.lines += 1;
         self.shared.subscribed.store(self.lines, Ordering::Release);
         if self.lines == 1 {
-            // Nobody waits any more: then the bus is being stopped.
+            // If nothing waits for it any more, the bus is being stopped.
             let _ = self.started.try_send(());
         } else {
             log::info!("the line to Redis at {} is back", self.address);
-            inbox::lock(&self.shared.inbox).posts.push(BusEvent::Up);
+            self.shared.inbox().posts.push(BusEvent::Up);
         }
     }
 
     fn listen(&mut self, user: UserId, epoch: u64) {
-        if self.subscriptions.listen(user, epoch, &mut inbox::lock(&self.shared.inbox).posts)
+        if self.subscriptions.listen(user, epoch, &mut self.shared.inbox().posts)
             && let Some(link) = &mut self.link
         {
             link.send(redis::cmd("SUBSCRIBE").arg(user));
             if !self.up {
-                // The session was told already that it listens once the line is up.
+                // The session was told already that it will listen once the line is up.
                 link.send(redis::cmd("PING").arg(ALL_LISTENING));
                 self.unconfirmed += 1;
             }
@@ -292,29 +292,34 @@ impl Subscriber {
             self.counts.received.add(bytes as u64);
         }
         match heard {
-            Heard::Chat(user, chat) => inbox::lock(&self.shared.inbox).posts.push(BusEvent::FromForeign(user, chat)),
+            Heard::Chat(user, chat) => self.shared.inbox().posts.push(BusEvent::FromForeign(user, chat)),
             Heard::Payload { payload, .. } => {
                 if payload.skipped > 0 {
-                    log::debug!("{} envelopes of node {} are of no known kind", payload.skipped, payload.from);
+                    log::debug!("{} envelopes of node {} are of unknown kinds", payload.skipped, payload.from);
                 }
-                inbox::lock(&self.shared.inbox).take(payload);
+                self.shared.inbox().take(payload);
             }
             Heard::Junk { channel, bytes, error } => {
                 self.junk.warn(format_args!("{bytes} bytes on the channel {channel} are dropped: {error}"));
             }
             Heard::Subscribed(user) => {
-                self.subscriptions.confirmed(user, &mut inbox::lock(&self.shared.inbox).posts);
+                self.subscriptions.confirmed(user, &mut self.shared.inbox().posts);
             }
             Heard::AllListening => self.all_listening(),
             Heard::Nothing => {}
         }
     }
 
-    /// One of this node's own payloads: of what may be in it, only a beat means anything.
+    /// Takes the beats out of one of this node's own payloads; anything else in it means nothing.
     fn heard_itself(&self, payload: &Payload) {
-        // Whoever can publish can invent one that was sent in the future, and would last for long.
-        if let Some(sent) = payload.beat.filter(|sent| *sent <= clock::since_boot()) {
-            self.shared.beat.fetch_max(u64::try_from(sent.as_nanos()).unwrap_or(0), Ordering::AcqRel);
+        let now = clock::since_boot().as_nanos();
+        for envelope in &payload.envelopes {
+            // Any process that can publish can invent one that was sent in the future, and would count for long.
+            if let Envelope::Beat { sent } = envelope
+                && u128::from(*sent) <= now
+            {
+                self.shared.beat.fetch_max(*sent, Ordering::AcqRel);
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Which users' channels this node listens to, and who waits for that to be effective. No I/O.
+//! The users' channels that this node listens to, and the sessions that wait until that is effective. No I/O.
 
 use std::collections::HashMap;
 
@@ -9,33 +9,33 @@ use crate::store::UserId;
 /// A user's channel.
 #[derive(Default)]
 struct Channel {
-    /// The session that listens; `None`: none any more, but a confirmation is still to come.
+    /// The session that listens; `None`: it has ended, but a confirmation is still outstanding.
     epoch: Option<u64>,
-    /// SUBSCRIBEs that are not confirmed. Only behind the last of them no UNSUBSCRIBE is still to
-    /// come, so what is told earlier is not true for long.
+    /// The number of SUBSCRIBEs that are not confirmed. After an earlier confirmation than the last one, an UNSUBSCRIBE
+    /// may still follow.
     due: u32,
-    /// The epochs of those who wait for that.
+    /// The epochs of the sessions that wait for the last confirmation.
     waiting: Vec<u64>,
 }
 
 impl Channel {
-    /// Tells those who wait that they listen, or that all that can be done is done.
+    /// Tells the sessions that wait that they listen, or that nothing more can be done for now.
     fn tell(&mut self, user: UserId, posts: &mut Posts) {
         self.waiting.drain(..).for_each(|epoch| posts.push(BusEvent::Listening { user, epoch }));
     }
 }
 
-/// The line to Redis, as far as it matters here.
+/// The state of the line to Redis.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Line {
-    /// There is none: nothing can be sent.
+    /// There is no line: nothing can be sent.
     Away,
-    /// It takes commands, but is not told of yet: nobody waits for it.
+    /// It takes commands, but is not up yet: no session waits for it.
     Begins,
     Up,
 }
 
-/// The users' channels, by line: on a new one everything begins anew.
+/// The users' channels on the current line: on a new one, everything is subscribed to anew.
 pub(super) struct Subscriptions {
     channels: HashMap<UserId, Channel>,
     line: Line,
@@ -46,7 +46,7 @@ impl Subscriptions {
         Subscriptions { channels: HashMap::new(), line: Line::Away }
     }
 
-    /// A session wants to listen. True: SUBSCRIBE is to be sent.
+    /// A session begins to listen. True: SUBSCRIBE is to be sent.
     pub fn listen(&mut self, user: UserId, epoch: u64, posts: &mut Posts) -> bool {
         let channel = self.channels.entry(user).or_default();
         let subscribe = channel.epoch.replace(epoch).is_none() && self.line != Line::Away;
@@ -58,7 +58,7 @@ impl Subscriptions {
         subscribe
     }
 
-    /// A session's end. True: UNSUBSCRIBE is to be sent.
+    /// A session ends. True: UNSUBSCRIBE is to be sent.
     pub fn unlisten(&mut self, user: UserId, epoch: u64) -> bool {
         let Some(channel) = self.channels.get_mut(&user).filter(|channel| channel.epoch == Some(epoch)) else {
             return false;
@@ -82,19 +82,19 @@ impl Subscriptions {
         }
     }
 
-    /// There is a new line, on which all these are to be subscribed to.
+    /// There is a new line; returns the users whose channels are to be subscribed to.
     pub fn line_begins(&mut self) -> Vec<UserId> {
         self.line = Line::Begins;
         self.channels.values_mut().for_each(|channel| channel.due = 1);
         self.channels.keys().copied().collect()
     }
 
-    /// All that was subscribed to on the new line is confirmed.
+    /// All subscriptions on the new line are confirmed.
     pub fn line_is_up(&mut self) {
         self.line = Line::Up;
     }
 
-    /// The line is gone, with all confirmations.
+    /// The line is gone, and no outstanding confirmation will come.
     pub fn line_ends(&mut self, posts: &mut Posts) {
         self.line = Line::Away;
         self.channels.retain(|user, channel| {

@@ -1,4 +1,4 @@
-//! `--metrics`: what an operator may look at, by HTTP.
+//! `--metrics`: what an operator can look at, by HTTP.
 //!
 //! | path | what |
 //! | --- | --- |
@@ -7,16 +7,16 @@
 //! | `/healthz` | 200: this process runs |
 //! | `/readyz` | 200: it serves; 503 and the reason: it does not |
 //!
-//! It outlives a node that is taken for dead and begins anew; what is counted begins anew with that.
+//! It outlives a node that is taken for dead and begins anew; the counters then begin anew as well.
 //!
-//! It is one more [`EventLoop`] with an acceptor, apart from those of the clients: so slow readers,
-//! half-closed connections and goodbyes are what they are there, and nobody who asks can wait for
-//! another one. A handful of HTTP is all that is added, read by `httparse`: GET and HEAD, one request
-//! for each connection. A whole HTTP library would have to be as hard to be held up: `tiny_http`, the
-//! small one that is much used, has had no release since 2022 and sets no time-outs on what it reads.
+//! It is one more [`EventLoop`] with an acceptor, separate from those of the clients: it handles slow readers,
+//! half-closed connections and goodbyes as they do, and no request waits for another. All that is added is a minimum of
+//! HTTP, parsed by `httparse`: GET and HEAD, one request for each connection. A whole HTTP library would have to be
+//! as hard to hold up: `tiny_http`, the small one that is much used, has had no release since 2022 and sets no
+//! time-outs on what it reads.
 //!
-//! What a peer can take is bounded: a request of 8 KiB that must have come within 5 s, 64
-//! connections that are not closed (of more, the oldest is), and 5 s for a goodbye.
+//! What a peer can use is bounded: a request of 8 KiB that must arrive within 5 s, 64 connections that are not closed
+//! (if there are more, the oldest is closed), and 5 s for a goodbye.
 
 mod request;
 mod sources;
@@ -38,7 +38,7 @@ use request::{Refused, Request};
 
 use super::advice::CannotListen;
 use super::validity::Validity;
-use super::{join, thread};
+use super::{join, vital_thread};
 use crate::bus::Bus;
 use crate::bus::redis::RedisBus;
 use crate::clock::since_boot;
@@ -54,11 +54,11 @@ const PAGE: &str = include_str!("page.html");
 
 /// Connections that are not closed.
 const MAX_OPEN: usize = 64;
-/// With those that say goodbye. It is less where descriptors are few.
+/// The same, including those that say goodbye. Fewer if there are few descriptors.
 pub const MAX_CONNECTIONS: u64 = 256;
-/// How long a request may take to come.
+/// How long a request may take to arrive.
 const REQUEST_TIME: Duration = Duration::from_secs(5);
-/// How long the store may take to show that it is there.
+/// How long the store may take to answer.
 const STORE_TIME: Duration = Duration::from_secs(1);
 /// Larger than any answer.
 const LIMITS: Limits = Limits { high_water: 64 << 20, hard: 128 << 20, total: usize::MAX };
@@ -77,7 +77,7 @@ pub struct Monitor {
 
 type Mailboxes = Arc<[Mailbox<Mail<Web>>]>;
 
-/// Takes the address, before anything else is done.
+/// Binds the address, before anything else is done.
 ///
 /// # Errors
 /// The system's, such as that the address is in use.
@@ -86,7 +86,7 @@ pub fn bind(address: SocketAddr) -> Result<TcpListener, CannotListen> {
 }
 
 impl Monitor {
-    /// Starts the threads, for so many connections at a time.
+    /// Starts the threads, for at most `max_connections` at a time.
     ///
     /// # Errors
     /// The system has no more of them, or no more descriptors.
@@ -108,23 +108,23 @@ impl Monitor {
         let admission = Admission { max: max_connections, refusal: Vec::new(), addresses: None };
         let (acceptor, handle) = Acceptor::new(listener, Arc::clone(&mailboxes), admission)?;
         let threads = [
-            thread("monitor".to_owned(), move || event_loop.run())?,
-            thread("monitor-accept".to_owned(), move || acceptor.run())?,
+            vital_thread("monitor", move || event_loop.run())?,
+            vital_thread("monitor-accept", move || acceptor.run())?,
         ];
         Ok(Monitor { address, started, stopping, acceptor: handle, mailboxes, threads })
     }
 
-    /// Where it listens, with the real port.
+    /// The address that it listens on, with the real port.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Tells from now on that this server is not ready, since there is no node.
-    pub fn watch_nobody(&self) {
+    /// From now on reports that this server is not ready, since there is no node.
+    pub fn watch_no_node(&self) {
         self.tell(News::Node(None));
     }
 
-    /// Tells from now on of this node.
+    /// From now on reports about this node.
     ///
     /// # Errors
     /// The system has no more threads.
@@ -138,7 +138,7 @@ impl Monitor {
         self.mailboxes[0].post(Mail::Letter(news));
     }
 
-    /// Tells from now on that this server is not ready, since it is shutting down.
+    /// From now on reports that this server is not ready, since it is shutting down.
     pub fn stopping(&self) {
         self.stopping.store(true, Ordering::Relaxed);
     }
@@ -156,7 +156,7 @@ pub struct View {
     registry: Registry,
     bus: Option<Arc<RedisBus>>,
     validity: Option<Arc<Validity>>,
-    /// Never waited for: a store that hangs must keep nobody.
+    /// Never waited for: a store that hangs must hold up no request.
     prober: Pool<()>,
 }
 
@@ -169,7 +169,7 @@ impl View {
     }
 }
 
-/// What the monitor's thread is told.
+/// What the monitor's thread is sent.
 pub enum News {
     /// Whether the store is there.
     Probed(Result<(), String>),
@@ -187,7 +187,7 @@ impl Worker for Prober {
 
     fn run(&mut self, batch: &mut Vec<()>) {
         batch.clear();
-        // Nobody's account: that nobody has it is answer enough.
+        // An account that does not exist: any answer will do.
         let result = self.connection.account(0).map(drop).map_err(|error| error.to_string());
         self.mailboxes[0].post(Mail::Letter(News::Probed(result)));
     }
@@ -200,7 +200,7 @@ enum Late {
 
 /// Answers requests.
 struct Web {
-    /// What there is to tell without a node.
+    /// What there is to report without a node.
     idle: Registry,
     node: Option<Box<View>>,
     /// The server is shutting down.
@@ -209,7 +209,7 @@ struct Web {
     probing: bool,
     /// Connections that are not closed, oldest first.
     open: VecDeque<ConnId>,
-    /// Of those, the ones that wait for the store; `true`: without a body.
+    /// Those of them that wait for the store; `true`: for a reply without a body.
     asking: HashMap<ConnId, bool>,
 }
 
@@ -266,7 +266,7 @@ impl Web {
         }
     }
 
-    /// What can be told at once is; otherwise the store is asked, by a thread that may wait for it.
+    /// Replies at once if it can; otherwise the store is asked, by a thread that may wait for it.
     fn ask_whether_ready(&mut self, io: &mut Io<Self>, conn: ConnId, is_head: bool) {
         let node = match self.ready_node() {
             Ok(node) => node,
@@ -291,7 +291,7 @@ impl Web {
         if node.bus.as_ref().is_some_and(|bus| !bus.is_up()) {
             Err("the bus is down: Redis cannot be reached")
         } else if node.validity.as_ref().is_some_and(|validity| !validity.may_act(since_boot())) {
-            Err("neither Redis nor the store tells whether other nodes took this one for dead")
+            Err("neither Redis nor the store confirms that other nodes do not take this one for dead")
         } else {
             Ok(node)
         }
@@ -312,7 +312,7 @@ impl Handler for Web {
     fn opened(&mut self, io: &mut Io<Self>, conn: ConnId, _peer: SocketAddr) {
         self.open.push_back(conn);
         io.set_timer(io.now() + REQUEST_TIME, Late::Request(conn));
-        // Whoever has been slow for the longest makes room; who only wants to ask does it at once.
+        // The slowest client makes room; one that is not slow has its reply by then.
         if self.open.len() > MAX_OPEN
             && let Some(oldest) = self.open.pop_front()
         {
@@ -327,7 +327,7 @@ impl Handler for Web {
     fn input(&mut self, io: &mut Io<Self>, conn: ConnId, input: &[u8]) -> Taken {
         let all = Taken { bytes: input.len(), more: false };
         if self.asking.contains_key(&conn) {
-            return all; // nobody asks twice
+            return all; // no second request is read
         }
         match Request::read(input) {
             Ok(Some(request)) => self.request(io, conn, request),
