@@ -1,4 +1,4 @@
-//! What an end in order waits for: that all users are logged out, and that the store has what they had not got.
+//! What an end in order waits for: that all users are logged out, and that the store has taken what was not delivered.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,16 +9,16 @@ use crossbeam_channel::{Receiver, select};
 
 use super::Hurry;
 
-/// How long nothing may get further: a database that answers at all has done a batch by then.
+/// How long there may be no progress: a database that answers at all has done a batch by then.
 const STALLED: Duration = Duration::from_secs(10);
 /// How long it may take in all.
 const WIND_UP: Duration = Duration::from_secs(60);
-/// How often the log tells what is left.
+/// How often the log reports what is left.
 const PROGRESS: Duration = Duration::from_secs(5);
-/// How often it is looked what has got further.
+/// How often progress is checked.
 pub const LOOK: Duration = Duration::from_millis(100);
 
-/// So many messages, for so many users.
+/// A number of messages, and of the users that they are for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Count {
     pub messages: usize,
@@ -31,7 +31,7 @@ impl fmt::Display for Count {
     }
 }
 
-/// What one reactor has neither delivered nor stored, since it is to end. Its users belong to no other reactor.
+/// What one reactor has neither delivered nor stored yet, once it is to end. Its users belong to no other reactor.
 #[derive(Default)]
 pub(super) struct Remains {
     messages: AtomicUsize,
@@ -49,7 +49,7 @@ impl Remains {
     }
 }
 
-/// What all reactors have neither delivered nor stored: when nobody waits for it any more, it is lost.
+/// What all reactors have neither delivered nor stored. When the end is no longer waited for, it is lost.
 pub(super) fn remaining(remains: &[Arc<Remains>]) -> Count {
     let each = remains.iter().map(|remains| remains.get());
     each.fold(Count::default(), |sum, one| Count {
@@ -61,7 +61,7 @@ pub(super) fn remaining(remains: &[Arc<Remains>]) -> Count {
 /// Why an end is not complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Unfinished {
-    #[error("nothing has got further for {} s", STALLED.as_secs())]
+    #[error("there has been no progress for {} s", STALLED.as_secs())]
     Stalled,
     #[error("the store has not taken everything in {} s", WIND_UP.as_secs())]
     TooSlow,
@@ -71,12 +71,15 @@ pub(super) enum Unfinished {
     Hurried,
 }
 
-/// A second signal has cut an end short. So much nobody will get.
+/// A second signal has cut an end short, and this many messages are lost.
 #[derive(Debug, thiserror::Error)]
 #[error("a second signal has cut the end short; {0} are lost")]
 pub struct Hurried(pub(super) Count);
 
-/// Waits until every shard has said that it has `wound_up`. `done`: how many jobs the store has done.
+/// Waits until every shard has reported that it has `wound_up`. `done`: the number of jobs that the store has done.
+///
+/// # Errors
+/// The end is given up.
 pub(super) fn wind_up(
     wound_up: &Receiver<()>,
     marked: &Receiver<()>,
@@ -103,7 +106,7 @@ pub(super) fn wind_up(
     Ok(())
 }
 
-/// Whether the store goes on taking what it is given.
+/// Whether the store goes on doing the jobs that it is given.
 struct Progress {
     begun: Instant,
     done: u64,
@@ -115,7 +118,7 @@ impl Progress {
         Progress { begun: now, done, since: now }
     }
 
-    /// `done`: how many jobs it has done by now.
+    /// `done`: the number of jobs that it has done by now.
     fn check(&mut self, done: u64, now: Instant) -> Result<(), Unfinished> {
         if self.done != done {
             (self.done, self.since) = (done, now);

@@ -1,30 +1,30 @@
-//! How the claims of a dead node come free, as a machine without threads, clocks and databases.
+//! How the claims of a dead node become free, as a state machine without threads, clocks and databases.
 //!
-//! A node that has died, or cannot be told from one, is reaped in four steps:
+//! A node that is dead, or cannot be distinguished from a dead one, is reaped in four steps:
 //!
 //! 1. Its counter is read, and then its lease is found missing ([`Reaping::read`], [`Reaping::missing`]).
-//! 2. It is marked in the store, if its counter is still the same. From then on the store takes nothing of it.
-//! 3. All nodes that are not marked are told, this one among them. Each drops from then on what comes of the
+//! 2. It is marked in the store, if its counter is still the same. From then on the store accepts nothing of it.
+//! 3. All nodes that are not marked are told, including this one. From then on each drops what arrives from the
 //!    dead one, and confirms when what it took of it before is delivered or committed, and all its sessions
-//!    will read the store before they take anything else. Who cannot confirm is marked itself before long.
-//! 4. When all have confirmed, and 2 s after the mark at the earliest, its claims are freed: by then whatever
-//!    look into the store it has relied on is over. A node that is marked itself need not confirm, but it may
-//!    still have a look of its own: so it counts as one that has not for 2 s behind its own mark.
+//!    will read the store before they take anything else. A node that cannot confirm is soon marked itself.
+//! 4. When all have confirmed, and at the earliest 2 s after the mark, its claims are freed: by then every
+//!    look into the store that it has relied on is over. A node that is marked itself need not confirm, but it may
+//!    still rely on a look of its own: so it counts as unconfirmed until 2 s after its own mark.
 //!
-//! Every node does all of that for every other one, also the last two steps of what others have marked: each
-//! step may be done twice. Times are those of [`crate::clock::since_boot`].
+//! Every node does all of that for every other one, and the last two steps also for nodes that others have marked:
+//! each step may be done twice. Times are those of [`crate::clock::since_boot`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::store::{Entry, NodeId};
 
-/// Between a mark and the end of the claims: twice what a look is good for, [`super::validity::LOOK`].
+/// The time from a mark to the end of the claims: twice as long as a look counts, [`super::validity::LOOK`].
 const MARKED: Duration = Duration::from_secs(2);
-/// Between two times that a node is told which has not confirmed.
+/// The time after which a node that has not confirmed is told again.
 const REPEAT: Duration = Duration::from_secs(2);
 
-/// A node whose lease is to be looked for, with its counter as it was before that.
+/// A node whose lease is to be looked for, with its counter as it was read before that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Suspect {
     pub node: NodeId,
@@ -34,29 +34,29 @@ pub struct Suspect {
 /// What is to be done next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// Tells these nodes, which have not confirmed, that one is dead.
+    /// Tell these nodes, which have not confirmed, that one is dead.
     Tell { dead: NodeId, to: Vec<NodeId> },
-    /// Frees the claims of a node.
+    /// Free the claims of a node.
     Free(NodeId),
 }
 
-/// Where each death stands, as this node sees it.
+/// The state of each death, as this node sees it.
 pub struct Reaping {
     own: NodeId,
-    /// Others that are not marked.
+    /// The other nodes that are not marked, with their counters.
     living: BTreeMap<NodeId, u64>,
     dead: BTreeMap<NodeId, Death>,
 }
 
 struct Death {
-    /// When it was found to be marked: no sooner than it was.
+    /// When it was found to be marked, which is not before it was.
     marked: Duration,
     told: Option<Duration>,
     confirmed: BTreeSet<NodeId>,
 }
 
 impl Reaping {
-    /// Of the node that does it.
+    /// For node `own`.
     pub fn new(own: NodeId) -> Reaping {
         Reaping { own, living: BTreeMap::new(), dead: BTreeMap::new() }
     }
@@ -66,18 +66,18 @@ impl Reaping {
         let others = || entries.iter().filter(|entry| entry.node != self.own);
         self.living = others().filter(|entry| !entry.marked).map(|entry| (entry.node, entry.looks)).collect();
         let marked: BTreeSet<NodeId> = others().filter(|entry| entry.marked).map(|entry| entry.node).collect();
-        // Who is not there any more was freed by another node.
+        // A node that is no longer listed was freed by another node.
         self.dead.retain(|node, _| marked.contains(node));
         marked.into_iter().for_each(|node| self.marked(node, now));
     }
 
-    /// Whose lease is to be looked for: all others that are not marked.
+    /// The nodes whose leases are to be looked for: all others that are not marked.
     pub fn suspects(&self) -> Vec<Suspect> {
         self.living.iter().map(|(&node, &looks)| Suspect { node, looks }).collect()
     }
 
-    /// Of those that were found without a lease, the ones to be marked. Their counters are those of before
-    /// the lease was looked for, whatever was read since.
+    /// Those of the nodes without a lease that are to be marked. Their counters are those that were read before
+    /// the lease was looked for, even if newer ones were read since.
     pub fn missing(&self, suspects: &[Suspect]) -> Vec<Suspect> {
         suspects.iter().filter(|suspect| self.living.contains_key(&suspect.node)).copied().collect()
     }
@@ -89,7 +89,7 @@ impl Reaping {
         self.dead.entry(node).or_insert_with(death);
     }
 
-    /// Nothing of the dead node is open at node `by`.
+    /// Node `by` has nothing from the dead node that is neither delivered nor stored.
     pub fn confirmed(&mut self, dead: NodeId, by: NodeId) {
         if let Some(death) = self.dead.get_mut(&dead) {
             death.confirmed.insert(by);
@@ -101,20 +101,20 @@ impl Reaping {
         self.dead.remove(&node);
     }
 
-    /// Who has not confirmed, of all that are not marked.
+    /// The nodes that have not confirmed, of all that are not marked.
     fn open<'a>(&'a self, death: &'a Death) -> impl Iterator<Item = NodeId> + 'a {
         let all = std::iter::once(self.own).chain(self.living.keys().copied());
         all.filter(|node| !death.confirmed.contains(node))
     }
 
-    /// When the claims of a dead node may be freed: when neither it nor any other marked one that has not confirmed
-    /// its death can rely on a look any more.
+    /// When the claims of a dead node may be freed: once neither it, nor any other marked node that has not confirmed
+    /// its death, can still rely on a look.
     fn freed_at(&self, death: &Death) -> Duration {
         let others = self.dead.iter().filter(|(node, _)| !death.confirmed.contains(node));
         others.map(|(_, other)| other.marked).max().unwrap_or(death.marked) + MARKED
     }
 
-    /// What is to be done by `now`. A step that failed comes again: a free at once, a telling after 2 s.
+    /// What is to be done by `now`. A step that failed is repeated: [`Step::Free`] at once, [`Step::Tell`] after 2 s.
     pub fn steps(&mut self, now: Duration) -> Vec<Step> {
         let mut steps = Vec::new();
         let mut told = Vec::new();
@@ -137,7 +137,7 @@ impl Reaping {
         steps
     }
 
-    /// When [`Reaping::steps`] is to be asked next, if nothing else comes.
+    /// When [`Reaping::steps`] is to be called next, if nothing else happens.
     pub fn next(&self) -> Option<Duration> {
         let due = |death: &Death| match self.open(death).next() {
             None => self.freed_at(death),
@@ -146,7 +146,7 @@ impl Reaping {
         self.dead.values().map(due).min()
     }
 
-    /// Deaths that nobody has freed for longer than `time`, and who has not confirmed them, for the log.
+    /// Deaths that have not been freed for `time`, with the nodes that have not confirmed them, for the log.
     pub fn overdue(&self, now: Duration, time: Duration) -> impl Iterator<Item = (NodeId, Vec<NodeId>)> {
         let late = self.dead.iter().filter(move |(_, death)| death.marked + time <= now);
         late.map(|(&dead, death)| (dead, self.open(death).collect()))

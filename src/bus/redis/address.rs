@@ -1,8 +1,8 @@
 //! Where Redis is: its address, and the IP addresses that its name stands for.
 //!
-//! A resolver that is dead holds up whoever asks it for as long as it likes. So it is asked on a thread of
-//! its own, at most one for each [`Address`], and nobody waits for longer than they have said. What the name
-//! stood for last is used for as long as nothing newer is known.
+//! A resolver that is dead blocks a thread that asks it for an unbounded time. So it is asked on a thread of
+//! its own, at most one for each [`Address`], and no caller waits for longer than it wants to. The last known IP
+//! addresses are used until newer ones are found.
 
 use std::fmt;
 use std::io;
@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use redis::io::tcp::TcpSettings;
 use redis::{
     Client, Connection, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo, ProtocolVersion, RedisError,
@@ -19,35 +19,35 @@ use redis::{
 
 use super::{PATIENCE, StartError};
 
-/// How a name becomes IP addresses; may block.
+/// Resolves a name to IP addresses; may block.
 pub type Lookup = Arc<dyn Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync>;
 
-/// By the system's resolver.
+/// The system's resolver.
 pub(super) fn system_lookup() -> Lookup {
     Arc::new(|host, port| Ok((host, port).to_socket_addrs()?.collect()))
 }
 
-/// The address of a Redis, and what is known of where it leads.
+/// The address of a Redis, and the IP addresses that are known for it.
 pub(super) struct Address {
     info: ConnectionInfo,
     host: String,
     port: u16,
     lookup: Lookup,
-    /// What the name stood for last.
+    /// The IP addresses that were found last.
     known: Vec<SocketAddr>,
-    /// A look-up that is under way: since when, and what it will find.
+    /// A look-up that is under way: when it began, and its future result.
     under_way: Option<(Instant, Receiver<io::Result<Vec<SocketAddr>>>)>,
-    /// Which of the known ones is next, counted on past the last.
+    /// The index of the next known one to try; it may be past the last.
     next: usize,
-    /// Where Redis was reached last. It goes before all others, until it is not reached there.
+    /// The address at which Redis was last reached. It is tried before all others, until Redis is not reached there.
     good: Option<SocketAddr>,
 }
 
 impl Address {
-    /// Reads an address. Nothing is asked yet.
+    /// Parses an address. The resolver is not asked yet.
     ///
     /// # Errors
-    /// It is none, or not that of a Redis over TCP.
+    /// It is not the address of a Redis over TCP.
     pub fn parse(url: &str, lookup: Lookup) -> Result<Address, StartError> {
         let info = url.into_connection_info().map_err(StartError::Url)?;
         let ConnectionAddr::Tcp(host, port) = info.addr().clone() else {
@@ -60,17 +60,16 @@ impl Address {
         Ok(Address { info, host, port, lookup, known, under_way: None, next: 0, good: None })
     }
 
-    /// The user name and the password for it; `None`: it wants none.
+    /// The user name and the password for it; `None`: it requires none.
     pub fn credentials(&self) -> Option<(Option<&str>, &str)> {
         let settings = self.info.redis_settings();
         settings.password().map(|password| (settings.username(), password))
     }
 
-    /// Where to try next, of what is known: where Redis was reached last, and then all of them in turn; with how
-    /// a look-up has gone.
+    /// The known address to try next: the one at which Redis was last reached, and then all of them in turn.
     ///
     /// # Errors
-    /// That of the look-up, where nothing is known.
+    /// None is known; that of the look-up, if it has failed.
     pub fn choose(&mut self, looked_up: io::Result<()>) -> io::Result<SocketAddr> {
         let good = self.good.take().and_then(|good| self.known.iter().position(|address| *address == good));
         let index = good.or_else(|| self.next.checked_rem(self.known.len()));
@@ -88,18 +87,14 @@ impl Address {
         self.good = Some(address);
     }
 
-    /// Begins where the other one has reached Redis.
+    /// Begins with the address at which the other one has reached Redis.
     pub fn begin_at(&mut self, other: &Address) {
         self.good = other.good;
         self.known.clone_from(&other.known);
     }
 
-    fn is_literal(&self) -> bool {
-        self.host.parse::<IpAddr>().is_ok()
-    }
-
-    /// Has the name looked up, unless that is under way; since when it is. `done` is called when something was
-    /// found, or nothing, if this call has begun it.
+    /// Begins to look the name up, unless that is under way; returns when it began. `done` is called when this
+    /// look-up has ended, successfully or not.
     ///
     /// # Errors
     /// The system has no more threads.
@@ -108,13 +103,13 @@ impl Address {
             return Ok(*since);
         }
         let (found, under_way) = bounded(1);
-        if self.is_literal() {
+        if self.host.parse::<IpAddr>().is_ok() {
             let _ = found.send(Ok(self.known.clone())); // there is room, and a receiver
             done();
         } else {
             let (lookup, host, port) = (Arc::clone(&self.lookup), self.host.clone(), self.port);
             std::thread::Builder::new().name("bus-resolver".to_owned()).spawn(move || {
-                let _ = found.send(lookup(&host, port)); // nobody waits any more
+                let _ = found.send(lookup(&host, port)); // the receiver may be gone
                 done();
             })?;
         }
@@ -123,47 +118,40 @@ impl Address {
         Ok(now)
     }
 
-    /// Whether nothing is looked up any more. What was found is known then.
-    ///
-    /// # Errors
-    /// Nothing was found. What was known before is known still.
-    pub fn is_looked_up(&mut self) -> io::Result<bool> {
-        let Some((_, under_way)) = &self.under_way else { return Ok(true) };
-        match under_way.try_recv() {
-            Ok(result) => self.learn(result).map(|()| true),
-            Err(TryRecvError::Empty) => Ok(false),
-            Err(TryRecvError::Disconnected) => self.learn(Err(io::ErrorKind::Other.into())).map(|()| true),
+    /// The outcome of the look-up, for which it waits until `deadline`; `None`: it is still under way. After a success,
+    /// the addresses that were found are known; after an error, those that were known before still are.
+    pub fn looked_up(&mut self, deadline: Instant) -> Option<io::Result<()>> {
+        let Some((_, under_way)) = &self.under_way else { return Some(Ok(())) };
+        match under_way.recv_deadline(deadline) {
+            Ok(result) => Some(self.learn(result)),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => Some(self.learn(Err(io::ErrorKind::Other.into()))),
         }
     }
 
-    /// Looks the name up, and waits for that until it was under way for so long.
+    /// Looks the name up, and waits until the look-up has been under way for `patience`.
     ///
     /// # Errors
-    /// Nothing was found until then. What was known before is known still.
+    /// Nothing was found until then.
     fn resolve(&mut self, patience: Duration) -> io::Result<()> {
         let since = self.look_up(|| ())?;
-        let Some((_, under_way)) = &self.under_way else { return Ok(()) };
-        match under_way.recv_timeout((since + patience).saturating_duration_since(Instant::now())) {
-            Ok(result) => self.learn(result),
-            Err(RecvTimeoutError::Timeout) => Err(slow_resolver()),
-            Err(RecvTimeoutError::Disconnected) => self.learn(Err(io::ErrorKind::Other.into())),
-        }
+        self.looked_up(since + patience).unwrap_or_else(|| Err(slow_resolver()))
     }
 
     fn learn(&mut self, result: io::Result<Vec<SocketAddr>>) -> io::Result<()> {
         self.under_way = None;
         let found = result?;
         if found.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::NotFound, "its name stands for no address"));
+            return Err(io::Error::new(io::ErrorKind::NotFound, "its name has no address"));
         }
         self.known = found;
         Ok(())
     }
 
-    /// A blocking connection to a Redis that answers. Every wait on it ends after [`PATIENCE`].
+    /// Makes a blocking connection to a Redis that answers. Every wait on it ends after [`PATIENCE`].
     ///
     /// # Errors
-    /// There was none within [`PATIENCE`].
+    /// Redis did not answer within [`PATIENCE`].
     pub fn connect(&mut self) -> RedisResult<Connection> {
         let began = Instant::now();
         let looked_up = self.resolve(PATIENCE / 2);
@@ -173,7 +161,7 @@ impl Address {
         let (address, mut connection) = loop {
             let address = result?;
             let info = self.info.clone().set_addr(ConnectionAddr::Tcp(address.ip().to_string(), address.port()));
-            // What is left of the time is shared by those that are.
+            // The remaining addresses share the remaining time.
             let share = left(PATIENCE * 3 / 4) / u32::try_from(more).unwrap_or(u32::MAX).max(1);
             match Client::open(info).and_then(|client| client.get_connection_with_timeout(share)) {
                 Ok(connection) => break (address, connection),
@@ -183,7 +171,7 @@ impl Address {
                 }
             }
         };
-        // Half of it for good: a large write times out twice, once with what was taken and once with nothing.
+        // It stays at half: a large write times out twice, once after a part was taken and once after nothing was.
         connection.set_write_timeout(Some(PATIENCE / 2))?;
         connection.set_read_timeout(Some(left(PATIENCE)))?;
         // A Redis that stands still accepts connections all the same.
@@ -194,14 +182,14 @@ impl Address {
     }
 }
 
-/// As it may be shown: without the password.
+/// Without the password, so that it may be shown.
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         self.info.addr().fmt(f)
     }
 }
 
-/// What looking up a name comes to that takes too long.
+/// The error of a look-up that takes too long.
 pub(super) fn slow_resolver() -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, "its name was not resolved in time")
 }
@@ -287,15 +275,16 @@ mod tests {
         let (mut address, says) = resolved_by_hand();
         let (done, is_done) = bounded(1);
         let since = address.look_up(move || done.send(()).unwrap()).unwrap();
-        assert!(!address.is_looked_up().unwrap());
+        assert!(address.looked_up(Instant::now()).is_none());
         assert_eq!(address.look_up(|| panic!("one is under way")).unwrap(), since);
         says.send(Ok(vec![ip(1)])).unwrap();
         is_done.recv_timeout(A_WHILE).unwrap();
-        assert!(address.is_looked_up().unwrap());
+        assert!(address.looked_up(Instant::now()).is_some_and(|result| result.is_ok()));
         assert_eq!(address.choose(Ok(())).unwrap(), ip(1));
         let mut literal = parse("redis://127.0.0.1:7000").unwrap();
         literal.look_up(|| ()).unwrap();
-        assert!(literal.is_looked_up().unwrap(), "an address needs no resolver");
+        let looked_up = literal.looked_up(Instant::now());
+        assert!(looked_up.is_some_and(|result| result.is_ok()), "an address needs no resolver");
         assert_eq!(literal.choose(Ok(())).unwrap(), ip(1));
     }
 

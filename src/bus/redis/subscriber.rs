@@ -180,11 +180,10 @@ impl Subscriber {
                 *self.looking_up.insert(since)
             }
         };
-        let looked_up = match self.address.is_looked_up() {
-            Ok(true) => Ok(()),
-            Ok(false) if now.duration_since(since) < PATIENCE => return Ok(false),
-            Ok(false) => Err(slow_resolver()),
-            Err(error) => Err(error),
+        let looked_up = match self.address.looked_up(now) {
+            Some(result) => result,
+            None if now < since + PATIENCE => return Ok(false),
+            None => Err(slow_resolver()),
         };
         self.looking_up = None;
         let address = self.address.choose(looked_up)?;

@@ -338,14 +338,14 @@ impl Handler for Web {
     }
 
     fn ended(&mut self, io: &mut Io<Self>, conn: ConnId, _rest: usize) {
-        // Who waits for the store is answered all the same; anybody else has not asked.
+        // A client that waits for the store still gets its reply; any other has sent no whole request.
         if !self.asking.contains_key(&conn) {
             io.close(conn, ());
         }
     }
 
     fn hung_up(&mut self, _io: &mut Io<Self>, _conn: ConnId, _how: HangUp) {
-        // Nobody's input waits here.
+        // No input waits here.
     }
 
     fn letter(&mut self, io: &mut Io<Self>, news: News) {
@@ -353,7 +353,7 @@ impl Handler for Web {
             News::Probed(result) => result,
             News::Node(node) => {
                 self.node = node;
-                // Nobody answers for the former one.
+                // The former one will not answer any more.
                 Err("it is another node".to_owned())
             }
         };

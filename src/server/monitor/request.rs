@@ -1,4 +1,4 @@
-//! What somebody asks for, by HTTP.
+//! Parses an HTTP request.
 
 use std::borrow::Cow;
 
@@ -6,15 +6,15 @@ use percent_encoding::percent_decode_str;
 
 /// The largest request, up to the end of its head, in bytes.
 pub const MAX_REQUEST: usize = 8 * 1024;
-/// More headers than any client sends.
+/// More headers than clients send.
 const MAX_HEADERS: usize = 100;
 
 /// A GET or a HEAD.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Request<'a> {
-    /// Without a body.
+    /// The reply has no body.
     pub is_head: bool,
-    /// Decoded, and without the query; `/` where the target is a host alone.
+    /// Decoded, and without the query; `/` if the target is only a host.
     pub path: Cow<'a, str>,
 }
 
@@ -28,10 +28,10 @@ pub struct Refused {
 }
 
 impl<'a> Request<'a> {
-    /// Reads the request at the front of `input`; `None`: more is needed. There is no state to keep: the
-    /// caller passes the same bytes again, with whatever has come since behind them.
+    /// Reads the request at the front of `input`; `None`: more bytes are needed. There is no state to keep: the
+    /// caller passes the same bytes again, followed by those that have come since.
     ///
-    /// Whatever the Host is, and with or without one: nobody else is served here.
+    /// The Host is ignored, and may be missing: there is only one host here.
     pub fn read(input: &'a [u8]) -> Result<Option<Request<'a>>, Refused> {
         let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
         let mut request = httparse::Request::new(&mut headers);
@@ -41,7 +41,7 @@ impl<'a> Request<'a> {
         let refuse = |status, text| Err(Refused { status, text, is_head });
         match parsed {
             Ok(httparse::Status::Complete(_)) => {}
-            // What has not come of the version may make another one of it.
+            // The bytes of the version that have not come yet may make it another version.
             Ok(httparse::Status::Partial) | Err(httparse::Error::Version) if !is_at_limit(input, &parsed) => {
                 return Ok(None);
             }
@@ -66,12 +66,12 @@ impl<'a> Request<'a> {
     }
 }
 
-/// Whether no more bytes can change what was said of `input`.
+/// Whether further bytes cannot change the result for `input`.
 fn is_at_limit(input: &[u8], parsed: &httparse::Result<usize>) -> bool {
     input.len() > MAX_REQUEST || (parsed.is_err() && version_of(input).ends_with(b"\n"))
 }
 
-/// The last word of the request line, as far as it has come, and what ends the line.
+/// The last word of the request line, as far as it has come, with the end of the line.
 fn version_of(input: &[u8]) -> &[u8] {
     let input = input.trim_ascii_start();
     let end = memchr::memchr(b'\n', input).map_or(input.len(), |at| at + 1);
@@ -84,7 +84,7 @@ fn is_version(word: &[u8]) -> bool {
     matches!(word.trim_ascii_end(), [b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9'])
 }
 
-/// The path of a target: `/metrics?x=1`, or what is asked of a proxy, `http://host:9100/metrics?x=1`.
+/// The path of a target: `/metrics?x=1`, or as a proxy receives it, `http://host:9100/metrics?x=1`.
 fn path_of(target: &str) -> Option<Cow<'_, str>> {
     let rest = if target.starts_with('/') {
         target

@@ -1,4 +1,4 @@
-//! What is told at `/metrics`, and where it comes from.
+//! What `/metrics` exports, and where it comes from.
 
 use std::sync::Arc;
 
@@ -13,11 +13,11 @@ use crate::server::validity::Validity;
 use crate::service::{Job, ShardCounts};
 use crate::store::{Store, StoreCounts};
 
-/// All of a node that counts, or that readiness depends on.
+/// Everything in a node that has counters, or that readiness depends on.
 pub struct Sources {
     pub mailboxes: Mailboxes,
     pub acceptor: Arc<AcceptorCounts>,
-    /// By index, as the shards.
+    /// By index, like the shards.
     pub reactors: Vec<Arc<ReactorCounts>>,
     pub shards: Vec<Arc<ShardCounts>>,
     pub pool: Submitter<Job>,
@@ -34,7 +34,7 @@ fn by_index<C>(counts: Vec<Arc<C>>) -> impl Iterator<Item = (String, Vec<Arc<C>>
 }
 
 impl Sources {
-    /// All that is told of a node, in a process that began to serve at `started`, in seconds since 1970.
+    /// All metrics of a node, in a process that began to serve at `started`, in seconds since 1970.
     pub fn registry(self, started: f64) -> Registry {
         let Sources { mailboxes, acceptor, reactors, shards, pool, workers, stores, bus, .. } = self;
         let mut registry = process(started);
@@ -80,7 +80,7 @@ impl Sources {
     }
 }
 
-/// What is told of the process alone.
+/// The metrics of the process alone.
 pub fn process(started: f64) -> Registry {
     let mut registry = Registry::default();
     registry.watch(Watched {
