@@ -119,7 +119,7 @@ fn a_redis_that_cannot_be_used_is_told_with_what_to_change() {
         assert!(!last.contains("s3cretpw"), "{text}");
     };
     refused("redis://127.0.0.1:1", &["127.0.0.1:1", "is it running"]);
-    refused(&format!("redis://127.0.0.1:{}", MariaDb::shared().port()), &["no Redis"]);
+    refused(&format!("redis://127.0.0.1:{}", MariaDb::shared().port()), &["not a Redis"]);
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     refused(&format!("redis://{}", silent.local_addr().unwrap()), &["does not answer"]);
 
