@@ -539,7 +539,8 @@ fn what_goes_between_nodes_is_counted_on_both() {
     all_that_is_told_is_documented(&Scrape::of(here));
 }
 
-/// The documents' table has a row for each family, with its labels, and the page shows none that is not exported.
+/// The documents' table has a row for each family, with its labels, the READMEs' picture has every thread, and the
+/// page shows no family that is not exported.
 #[track_caller]
 fn all_that_is_told_is_documented(scrape: &Scrape) {
     type Rows = BTreeMap<String, BTreeSet<String>>;
@@ -560,6 +561,17 @@ fn all_that_is_told_is_documented(scrape: &Scrape) {
     let exported: Rows = exported.collect();
     for document in [include_str!("../docs/OPERATING.md"), include_str!("../docs/OPERATING.zh-CN.md")] {
         assert_eq!(rows(document), exported);
+    }
+    for readme in [include_str!("../README.md"), include_str!("../README.zh-CN.md")] {
+        let picture = readme.split("```").find(|block| block.contains("reactor-0")).expect("a picture of the threads");
+        let shown: BTreeSet<&str> = picture.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-')).collect();
+        for series in scrape.0["chat_thread_cpu_seconds_total"].samples.keys() {
+            let thread = series.split('"').nth(1).expect("the name of a thread");
+            // Of several of a kind the first is shown; `main` has the name of the program.
+            let kind = thread.trim_end_matches(|c: char| c.is_ascii_digit());
+            let first = if kind == thread { thread.replace("chat-server", "main") } else { format!("{kind}0") };
+            assert!(shown.contains(&*first), "{thread} is not in the picture");
+        }
     }
     let page = include_str!("../src/server/monitor/page.html");
     let shown = page.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
