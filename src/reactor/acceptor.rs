@@ -10,11 +10,12 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token, Waker};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
-use super::address::{AddressSlot, Addresses, canonical};
+use super::address::{Addresses, canonical};
 use super::counts::AcceptorCounts;
-use super::event_loop::Handler;
 use super::mailbox::{Mail, Mailbox, WAKER};
 use super::memory::{self, Crowd};
+use super::slot::{CommonPlace, ConnectionSlot};
+use super::types::Types;
 
 const LISTENER: Token = Token(0);
 /// Accepts in a turn.
@@ -75,18 +76,6 @@ pub fn listen_everywhere(port: u16) -> io::Result<std::net::TcpListener> {
     }
 }
 
-/// One connection's place under the limits, free again when dropped: a pointer to what all have in
-/// common, or, where addresses have a limit, to a place of its own.
-pub struct ConnectionSlot(#[expect(dead_code, reason = "it counts by being there")] Arc<Place>);
-
-/// Whoever holds it is counted by its references.
-#[derive(Default)]
-struct Place {
-    /// Of a connection of its own: the common one.
-    _common: Option<Arc<Place>>,
-    _of_address: Option<AddressSlot>,
-}
-
 /// How many clients are let in, and what the others are told.
 #[derive(Debug, Clone)]
 pub struct Admission {
@@ -117,13 +106,13 @@ enum State {
 }
 
 /// The acceptor: its own Poll and the listener. Client sockets are never registered here.
-pub struct Acceptor<H: Handler> {
+pub struct Acceptor<H: Types> {
     poll: Poll,
     listener: TcpListener,
     mailboxes: Arc<[Mailbox<Mail<H>>]>,
     next: usize,
     /// Referred to by every open connection, over all reactors, and by nothing else.
-    common: Arc<Place>,
+    common: CommonPlace,
     admission: Admission,
     stop: Arc<AtomicBool>,
     state: State,
@@ -151,7 +140,7 @@ impl AcceptorHandle {
     }
 }
 
-impl<H: Handler> Acceptor<H> {
+impl<H: Types> Acceptor<H> {
     /// An acceptor on `listener`.
     pub fn new(
         listener: std::net::TcpListener,
@@ -169,7 +158,7 @@ impl<H: Handler> Acceptor<H> {
             listener,
             mailboxes,
             next: 0,
-            common: Arc::default(),
+            common: CommonPlace::default(),
             admission,
             stop,
             state: State::Ready,
@@ -220,7 +209,7 @@ impl<H: Handler> Acceptor<H> {
     fn tidy(&mut self, now: Instant) {
         if now - self.looked >= LOOK {
             self.looked = now;
-            if self.crowd.has_left(Arc::strong_count(&self.common) - 1) {
+            if self.crowd.has_left(self.common.connections()) {
                 memory::give_back();
             }
         }
@@ -268,13 +257,12 @@ impl<H: Handler> Acceptor<H> {
     }
 
     fn admit(&self, peer: SocketAddr) -> Result<ConnectionSlot, NoPlace> {
-        if Arc::strong_count(&self.common) > self.admission.max {
+        if self.common.connections() >= self.admission.max {
             return Err(NoPlace::Anywhere);
         }
-        let common = Arc::clone(&self.common);
-        let Some((addresses, _)) = &self.admission.addresses else { return Ok(ConnectionSlot(common)) };
+        let Some((addresses, _)) = &self.admission.addresses else { return Ok(self.common.slot(None)) };
         let of_address = addresses.admit(peer.ip()).ok_or(NoPlace::ForItsAddress)?;
-        Ok(ConnectionSlot(Arc::new(Place { _common: Some(common), _of_address: Some(of_address) })))
+        Ok(self.common.slot(Some(of_address)))
     }
 
     /// Tells a client that there is no place for it. A new socket's buffer has room for that, and

@@ -1,25 +1,27 @@
-//! One client's socket and what the loop must remember about it.
+//! One client's socket, and what its loop must remember about it.
+//!
+//! Thread: the reactor's that owns the connection. A connection that moves is a letter, and belongs to one thread at a
+//! time.
 
-use std::time::Instant;
+use std::collections::VecDeque;
+use std::io;
+use std::time::{Duration, Instant};
 
 use mio::net::TcpStream;
+use mio::{Interest, Registry, Token};
 
-use super::acceptor::ConnectionSlot;
-use super::event_loop::Recall;
 use super::id::ConnId;
-use super::outbox::Outbox;
-use super::reason::{CloseReason, Mark};
+use super::outbox::{Outbox, Progress};
+use super::pressure::Pressure;
+use super::reason::CloseReason;
+use super::slot::ConnectionSlot;
+use super::types::{Recall, Types};
 
-/// One message to be written.
-pub struct Message<'a, T> {
-    pub body: super::outbox::Body<'a>,
-    /// Follows the body.
-    pub terminator: &'static [u8],
-    /// Comes back through [`super::Handler::written`] once the kernel has taken the last byte, or
-    /// through [`super::Handler::closed`] if it never does.
-    pub tag: Option<T>,
-    pub manner: super::outbox::Manner,
-}
+/// The time between two messages to a paced connection: longer than a client takes to come back to `recv`.
+pub(super) const PACE: Duration = Duration::from_millis(10);
+
+/// What every connection waits for: input, and the news of urgent bytes, at which a read stops short.
+const INPUT: Interest = Interest::READABLE.add(Interest::PRIORITY);
 
 /// What has become of a client's side of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,21 +35,30 @@ pub enum HangUp {
 
 /// Where a connection stands in its life. It only ever goes down this list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum State<R> {
+pub(super) enum Life<R> {
     Open,
     /// The handler closes it: what is queued is flushed, nothing more is read.
     Flushing(R),
     /// Our side is shut; the client's last bytes are read and dropped, since closing a socket
     /// with unread input sends a reset, which can destroy the reply on its way.
     Lingering,
-    /// To be swept at the end of the turn, after a word to the handler if there is a reason.
+    /// To be swept at the end of the turn. The handler is told of it if there is a reason.
     Dead(Option<CloseReason<R>>),
 }
 
-pub(super) struct Connection<T, R> {
-    pub id: ConnId,
-    pub stream: TcpStream,
-    pub state: State<R>,
+/// How far the end of a client's stream has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum StreamEnd {
+    /// More may come.
+    NotSeen,
+    /// A read has returned it.
+    Read,
+    /// The handler was told.
+    Told,
+}
+
+/// What is read from a client.
+pub(super) struct Input {
     /// The kernel may have input: an event said so and no read has shown otherwise.
     pub readable: bool,
     /// An event said that the client has finished sending, or has sent an urgent byte: a short read
@@ -55,96 +66,193 @@ pub(super) struct Connection<T, R> {
     pub short_reads_lie: bool,
     /// What an event has said of the client's side.
     pub hang_up: Option<HangUp>,
-    /// The stream's end was read.
-    pub eof: bool,
-    /// The handler was told of `eof`.
-    pub ended: bool,
+    pub end: StreamEnd,
     /// The handler wants no input for now.
     pub paused: bool,
-    /// `input` holds bytes that the handler has not looked at since it stopped.
+    /// `unconsumed` holds bytes that the handler has not looked at since it stopped.
     pub unhandled: bool,
-    /// The mark that its queue has passed without being drained since.
-    pub over: Option<Mark>,
-    /// In the loop's ready list.
-    pub in_ready: bool,
-    /// In the loop's dirty list.
-    pub in_dirty: bool,
-    /// Registered for WRITABLE.
-    pub armed: bool,
-    /// The last write found the socket full, and no event has said otherwise.
-    pub blocked: bool,
-    /// Its messages were recalled, because it has taken nothing for a second or the handler wanted
-    /// it; not drained since.
-    pub recalled: bool,
-    /// The handler wants its messages recalled.
-    pub to_recall: Option<Recall>,
-    /// A timer will look whether it has stalled.
-    pub stall_timer: bool,
-    /// Its input waits until what is queued is written, exempt or not.
-    pub stuffed: bool,
-    /// Each message leaves alone and spaced out, for C++ clients.
-    pub paced: bool,
-    /// A timer will go on with a paced connection's queue.
-    pub pacing: bool,
-    /// When a connection that we close has had its time.
-    pub close_by: Option<Instant>,
+    /// No input is read until all output is written, whatever counts towards a mark: too many replies are queued.
+    pub waits_for_output: bool,
     /// Input that the handler has not consumed: the head of an object, or what waits behind a
     /// login. Empty and without memory while nothing is pending.
-    pub input: Vec<u8>,
-    /// `None` while there is nothing to write.
+    pub unconsumed: Vec<u8>,
+}
+
+/// Whether the messages to a connection are spaced out, for C++ clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// They are not: all that is queued is written together.
+    Unpaced,
+    /// They are, each in a write of its own, and the next one may be written.
+    Ready,
+    /// The last one was written less than 10 ms ago: a timer will go on.
+    Waiting,
+}
+
+/// What is written to a client.
+pub(super) struct Output<T> {
+    /// `None` while there is nothing to write, so that an idle connection pays for a pointer only.
     pub outbox: Option<Box<Outbox<T>>>,
+    /// The last write found the socket full, and no event has said otherwise.
+    pub blocked: bool,
+    /// Registered for WRITABLE.
+    pub armed: bool,
+    /// A timer will look whether the client has stalled.
+    pub stall_timer: bool,
+    pub pace: Pace,
+}
+
+/// In which lists of its loop a connection stands, each of which it is in once at most.
+#[derive(Default)]
+pub(super) struct Listed {
+    pub ready: bool,
+    pub dirty: bool,
+}
+
+pub(super) struct Connection<H: Types> {
+    pub id: ConnId,
+    pub stream: TcpStream,
+    pub life: Life<H::Reason>,
+    /// When a connection that is being closed has had its time.
+    pub close_by: Option<Instant>,
+    pub input: Input,
+    pub output: Output<H::Tag>,
+    pub pressure: Pressure,
+    /// The handler wants its messages recalled.
+    pub to_recall: Option<Recall>,
+    pub listed: Listed,
     /// Counts this connection for the acceptor; given back when dropped.
     pub _slot: ConnectionSlot,
 }
 
-impl<T, R> Connection<T, R> {
+impl<H: Types> Connection<H> {
     pub fn new(id: ConnId, stream: TcpStream, slot: ConnectionSlot) -> Self {
         Connection {
             id,
             stream,
-            state: State::Open,
-            readable: false,
-            short_reads_lie: false,
-            hang_up: None,
-            eof: false,
-            ended: false,
-            paused: false,
-            unhandled: false,
-            over: None,
-            in_ready: false,
-            in_dirty: false,
-            armed: false,
-            blocked: false,
-            recalled: false,
-            to_recall: None,
-            stall_timer: false,
-            stuffed: false,
-            paced: false,
-            pacing: false,
+            life: Life::Open,
             close_by: None,
-            input: Vec::new(),
-            outbox: None,
+            input: Input {
+                readable: false,
+                short_reads_lie: false,
+                hang_up: None,
+                end: StreamEnd::NotSeen,
+                paused: false,
+                unhandled: false,
+                waits_for_output: false,
+                unconsumed: Vec::new(),
+            },
+            output: Output { outbox: None, blocked: false, armed: false, stall_timer: false, pace: Pace::Unpaced },
+            pressure: Pressure::default(),
+            to_recall: None,
+            listed: Listed::default(),
             _slot: slot,
         }
     }
 
-    /// The handler has been told of its end.
+    /// Whether the handler has been told of its end.
     pub fn is_over_for_the_handler(&self) -> bool {
-        matches!(self.state, State::Lingering | State::Dead(None))
+        matches!(self.life, Life::Lingering | Life::Dead(None))
     }
 
+    /// Whether its queue can be written now, as far as is known.
+    pub fn may_be_written(&self) -> bool {
+        !self.output.blocked && self.output.pace != Pace::Waiting && !matches!(self.life, Life::Dead(_))
+    }
+
+    /// Writes its queue as far as the socket takes it; of a paced connection, one message. `tags` receives the tags of
+    /// the messages that were written whole.
+    pub fn write(&mut self, tags: &mut Vec<H::Tag>) -> io::Result<Progress> {
+        loop {
+            let Some(outbox) = &mut self.output.outbox else { return Ok(Progress::Empty) };
+            match outbox.write_to(&mut self.stream, tags) {
+                Ok(Progress::Boundary) if self.output.pace == Pace::Unpaced => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Registers it with the Poll that is to watch it.
+    pub fn register(&mut self, registry: &Registry) -> io::Result<()> {
+        self.output.armed = self.output.blocked;
+        let interest = self.interest();
+        registry.register(&mut self.stream, Token(self.id.slot()), interest)
+    }
+
+    /// Has WRITABLE watched while the socket is full, and only then.
+    pub fn arm(&mut self, registry: &Registry) -> io::Result<()> {
+        if self.output.armed == self.output.blocked {
+            return Ok(());
+        }
+        self.output.armed = self.output.blocked;
+        let interest = self.interest();
+        registry.reregister(&mut self.stream, Token(self.id.slot()), interest)
+    }
+
+    fn interest(&self) -> Interest {
+        if self.output.armed { INPUT | Interest::WRITABLE } else { INPUT }
+    }
+
+    /// Puts it into the list of those that have something to flush.
+    pub fn mark_dirty(&mut self, dirty: &mut Vec<ConnId>) {
+        if !std::mem::replace(&mut self.listed.dirty, true) {
+            dirty.push(self.id);
+        }
+    }
+
+    /// Puts it into the list of those with input to be read or handled.
+    pub fn mark_ready(&mut self, ready: &mut VecDeque<ConnId>) {
+        if !std::mem::replace(&mut self.listed.ready, true) {
+            ready.push_back(self.id);
+        }
+    }
+}
+
+impl<T> Output<T> {
     /// Bytes that wait to be written.
     pub fn queued(&self) -> usize {
         self.outbox.as_ref().map_or(0, |outbox| outbox.len())
     }
 
-    /// What is held against a mark. Where memory is `tight`, all that waits counts.
+    /// Bytes that wait to be written and count towards the high-water mark.
+    pub fn counted(&self) -> usize {
+        self.outbox.as_ref().map_or(0, |outbox| outbox.counted())
+    }
+
+    /// What is held against a mark. While memory is `tight`, everything that waits counts.
     pub fn weight(&self, tight: bool) -> usize {
         if tight { self.queued() } else { self.counted() }
     }
 
-    /// Bytes that wait to be written and count towards the high-water mark.
-    pub fn counted(&self) -> usize {
-        self.outbox.as_ref().map_or(0, |outbox| outbox.counted())
+    /// When the kernel last took something, or the queue began to wait for it.
+    pub fn progress(&self) -> Option<Instant> {
+        self.outbox.as_ref().and_then(|outbox| outbox.progress)
+    }
+
+    /// When the queue passed the soft mark.
+    pub fn over_since(&self) -> Option<Instant> {
+        self.outbox.as_ref().and_then(|outbox| outbox.over_since)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nothing;
+
+    impl Types for Nothing {
+        type Letter = ();
+        type Tag = ();
+        type Timer = ();
+        type Moved = ();
+        type Reason = ();
+    }
+
+    #[test]
+    fn an_idle_connection_pays_for_no_more_than_before() {
+        // In debug builds mio notes a socket's Poll.
+        let debug = if cfg!(debug_assertions) { 8 } else { 0 };
+        assert!(size_of::<Connection<Nothing>>() <= 104 + debug, "{}", size_of::<Connection<Nothing>>());
     }
 }

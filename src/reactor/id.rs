@@ -42,6 +42,11 @@ impl ConnIds {
         ConnIds { reactor, next_serial: 0, slots: 0, free: Vec::new() }
     }
 
+    /// The index of the reactor that gives them out.
+    pub fn reactor(&self) -> usize {
+        usize::from(self.reactor)
+    }
+
     /// A new connection's id: its serial is new, its slot may have been somebody else's.
     pub fn allocate(&mut self) -> ConnId {
         let slot = self.free.pop().unwrap_or_else(|| {

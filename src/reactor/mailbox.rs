@@ -7,16 +7,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use mio::net::TcpStream;
 use mio::{Registry, Token, Waker};
 
-use super::acceptor::ConnectionSlot;
 use super::budget::InFlight;
 use super::connection::Connection;
-use super::event_loop::Handler;
+use super::slot::ConnectionSlot;
+use super::types::Types;
 
 /// The token of every Poll's waker; no connection's slot reaches it.
 pub(super) const WAKER: Token = Token(usize::MAX);
 
 /// What lies in the mailbox of a reactor with such a handler.
-pub enum Mail<H: Handler> {
+pub enum Mail<H: Types> {
     /// From the acceptor: an accepted socket, registered nowhere yet.
     Connection(TcpStream, SocketAddr, ConnectionSlot),
     /// From another reactor: a connection that goes on here, registered nowhere at the moment.
@@ -34,8 +34,8 @@ pub enum Mail<H: Handler> {
 }
 
 /// A connection on its way from one reactor to another: the loop's part, and the handler's.
-pub struct Moving<H: Handler> {
-    pub(super) connection: Box<Connection<H::Tag, H::Reason>>,
+pub struct Moving<H: Types> {
+    pub(super) connection: Box<Connection<H>>,
     pub(super) moved: H::Moved,
     /// Until it has arrived.
     pub(super) in_flight: InFlight,

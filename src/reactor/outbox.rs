@@ -82,6 +82,29 @@ pub struct Manner {
     pub exempt: bool,
 }
 
+/// One message to be written.
+pub struct Message<'a, T> {
+    pub body: Body<'a>,
+    /// Follows the body.
+    pub terminator: &'static [u8],
+    /// Comes back through [`Handler::written`](super::Handler::written) once the kernel has taken the last byte, or
+    /// through [`Handler::closed`](super::Handler::closed) if it never does.
+    pub tag: Option<T>,
+    pub manner: Manner,
+}
+
+impl<'a, T> Message<'a, T> {
+    /// Bytes as they are, with no terminator and no tag.
+    pub fn plain(bytes: &'a [u8]) -> Self {
+        Message { body: Body::Borrowed(bytes), terminator: b"", tag: None, manner: Manner::default() }
+    }
+
+    /// The same of bytes that many connections are sent.
+    pub fn shared(bytes: &'a Arc<[u8]>) -> Self {
+        Message { body: Body::Shared(bytes), ..Message::plain(b"") }
+    }
+}
+
 /// A message that the kernel has not taken whole.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Unwritten<T> {

@@ -15,7 +15,7 @@ use crate::bus::{Bus, BusEvent, BusOp, Envelope, Listener};
 use crate::clock::since_boot;
 use crate::home::Homes;
 use crate::pool::{Standing, Submitter, Worker};
-use crate::reactor::{Body, CloseReason, ConnId, Handler, HangUp, Io, Mail, Message, Recall, Taken, Unwritten};
+use crate::reactor::{Body, CloseReason, ConnId, Handler, HangUp, Io, Mail, Message, Recall, Taken, Types, Unwritten};
 use crate::service::{Effect, Effects, Job, JobRunner, Letter, Moved, Now, Payload, Reason, Shard, Tag, Timer};
 use crate::store::NodeId;
 
@@ -168,13 +168,15 @@ pub(super) fn now_at(at: Instant) -> Now {
     Now { at, unix }
 }
 
-impl Handler for Bridge {
+impl Types for Bridge {
     type Letter = Letter;
     type Tag = Tag;
     type Timer = Timer;
     type Moved = Box<Moved>;
     type Reason = Reason;
+}
 
+impl Handler for Bridge {
     fn may_act(&mut self) -> bool {
         self.validity.as_ref().is_none_or(|validity| validity.may_act(since_boot()))
     }

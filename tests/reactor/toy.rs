@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use chat_server::reactor::{
     Acceptor, AcceptorHandle, Admission, Body, Budget, CloseReason, ConnId, EventLoop, Handler, HangUp, Io, Limits,
-    Mail, Mailbox, Manner, Message, ReactorCounts, Reason, Recall, Taken, Unwritten, listen,
+    Mail, Mailbox, Manner, Message, ReactorCounts, Reason, Recall, Taken, Types, Unwritten, listen,
 };
 use mio::Poll;
 
@@ -111,13 +111,15 @@ impl Toy {
     }
 }
 
-impl Handler for Toy {
+impl Types for Toy {
     type Letter = Letter;
     type Tag = Tag;
     type Timer = u32;
     type Moved = Moved;
     type Reason = Why;
+}
 
+impl Handler for Toy {
     fn may_act(&mut self) -> bool {
         self.may.load(SeqCst)
     }

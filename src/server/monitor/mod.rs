@@ -45,8 +45,8 @@ use crate::clock::since_boot;
 use crate::metrics::Registry;
 use crate::pool::{Pool, Worker};
 use crate::reactor::{
-    Acceptor, AcceptorHandle, Admission, Body, Budget, CloseReason, ConnId, EventLoop, Handler, HangUp, Io, Limits,
-    Mail, Mailbox, Manner, Message, Recall, Taken, Unwritten, listen,
+    Acceptor, AcceptorHandle, Admission, Budget, CloseReason, ConnId, EventLoop, Handler, Io, Limits, Mail, Mailbox,
+    Message, Taken, Types, Unwritten, listen,
 };
 use crate::store::Connection;
 
@@ -243,8 +243,7 @@ impl<'a> Reply<'a> {
         if !is_head {
             bytes.push_str(body);
         }
-        let body = Body::Borrowed(bytes.as_bytes());
-        io.send(conn, Message { body, terminator: b"", tag: None, manner: Manner::default() });
+        io.send(conn, Message::plain(bytes.as_bytes()));
         io.close(conn, ());
     }
 }
@@ -302,13 +301,15 @@ fn not_ready(io: &mut Io<Web>, conn: ConnId, is_head: bool, reason: &str) {
     Reply::text("503 Service Unavailable", &format!("not ready: {reason}\n")).send(io, conn, is_head);
 }
 
-impl Handler for Web {
+impl Types for Web {
     type Letter = News;
     type Tag = ();
     type Timer = Late;
     type Moved = ();
     type Reason = ();
+}
 
+impl Handler for Web {
     fn opened(&mut self, io: &mut Io<Self>, conn: ConnId, _peer: SocketAddr) {
         self.open.push_back(conn);
         io.set_timer(io.now() + REQUEST_TIME, Late::Request(conn));
@@ -320,12 +321,8 @@ impl Handler for Web {
         }
     }
 
-    fn arrived(&mut self, _io: &mut Io<Self>, _conn: ConnId, (): ()) {
-        // Nothing moves where there is one reactor.
-    }
-
     fn input(&mut self, io: &mut Io<Self>, conn: ConnId, input: &[u8]) -> Taken {
-        let all = Taken { bytes: input.len(), more: false };
+        let all = Taken::all(input);
         if self.asking.contains_key(&conn) {
             return all; // no second request is read
         }
@@ -342,10 +339,6 @@ impl Handler for Web {
         if !self.asking.contains_key(&conn) {
             io.close(conn, ());
         }
-    }
-
-    fn hung_up(&mut self, _io: &mut Io<Self>, _conn: ConnId, _how: HangUp) {
-        // No input waits here.
     }
 
     fn letter(&mut self, io: &mut Io<Self>, news: News) {
@@ -368,16 +361,6 @@ impl Handler for Web {
         }
     }
 
-    fn written(&mut self, _io: &mut Io<Self>, _conn: ConnId, (): ()) {}
-
-    fn recallable((): &(), _how: Recall) -> bool {
-        false
-    }
-
-    fn recalled(&mut self, _io: &mut Io<Self>, _conn: ConnId, _recalled: Vec<Unwritten<()>>) {}
-
-    fn drained(&mut self, _io: &mut Io<Self>, _conn: ConnId) {}
-
     fn closed(&mut self, _io: &mut Io<Self>, conn: ConnId, _reason: CloseReason<()>, _unwritten: Vec<Unwritten<()>>) {
         self.open.retain(|open| *open != conn);
         self.asking.remove(&conn);
@@ -394,8 +377,4 @@ impl Handler for Web {
             }
         }
     }
-
-    fn turn_ended(&mut self, _io: &mut Io<Self>) {}
-
-    fn stopping(&mut self, _io: &mut Io<Self>) {}
 }
