@@ -188,6 +188,8 @@ mod tests {
     #[test]
     fn each_state_goes_where_the_table_says() {
         type Event = fn(&mut Pressure) -> bool;
+        /// Before, after, and the answer.
+        type Cases = [(Pressure, Pressure, bool); 4];
         let at_the_mark: Event = |pressure| pressure.weighed(100, &marks(0));
         let above_the_mark: Event = |pressure| pressure.weighed(101, &marks(0));
         let above_its_share: Event = |pressure| pressure.weighed(51, &marks(4001));
@@ -196,7 +198,7 @@ mod tests {
             true
         };
         let (none, gone) = (Pressure::None, Pressure::Recalled);
-        let rows: [(&str, Event, [(Pressure, Pressure, bool); 4]); 6] = [
+        let rows: [(&str, Event, Cases); 6] = [
             ("at", at_the_mark, [(none, none, false), (gone, gone, false), (OWN, OWN, false), (SHARE, SHARE, false)]),
             ("above", above_the_mark, [(none, OWN, true), (gone, OWN, true), (OWN, OWN, false), (SHARE, SHARE, false)]),
             (
