@@ -492,7 +492,10 @@ fn who_has_stopped_reading_is_counted_after_a_second() {
         sender.post(&chat);
     }
     sender.sync();
-    assert!(Scrape::of(at).sum("chat_queued_bytes") > 0.0);
+    let scrape = Scrape::of(at);
+    // On a busy machine the second may be over by now.
+    let is_over = scrape.sum("chat_slow_consumers_total") > 0.0;
+    assert!(is_over || scrape.sum("chat_queued_bytes") > 0.0);
     expect(at, "chat_slow_consumers_total{cause=\"stalled\"}", 1.0);
     assert_eq!(slow.texts(40), vec![text; 40]);
     expect_all(at, &[("chat_queued_bytes", 0.0), ("chat_slow_consumers_total", 1.0)]);
