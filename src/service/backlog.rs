@@ -16,8 +16,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::receipts::{Receipt, Waiting};
-use super::route::{BATCH_BYTES, BATCH_MESSAGES};
+use super::receipts::{Bounds, Receipt, Waiting};
 use crate::bus::Fate;
 use crate::store::{Kept, NodeId, Parcel, RowId, UserId};
 use crate::wire::Errno;
@@ -72,10 +71,6 @@ pub(super) struct Backlog {
     stage: Stage,
     /// Something was stored, or may have been, since the last page was asked for.
     stale: bool,
-    /// The login reply, with offline messages in it, is not written yet.
-    reply_due: bool,
-    /// It is ending, and not over before its connection is gone.
-    closing: bool,
     /// The connection's queue is being taken back: what is held stands behind that.
     recalling: bool,
     /// Oldest first.
@@ -108,7 +103,9 @@ enum Stage {
     Due,
     /// A page is being read.
     Reading,
-    /// So many messages of a page, or the login reply, are being written.
+    /// The login reply, with offline messages in it, is being written.
+    Reply,
+    /// This number of messages of a page are being written.
     Writing(usize),
     /// What was written is being removed.
     Removing,
@@ -116,6 +113,8 @@ enum Stage {
     Failed(Instant),
     /// The session is ending.
     Ending,
+    /// The same, and it is not over before its connection is gone.
+    Closing,
 }
 
 /// A message of which some was written when the queue was taken back. What stood behind it goes to the store, so
@@ -150,8 +149,6 @@ impl Backlog {
             former: 0,
             stage,
             stale: false,
-            reply_due: false,
-            closing: false,
             recalling: false,
             held: VecDeque::new(),
             until: now,
@@ -199,12 +196,12 @@ impl Backlog {
     }
 
     pub fn is_ending(&self) -> bool {
-        self.stage == Stage::Ending
+        matches!(self.stage, Stage::Ending | Stage::Closing)
     }
 
     /// Whether nothing is left that a session which is ending must wait for.
     pub fn is_settled(&self) -> bool {
-        self.has_nothing_to_store() && self.half.is_none() && !self.closing
+        self.has_nothing_to_store() && self.half.is_none() && self.stage != Stage::Closing
     }
 
     fn has_nothing_to_store(&self) -> bool {
@@ -240,8 +237,8 @@ impl Backlog {
     /// Whether the client is just getting something: then it may be live in a moment.
     fn is_in_time(&self, now: Instant) -> bool {
         let is_served = match self.stage {
-            Stage::Loading | Stage::Due | Stage::Reading | Stage::Writing(_) | Stage::Removing => true,
-            Stage::Queue | Stage::Failed(_) | Stage::Ending => false,
+            Stage::Loading | Stage::Reply | Stage::Due | Stage::Reading | Stage::Writing(_) | Stage::Removing => true,
+            Stage::Queue | Stage::Failed(_) | Stage::Ending | Stage::Closing => false,
         };
         is_served && now < self.until
     }
@@ -304,15 +301,12 @@ impl Backlog {
             cx.steps.extend(self.nudgers.drain(..).map(Step::Nudged));
             return;
         }
-        let mut bytes = 0;
-        while let Some(message) = self.held.pop_front_if(|message| {
-            bytes += message.body.len();
-            self.storing.is_empty() || (self.storing.len() < BATCH_MESSAGES && bytes <= BATCH_BYTES)
-        }) {
+        let mut bounds = Bounds::default();
+        while let Some(message) = self.held.pop_front_if(|message| bounds.admit(message)) {
             self.storing.push(message);
         }
         if self.held.is_empty() {
-            self.flush = self.stage == Stage::Ending;
+            self.flush = self.is_ending();
             self.nudgers_of_job.append(&mut self.nudgers);
         }
         self.stale = true;
@@ -469,7 +463,7 @@ impl Backlog {
     /// The connection is gone, and with it the rest of a half-written message. Returns whether there is one that
     /// the store has, or was asked for; the error: it has refused it.
     pub fn cut(&mut self) -> Result<bool, Errno> {
-        self.closing = false;
+        self.stage = Stage::Ending;
         match self.half.take() {
             None | Some(Half::Row) => Ok(false),
             Some(Half::Held | Half::Stored(_)) => Ok(true),
@@ -496,9 +490,8 @@ impl Backlog {
     /// `more`: there are others.
     pub fn loaded(&mut self, has_rows: bool, more: bool, cx: &mut Context) {
         self.stale |= more;
-        self.reply_due = has_rows;
         if has_rows {
-            self.stage = Stage::Writing(1);
+            self.stage = Stage::Reply;
         } else {
             self.try_to_live(cx);
         }
@@ -545,12 +538,11 @@ impl Backlog {
     /// An offline message was written, or the login reply with several.
     pub fn rows_written(&mut self, rows: &[RowId], cx: &mut Context) {
         self.written.extend_from_slice(rows);
-        self.reply_due = false;
         match self.stage {
             Stage::Writing(left) if left > 1 => self.stage = Stage::Writing(left - 1),
-            Stage::Writing(_) => self.remove_written(cx),
+            Stage::Reply | Stage::Writing(_) => self.remove_written(cx),
             // Nobody waits for it any more: they go, or the next login repeats them.
-            Stage::Ending => {
+            Stage::Ending | Stage::Closing => {
                 self.half.take_if(|half| *half == Half::Row);
                 cx.steps.push(Step::Forget(std::mem::take(&mut self.written)));
             }
@@ -579,14 +571,13 @@ impl Backlog {
     /// The session is ending. Its connection's queue is taken back: see [`Backlog::recalled`].
     /// `closing`: it ends only when its connection is gone.
     pub fn end(&mut self, closing: bool, cx: &mut Context) {
-        self.closing = closing;
         if self.stage != Stage::Removing && !self.written.is_empty() {
             cx.steps.push(Step::Forget(std::mem::take(&mut self.written)));
         }
-        if self.reply_due {
+        if self.stage == Stage::Reply {
             self.half = Some(Half::Row);
         }
-        self.stage = Stage::Ending;
+        self.stage = if closing { Stage::Closing } else { Stage::Ending };
         self.flush = true;
         self.recalling = true;
     }

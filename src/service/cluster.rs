@@ -1,5 +1,6 @@
 //! What other nodes and the bus have to tell, and what is asked of them.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -7,13 +8,12 @@ use super::backlog::Nudger;
 use super::delivery::Text;
 use super::jobs::Login;
 use super::letters::{Letter, Timer};
-use super::receipts::{Receipt, SessionId};
+use super::receipts::{Receipt, ReplyTo, SessionId};
 use super::route::PATIENCE;
 use super::shard::Shard;
 use super::users::{Early, User};
 use super::{Answer, Effect, Then};
 use crate::bus::{Addressee, Answered, BusEvent, BusOp, Envelope, Fate, Ticket};
-use crate::reactor::ConnId;
 use crate::store::{GroupId, NodeId, Outcome, StoreError, UserId, Write};
 use crate::wire::Request;
 
@@ -30,13 +30,26 @@ pub(super) enum Question {
     Published { user: UserId, number: u64 },
     /// Do these nodes, which have not confirmed it yet, know that this user has joined this group? And who is to be
     /// told, with whether that is news.
-    Join {
-        group: GroupId,
-        user: UserId,
-        nodes: Vec<NodeId>,
-        whose: Option<(ConnId, Option<i64>, bool)>,
-        begun: Instant,
-    },
+    Join { group: GroupId, user: UserId, nodes: Vec<NodeId>, whose: Option<(ReplyTo, bool)>, begun: Instant },
+}
+
+/// What was asked and is not answered.
+#[derive(Default)]
+pub(super) struct Questions {
+    /// What no route asks, by ticket.
+    pub open: BTreeMap<u64, Question>,
+    last_ticket: u64,
+    /// When answers have had their time.
+    patience: BTreeSet<(Instant, Waiter)>,
+    /// When the timer for the first of them fires; one that was set for later before is of no use any more.
+    timer_at: Option<Instant>,
+}
+
+/// Nodes that are dead, by number, while something of them is open.
+#[derive(Default)]
+pub(super) struct Burials {
+    open: HashMap<u64, Burial>,
+    last: u64,
 }
 
 /// Whoever waits for an answer.
@@ -186,25 +199,25 @@ impl Shard {
     fn bury(&mut self, node: NodeId, asker: Option<NodeId>) {
         self.groups.forget();
         let users = self.users_with(|user| user.session.is_some());
-        self.next_burial += 1;
-        let number = self.next_burial;
+        self.burials.last += 1;
+        let number = self.burials.last;
         // One more, until all of them have been told.
-        self.burials.insert(number, Burial { node, asker, left: users.len() + 1 });
+        self.burials.open.insert(number, Burial { node, asker, left: users.len() + 1 });
         users.into_iter().for_each(|user| self.drain(user, Nudger::Burial(number)));
         self.burial_goes_on(number);
-        let joins: Vec<u64> = self.questions.keys().copied().collect();
+        let joins: Vec<u64> = self.questions.open.keys().copied().collect();
         joins.into_iter().for_each(|key| self.join_seen(key, node));
         self.fx.timer(self.now.at + LAST_LOOKS, Timer::Dead(node));
     }
 
     /// All that came to one session before a burial is delivered or committed.
     pub(super) fn burial_goes_on(&mut self, number: u64) {
-        let Some(burial) = self.burials.get_mut(&number) else { return };
+        let Some(burial) = self.burials.open.get_mut(&number) else { return };
         burial.left -= 1;
         if burial.left > 0 {
             return;
         }
-        if let Some(Burial { node: dead, asker: Some(asker), .. }) = self.burials.remove(&number) {
+        if let Some(Burial { node: dead, asker: Some(asker), .. }) = self.burials.open.remove(&number) {
             self.fx.push(Effect::Bus(BusOp::Confirm { dead, asker, shard: self.index as u16 }));
         }
     }
@@ -220,24 +233,24 @@ impl Shard {
 
     /// Notes a question, which is looked at again after 2 s.
     pub(super) fn ask(&mut self, question: Question) -> Ticket {
-        self.next_question += 1;
-        let key = self.next_question;
-        self.questions.insert(key, question);
+        self.questions.last_ticket += 1;
+        let key = self.questions.last_ticket;
+        self.questions.open.insert(key, question);
         self.wait_until(self.now.at + PATIENCE, Waiter::Question(key));
         Ticket { shard: self.index as u16, key }
     }
 
     /// Somebody looks again at this time.
     pub(super) fn wait_until(&mut self, at: Instant, waiter: Waiter) {
-        self.patience.insert((at, waiter));
+        self.questions.patience.insert((at, waiter));
         self.set_patience_timer();
     }
 
     /// One timer is set, for the first of those who wait.
     fn set_patience_timer(&mut self) {
-        let Some((at, _)) = self.patience.first().copied() else { return };
-        if self.patience_timer_at.is_none_or(|timer| at < timer) {
-            self.patience_timer_at = Some(at);
+        let Some((at, _)) = self.questions.patience.first().copied() else { return };
+        if self.questions.timer_at.is_none_or(|timer| at < timer) {
+            self.questions.timer_at = Some(at);
             self.fx.timer(at, Timer::Patience);
         }
     }
@@ -245,42 +258,42 @@ impl Shard {
     /// Answers have had their time.
     pub(super) fn patience_timer(&mut self) {
         let now = self.now.at;
-        if self.patience_timer_at.is_none_or(|timer| now < timer) {
+        if self.questions.timer_at.is_none_or(|timer| now < timer) {
             return;
         }
-        while let Some((at, waiter)) = self.patience.first().copied() {
+        while let Some((at, waiter)) = self.questions.patience.first().copied() {
             if at > now {
                 break;
             }
-            self.patience.pop_first();
+            self.questions.patience.pop_first();
             match waiter {
                 Waiter::Route(user) => self.with_route(user, |route, cx| route.expire(cx)),
                 Waiter::Question(key) => self.ask_again(key),
             }
         }
-        self.patience_timer_at = None;
+        self.questions.timer_at = None;
         self.set_patience_timer();
     }
 
     /// No answer has come, or not all of them.
     fn ask_again(&mut self, key: u64) {
         let (now, ticket) = (self.now.at, Ticket { shard: self.index as u16, key });
-        if let Some(Question::Join { group, user, nodes, whose, begun }) = self.questions.get_mut(&key) {
+        if let Some(Question::Join { group, user, nodes, whose, begun }) = self.questions.open.get_mut(&key) {
             let (group, user) = (*group, *user);
             let envelope = Envelope::Joined { group, user, ticket };
             self.fx.list.extend(nodes.iter().map(|node| Effect::Bus(BusOp::ToNode(*node, envelope.clone()))));
             // Nobody is left behind with it at the end of the server.
             let refused = whose.take_if(|_| self.shutting_down || *begun + JOIN_PATIENCE <= now);
             if self.shutting_down {
-                self.questions.remove(&key);
+                self.questions.open.remove(&key);
             } else {
                 // A node may have ended in the ordinary way. To join twice is to join once.
                 self.write(user, Then::JoinLooked(key), Write::JoinGroup { user, group });
                 self.wait_until(now + PATIENCE, Waiter::Question(key));
             }
-            if let Some((conn, seq, _)) = refused {
+            if let Some((to, _)) = refused {
                 let outcome = Err(StoreError::Unavailable("some node has not confirmed it".into()));
-                self.send(conn.reactor(), Letter::Joined { conn, seq, outcome });
+                self.send(to.conn.reactor(), Letter::Joined { to, outcome });
             }
         } else {
             self.reached(key, None);
@@ -289,13 +302,13 @@ impl Shard {
 
     /// The bus has told how many it reached, or nobody knows.
     fn reached(&mut self, key: u64, count: Option<u32>) {
-        match self.questions.remove(&key) {
+        match self.questions.open.remove(&key) {
             Some(Question::Listeners(login)) => self.listeners_counted(login, count),
             Some(Question::Published { user, number }) => {
                 let fate = if matches!(count, Some(1..)) { Fate::Delivered } else { Fate::Gone };
                 self.with_route(user, |route, cx| _ = route.answered(number, fate, cx));
             }
-            Some(join @ Question::Join { .. }) => _ = self.questions.insert(key, join),
+            Some(join @ Question::Join { .. }) => _ = self.questions.open.insert(key, join),
             None => {}
         }
     }
@@ -313,14 +326,14 @@ impl Shard {
     }
 
     fn join_waits_for(&mut self, key: u64, still: impl Fn(NodeId) -> bool) {
-        let Some(Question::Join { nodes, .. }) = self.questions.get_mut(&key) else { return };
+        let Some(Question::Join { nodes, .. }) = self.questions.open.get_mut(&key) else { return };
         nodes.retain(|node| still(*node));
         if !nodes.is_empty() {
             return;
         }
-        if let Some(Question::Join { whose: Some((conn, seq, already)), .. }) = self.questions.remove(&key) {
+        if let Some(Question::Join { whose: Some((to, already)), .. }) = self.questions.open.remove(&key) {
             let outcome = Ok(Outcome::Joined { already, nodes: Vec::new() });
-            self.send(conn.reactor(), Letter::Joined { conn, seq, outcome });
+            self.send(to.conn.reactor(), Letter::Joined { to, outcome });
         }
     }
 }

@@ -35,6 +35,20 @@ impl Text<'_> {
     }
 }
 
+/// What is known of all routes of a shard together.
+#[derive(Default)]
+pub(super) struct Routes {
+    pub count: usize,
+    /// With this many, those that nothing uses are forgotten.
+    pub many: usize,
+    /// The number of the last launch or nudge.
+    last_number: u64,
+    /// Routes of which something is to be stored at the end of this input.
+    pub marked: Vec<UserId>,
+    /// Launches and nudges that may still be answered.
+    pub open: usize,
+}
+
 impl Shard {
     /// At its recipient's home a message goes to the session, if the user is here; else on the route. What is on
     /// the route comes first, also where the user is here by now.
@@ -46,7 +60,7 @@ impl Shard {
                 let message = Waiting { body: text.into_shared(), receipt: self.owed(receipt) };
                 let more = self.users.entry(to).or_default().with_more();
                 more.route.get_or_insert_with(|| {
-                    self.routes += 1;
+                    self.routes.count += 1;
                     Route::default()
                 });
                 self.with_route(to, |route, cx| route.push(message, cx));
@@ -170,11 +184,11 @@ impl Shard {
         let Some(entry) = self.users.get_mut(&user) else { return };
         let here = entry.session.is_some();
         let Some(route) = entry.route() else { return };
-        let next = &mut self.next_number;
+        let next = &mut self.routes.last_number;
         let mut cx = Context { here, up: self.is_up, now: self.now.at, next, steps: Vec::new() };
         let before = route.open();
         take(route, &mut cx);
-        self.open = self.open + route.open() - before;
+        self.routes.open = self.routes.open + route.open() - before;
         for step in cx.steps {
             self.take_route_step(user, step);
         }
@@ -183,7 +197,7 @@ impl Shard {
 
     fn take_route_step(&mut self, user: UserId, step: route::Step) {
         match step {
-            route::Step::Store => self.marked.push(user),
+            route::Step::Store => self.routes.marked.push(user),
             route::Step::Launch { claim, number, after, body, receipt } => {
                 self.count_message(receipt, Path::OtherNode, 1);
                 self.fx.launch(claim.node, Addressee { user, epoch: claim.epoch, number, after }, body);
@@ -225,7 +239,7 @@ impl Shard {
         if more.route.take_if(is_over).is_none() {
             return;
         }
-        self.routes -= 1;
+        self.routes.count -= 1;
         if is_here {
             self.load_if_due(user);
         }
@@ -248,14 +262,14 @@ impl Shard {
             }
             !user.tidy()
         });
-        self.routes = routes;
-        self.many_routes = self.settings.routes.max(2 * routes);
+        self.routes.count = routes;
+        self.routes.many = self.settings.routes.max(2 * routes);
     }
 
     /// Submits what this input has put on routes to the store: one job for each lane.
     pub(super) fn store_marked(&mut self) {
         let mut by_lane: Vec<(Vec<UserId>, Vec<Parcel>)> = vec![Default::default(); self.settings.lanes];
-        for to in std::mem::take(&mut self.marked) {
+        for to in std::mem::take(&mut self.routes.marked) {
             let route = self.users.get_mut(&to).and_then(|user| user.route());
             if let Some(parcel) = route.and_then(|route| route.take_batch(to)) {
                 let (users, parcels) = &mut by_lane[to as usize % self.settings.lanes];

@@ -9,12 +9,11 @@ use std::sync::Arc;
 
 use super::cluster::Question;
 use super::delivery::Text;
-use super::receipts::Receipt;
+use super::receipts::{Receipt, ReplyTo};
 use super::shard::Shard;
 use super::{Answer, Letter, Op, Then};
 use crate::bus::{Envelope, Ticket};
 use crate::home::Homes;
-use crate::reactor::ConnId;
 use crate::store::{GroupId, NodeId, Outcome, StoreError, UserId};
 use crate::wire::reply::FanOut;
 use crate::wire::{Errno, Refusal, msgid, reply};
@@ -228,7 +227,9 @@ impl Shard {
                 self.finish_sum(key);
             }
             (Err(errno), Some(_)) => {
-                if let Some(Sum { whose: Whose::Message { user, conn, seq }, .. }) = self.sums.sums.remove(&key) {
+                if let Some(Sum { whose: Whose::Message { user, to: ReplyTo { conn, seq } }, .. }) =
+                    self.sums.sums.remove(&key)
+                {
                     self.refuse(conn, Some(msgid::GROUP_CHAT), seq, &errno.into());
                     self.pay_send(conn, user, 0);
                 }
@@ -256,7 +257,7 @@ impl Shard {
                 return self.send(usize::from(shard), Letter::FanPart { key, part: sum, open });
             }
             Whose::Part(_) => return,
-            Whose::Message { user, conn, seq } => (user, conn, seq),
+            Whose::Message { user, to } => (user, to.conn, to.seq),
         };
         match seq {
             Some(seq) => self.reply(conn, |out| reply::ack_group_chat(out, seq, sum)),
@@ -281,14 +282,7 @@ impl Shard {
     }
 
     /// A join is committed, or not. Before it is acked, all nodes that may have read the members before know of it.
-    pub(super) fn join_stored(
-        &mut self,
-        id: GroupId,
-        user: UserId,
-        conn: ConnId,
-        seq: Option<i64>,
-        outcome: Result<Outcome, StoreError>,
-    ) {
+    pub(super) fn join_stored(&mut self, id: GroupId, user: UserId, to: ReplyTo, outcome: Result<Outcome, StoreError>) {
         let homes = *self.homes();
         // A join that is not known to have failed may have been done.
         if matches!(outcome, Ok(Outcome::Joined { .. }) | Err(_)) {
@@ -298,9 +292,9 @@ impl Shard {
             Ok(Outcome::Joined { already, nodes }) if !nodes.is_empty() => {
                 // Also of what was done before: nobody may have been told, since the node died that did it, or its
                 // answer was lost.
-                self.tell_nodes(id, user, (conn, seq, already), nodes);
+                self.tell_nodes(id, user, (to, already), nodes);
             }
-            outcome => self.send(conn.reactor(), Letter::Joined { conn, seq, outcome }),
+            outcome => self.send(to.conn.reactor(), Letter::Joined { to, outcome }),
         }
         let Some(group) = self.groups.groups.get_mut(&id) else { return };
         if let Some(at) = group.joining.iter().position(|joining| *joining == user) {
@@ -313,16 +307,9 @@ impl Shard {
         self.tidy_group(id);
     }
 
-    fn tell_nodes(
-        &mut self,
-        group: GroupId,
-        user: UserId,
-        (conn, seq, already): (ConnId, Option<i64>, bool),
-        nodes: Vec<NodeId>,
-    ) {
+    fn tell_nodes(&mut self, group: GroupId, user: UserId, whose: (ReplyTo, bool), nodes: Vec<NodeId>) {
         let begun = self.now.at;
-        let whose = Some((conn, seq, already));
-        let ticket = self.ask(Question::Join { group, user, nodes: nodes.clone(), whose, begun });
+        let ticket = self.ask(Question::Join { group, user, nodes: nodes.clone(), whose: Some(whose), begun });
         for node in nodes {
             self.fx.send_to_node(node, Envelope::Joined { group, user, ticket });
         }
@@ -356,21 +343,15 @@ struct Sum {
 
 enum Whose {
     /// The user who has sent it on this connection.
-    Message { user: UserId, conn: ConnId, seq: Option<i64> },
+    Message { user: UserId, to: ReplyTo },
     /// The sum of the whole message.
     Part(Receipt),
 }
 
 impl Sums {
     /// A new one of a message, of which the number of recipients is not known yet.
-    pub fn of_message(&mut self, user: UserId, conn: ConnId, seq: Option<i64>) -> u64 {
-        self.add(Sum {
-            whose: Whose::Message { user, conn, seq },
-            sum: FanOut::default(),
-            open: 0,
-            left: 0,
-            is_known: false,
-        })
+    pub fn of_message(&mut self, user: UserId, to: ReplyTo) -> u64 {
+        self.add(Sum { whose: Whose::Message { user, to }, sum: FanOut::default(), open: 0, left: 0, is_known: false })
     }
 
     /// A new one of some recipients.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::hashing::Place;
 use super::letters::Stored;
 use super::memo::Memo;
-use super::receipts::SessionId;
+use super::receipts::{ReplyTo, SessionId};
 use crate::password::{HashError, Hasher, Verdict};
 use crate::pool::Standing;
 use crate::reactor::{ConnId, Origin};
@@ -43,49 +43,28 @@ pub struct Done {
 
 #[derive(Debug)]
 pub enum Op {
+    /// Change something; neighbouring writes share a transaction.
     Write(Write),
     /// Find out what became of a write of offline messages: see [`StoreError::InDoubt`].
-    WriteAgain {
-        write: Write,
-        key: u64,
-    },
+    WriteAgain { write: Write, key: u64 },
     /// Read the account, and see whether this password was found right before.
-    Account {
-        user: UserId,
-        password: Box<str>,
-    },
+    Account { user: UserId, password: Box<str> },
     /// Is this the password of the account? `None`: there is none, and that takes as long.
-    Verify {
-        user: UserId,
-        account: Option<Account>,
-        password: Box<str>,
-        place: Arc<Place>,
-    },
+    Verify { user: UserId, account: Option<Account>, password: Box<str>, place: Arc<Place> },
     /// Hash the password, then create the account.
-    Register {
-        name: String,
-        password: Box<str>,
-        place: Arc<Place>,
-    },
+    Register { name: String, password: Box<str>, place: Arc<Place> },
     /// Everything a login reply says, as bytes.
-    Load {
-        user: UserId,
-        name: Box<str>,
-        seq: Option<i64>,
-        limit: Option<usize>,
-    },
+    Load { user: UserId, name: Box<str>, seq: Option<i64>, limit: Option<usize> },
     /// The oldest offline messages.
-    Page {
-        user: UserId,
-        max_bytes: usize,
-    },
-    /// The 200 of LIST, as bytes.
-    Lists {
-        user: UserId,
-        seq: Option<i64>,
-    },
+    Page { user: UserId, max_bytes: usize },
+    /// The reply to a request that only reads.
+    Read { user: UserId, seq: Option<i64>, read: Read },
+    /// The members of a group.
     Members(GroupId),
 }
+
+/// Reads what a request of this user asks for, and writes the reply, which bears this `seq`.
+pub type Read = fn(&mut dyn Connection, UserId, Option<i64>) -> Result<Vec<u8>, StoreError>;
 
 impl Op {
     /// What has become of it while it waited for a worker.
@@ -130,38 +109,25 @@ pub struct Loaded {
 /// when it comes gets nothing.
 #[derive(Debug)]
 pub enum Then {
+    /// The account of a login was read.
     AccountRead(Login),
+    /// Its password was checked.
     Verified(Login),
+    /// The account is claimed for a session, or not.
     Claimed(SessionId),
-    /// Nobody waits for it.
+    /// Nothing: no shard waits for it.
     Nothing,
+    /// The login reply is ready.
     Loaded(SessionId),
-    Registered {
-        conn: ConnId,
-        from: Origin,
-        attempt: u64,
-    },
+    /// An account is created, or not.
+    Registered { conn: ConnId, from: Origin, attempt: u64 },
     /// Tell the client whether it was done.
-    Ack {
-        conn: ConnId,
-        request: i64,
-        seq: Option<i64>,
-    },
-    GroupCreated {
-        conn: ConnId,
-        seq: Option<i64>,
-    },
+    Ack { to: ReplyTo, request: i64 },
     /// At the group's home; the connection is its user's.
-    GroupJoined {
-        group: GroupId,
-        user: UserId,
-        conn: ConnId,
-        seq: Option<i64>,
-    },
-    Listed {
-        conn: ConnId,
-        seq: Option<i64>,
-    },
+    GroupJoined { group: GroupId, user: UserId, to: ReplyTo },
+    /// Send the client the reply that was read.
+    Reply { to: ReplyTo, request: i64 },
+    /// The members of a group were read.
     Members(GroupId),
     /// Offline messages are stored, or not.
     Stored(Stored),
@@ -169,14 +135,12 @@ pub enum Then {
     Looked(UserId),
     /// Which nodes there are that a join must be told to.
     JoinLooked(u64),
+    /// Offline messages were read.
     Page(SessionId),
     /// Offline messages that were written are removed, or not.
     Removed(SessionId),
-    Released {
-        session: SessionId,
-        /// Where a session has ended, and the `seq` of the logout to be acked there.
-        ended: Option<(ConnId, Option<i64>)>,
-    },
+    /// `ended`: where a session has ended, with the `seq` of the logout that is to be acked there.
+    Released { session: SessionId, ended: Option<ReplyTo> },
 }
 
 /// A login on its way.
@@ -281,13 +245,7 @@ impl JobRunner {
             Op::Page { user, max_bytes } => {
                 self.connection.page(user, max_bytes).map(|page| Answer::Page(readable(user, page)))
             }
-            Op::Lists { user, seq } => {
-                let friends = self.connection.friends(user)?;
-                let groups = self.connection.groups(user)?;
-                let mut bytes = Vec::new();
-                reply::lists(&mut bytes, seq, &friends, &groups);
-                Ok(Answer::Bytes(bytes))
-            }
+            Op::Read { user, seq, read } => read(&mut *self.connection, user, seq).map(Answer::Bytes),
             Op::Members(group) => self.connection.members(group).map(Answer::Members),
         };
         answer.inspect_err(|error| warn(error, format_args!("")))

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::groups::GroupMessage;
 use super::jobs::Done;
-use super::receipts::{Receipt, SessionId};
+use super::receipts::{Receipt, ReplyTo, SessionId};
 use crate::bus::{BusEvent, Fate};
 use crate::reactor::{ConnId, Recall};
 use crate::store::{GroupId, NodeId, Outcome, RowId, StoreError, UserId};
@@ -24,9 +24,9 @@ pub enum Letter {
     /// A user's join is on its way to the store; to the group's home, where what the user sends to the group waits.
     Joining { group: GroupId, user: UserId },
     /// It is committed, or it is not.
-    JoinStored { group: GroupId, user: UserId, conn: ConnId, seq: Option<i64>, outcome: Result<Outcome, StoreError> },
+    JoinStored { group: GroupId, user: UserId, to: ReplyTo, outcome: Result<Outcome, StoreError> },
     /// It counts on all nodes, or it is not known to; to the user's home.
-    Joined { conn: ConnId, seq: Option<i64>, outcome: Result<Outcome, StoreError> },
+    Joined { to: ReplyTo, outcome: Result<Outcome, StoreError> },
     /// What became of a message, to its sender's home. `open`: its sender is a debtor.
     Settled { receipt: Receipt, fate: Fate, open: bool },
     /// A message of which its sender need not hear takes long: it is owed from now on.
@@ -68,12 +68,11 @@ impl Tag {
 /// What a timer is for. Whoever it names may be gone when it fires.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Timer {
+    /// A connection may not stay longer without a login.
     Login(ConnId),
     /// A login or a registration is on its way for long.
-    Attempt {
-        conn: ConnId,
-        number: u64,
-    },
+    Attempt { conn: ConnId, number: u64 },
+    /// It may not stay silent longer.
     Idle(ConnId),
     /// A client that was too fast is read again.
     Rate(ConnId),
@@ -82,10 +81,7 @@ pub enum Timer {
     /// A message that is half written when its session ends has had its time.
     Half(SessionId),
     /// It is not known whether offline messages were stored: the store is asked under this key.
-    Doubt {
-        whose: Stored,
-        key: u64,
-    },
+    Doubt { whose: Stored, key: u64 },
     /// The store failed to take a claim back.
     Release(SessionId),
     /// Nodes, C++ nodes and the bus have had their time to answer.

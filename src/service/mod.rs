@@ -74,7 +74,7 @@ pub use letters::{Letter, Tag, Timer};
 pub use limits::{Limits, address_is_full};
 pub use memo::Memo;
 pub use reason::Reason;
-pub use receipts::{Receipt, SessionId};
+pub use receipts::{Receipt, ReplyTo, SessionId};
 pub use shard::Shard;
 pub use throttle::Throttle;
 

@@ -7,12 +7,23 @@ use crate::reactor::ConnId;
 use crate::store::{NodeId, UserId};
 use crate::wire::reply::FanOut;
 
+/// The most that one job stores for one user.
+pub(super) const BATCH_MESSAGES: usize = 256;
+const BATCH_BYTES: usize = 1 << 20;
+
 /// A session's name. No other session has its epoch, so whatever bears it and comes late reaches no other one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SessionId {
     pub user: UserId,
     /// Of its claim.
     pub epoch: u64,
+}
+
+/// Where the reply to a request goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReplyTo {
+    pub conn: ConnId,
+    pub seq: Option<i64>,
 }
 
 /// Who is to be told what became of a message for one user.
@@ -53,6 +64,22 @@ impl Receipt {
 pub(super) struct Waiting {
     pub body: Arc<[u8]>,
     pub receipt: Receipt,
+}
+
+/// What one job stores for one user, as it is put together: up to 256 messages and 1 MiB, or one larger message.
+#[derive(Default)]
+pub(super) struct Bounds {
+    messages: usize,
+    bytes: usize,
+}
+
+impl Bounds {
+    /// Counts one more message, and returns whether there is still room for it.
+    pub fn admit(&mut self, message: &Waiting) -> bool {
+        self.messages += 1;
+        self.bytes += message.body.len();
+        self.messages == 1 || (self.messages <= BATCH_MESSAGES && self.bytes <= BATCH_BYTES)
+    }
 }
 
 impl From<Fate> for FanOut {

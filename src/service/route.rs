@@ -28,16 +28,13 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::receipts::{Receipt, Waiting};
+use super::receipts::{Bounds, Receipt, Waiting};
 use crate::bus::Fate;
 use crate::store::{Claim, Holder, Kept, NodeId, Parcel, UserId};
 use crate::wire::Errno;
 
 /// How long another node may take to answer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
-/// The most messages, and bytes, that one job stores for one user; of larger messages it is one.
-pub(super) const BATCH_MESSAGES: usize = 256;
-pub(super) const BATCH_BYTES: usize = 1 << 20;
 
 /// What a route wants done, in this order.
 #[derive(Debug, PartialEq, Eq)]
@@ -45,33 +42,17 @@ pub(super) enum Step {
     /// To store a batch: [`Route::take_batch`] at the end of the input.
     Store,
     /// To the node that has the user.
-    Launch {
-        claim: Claim,
-        number: u64,
-        after: u64,
-        body: Arc<[u8]>,
-        receipt: Receipt,
-    },
+    Launch { claim: Claim, number: u64, after: u64, body: Arc<[u8]>, receipt: Receipt },
     /// To the user's channel.
-    Publish {
-        number: u64,
-        body: Arc<[u8]>,
-        receipt: Receipt,
-    },
-    Nudge {
-        claim: Claim,
-        number: u64,
-    },
+    Publish { number: u64, body: Arc<[u8]>, receipt: Receipt },
+    /// To the node that has the user: see above.
+    Nudge { claim: Claim, number: u64 },
     /// A nudge is not answered: does that node still have the user by that claim? See [`Route::still_has`].
     Look,
     /// The user lives here by now: the message goes to the session.
     Deliver(Waiting),
     /// `open`: the sender is a debtor from now on.
-    Settle {
-        receipt: Receipt,
-        fate: Fate,
-        open: bool,
-    },
+    Settle { receipt: Receipt, fate: Fate, open: bool },
     /// They are debtors no more, each as often as it is in the list.
     Free(Vec<UserId>),
     /// [`Route::expire`] is due then.
@@ -147,13 +128,13 @@ struct Batch {
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum Nudge {
+    /// Nothing was stored past the node since its last answer.
     #[default]
     None,
+    /// It is to be published as soon as the bus is there.
     Owed,
-    Asked {
-        number: u64,
-        due: Instant,
-    },
+    /// It is published, under this number, and again when it is due.
+    Asked { number: u64, due: Instant },
 }
 
 impl Route {
@@ -413,16 +394,12 @@ impl Route {
             State::Halted(holder) => Some(holder),
             State::Via(_) => return None,
         };
-        let (mut messages, mut bytes) = (Vec::new(), 0);
-        let mut has_room = |message: &Waiting, count: usize| {
-            bytes += message.body.len();
-            count == 0 || (count < BATCH_MESSAGES && bytes <= BATCH_BYTES)
-        };
-        while let Some(launch) = self.launched.pop_front_if(|launch| has_room(&launch.message, messages.len())) {
+        let (mut messages, mut bounds) = (Vec::new(), Bounds::default());
+        while let Some(launch) = self.launched.pop_front_if(|launch| bounds.admit(&launch.message)) {
             messages.push((launch.message, launch.state == Flight::GivenUp));
         }
         if self.launched.is_empty() {
-            while let Some(message) = self.queue.pop_front_if(|message| has_room(message, messages.len())) {
+            while let Some(message) = self.queue.pop_front_if(|message| bounds.admit(message)) {
                 messages.push((message, false));
             }
         }

@@ -6,7 +6,7 @@ use super::backlog::{self, Backlog, Nudger};
 use super::client::{Client, LoggedIn};
 use super::letters::{Stored, Tag, Timer};
 use super::reason::Reason;
-use super::receipts::{Receipt, SessionId, Waiting};
+use super::receipts::{Receipt, ReplyTo, SessionId, Waiting};
 use super::shard::Shard;
 use super::users::{Ending, Entering, Session};
 use super::{Answer, Effect, Limit, Op, Path, Payload, Then};
@@ -300,7 +300,7 @@ impl Shard {
             }
         }
         replaced_by.into_iter().for_each(|epoch| self.release(SessionId { user, epoch }, None));
-        self.release(session.id, stays.map(|ending| (session.conn, ending.ack)));
+        self.release(session.id, stays.map(|ending| ReplyTo { conn: session.conn, seq: ending.ack }));
         self.advance_route(user);
         // Behind the release, in the same lane.
         self.let_in(user);
@@ -310,25 +310,20 @@ impl Shard {
     }
 
     /// Gives an account back to the store. `ended`: where a session has ended, and the `seq` of the logout.
-    pub(super) fn release(&mut self, session: SessionId, ended: Option<(ConnId, Option<i64>)>) {
+    pub(super) fn release(&mut self, session: SessionId, ended: Option<ReplyTo>) {
         let SessionId { user, epoch } = session;
         self.write(user, Then::Released { session, ended }, Write::Release { user, epoch });
     }
 
-    pub(super) fn released(
-        &mut self,
-        session: SessionId,
-        ended: Option<(ConnId, Option<i64>)>,
-        answer: Result<Answer, StoreError>,
-    ) {
+    pub(super) fn released(&mut self, session: SessionId, ended: Option<ReplyTo>, answer: Result<Answer, StoreError>) {
         let SessionId { user, epoch } = session;
-        if let Some((conn, ack)) = ended {
+        if let Some(ReplyTo { conn, seq }) = ended {
             // The session is over even if the store is away.
-            if let Some(seq) = ack {
+            if let Some(seq) = seq {
                 self.reply(conn, |out| reply::ack(out, seq));
             }
             self.end_change(conn);
-            if ack.is_some() {
+            if seq.is_some() {
                 self.paid(conn);
             }
         }

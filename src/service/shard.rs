@@ -1,17 +1,17 @@
 //! A shard: its state, its inputs, and the table of requests.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
 
 use chrono::{Local, TimeZone};
 
 use super::client::{Client, Hold, Moved};
-use super::cluster::{Burial, Question, Waiter};
-use super::delivery::Text;
+use super::cluster::{Burials, Questions};
+use super::delivery::{Routes, Text};
 use super::groups::{Groups, Sums};
 use super::reason::Reason;
+use super::receipts::ReplyTo;
 use super::users::Users;
 use super::{
     Answer, Asks, Effect, Effects, Job, Lane, Letter, Now, Op, Settings, ShardCounts, Tag, Then, Timer, requests,
@@ -41,6 +41,12 @@ pub(crate) struct Call<'a> {
     pub object: &'a [u8],
 }
 
+impl Call<'_> {
+    pub fn to(&self) -> ReplyTo {
+        ReplyTo { conn: self.conn, seq: self.seq }
+    }
+}
+
 /// The service's part that belongs to one reactor.
 pub struct Shard {
     pub(super) index: usize,
@@ -51,9 +57,7 @@ pub struct Shard {
     pub(super) users: Users,
     /// How many of them are logged in.
     pub(super) sessions: usize,
-    /// How many of them have a route, and with how many some are forgotten.
-    pub(super) routes: usize,
-    pub(super) many_routes: usize,
+    pub(super) routes: Routes,
     /// The groups whose home this is.
     pub(super) groups: Groups,
     pub(super) sums: Sums,
@@ -61,22 +65,8 @@ pub struct Shard {
     pub(super) next_epoch: u64,
     /// Of the last login or registration.
     pub(super) next_attempt: u64,
-    /// Of the last launch or nudge.
-    pub(super) next_number: u64,
-    /// Routes of which something is to be stored at the end of this input.
-    pub(super) marked: Vec<UserId>,
-    /// Launches and nudges of all routes that may still be answered.
-    pub(super) open: usize,
-    /// What else was asked of other nodes, and of the bus, by ticket.
-    pub(super) questions: BTreeMap<u64, Question>,
-    pub(super) next_question: u64,
-    /// When answers have had their time.
-    pub(super) patience: BTreeSet<(Instant, Waiter)>,
-    /// When the timer for the first of them fires; one that was set for later before is of no use any more.
-    pub(super) patience_timer_at: Option<Instant>,
-    /// Nodes that are dead, with what is still open of them.
-    pub(super) burials: HashMap<u64, Burial>,
-    pub(super) next_burial: u64,
+    pub(super) questions: Questions,
+    pub(super) burials: Burials,
     /// The bus reaches others.
     pub(super) is_up: bool,
     /// Bytes that backlogs keep.
@@ -101,29 +91,20 @@ pub struct Shard {
 impl Shard {
     /// Shard `index` of those that the homes tell of, at this time.
     pub fn new(index: usize, settings: Settings, now: Now) -> Self {
-        let many_routes = settings.routes;
         Shard {
             index,
             settings,
             clients: ConnMap::default(),
             users: Users::default(),
             sessions: 0,
-            routes: 0,
-            many_routes,
+            routes: Routes::default(),
             groups: Groups::default(),
             sums: Sums::default(),
             next_epoch: (index as u64) << EPOCH_BITS,
             // So that shards tell those they refuse different times.
             next_attempt: (index as u64) << 32,
-            next_number: 0,
-            marked: Vec::new(),
-            open: 0,
-            questions: BTreeMap::new(),
-            next_question: 0,
-            patience: BTreeSet::new(),
-            patience_timer_at: None,
-            burials: HashMap::new(),
-            next_burial: 0,
+            questions: Questions::default(),
+            burials: Burials::default(),
             is_up: true,
             held: 0,
             jobs: 0,
@@ -333,10 +314,8 @@ impl Shard {
             Letter::GroupChat(message) => self.group_chat_came(message),
             Letter::Fan { to, message } => self.fan(&to, message),
             Letter::Joining { group, user } => self.joining(group, user),
-            Letter::JoinStored { group, user, conn, seq, outcome } => {
-                self.join_stored(group, user, conn, seq, outcome);
-            }
-            Letter::Joined { conn, seq, outcome } => self.joined(conn, seq, outcome),
+            Letter::JoinStored { group, user, to, outcome } => self.join_stored(group, user, to, outcome),
+            Letter::Joined { to, outcome } => self.joined(to, outcome),
             Letter::Settled { receipt, fate, open } => self.settle(receipt, fate, open),
             Letter::Owed { conn, user } => self.owe_send(conn, user),
             Letter::FanSize { key, size } => self.fan_size(key, size),
@@ -388,14 +367,14 @@ impl Shard {
 
     /// What is left to be done at the end of every input.
     pub(super) fn end(&mut self) {
-        if !self.marked.is_empty() {
+        if !self.routes.marked.is_empty() {
             self.store_marked();
         }
-        if self.routes >= self.many_routes {
+        if self.routes.count >= self.routes.many {
             self.forget_idle_routes();
         }
         self.counts.jobs.set(self.jobs);
-        self.counts.questions.set(self.open + self.questions.len());
+        self.counts.questions.set(self.questions_open());
         let is_done = self.clients.is_empty() && self.users.is_empty() && self.jobs == 0;
         if self.shutting_down && !self.wound_up && is_done {
             self.wound_up = true;
@@ -507,9 +486,14 @@ impl Shard {
         self.goes_on(conn);
     }
 
+    /// Questions to other nodes and to the bus that are not answered.
+    fn questions_open(&self) -> usize {
+        self.routes.open + self.questions.open.len()
+    }
+
     /// Whether the pool or other nodes are behind.
     fn is_crowded(&self) -> bool {
-        self.jobs + self.open + self.questions.len() >= MAX_JOBS
+        self.jobs + self.questions_open() >= MAX_JOBS
     }
 
     /// A request of this connection is settled.
@@ -584,10 +568,9 @@ impl Shard {
             Then::Nothing => {}
             Then::Loaded(session) => self.loaded(session, answer),
             Then::Registered { conn, from, attempt } => self.registered(conn, from, attempt, answer),
-            Then::Ack { conn, request, seq } => self.acked(conn, request, seq, answer),
-            Then::GroupCreated { conn, seq } => self.group_created(conn, seq, answer),
-            Then::GroupJoined { group, user, conn, seq } => self.group_joined(group, user, conn, seq, answer),
-            Then::Listed { conn, seq } => self.listed(conn, seq, answer),
+            Then::Ack { to, request } => self.acked(to, request, answer),
+            Then::GroupJoined { group, user, to } => self.group_joined(group, user, to, answer),
+            Then::Reply { to, request } => self.was_read(to, request, answer),
             Then::Members(group) => self.members_loaded(group, answer),
             Then::Stored(whose) => self.stored(whose, answer),
             Then::JoinLooked(key) => self.join_looked_up(key, answer),

@@ -1,26 +1,35 @@
 //! ADD_FRIEND; and the ack of all that changes something.
 
-use crate::reactor::ConnId;
 use crate::service::jobs::{Answer, Then};
 use crate::service::limits::is_full;
+use crate::service::receipts::ReplyTo;
 use crate::service::shard::{Call, Shard};
 use crate::service::{store_failure, user_id};
-use crate::store::{Outcome, StoreError, Write};
+use crate::store::{Outcome, StoreError, UserId, Write};
 use crate::wire::{Errno, Refusal, msgid, reply};
 
 impl Shard {
     pub(crate) fn add_friend(&mut self, call: &Call<'_>) -> Result<(), Refusal> {
         let user = self.me(call)?.session.user;
         let friend = user_id(call.request.friendid()?).ok_or(Errno::NoSuchUser)?;
-        self.owe(call.conn);
-        self.begin_change(call.conn);
-        let then = Then::Ack { conn: call.conn, request: call.msgid, seq: call.seq };
-        self.write(user, then, Write::AddFriend { user, friend });
+        self.change(call, user, Write::AddFriend { user, friend });
         Ok(())
     }
 
+    /// Has the store change something for a user, who is told when that is done.
+    pub(crate) fn change(&mut self, call: &Call<'_>, user: UserId, write: Write) {
+        self.owe(call.conn);
+        self.begin_change(call.conn);
+        self.write(user, Then::Ack { to: call.to(), request: call.msgid }, write);
+    }
+
     /// A change is done, or refused: the client is told.
-    pub(crate) fn acked(&mut self, conn: ConnId, request: i64, seq: Option<i64>, answer: Result<Answer, StoreError>) {
+    pub(crate) fn acked(&mut self, to: ReplyTo, request: i64, answer: Result<Answer, StoreError>) {
+        let ReplyTo { conn, seq } = to;
+        let group = match answer {
+            Ok(Answer::Wrote(Outcome::Id(group))) => Some(group),
+            _ => None,
+        };
         let refusal: Option<Refusal> = match answer {
             Ok(Answer::Wrote(Outcome::Done | Outcome::Id(_) | Outcome::Joined { already: false, .. })) => None,
             Ok(Answer::Wrote(Outcome::Already | Outcome::Joined { .. })) => Some(Refusal::new(
@@ -41,7 +50,10 @@ impl Shard {
         };
         match (refusal, seq) {
             (Some(refusal), _) => self.refuse(conn, Some(request), seq, &refusal),
-            (None, Some(seq)) => self.reply(conn, |out| reply::ack(out, seq)),
+            (None, Some(seq)) => self.reply(conn, |out| match group {
+                Some(group) => reply::ack_group_created(out, seq, group),
+                None => reply::ack(out, seq),
+            }),
             (None, None) => {}
         }
         self.end_change(conn);

@@ -14,7 +14,7 @@ impl Shard {
         let text = self.outgoing(call)?;
         let group = group_id(group).ok_or(Errno::NoSuchGroup)?;
         self.owe_send(call.conn, sender);
-        let key = self.sums.of_message(sender, call.conn, call.seq);
+        let key = self.sums.of_message(sender, call.to());
         let receipt = Receipt::Sum { user: sender, shard: self.index as u16, key };
         let message = GroupMessage { group, sender, body: Arc::from(&*text), receipt };
         self.send(self.homes().of_group(group), Letter::GroupChat(message));

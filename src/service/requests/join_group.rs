@@ -1,7 +1,7 @@
 //! JOIN_GROUP.
 
-use crate::reactor::ConnId;
 use crate::service::jobs::{Answer, Then};
+use crate::service::receipts::ReplyTo;
 use crate::service::shard::{Call, Shard};
 use crate::service::{Letter, group_id};
 use crate::store::{GroupId, Outcome, StoreError, UserId, Write};
@@ -17,7 +17,7 @@ impl Shard {
             client.joins += 1;
         }
         self.send(self.homes().of_group(group), Letter::Joining { group, user });
-        let then = Then::GroupJoined { group, user, conn: call.conn, seq: call.seq };
+        let then = Then::GroupJoined { group, user, to: call.to() };
         // The user's lane, as all that changes what the user's lists and quotas say.
         self.write(user, then, Write::JoinGroup { user, group });
         Ok(())
@@ -28,8 +28,7 @@ impl Shard {
         &mut self,
         group: GroupId,
         user: UserId,
-        conn: ConnId,
-        seq: Option<i64>,
+        to: ReplyTo,
         answer: Result<Answer, StoreError>,
     ) {
         let outcome = match answer {
@@ -37,15 +36,15 @@ impl Shard {
             Ok(_) => Err(StoreError::Unavailable("no answer to a join".into())),
             Err(error) => Err(error),
         };
-        let letter = Letter::JoinStored { group, user, conn, seq, outcome };
+        let letter = Letter::JoinStored { group, user, to, outcome };
         self.send(self.homes().of_group(group), letter);
     }
 
     /// A join counts on all nodes, or it does not.
-    pub(crate) fn joined(&mut self, conn: ConnId, seq: Option<i64>, outcome: Result<Outcome, StoreError>) {
-        if let Some(client) = self.clients.get_mut(conn) {
+    pub(crate) fn joined(&mut self, to: ReplyTo, outcome: Result<Outcome, StoreError>) {
+        if let Some(client) = self.clients.get_mut(to.conn) {
             client.joins -= 1;
         }
-        self.acked(conn, msgid::JOIN_GROUP, seq, outcome.map(Answer::Wrote));
+        self.acked(to, msgid::JOIN_GROUP, outcome.map(Answer::Wrote));
     }
 }

@@ -11,9 +11,13 @@ mod logout;
 mod ping;
 mod register;
 
-use super::Asks;
+use super::jobs::{Answer, Op, Read, Then};
+use super::receipts::ReplyTo;
 use super::shard::{Call, Shard};
-use crate::wire::{Refusal, msgid};
+use super::{Asks, Effect, Payload};
+use crate::reactor::Manner;
+use crate::store::{StoreError, UserId};
+use crate::wire::{Errno, Refusal, msgid};
 
 /// Carries a request out, or says why not.
 type RequestHandler = fn(&mut Shard, &Call<'_>) -> Result<(), Refusal>;
@@ -32,3 +36,29 @@ pub(super) const HANDLERS: &[(i64, Asks, RequestHandler)] = &[
     (msgid::PING, Asks::Ping, Shard::ping),
     (msgid::PONG, Asks::Pong, Shard::pong),
 ];
+
+/// Requests that only read the store.
+impl Shard {
+    /// Has a worker read what a request of this user asks for. One at a time: the reply may be large, and input
+    /// behind it waits until it is written.
+    fn begin_read(&mut self, call: &Call<'_>, user: UserId, read: Read) {
+        self.begin_waiting(call.conn);
+        let then = Then::Reply { to: call.to(), request: call.msgid };
+        self.submit(self.lane(user), then, Op::Read { user, seq: call.seq, read });
+    }
+
+    pub(super) fn was_read(&mut self, to: ReplyTo, request: i64, answer: Result<Answer, StoreError>) {
+        let conn = to.conn;
+        if let Ok(Answer::Bytes(bytes)) = answer {
+            if let Some(client) = self.clients.get(conn) {
+                let (framing, body) = (client.framing.framing(), Payload::Shared(bytes.into()));
+                // As a login reply: its size is not the client's doing.
+                let manner = Manner { alone: false, exempt: true };
+                self.fx.push(Effect::Send { conn, body, framing, tag: None, manner });
+            }
+        } else {
+            self.refuse(conn, Some(request), to.seq, &Errno::StoreUnavailable.into());
+        }
+        self.end_waiting(conn);
+    }
+}

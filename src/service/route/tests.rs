@@ -1,6 +1,7 @@
 //! The table of the route's states: what happens, and the steps that are taken then.
 
 use super::*;
+use crate::service::receipts::BATCH_MESSAGES;
 use crate::store::NodeId;
 
 const B: Holder = Holder::Node(Claim { node: NodeId(2), epoch: 7 });
