@@ -5,7 +5,7 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 
 /// The time since the machine was booted. Unlike [`std::time::Instant`] it goes on while the machine is
-/// suspended, as does the time of everybody else: whoever wakes up has to see that a lease has run out.
+/// suspended, as does the time of other machines: a process that wakes up has to see that a lease has expired.
 pub fn since_boot() -> Duration {
     let time = clock_gettime(ClockId::Boottime);
     // Neither is ever negative on this clock.

@@ -5,7 +5,7 @@ use crate::store::{GroupId, UserId};
 /// Which reactor each user and each group belongs to.
 ///
 /// The ids are hashed with a seed: ids in a row, in steps of any width and at random all spread evenly,
-/// and nobody who does not know the seed can choose ids that load one reactor.
+/// and without the seed, ids that load one reactor cannot be chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Homes {
     seed: u64,
@@ -13,7 +13,7 @@ pub struct Homes {
 }
 
 impl Homes {
-    /// Homes on so many reactors, of which there is at least one. The same seed gives the same homes.
+    /// Homes on `reactors` reactors, of which there is at least one. The same seed gives the same homes.
     ///
     /// # Panics
     /// There are more than 2^32 of them.

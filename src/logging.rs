@@ -1,9 +1,9 @@
-//! The log, which never holds up whoever writes to it.
+//! The log, which never blocks a thread that writes to it.
 //!
 //! A line goes into a queue in memory, and a thread of its own, `log-writer`, writes what is queued to
-//! stderr: a pipe that nobody reads, a terminal that was stopped or a full disk hold up that thread
+//! stderr: a pipe that is not read, a terminal that was stopped or a full disk block that thread
 //! alone. The queue is bounded in bytes. A line that finds no room in it is dropped and counted, and so
-//! is one that could not be written; how many were is told in their place, as soon as something can be.
+//! is one that could not be written; their number is reported in their place, as soon as a line can be written.
 //!
 //! ```text
 //!   log::info!(…) ──▶ env_logger: filter, format ──▶ queue ──▶ log-writer ──▶ stderr
@@ -25,7 +25,7 @@ const CAPACITY: usize = 1 << 20;
 const SPARE: usize = 64 << 10;
 /// How long the last lines may take when the process ends.
 const LAST_LINES: Duration = Duration::from_millis(500);
-/// How soon a stderr that somebody made non-blocking is tried again.
+/// How soon a stderr that another process made non-blocking is tried again.
 const RETRY: Duration = Duration::from_millis(20);
 /// Of lines that are logged, where RUST_LOG does not say.
 const DEFAULT_FILTER: &str = "info";
@@ -117,7 +117,7 @@ struct State {
     /// Whole lines.
     waiting: Vec<u8>,
     /// How many were dropped behind them. Until the writer has taken these, all others are, too: so the
-    /// gap is one, and told in its place.
+    /// gap is one, and is reported in its place.
     missing: u64,
     /// The writer is at work.
     writing: bool,
@@ -182,17 +182,17 @@ impl Queue {
     }
 }
 
-/// Where lines are written, and what they say who could not be.
+/// Where lines are written, and the number of those that could not be.
 struct Output<W> {
     out: W,
-    /// Lines that were dropped or lost, which nobody was told of yet.
+    /// Lines that were dropped or lost, and not reported yet.
     unsaid: u64,
     /// What was written last is no whole line.
     is_cut: bool,
 }
 
 impl<W: Write> Output<W> {
-    /// Writes lines, behind which so many are missing. Returns how many could not be written.
+    /// Writes lines, behind which `missing` ones are missing. Returns the number that could not be written.
     fn lines(&mut self, lines: &[u8], missing: u64) -> u64 {
         self.tell();
         let rest = self.write(lines);
@@ -204,7 +204,7 @@ impl<W: Write> Output<W> {
         lost
     }
 
-    /// Tells how many lines are not there, since that may well be what somebody looks for.
+    /// Reports how many lines are missing, since a reader may look for them.
     fn tell(&mut self) {
         if self.unsaid == 0 {
             return;
@@ -313,7 +313,7 @@ mod tests {
         let (queue, written, answer) = gate();
         queue.append(b"first\n");
         assert_eq!(text(&written), "first\n");
-        // The writer waits, and so does everything else but whoever logs.
+        // The writer waits, and no other thread does.
         let line = [&[b'x'; 1023][..], b"\n"].concat();
         let fit = CAPACITY / line.len();
         (0..fit + 7).for_each(|_| queue.append(&line));

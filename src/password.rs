@@ -33,7 +33,7 @@ pub struct Cost {
 
 impl Cost {
     /// From the least that Argon2 can do, for tests, to what one login may reasonably take. A
-    /// stored hash above it is refused: whoever wrote it wants the memory, not the login.
+    /// stored hash above it is refused: its purpose is to take the memory, not to log in.
     const KIB: std::ops::RangeInclusive<u32> = Params::MIN_M_COST..=256 * 1024;
     const ITERATIONS: std::ops::RangeInclusive<u32> = Params::MIN_T_COST..=16;
 }
@@ -111,7 +111,7 @@ pub enum HashError {
 }
 
 /// Hashes and verifies; one per worker. Each call takes the time of one hash, whatever it finds,
-/// so that it tells nobody whether there is such an account or how its password is stored. A password that
+/// so that its time does not reveal whether there is such an account or how its password is stored. A password that
 /// came in another form than its normal one takes two, if it is wrong.
 #[derive(Debug)]
 pub struct Hasher {
@@ -179,7 +179,7 @@ impl Hasher {
     }
 }
 
-/// The form of a password that does not depend on who typed it where: NFC, and every blank (White_Space) a
+/// The form of a password that does not depend on the keyboard: NFC, and every blank (White_Space) a
 /// U+0020. Nothing is dropped or refused; case counts.
 pub fn normal(password: &str) -> Cow<'_, str> {
     if password.is_ascii() && !password.contains(|character: char| character.is_whitespace() && character != ' ') {
@@ -251,7 +251,7 @@ fn blocks(memory: &mut MmapMut) -> &mut [Block] {
     // SAFETY: A Block is 128 u64 and, by its size, nothing else; every pattern of bits is a valid
     // one, both for reading the bytes as blocks and for leaving blocks as bytes. `align_to_mut`
     // hands out only what is aligned for them and inside the mapping, and it borrows the mapping,
-    // which so stays mapped, and nobody else's, for as long as the blocks are in use.
+    // which so stays mapped and exclusive for as long as the blocks are in use.
     let (_, blocks, _) = unsafe { memory.align_to_mut::<Block>() };
     blocks
 }
@@ -461,7 +461,7 @@ mod tests {
         let wrong = least(&|hasher| hasher.verify("Secret", &stored).unwrap());
         let nobody = least(&|hasher| hasher.verify_nobody("Secret").unwrap());
         let plain = least(&|hasher| hasher.verify("Secret", "secret").unwrap());
-        // The least of three, and a wide margin: it tells a hash from none, which is 1000 times less.
+        // The least of three, and a wide margin: it separates a hash from none, which is 1000 times less.
         assert!(nobody * 4 > wrong && plain * 4 > wrong, "{wrong:?}, {nobody:?}, {plain:?}");
     }
 }

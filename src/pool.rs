@@ -1,6 +1,6 @@
 //! The worker pool: everything that blocks.
 //!
-//! A job either belongs to a lane or to nobody. A lane's jobs run in the order in which they were
+//! A job either belongs to a lane or to none. A lane's jobs run in the order in which they were
 //! submitted, one worker at a time, and a worker takes all that its lane has queued: that keeps
 //! one recipient's messages in order and lets a store commit them together. Jobs of no lane
 //! (password hashing) run on any worker, but never on all of them, since they take long. What has
@@ -21,8 +21,8 @@ pub enum Standing {
     Due,
     /// It is done when no other one waits.
     Last,
-    /// Nobody wants it any more. It is handed to the worker all the same, beside the next one, since
-    /// somebody may count on its answer.
+    /// Its answer is not wanted any more. It is handed to the worker all the same, beside the next one, since
+    /// the answer may be counted on.
     Abandoned,
 }
 
@@ -81,7 +81,7 @@ struct State<J> {
 struct Shared<J> {
     state: Mutex<State<J>>,
     work: Condvar,
-    /// At most so many jobs of no lane at once.
+    /// The number of jobs of no lane that may run at once.
     max_free: usize,
 }
 
@@ -134,7 +134,7 @@ impl<J> Submitter<J> {
     }
 }
 
-/// The worker threads. Dropped, it drops what waits, and waits for nobody: a job that hangs is left behind.
+/// The worker threads. Dropped, it drops what waits, and does not wait: a job that hangs is left behind.
 pub struct Pool<J> {
     shared: Arc<Shared<J>>,
     threads: Vec<JoinHandle<()>>,
@@ -142,7 +142,7 @@ pub struct Pool<J> {
 }
 
 impl<J: Send + 'static> Pool<J> {
-    /// Starts a thread for each of `workers`, for so many lanes (at least one of both). A few more
+    /// Starts a thread for each of `workers`, for `lanes` lanes (at least one of both). A few more
     /// lanes than workers let jobs pile up while the workers are busy, so that a commit takes
     /// several. Jobs of no lane use at most `max_free` workers, and leave one for the lanes if
     /// there are several.
@@ -223,7 +223,7 @@ impl<J> Drop for Pool<J> {
     }
 }
 
-/// How many jobs of no lane so many workers do at once, where `max_free` are allowed.
+/// The number of jobs of no lane that `workers` workers do at once, where `max_free` are allowed.
 pub fn free_places(workers: usize, max_free: usize) -> usize {
     max_free.min(workers.saturating_sub(1)).max(1)
 }
@@ -246,7 +246,7 @@ fn next_turn<J>(state: &mut State<J>, max_free: usize) -> Option<Turn> {
     (free && state.free_running < max_free).then_some(Turn::Free)
 }
 
-/// Takes the next job of no lane that somebody waits for, and all before it that nobody does.
+/// Takes the next job of no lane whose answer is waited for, and all abandoned ones before it.
 /// Returns since when it, or else the first of those, has waited.
 fn take_free<W: Worker>(state: &mut State<W::Job>, batch: &mut Vec<W::Job>) -> Option<Instant> {
     let mut first = None;
@@ -412,7 +412,7 @@ mod tests {
         drop(pool);
         assert_eq!(submit.waiting().map(|(_, jobs)| jobs), [0, 0]);
         drop(go_on);
-        // Its workers have ended when nobody can report any more.
+        // Its workers have ended when none can report any more.
         assert_eq!(done.recv_timeout(SOON), Err(RecvTimeoutError::Disconnected));
     }
 
@@ -429,7 +429,7 @@ mod tests {
         submit.anywhere(due(101));
         drop(go_on);
         let jobs: Vec<_> = (1..=101).map(|_| done.recv_timeout(SOON).unwrap()).collect();
-        // All that nobody wants, and the first that somebody does, in one turn.
+        // All that are abandoned, and the first that is not, in one turn.
         let first = (2..=100).map(|n| (99, n));
         assert_eq!(jobs, first.chain([(1, 101), (1, 1)]).collect::<Vec<_>>());
         assert_eq!(submit.waiting()[1], (Queue::Free, 0));

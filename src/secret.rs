@@ -50,7 +50,7 @@ impl SecretUrl {
         Ok(SecretUrl { text, shown })
     }
 
-    /// The whole address, with its password: for whoever connects, never for a text.
+    /// The whole address, with its password: for connecting, never for a text.
     pub fn reveal(&self) -> &str {
         &self.text
     }

@@ -12,7 +12,7 @@ pub struct Counter(AtomicU64);
 
 impl Counter {
     /// Adds to it. Only ever called by the one thread that owns it: a load and a store, since
-    /// nobody can come between.
+    /// no other thread can come between.
     pub fn add(&self, n: u64) {
         self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
     }
@@ -22,7 +22,7 @@ impl Counter {
     }
 }
 
-/// What goes up and down, and never below zero. The same rule holds for who writes.
+/// What goes up and down, and never below zero. Only its own thread writes to it, too.
 #[derive(Debug, Default)]
 pub struct Gauge(AtomicU64);
 
@@ -160,7 +160,7 @@ impl Kind {
     }
 }
 
-/// One or several numbers that are told under one name.
+/// One or several numbers that are exported under one name.
 pub trait Cell: Send + Sync {
     fn kind(&self) -> Kind;
 

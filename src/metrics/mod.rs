@@ -5,7 +5,7 @@
 //! `/metrics`. Every thread that counts has a struct of its own, on cache lines of its own, and is
 //! the only one that writes to it; so counting is a load, an addition and a store, without a lock, a
 //! locked instruction, or a cache line that another core wants. A [`Registry`] knows all structs and
-//! reads them when somebody asks, in the thread of whoever asks.
+//! reads them when it is asked for them, in the asking thread.
 //!
 //! To count one thing more is one line in the module's `cells!`, the count itself, and a row in the
 //! table of `docs/OPERATING.md` (and of its translation), which the tests compare with what a server exports.

@@ -33,7 +33,7 @@ pub(super) fn watched() -> Vec<Watched> {
     ]
 }
 
-/// Nothing is told of what cannot be read.
+/// What cannot be read is left out.
 fn unlabelled(value: Option<f64>) -> Vec<(String, f64)> {
     value.map(|value| (String::new(), value)).into_iter().collect()
 }

@@ -10,7 +10,7 @@ use super::process;
 /// together in the text.
 type Group = Vec<(String, Vec<Arc<dyn Cells>>)>;
 
-/// A number that is looked at when somebody asks for it, instead of being counted.
+/// A number that is read when it is asked for, instead of being counted.
 pub struct Watched {
     pub name: &'static str,
     pub help: &'static str,
@@ -19,7 +19,7 @@ pub struct Watched {
     pub read: Box<dyn Fn() -> Vec<(String, f64)> + Send + Sync>,
 }
 
-/// Everything that is told.
+/// Everything that is exported.
 #[derive(Default)]
 pub struct Registry {
     groups: Vec<Group>,
@@ -44,7 +44,7 @@ impl Registry {
         self.groups.push(members.collect());
     }
 
-    /// Tells of a number that nobody counts.
+    /// Exports a number that is not counted.
     pub fn watch(&mut self, watched: Watched) {
         self.watched.push(watched);
     }

@@ -29,7 +29,7 @@ impl Framing {
 }
 
 /// Learns a connection's [`Framing`] from what follows its objects. An object at the end of a
-/// segment tells nothing yet: its terminator may come with the next one.
+/// segment shows nothing yet: its terminator may come with the next one.
 #[derive(Debug, Default, Clone)]
 pub struct FramingMirror {
     known: Framing,

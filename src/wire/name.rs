@@ -29,7 +29,7 @@ pub fn key(name: &str) -> String {
     key
 }
 
-/// What is wrong with a name that nobody may take, if anything is: the end of a sentence that the field
+/// What is wrong with a name that may not be taken, if anything is: the end of a sentence that the field
 /// begins. Emoji, joiners within a name, and characters that this server does not know, are fine.
 pub fn problem(name: &str) -> Option<&'static str> {
     if name.chars().any(char::is_control) {

@@ -1,4 +1,4 @@
-//! The PROXY protocol's header, by which a proxy tells whose connection it passes on.
+//! The PROXY protocol's header, by which a proxy reports whose connection it passes on.
 //!
 //! Version 1 is a line of text (nginx), version 2 is binary (HAProxy and others); both stand once,
 //! before everything else. <https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>

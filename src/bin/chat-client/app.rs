@@ -66,7 +66,7 @@ const LOGIN_PATIENCE: Duration = Duration::from_secs(20);
 const FIRST_LOGIN_RETRY: Duration = Duration::from_secs(1);
 const LAST_LOGIN_RETRY: Duration = Duration::from_secs(10);
 /// ...and for how long. A server holds the session of a client that vanished until its TCP gives up:
-/// if somebody writes to it meanwhile, through a proxy that leaves Linux's retransmissions as they
+/// if messages are written to it meanwhile, through a proxy that leaves Linux's retransmissions as they
 /// are, up to 16 minutes.
 const LOGIN_RETRIES: Duration = Duration::from_secs(20 * 60);
 

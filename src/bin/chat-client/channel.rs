@@ -1,7 +1,7 @@
 //! One connected socket, with TLS on it or without.
 //!
 //! One thread reads a [`Channel`] and another sends on it; the first only sends a ping now and then. TLS is one state machine for both, so it
-//! is shared under a lock; but nobody holds that lock while a socket is waited for. A reader that
+//! is shared under a lock; but no thread holds that lock while it waits for a socket. A reader that
 //! did would keep the sender out until the server speaks; a sender that did would keep the reader
 //! out, and a server that waits to be read before it reads on would wait for ever.
 
@@ -89,7 +89,7 @@ impl Tls {
 pub struct Channel {
     socket: TcpStream,
     tls: Option<Mutex<ClientConnection>>,
-    /// Held by who sends: objects go out whole, one after the other.
+    /// Held while an object is sent: objects go out whole, one after the other.
     sending: Mutex<()>,
     /// It was this end that had enough.
     given_up: AtomicBool,
@@ -115,8 +115,8 @@ impl Channel {
         self.write(object)
     }
 
-    /// Writes one object, unless another is being written: whoever only wants to know if the
-    /// connection still is one learns it from that.
+    /// Writes one object, unless another is being written: a caller that only wants to know whether the
+    /// connection still works learns it from that.
     pub fn send_unless_sending(&self, object: &[u8]) -> io::Result<()> {
         match self.sending.try_lock() {
             Ok(_sending) => self.write(object),
@@ -157,7 +157,7 @@ impl Channel {
         Ok(true)
     }
 
-    /// Ends it, and remembers that nobody else did.
+    /// Ends it, and remembers that this end did.
     pub fn give_up(&self) {
         self.given_up.store(true, Ordering::SeqCst);
         self.shut_down();
@@ -167,14 +167,14 @@ impl Channel {
         self.given_up.load(Ordering::SeqCst)
     }
 
-    /// Ends it in both directions: whoever waits in [`Channel::receive`] hears of it.
+    /// Ends it in both directions: a thread that waits in [`Channel::receive`] returns.
     pub fn shut_down(&self) {
         let _ = self.socket.shutdown(Shutdown::Both);
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic ends the client, whoever holds it.
+    // A panic ends the client, so the lock is never poisoned for long.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -222,7 +222,7 @@ fn decrypt(tls: &mut ClientConnection, mut bytes: &[u8], input: &mut Vec<u8>) ->
     Ok(())
 }
 
-/// Reads from a socket, at most until `deadline`: `None`. Its end is [`Loss::Closed`]: objects tell
+/// Reads from a socket, at most until `deadline`: `None`. Its end is [`Loss::Closed`]: objects mark
 /// their own ends, so an end without TLS's goodbye hides nothing.
 fn read_until(mut socket: &TcpStream, chunk: &mut [u8], deadline: Option<Instant>) -> Result<Option<usize>, Loss> {
     // Past the deadline, too, what has come is looked at: the process may have been stopped meanwhile.

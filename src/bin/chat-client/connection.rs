@@ -64,7 +64,7 @@ const PING_SEQ: i64 = 0;
 const TLS_ALERT: u8 = 21;
 
 /// The sending half of one connection. What is sent when that is lost goes nowhere, and never onto
-/// the next one, where nobody is logged in yet.
+/// the next one, where the user is not logged in yet.
 pub struct Link {
     channel: Arc<Channel>,
 }
@@ -138,7 +138,7 @@ struct Conversation {
 }
 
 impl Conversation {
-    /// Connects, and pings: whoever answers with something that is no JSON object is no chat
+    /// Connects, and pings: a peer that answers with anything but a JSON object is no chat
     /// server, and a proxy whose backends are gone closes without a word.
     fn begin(target: &Target) -> Result<Conversation, Loss> {
         let mut conversation = Conversation {
@@ -185,12 +185,12 @@ impl Conversation {
                     sink(LinkEvent::Message(message));
                 }
                 Ok(None) => {
-                    // Reckoned from now: while what came was shown, nobody listened.
+                    // Reckoned from now: while input was shown, the socket was not read.
                     let patience = if pinged { PONG_TIMEOUT } else { jitter(SILENCE) };
                     match self.channel.receive(&mut self.buffer, Some(Instant::now() + patience)) {
                         Ok(true) => pinged = false,
                         Ok(false) if pinged => return Loss::Silent,
-                        // A C++ node answers no ping; there TCP alone tells.
+                        // A C++ node answers no ping; there only TCP notices.
                         Ok(false) if !self.greeting.confirms => {}
                         Ok(false) => match self.channel.send_unless_sending(&ping()) {
                             Ok(()) => pinged = true,

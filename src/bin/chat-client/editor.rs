@@ -258,7 +258,7 @@ fn up(rows: usize) -> String {
     if rows == 0 { String::new() } else { format!("\x1b[{rows}A") }
 }
 
-/// The rows that a line takes, and the column behind it. The ends of the rows are told to the
+/// The rows that a line takes, and the column behind it. The ends of the rows are sent to the
 /// terminal, rather than left to it: terminals differ in where a full row leaves the cursor.
 fn fold(line: &str, size: Size) -> (Vec<String>, usize) {
     let (mut rows, mut row, mut column) = (Vec::new(), String::new(), 0);

@@ -12,7 +12,7 @@ const KEPT: usize = 500;
 const LONGEST: usize = 4096;
 
 /// Commands, the newest last. In a file, each is a line. Without the file everything works, so its
-/// errors are nobody's business.
+/// errors are ignored.
 #[derive(Debug, Default)]
 pub struct History {
     entries: VecDeque<String>,
@@ -47,7 +47,7 @@ impl History {
         }
     }
 
-    /// The entry so many steps back; 1 is the newest.
+    /// The entry `steps` steps back; 1 is the newest.
     pub fn back(&self, steps: usize) -> Option<&str> {
         let at = self.entries.len().checked_sub(steps)?;
         self.entries.get(at).map(String::as_str)

@@ -38,7 +38,7 @@ enum State {
     Csi(String),
     /// ESC O and one letter.
     Ss3,
-    /// What a terminal answers to questions that nobody asked; true behind an ESC.
+    /// What a terminal answers to questions that this program did not ask; true behind an ESC.
     Answer(bool),
 }
 
@@ -47,7 +47,7 @@ enum State {
 #[derive(Debug)]
 pub struct Keys {
     state: State,
-    /// Between the marks of a bracketed paste: the terminal vouches that nobody has typed it.
+    /// Between the marks of a bracketed paste: the terminal vouches that it was not typed.
     pasted: bool,
     /// The last key was a CR: a LF right behind it belongs to it.
     after_cr: bool,

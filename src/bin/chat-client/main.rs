@@ -82,7 +82,7 @@ fn locale() -> Lang {
 /// Events that may wait; past it the connection is read no faster than the terminal shows.
 const EVENT_QUEUE: usize = 256;
 
-/// What the threads tell this one.
+/// What the threads send to this one.
 enum Incoming {
     Line(Option<String>),
     Link(LinkEvent),
@@ -139,7 +139,7 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Feeds the app until it is done, or until nobody reads its output any more.
+/// Feeds the app until it is done, or until its output is not read any more.
 fn run(mut app: App, queue: &Receiver<Incoming>, mut link: Link, terminal: &Terminal, asks: &Sender<Ask>, lang: Lang) {
     const IDLE: Duration = Duration::from_secs(3600);
     let mut event = Event::Tick;
@@ -151,7 +151,7 @@ fn run(mut app: App, queue: &Receiver<Incoming>, mut link: Link, terminal: &Term
                         return;
                     }
                 }
-                // Who reads lives until the end of the input, behind which nothing is asked.
+                // The reading thread lives until the end of the input, behind which nothing is asked.
                 Effect::Ask(ask) => drop(asks.send(ask)),
                 Effect::Send(object) => link.send(&object),
                 Effect::GiveUp => link.give_up(),

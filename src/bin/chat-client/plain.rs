@@ -138,7 +138,7 @@ pub fn columns(text: &str, wide: bool) -> usize {
     if wide { text.width_cjk() } else { text.width() }
 }
 
-/// A line as the rows of a terminal of so many columns. All but the first bear a mark: a sender who
+/// A line as the rows of a terminal of `width` columns. All but the first have a mark: a sender who
 /// knew the width could otherwise begin a row with what looks like another's line.
 pub fn rows(line: &str, width: usize, wide: bool) -> Vec<String> {
     // Narrower ones show less than the mark leaves room for.

@@ -24,7 +24,7 @@ const KILLS: [i32; 13] = [
 /// How long the leave may take.
 const LEAVE: Duration = Duration::from_secs(2);
 
-/// What a signal and the main thread tell each other.
+/// What the thread of the signals and the main thread share.
 #[derive(Debug, Default)]
 pub struct Leave {
     /// The main thread can take leave; before and after, a signal ends the process at once.

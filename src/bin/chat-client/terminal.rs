@@ -2,7 +2,7 @@
 //!
 //! One thread reads all input, one line for each [`Ask`]. What has come beyond that line waits in
 //! its buffers for the next ask: nothing that is pasted or typed ahead is lost, and the terminal
-//! stays in one mode for as long as the client runs, so that nobody else echoes it.
+//! stays in one mode for as long as the client runs, so that only this program echoes it.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -96,14 +96,14 @@ impl Terminal {
         self.lock().print(line)
     }
 
-    /// Takes what is being typed off the screen, because somebody else is to write there.
+    /// Takes what is being typed off the screen, because another program is to write there.
     pub fn hide(&self) {
         if let Some(mut screen) = self.lock_soon() {
             let _ = screen.hide();
         }
     }
 
-    /// Draws what is being typed, on a screen that somebody else has written on.
+    /// Draws what is being typed, on a screen that another program has written on.
     pub fn show(&self) {
         if !tty::is_given_back()
             && let Some(mut screen) = self.lock_soon()
@@ -127,7 +127,7 @@ impl Terminal {
     }
 
     fn lock(&self) -> MutexGuard<'_, Screen> {
-        // A panic ends the process, whoever holds it.
+        // A panic ends the process, so the lock is never poisoned for long.
         self.screen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -270,7 +270,7 @@ impl Screen {
         if std::mem::take(&mut self.asking) && !self.hidden { self.write_edit(&erased) } else { Ok(()) }
     }
 
-    /// Takes it off the screen, so that whoever writes next begins a row.
+    /// Takes it off the screen, so that the next writer begins a row.
     fn hide(&mut self) -> io::Result<()> {
         if std::mem::replace(&mut self.hidden, true) || !self.asking {
             return Ok(());
@@ -280,7 +280,7 @@ impl Screen {
         self.write_edit(&erased)
     }
 
-    /// The terminal's size; where it does not tell, that of most which do not.
+    /// The terminal's size; where it is unknown, the usual one.
     fn size(&self) -> Size {
         let told = match &self.edits_on {
             Some(file) => tcgetwinsize(file),
@@ -306,14 +306,14 @@ impl Screen {
 }
 
 /// A line on rows that are marked. Terminals disagree about the width of many characters; so they
-/// are told not to begin a row by themselves where one is taken for narrower than it is.
+/// must not begin a row by themselves where one is taken for narrower than it is.
 fn on_rows(line: &str, width: usize, wide: bool) -> String {
     let rows = rows(line, width, wide).join("\n");
     let widest = line.chars().map(|c| if c.is_ascii() { 1 } else { 2 }).sum::<usize>();
     if line.is_ascii() || widest <= width { rows } else { format!("\x1b[?7l{rows}\x1b[?7h") }
 }
 
-/// The lines of an input that nobody edits.
+/// The lines of an input that is not edited.
 struct Lines {
     input: Input,
     /// Whole lines, then what has come of the next one.
@@ -349,8 +349,8 @@ impl Lines {
     }
 }
 
-/// Reads from the terminal when something has come, and while it is ours. That nobody reads the
-/// output any more is the end of the input, too.
+/// Reads from the terminal when something has come, and while it is ours. When the output is not read any
+/// more, that is the end of the input, too.
 fn read_typed(chunk: &mut [u8]) -> io::Result<usize> {
     /// What has come: input, and what became of the output.
     fn events(timeout: Option<&Timespec>) -> io::Result<[PollFlags; 2]> {
@@ -379,7 +379,7 @@ fn read_typed(chunk: &mut [u8]) -> io::Result<usize> {
 }
 
 /// Reads from the standard input, without Rust's buffer, which would keep what it holds from a
-/// child, and waits even if somebody has set it not to.
+/// child, and waits even if it was set not to.
 fn read(chunk: &mut [u8]) -> io::Result<usize> {
     loop {
         match rustix::io::read(stdin(), &mut *chunk) {
@@ -396,7 +396,7 @@ fn write_all(to: BorrowedFd, mut bytes: &[u8]) -> io::Result<()> {
             Ok(0) => return Err(ErrorKind::WriteZero.into()),
             Ok(written) => bytes = &bytes[written..],
             Err(Errno::INTR) => {}
-            // Who shares the terminal may have set it so.
+            // Another program at the terminal may have set it so.
             Err(Errno::AGAIN) => wait(to, PollFlags::OUT)?,
             Err(error) => return Err(error.into()),
         }

@@ -271,7 +271,7 @@ pub fn tls_text(error: &TlsError, lang: Lang) -> String {
     let text = match error {
         TlsError::InvalidMessage(_) => Text::SpeaksNoTls,
         TlsError::InvalidCertificate(error) => match error {
-            // The second: somebody of the same name is trusted, as after a change of certificates.
+            // The second: another certificate of the same name is trusted, as after a change of certificates.
             CertificateError::UnknownIssuer | CertificateError::BadSignature => Text::UnknownIssuer,
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => Text::WrongName,
             CertificateError::Expired

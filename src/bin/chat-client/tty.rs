@@ -14,14 +14,14 @@ use rustix::termios::{
 
 /// The modes that the terminal had.
 static BEFORE: OnceLock<Termios> = OnceLock::new();
-/// The process is about to end: nobody may set the modes again.
+/// The process is about to end: no thread may set the modes again.
 static GIVEN_BACK: AtomicBool = AtomicBool::new(false);
 
-/// Told when the process was continued.
+/// Notified when the process was continued.
 static CONTINUED: (Mutex<()>, Condvar) = (Mutex::new(()), Condvar::new());
 
 /// Takes the terminal on the standard input: from now on every key is read as it is typed, and
-/// echoed by nobody else. False where there is no terminal.
+/// echoed by this program alone. False where there is no terminal.
 pub fn take() -> bool {
     if !io::stdin().is_terminal() {
         return false;
@@ -58,8 +58,8 @@ pub fn set() -> bool {
     tcsetattr(stdin(), OptionalActions::Now, &modes).is_ok()
 }
 
-/// Returns when the terminal is this process's. Whoever reads from one that is somebody else's takes
-/// what was meant for them, or is stopped, in the midst of whatever the other threads do.
+/// Returns when the terminal is this process's. A process that reads from a terminal of another one takes
+/// that one's input, or is stopped, in the middle of whatever its other threads do.
 pub fn wait_for_foreground() {
     // The shell continues the process when it hands it the terminal. It need not, if that was never
     // stopped.
@@ -76,7 +76,7 @@ pub fn continued() {
     CONTINUED.1.notify_all();
 }
 
-/// The terminal is somebody else's at the moment: setting its modes would stop the process.
+/// The terminal belongs to another process at the moment: setting its modes would stop the process.
 fn is_in_background() -> bool {
     tcgetpgrp(stdin()).is_ok_and(|foreground| foreground != getpgrp())
 }
@@ -100,7 +100,7 @@ pub fn is_given_back() -> bool {
     GIVEN_BACK.load(Ordering::SeqCst)
 }
 
-/// Who started this process has it ignore the signal, as `nohup` does.
+/// The parent process has made this one ignore the signal, as `nohup` does.
 pub fn is_ignored(signal: i32) -> bool {
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: without a new action it only writes the present one, to memory that is large enough;
@@ -126,7 +126,7 @@ pub fn act_by_default(signal: i32) {
     }
 }
 
-/// Gives the terminal back if the process crashes, too, or somebody has it look so.
+/// Gives the terminal back if the process crashes, too, or is sent such a signal.
 pub fn guard_against_crashes() {
     extern "C" fn crashed(signal: i32) {
         give_back();
@@ -135,7 +135,7 @@ pub fn guard_against_crashes() {
     }
     for signal in [libc::SIGABRT, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGSEGV] {
         // SAFETY: the action is whole and valid, and `crashed` makes system calls alone, as a handler
-        // may. It acts once, on the stack that Rust keeps for those who have used up theirs.
+        // may. It acts once, on the stack that Rust keeps for threads that have used up theirs.
         unsafe {
             let mut action = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
             action.sa_sigaction = crashed as extern "C" fn(i32) as usize;

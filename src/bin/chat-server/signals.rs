@@ -51,8 +51,8 @@ pub fn take() -> io::Result<Receiver<String>> {
     for signal in HURRY.into_iter().filter(is_ours) {
         flag::register_conditional_shutdown(signal, INTERRUPTED.into(), Arc::clone(&hurried))?;
     }
-    // A write past the limit of a file's size then fails as one to a full disk does. Not told in the
-    // log, since it may be the log's own.
+    // A write past the limit of a file's size then fails as one to a full disk does. Not
+    // logged, since it may be the log's own.
     flag::register(libc::SIGXFSZ, Arc::default())?;
     let ends = HURRY.into_iter().chain(END).filter(is_ours);
     let unmeant = UNMEANT.into_iter().chain(libc::SIGRTMIN()..=libc::SIGRTMAX());
@@ -81,7 +81,7 @@ fn pass_on(mut signals: Signals, tell: &Sender<String>, hurried: &AtomicBool) {
     }
 }
 
-/// The signals that are ignored, by bits, the lowest for the first. None where the system does not tell.
+/// The signals that are ignored, by bits, the lowest for the first. None where the system does not say.
 fn ignored() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
