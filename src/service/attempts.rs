@@ -1,9 +1,9 @@
-//! Logins and registrations on their way: who waits for one, and that each is answered in time.
+//! Logins and registrations on their way: what each waits for, and that it is answered in time.
 //!
 //! A login passes several stages, each of which may take long: its account is read, its password is
 //! hashed, a session that is ending is waited for, the account is claimed, its channel is listened
 //! to, and what its user missed is read. There is one deadline for all of them. What comes later
-//! finds that nobody waits for it any more; a claim is then given back.
+//! finds that no client waits for it any more; a claim is then given back.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,7 +28,7 @@ const HASH_BY: Duration = Duration::from_secs(7);
 pub(super) struct Attempt {
     /// Which one: no other one of this shard has this number.
     number: u64,
-    /// Whose login it is; `None`: it is a registration.
+    /// The user of a login; `None`: it is a registration.
     user: Option<UserId>,
     pub seq: Option<i64>,
     begun: Instant,
@@ -70,12 +70,12 @@ impl Attempt {
 }
 
 impl Client {
-    /// Nobody needs its hash any more; whether it would have been hashed yet.
+    /// Gives up its place in the queue of hashes, if it has one; returns whether it had.
     pub fn give_up(&self) -> bool {
         self.attempt.as_deref().and_then(Attempt::place).is_some_and(Place::give_up)
     }
 
-    /// The attempt of this number, if somebody still waits for it.
+    /// The attempt of this number, if the client still waits for it.
     fn waits_for(&mut self, number: u64) -> Option<&mut Attempt> {
         self.attempt.as_deref_mut().filter(|attempt| attempt.number == number && !self.closing)
     }
@@ -103,7 +103,7 @@ impl Shard {
         self.end_waiting(conn);
     }
 
-    /// The attempt, if somebody still waits for its outcome.
+    /// The attempt, if its client still waits for the outcome.
     pub(super) fn waits_for(&mut self, conn: ConnId, number: u64) -> Option<&mut Attempt> {
         self.clients.get_mut(conn)?.waits_for(number)
     }
@@ -144,7 +144,7 @@ impl Shard {
         Ok(place)
     }
 
-    /// Those who are refused come back over as long a time again as the queue will take by then.
+    /// Clients that are refused come back spread over as long a time again as the queue will take by then.
     fn too_many_hashes(&self, number: u64, is_last: bool) -> Refusal {
         self.counts.limits.of(Limit::Hashes).add(1);
         let length = self.settings.hashes.length(is_last).as_secs_f64().ceil().max(1.0) as u64;
@@ -174,7 +174,7 @@ impl Shard {
         }
     }
 
-    /// An attempt has been on its way for long.
+    /// An attempt has been on its way for 7 s, or for 10 s.
     pub(super) fn attempt_timer(&mut self, conn: ConnId, number: u64) {
         let now = self.now.at;
         let is_last = self.clients.get(conn).is_some_and(|client| client.half_closed);

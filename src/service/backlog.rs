@@ -6,7 +6,7 @@
 //!
 //! A client that has fallen behind is *drained*: once its connection's queue is empty, its offline messages are
 //! read by the page, written, and removed, until there are none left. What comes while a page is read and written is
-//! *held* here, for a second and up to a bound, so that a reader who has caught up goes live again under any load;
+//! *held* here, for a second and up to a bound, so that a reader that has caught up goes live again under any load;
 //! past either, and while the client reads nothing, it goes to the store, in its order, by one job at a time.
 //!
 //! A [`Nudger`] is told when all that was taken before it came is delivered or committed, and the store will be
@@ -33,9 +33,9 @@ pub(super) enum Step {
     Store(Vec<Parcel>),
     /// To read the oldest offline messages.
     Page,
-    /// To remove these, and tell: [`Backlog::removed`].
+    /// To remove these; [`Backlog::removed`] follows.
     Remove(Vec<RowId>),
-    /// To remove these; nobody waits for it.
+    /// To remove these; nothing waits for it.
     Forget(Vec<RowId>),
     /// The session is live: [`Step::Deliver`] follows for what was held.
     Live,
@@ -48,7 +48,7 @@ pub(super) enum Step {
     Watch(Instant),
 }
 
-/// Who waits until all that came before is delivered or committed.
+/// What waits until all that came before is delivered or committed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Nudger {
     /// Another node, by the number of its nudge.
@@ -66,7 +66,7 @@ pub(super) struct Context {
 #[derive(Debug)]
 pub(super) struct Backlog {
     user: UserId,
-    /// The epoch of the former session whose backlog this was; 0: of none. A job may be named by it.
+    /// The epoch of the former session whose backlog this was, by which a job may still name it; 0: there was none.
     pub former: u64,
     stage: Stage,
     /// Something was stored, or may have been, since the last page was asked for.
@@ -163,7 +163,7 @@ impl Backlog {
         }
     }
 
-    /// Of a session whose login reply is not out yet.
+    /// The backlog of a session whose login reply is not out yet.
     pub fn loading(user: UserId, now: Instant) -> Backlog {
         Backlog::new(user, Stage::Loading, now + HELD)
     }
@@ -176,12 +176,12 @@ impl Backlog {
         self.stale |= self.len() > 0;
     }
 
-    /// Of a session whose client has fallen behind. What was taken back from its queue follows.
+    /// The backlog of a session whose client has fallen behind. What was taken back from its queue follows.
     pub fn behind(user: UserId, now: Instant) -> Backlog {
         Backlog { stale: true, ..Backlog::new(user, Stage::Queue, now) }
     }
 
-    /// The same of one whose queue is still to be taken back, since something may stand in its store.
+    /// The same for a session whose queue is still to be taken back, since something may stand in its store.
     pub fn to_recall(user: UserId, now: Instant) -> Backlog {
         Backlog { recalling: true, flush: true, ..Backlog::behind(user, now) }
     }
@@ -497,7 +497,7 @@ impl Backlog {
         }
     }
 
-    /// A page was read; so many messages of it are written now.
+    /// A page was read; this number of messages is written now.
     pub fn page(&mut self, messages: usize, cx: &mut Context) {
         if self.stage != Stage::Reading {
             return;
@@ -541,7 +541,7 @@ impl Backlog {
         match self.stage {
             Stage::Writing(left) if left > 1 => self.stage = Stage::Writing(left - 1),
             Stage::Reply | Stage::Writing(_) => self.remove_written(cx),
-            // Nobody waits for it any more: they go, or the next login repeats them.
+            // Nothing waits for this any more: they are removed, or the next login repeats them.
             Stage::Ending | Stage::Closing => {
                 self.half.take_if(|half| *half == Half::Row);
                 cx.steps.push(Step::Forget(std::mem::take(&mut self.written)));

@@ -15,7 +15,7 @@ use crate::store::UserId;
 use crate::wire::proxy::BadHeader;
 use crate::wire::{Errno, FramingMirror, ProxyHeader, Refusal, Request, Splitter, msgid, reply};
 
-/// How soon a timer that has found somebody busy looks again.
+/// How soon a timer looks again if it has found the client busy.
 const LATER: Duration = Duration::from_secs(1);
 
 /// A connection, as the service sees it.
@@ -27,14 +27,14 @@ pub(super) struct Client {
     pub header_due: bool,
     pub splitter: Splitter,
     pub framing: FramingMirror,
-    /// Who is logged in; a pointer, since many never are.
+    /// The user who is logged in; a pointer, since many connections never have one.
     pub user: Option<Box<LoggedIn>>,
-    /// Who was, and whose session is still ending.
+    /// The user who was logged in and whose session is still ending.
     pub leaving: Option<UserId>,
     /// Requests that are not settled: replies owed, and chats whose fate is open.
     pub pending: u32,
     /// Changes that its requests have made to what later ones read, and that are not settled: to
-    /// friends, to groups, and to who is online.
+    /// friends, to groups, and to the users who are online.
     pub changes: u32,
     /// Of those, joins of groups.
     pub joins: u32,
@@ -124,7 +124,7 @@ impl Client {
     }
 
     /// Whether a request must wait for the changes that earlier ones have made, since it would not see them. A
-    /// join and what is sent to its group need not wait for each other: they go the same way.
+    /// join and what is sent to its group need not wait for each other: they take the same route.
     pub fn reads_changes(&self, object: &[u8]) -> bool {
         let Ok(request) = Request::parse(object) else { return false };
         match request.msgid() {
@@ -202,7 +202,7 @@ impl Shard {
         }
     }
 
-    /// Where there is a proxy, every connection comes from it and says first whose it is. A stranger
+    /// Where there is a proxy, every connection comes from it and names its client first. Any other peer
     /// may claim no address, and is closed: false.
     pub(super) fn expect_proxy_header(&mut self, conn: ConnId) -> bool {
         let proxies = &self.settings.proxies;
@@ -245,7 +245,7 @@ impl Shard {
         self.refuse_and_close(conn, refusal, Reason::BadProxyHeader);
     }
 
-    /// Has the login timer found somebody who has not logged in?
+    /// Closes a connection on which there was no login in time.
     pub(super) fn login_timer(&mut self, conn: ConnId) {
         let now = self.now;
         let Some(timeout) = self.settings.login_timeout else { return };
@@ -261,7 +261,7 @@ impl Shard {
         }
     }
 
-    /// Has the idle timer found somebody who has been silent?
+    /// Asks a silent client for a sign of life, and closes its connection if there is none.
     pub(super) fn idle_timer(&mut self, conn: ConnId) {
         let now = self.now;
         let Some(timeout) = self.settings.idle_timeout else { return };
@@ -271,7 +271,7 @@ impl Shard {
         if ask > now.at {
             self.fx.timer(ask, Timer::Idle(conn));
         } else if due > now.at {
-            // Only those who know what it is: to all others nothing is sent that the original does not send.
+            // Only clients that know a PING get one: all others get nothing that the original does not send.
             if client.uses_seq || client.knows_ping {
                 self.reply(conn, reply::ping);
             }

@@ -1,4 +1,4 @@
-//! What other nodes and the bus have to tell, and what is asked of them.
+//! What other nodes and the bus report, and what is asked of them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::bus::{Addressee, Answered, BusEvent, BusOp, Envelope, Fate, Ticket};
 use crate::store::{GroupId, NodeId, Outcome, StoreError, UserId, Write};
 use crate::wire::Request;
 
-/// When a join that some node has not confirmed is refused; it goes on being told.
+/// When a join that some node has not confirmed is refused; it is still announced to that node.
 const JOIN_PATIENCE: Duration = Duration::from_secs(10);
 /// When a node that was marked does nothing any more: all looks that it had begun before are over.
 const LAST_LOOKS: Duration = Duration::from_secs(2);
@@ -28,8 +28,8 @@ pub(super) enum Question {
     Listeners(Login),
     /// Has this launch reached a C++ node?
     Published { user: UserId, number: u64 },
-    /// Do these nodes, which have not confirmed it yet, know that this user has joined this group? And who is to be
-    /// told, with whether that is news.
+    /// Do these nodes, which have not confirmed it yet, know that this user has joined this group? `whose`: where the
+    /// reply goes, and whether the user was a member before.
     Join { group: GroupId, user: UserId, nodes: Vec<NodeId>, whose: Option<(ReplyTo, bool)>, begun: Instant },
 }
 
@@ -52,7 +52,7 @@ pub(super) struct Burials {
     last: u64,
 }
 
-/// Whoever waits for an answer.
+/// What waits for an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Waiter {
     /// The route to a user.
@@ -64,7 +64,7 @@ pub(super) enum Waiter {
 /// A node that is dead, while something of it is open here.
 pub(super) struct Burial {
     node: NodeId,
-    /// Who waits for it.
+    /// The node that waits for it.
     asker: Option<NodeId>,
     /// Sessions with something from before.
     left: usize,
@@ -96,14 +96,14 @@ impl Shard {
         }
     }
 
-    /// The bus has gone, or is back. Joins that others have told of meanwhile are not known here.
+    /// The bus has gone, or is back. Joins that others have announced meanwhile are not known here.
     fn bus_is_up(&mut self, is_up: bool) {
         self.is_up = is_up;
         self.groups.forget();
         self.users_with(User::has_route).into_iter().for_each(|user| self.advance_route(user));
     }
 
-    /// The users of whom this is so, in the same order in every run of a simulation.
+    /// The users for whom this is so, in the same order in every run of a simulation.
     fn users_with(&self, is_so: impl Fn(&User) -> bool) -> Vec<UserId> {
         let mut users: Vec<_> = self.users.iter().filter(|(_, user)| is_so(user)).map(|(id, _)| *id).collect();
         users.sort_unstable();
@@ -195,13 +195,13 @@ impl Shard {
     // -- the dead ---------------------------------------------------------------------------
 
     /// A node is dead, and nothing of it follows. Every session reads the store before it takes anything else: the
-    /// dead one may have stored something there of which it told nobody.
+    /// dead one may have stored something there without a nudge.
     fn bury(&mut self, node: NodeId, asker: Option<NodeId>) {
         self.groups.forget();
         let users = self.users_with(|user| user.session.is_some());
         self.burials.last += 1;
         let number = self.burials.last;
-        // One more, until all of them have been told.
+        // One more, until all of them have been drained.
         self.burials.open.insert(number, Burial { node, asker, left: users.len() + 1 });
         users.into_iter().for_each(|user| self.drain(user, Nudger::Burial(number)));
         self.burial_goes_on(number);
@@ -222,7 +222,7 @@ impl Shard {
         }
     }
 
-    /// A node that was marked does nothing any more: nobody waits for its answers.
+    /// A node that was marked does nothing any more: its answers are not waited for.
     pub(super) fn holder_died(&mut self, node: NodeId) {
         for user in self.users_with(User::has_route) {
             self.with_route(user, |route, cx| route.holder_died(node, cx));
@@ -240,13 +240,13 @@ impl Shard {
         Ticket { shard: self.index as u16, key }
     }
 
-    /// Somebody looks again at this time.
+    /// Has a waiter looked at again at this time.
     pub(super) fn wait_until(&mut self, at: Instant, waiter: Waiter) {
         self.questions.patience.insert((at, waiter));
         self.set_patience_timer();
     }
 
-    /// One timer is set, for the first of those who wait.
+    /// One timer is set, for the first of the waiters.
     fn set_patience_timer(&mut self) {
         let Some((at, _)) = self.questions.patience.first().copied() else { return };
         if self.questions.timer_at.is_none_or(|timer| at < timer) {
@@ -282,7 +282,7 @@ impl Shard {
             let (group, user) = (*group, *user);
             let envelope = Envelope::Joined { group, user, ticket };
             self.fx.list.extend(nodes.iter().map(|node| Effect::Bus(BusOp::ToNode(*node, envelope.clone()))));
-            // Nobody is left behind with it at the end of the server.
+            // No client waits for it at the end of the server.
             let refused = whose.take_if(|_| self.shutting_down || *begun + JOIN_PATIENCE <= now);
             if self.shutting_down {
                 self.questions.open.remove(&key);
@@ -300,7 +300,7 @@ impl Shard {
         }
     }
 
-    /// The bus has told how many it reached, or nobody knows.
+    /// The bus reports the number that it has reached; `None`: it is not known.
     fn reached(&mut self, key: u64, count: Option<u32>) {
         match self.questions.open.remove(&key) {
             Some(Question::Listeners(login)) => self.listeners_counted(login, count),
@@ -313,7 +313,7 @@ impl Shard {
         }
     }
 
-    /// The store has told which nodes there are: no others are waited for.
+    /// The store has named the nodes that there are: no others are waited for.
     pub(super) fn join_looked_up(&mut self, key: u64, answer: Result<Answer, StoreError>) {
         if let Ok(Answer::Wrote(Outcome::Joined { nodes: there, .. })) = answer {
             self.join_waits_for(key, |node| there.contains(&node));

@@ -1,4 +1,4 @@
-//! What a shard counts. Counting is no effect and changes none: it may be read by anybody, and is
+//! What a shard counts. Counting is no effect and changes none: it may be read at any time, and is
 //! read by nothing here.
 
 use super::receipts::Receipt;
@@ -63,7 +63,7 @@ labels! {
         /// Nothing: it was found right before.
         Remembered = "remembered",
         Hashed = "hashed",
-        /// Nothing: nobody waited for it any more.
+        /// Nothing: no client waited for it any more.
         Spared = "spared",
     }
 }
@@ -148,13 +148,13 @@ impl Shard {
         self.counts.passwords.of(work).add(1);
     }
 
-    /// Notes the way of a message to so many recipients, if it is this node's to count.
-    pub(super) fn count_message(&self, receipt: Receipt, path: Path, recipients: usize) {
+    /// Counts a message to one recipient, if it is this node's to count.
+    pub(super) fn count_message(&self, receipt: Receipt, path: Path) {
         let kind = match receipt {
             Receipt::Sender { .. } => MessageKind::Chat,
             Receipt::Sum { .. } => MessageKind::Group,
             Receipt::Node { .. } | Receipt::Nobody => return,
         };
-        self.counts.messages.of(kind).of(path).add(recipients as u64);
+        self.counts.messages.of(kind).of(path).add(1);
     }
 }

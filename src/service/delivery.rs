@@ -14,7 +14,7 @@ use super::users::{Place, Session};
 use super::{Answer, Effect, Letter, Op, Path, Payload, Tag, Then};
 use crate::bus::{Addressee, Answered, BusOp, Envelope, Fate};
 use crate::reactor::{ConnId, Manner};
-use crate::store::{Holder, Kept, Outcome, Parcel, StoreError, UserId, Write};
+use crate::store::{Claim, Holder, Kept, Outcome, Parcel, StoreError, UserId, Write};
 use crate::wire::{Errno, msgid, reply};
 
 /// How soon the store is asked again what became of a COMMIT.
@@ -79,7 +79,7 @@ impl Shard {
     fn take_at(&mut self, place: Place, text: Text<'_>, receipt: Receipt) {
         let Place { conn, session, is_live } = place;
         let is_from_here = receipt.sender().is_none_or(|sender| self.homes().of_user(sender) == self.index);
-        self.count_message(receipt, if is_from_here { Path::SameReactor } else { Path::OtherReactor }, 1);
+        self.count_message(receipt, if is_from_here { Path::SameReactor } else { Path::OtherReactor });
         if !is_live {
             let message = Waiting { body: text.into_shared(), receipt: self.owed(receipt) };
             let most = self.settings.high_water / 2;
@@ -112,7 +112,7 @@ impl Shard {
         }
     }
 
-    /// Notes a chat whose fate its sender's session waits for.
+    /// Notes a chat for whose outcome the session of its sender waits.
     pub(super) fn owe_send(&mut self, conn: ConnId, user: UserId) {
         self.owe(conn);
         self.users.entry(user).or_default().sends += 1;
@@ -131,7 +131,7 @@ impl Shard {
         }
     }
 
-    /// A user is a debtor by so many messages less.
+    /// A user is a debtor by this number of messages less.
     pub(super) fn freed(&mut self, user: UserId, debts: u32) {
         let Some(sender) = self.users.get_mut(&user) else { return };
         sender.debts -= debts.cast_signed();
@@ -140,7 +140,7 @@ impl Shard {
         }
     }
 
-    /// Tells whoever waits for it what became of a message. `open`: a sender of this node is a debtor.
+    /// Reports what became of a message where that is waited for. `open`: its sender, of this node, is a debtor.
     pub(super) fn settle(&mut self, receipt: Receipt, fate: Fate, open: bool) {
         match receipt {
             Receipt::Sum { shard, key, .. } => {
@@ -198,14 +198,17 @@ impl Shard {
     fn take_route_step(&mut self, user: UserId, step: route::Step) {
         match step {
             route::Step::Store => self.routes.marked.push(user),
-            route::Step::Launch { claim, number, after, body, receipt } => {
-                self.count_message(receipt, Path::OtherNode, 1);
-                self.fx.launch(claim.node, Addressee { user, epoch: claim.epoch, number, after }, body);
-            }
-            route::Step::Publish { number, body, receipt } => {
-                self.count_message(receipt, Path::OtherNode, 1);
-                let ticket = self.ask(Question::Published { user, number });
-                self.fx.push(Effect::Bus(BusOp::ToUser(user, body, ticket)));
+            route::Step::Launch { holder, number, after, body, receipt } => {
+                self.count_message(receipt, Path::OtherNode);
+                match holder {
+                    Holder::Node(Claim { node, epoch }) => {
+                        self.fx.launch(node, Addressee { user, epoch, number, after }, body);
+                    }
+                    Holder::Foreign => {
+                        let ticket = self.ask(Question::Published { user, number });
+                        self.fx.push(Effect::Bus(BusOp::ToUser(user, body, ticket)));
+                    }
+                }
             }
             route::Step::Nudge { claim, number } => {
                 let nudge = Envelope::Nudge { user, epoch: claim.epoch, number };
@@ -342,7 +345,7 @@ impl Shard {
         }
     }
 
-    /// The store was asked who has the user of a route.
+    /// The store was asked which node has the user of a route.
     pub(super) fn holder_looked_up(&mut self, user: UserId, answer: Result<Answer, StoreError>) {
         let found: Option<Holder> = match kept(answer)[..] {
             [Kept::Elsewhere(holder)] => Some(holder),

@@ -1,4 +1,4 @@
-//! What the service wants done: data, carried out by whoever drives it.
+//! What the service wants done: data, which the caller carries out.
 
 use std::ops::Range;
 use std::sync::Arc;

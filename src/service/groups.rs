@@ -46,13 +46,13 @@ struct Group {
     loading: Option<Loading>,
     /// What waits for that, or for its sender's join, oldest first.
     waiting: Vec<GroupMessage>,
-    /// Whose joins are being committed.
+    /// The users whose joins are being committed.
     joining: Vec<UserId>,
 }
 
 #[derive(Default)]
 struct Loading {
-    /// Who has joined since they were asked for.
+    /// The users who have joined since they were asked for.
     joined: Vec<UserId>,
     /// What is being read may not be true any more when it comes, and is not kept.
     outdated: bool,
@@ -158,7 +158,7 @@ impl Shard {
             Ok(Answer::Members(None)) => Err(Errno::NoSuchGroup),
             _ => Err(Errno::StoreUnavailable),
         };
-        // Without the bus nobody tells of another node's joins, and C++ nodes never do.
+        // Without the bus no join of another node is announced, and C++ nodes never announce theirs.
         let may_keep = !outdated && self.is_up && !self.settings.mixed;
         if let Some(members) = members.as_ref().ok().filter(|_| may_keep) {
             self.groups.keep(id, members.clone());
@@ -218,7 +218,7 @@ impl Shard {
 
     // -- sums -------------------------------------------------------------------------------
 
-    /// A group message's home tells how many recipients it has, or why it has none.
+    /// The group's home reports the number of recipients of a group message, or why it has none.
     pub(super) fn fan_size(&mut self, key: u64, size: Result<u32, Errno>) {
         match (size, self.sums.sums.get_mut(&key)) {
             (Ok(size), Some(sum)) => {
@@ -290,8 +290,8 @@ impl Shard {
         }
         match outcome {
             Ok(Outcome::Joined { already, nodes }) if !nodes.is_empty() => {
-                // Also of what was done before: nobody may have been told, since the node died that did it, or its
-                // answer was lost.
+                // Also a join that was done before: it may not have been announced, since the node that did it died, or
+                // the answer was lost.
                 self.tell_nodes(id, user, (to, already), nodes);
             }
             outcome => self.send(to.conn.reactor(), Letter::Joined { to, outcome }),
@@ -334,7 +334,7 @@ pub(super) struct Sums {
 struct Sum {
     whose: Whose,
     sum: FanOut,
-    /// By so many of the messages its sender is a debtor.
+    /// The number of those messages by which its sender is a debtor.
     open: u32,
     /// Recipients that are not settled; below 0 while their number is not known.
     left: i64,

@@ -1,8 +1,8 @@
-//! The queue of password hashes: who waits in it, what has become of them, and how long it takes.
+//! The queue of password hashes: its places, what has become of them, and how long it takes.
 //!
-//! A hash is 20 to 40 ms of a core, so after an outage thousands wait for theirs. Whoever waits has a
+//! A hash is 20 to 40 ms of a core, so after an outage thousands of clients wait for theirs. Each has a
 //! [`Place`], shared between the shard, which knows the client, and the job in the pool, which must
-//! not be done for nobody.
+//! not be done if no client waits for it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
@@ -28,22 +28,22 @@ pub struct HashQueue {
 }
 
 impl HashQueue {
-    /// An empty queue, of which so many (at least one) are hashed at a time.
+    /// An empty queue, of which `places` (at least one) are hashed at a time.
     pub fn new(places: usize) -> Arc<HashQueue> {
         let places = places.max(1) as u64;
         let [waiting, last] = [0, 0].map(AtomicUsize::new);
         Arc::new(HashQueue { places, waiting, last, mean: AtomicU64::new(0) })
     }
 
-    /// How long it takes until those have been served who wait now and go before one more, as far as
-    /// can be told; `is_last`: before one that lets others go first.
+    /// How long it takes, as far as is known, until all that wait now and go before one more have been served;
+    /// `is_last`: one more that lets others go first.
     pub fn length(&self, is_last: bool) -> Duration {
         let last = if is_last { self.last.load(Ordering::Relaxed) } else { 0 };
         let waiting = (self.waiting.load(Ordering::Relaxed) + last) as u64;
         Duration::from_nanos(self.mean.load(Ordering::Relaxed).saturating_mul(waiting) / self.places)
     }
 
-    /// Whom a place in this state counts among.
+    /// The number that a place in this state is part of.
     fn waiting_in(&self, state: u8) -> &AtomicUsize {
         if state == WAITS_LAST { &self.last } else { &self.waiting }
     }
@@ -54,7 +54,7 @@ impl HashQueue {
         Arc::new(Place { queue: Arc::clone(self), state: AtomicU8::new(WAITS) })
     }
 
-    /// A hash took so long.
+    /// Notes how long a hash took.
     pub fn note(&self, took: Duration) {
         let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         let mean = match self.mean.load(Ordering::Relaxed) {
@@ -71,7 +71,7 @@ const WAITS: u8 = 0;
 const WAITS_LAST: u8 = 1;
 /// A worker has it.
 const TAKEN: u8 = 2;
-/// Nobody wants it any more.
+/// No client wants it any more.
 const GIVEN_UP: u8 = 3;
 
 /// A place in the queue. Its state only ever grows, and each change is made by one side.
@@ -98,7 +98,7 @@ impl Place {
         self.leave(GIVEN_UP)
     }
 
-    /// A worker's: whether anybody still wants it.
+    /// A worker takes it, unless no client wants it any more: false.
     fn take(&self) -> bool {
         self.leave(TAKEN)
     }
@@ -121,7 +121,7 @@ impl Place {
         }
     }
 
-    /// Hashes, if anybody still wants it.
+    /// Hashes, if a client still wants it.
     pub(super) fn hash<R>(&self, hash: impl FnOnce() -> R) -> Option<R> {
         if !self.take() {
             return None;
@@ -154,7 +154,7 @@ mod tests {
         assert!(places[0].give_up() && !places[0].give_up() && !places[0].take());
         assert!(places[1].take() && !places[1].give_up());
         assert_eq!(queue.length(false), Duration::from_millis(160));
-        // Whoever lets others go first keeps none of them waiting.
+        // A place that lets others go first keeps none of them waiting.
         (2..7).for_each(|n| places[n].step_back());
         places[2].step_back();
         assert_eq!([false, true].map(|is_last| queue.length(is_last)), [60, 160].map(Duration::from_millis));

@@ -86,7 +86,7 @@ pub enum Answer {
     Unproven(Option<Account>, Box<str>),
     /// The account's name, if the password was right.
     Verified(Option<String>),
-    /// Nobody has waited for the hash any more.
+    /// No client has waited for the hash any more.
     Spared,
     Loaded(Loaded),
     Page(Page),
@@ -105,8 +105,8 @@ pub struct Loaded {
     pub more: bool,
 }
 
-/// What a shard does with an answer. It names whom the answer is for by id, and a session by its epoch; who is gone
-/// when it comes gets nothing.
+/// What a shard does with an answer. It names connections by id, and sessions by epoch, so that an answer that
+/// comes too late reaches no other one.
 #[derive(Debug)]
 pub enum Then {
     /// The account of a login was read.
@@ -131,9 +131,9 @@ pub enum Then {
     Members(GroupId),
     /// Offline messages are stored, or not.
     Stored(Stored),
-    /// Who has the user of a route.
+    /// The store was asked which node has the user of a route.
     Looked(UserId),
-    /// Which nodes there are that a join must be told to.
+    /// The nodes that must confirm a join were read.
     JoinLooked(u64),
     /// Offline messages were read.
     Page(SessionId),

@@ -33,9 +33,9 @@ pub enum Letter {
     Owed { conn: ConnId, user: UserId },
     /// How many recipients a group message has, or why it has none, to its sender's home.
     FanSize { key: u64, size: Result<u32, Errno> },
-    /// What became of it for some of them; `open`: by so many of those its sender is a debtor.
+    /// What became of it for some of them; `open`: the number of those by which its sender is a debtor.
     FanPart { key: u64, part: FanOut, open: u32 },
-    /// A user is a debtor by so many messages less.
+    /// A user is a debtor by this number of messages less.
     Freed { user: UserId, debts: u32 },
     /// From the bus.
     Bus(BusEvent),
@@ -55,8 +55,8 @@ pub enum Tag {
 }
 
 impl Tag {
-    /// Whether a message with this tag is taken back: of a slow reader what may take another way, of a session
-    /// that ends all that is its own but the answer to its LOGIN.
+    /// Whether a message with this tag is taken back: for a slow reader, what can be stored; for a session that
+    /// ends, all of its own but the reply to its LOGIN.
     pub fn is_recallable(&self, how: Recall) -> bool {
         match how {
             Recall::Reroutable => matches!(self, Tag::Chat { .. }),
@@ -65,7 +65,7 @@ impl Tag {
     }
 }
 
-/// What a timer is for. Whoever it names may be gone when it fires.
+/// What a timer is for. The connection or session that it names may be gone when it fires.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Timer {
     /// A connection may not stay longer without a login.
@@ -90,7 +90,7 @@ pub enum Timer {
     Dead(NodeId),
 }
 
-/// Whose messages a job stores.
+/// The messages that a job stores.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Stored {
     /// Those on the routes to these users.

@@ -1,4 +1,4 @@
-//! What clients may not exceed, and how they are told.
+//! What clients may not exceed, and what they are answered if they do.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -15,9 +15,9 @@ use crate::wire::Refusal;
 /// The limits that the service holds clients to; by default none.
 #[derive(Debug, Clone, Default)]
 pub struct Limits {
-    /// The connections of each address, where a proxy tells it; all shards count in the same.
+    /// The connections of each address, where a proxy names it; all shards share one count.
     pub addresses: Option<Arc<Addresses>>,
-    /// Failed logins of one account from one address. A stranger so locks nobody out but himself.
+    /// Failed logins of one account from one address. So a stranger can lock out no other address.
     pub failed_logins: Option<Arc<Throttle<(UserId, Origin)>>>,
     /// Attempts to register from one address.
     pub registrations: Option<Arc<Throttle<Origin>>>,
@@ -27,9 +27,9 @@ pub struct Limits {
     pub byte_rate: Option<NonZeroU32>,
 }
 
-/// What has not been used up of a rate is kept for so long: this is how large a burst may be.
+/// How long the unused part of a rate is kept, which bounds a burst.
 const BURST: Duration = Duration::from_secs(10);
-/// For so long nothing is read of a connection that was too fast.
+/// How long nothing is read of a connection that was too fast.
 const TOO_FAST: Duration = Duration::from_secs(1);
 
 /// What is counted for one connection, where anything is.
@@ -37,12 +37,12 @@ const TOO_FAST: Duration = Duration::from_secs(1);
 pub(super) struct Tally {
     /// Its place under the limit of its address.
     address: Option<AddressSlot>,
-    /// Until when the messages that have come are made up for, and their bytes.
+    /// When the rate will have made up for the messages that have come, and for their bytes.
     messages: Instant,
     bytes: Instant,
     /// When it last sent anything.
     pub last_input: Instant,
-    /// Since when nobody is logged in on it.
+    /// Since when no user is logged in on it.
     pub out_since: Instant,
 }
 
@@ -52,7 +52,7 @@ impl Tally {
     }
 }
 
-/// Until when it is made up for, with this much more of a rate; the error: when there is room for it.
+/// Charges an amount to a rate: when it will be made up for; the error: when there will be room for it.
 fn spend(until: Instant, amount: usize, rate: Option<NonZeroU32>, now: Instant) -> Result<Instant, Instant> {
     let Some(rate) = rate else { return Ok(until) };
     let cost = Duration::from_secs_f64(amount as f64 / f64::from(rate.get()));
@@ -61,17 +61,17 @@ fn spend(until: Instant, amount: usize, rate: Option<NonZeroU32>, now: Instant) 
     if until > now && until + cost > now + BURST { Err(until + cost - BURST.max(cost)) } else { Ok(until + cost) }
 }
 
-/// What a client is told whose address has too many connections.
+/// The reply to a client whose address has too many connections.
 pub fn address_is_full() -> Refusal {
     Refusal::busy("too many connections from your address", 10)
 }
 
-/// What a sender is told for whose message the recipient's offline store has no room.
+/// The reply to a sender if the offline store of the recipient has no room.
 pub(super) fn store_is_full() -> Refusal {
     Refusal::busy("the recipient has too many offline messages", 60)
 }
 
-/// What a user is told who, or whose group, has as much of something as may be.
+/// The reply to a user if a quota of the user, or of the group, is used up.
 pub(super) fn is_full(quota: Quota) -> Refusal {
     let text = match quota {
         Quota::Friends => "you have too many friends",
@@ -127,13 +127,17 @@ impl Shard {
         })
     }
 
-    /// Whether a password was right is known, or not.
-    pub(super) fn note_login(&self, login: &Login, is_right: Option<bool>) {
-        let Some(throttle) = &self.settings.limits.failed_logins else { return };
-        match is_right {
-            Some(true) => throttle.forgive((login.user, login.from)),
-            Some(false) => {}
-            None => throttle.give_back((login.user, login.from)),
+    /// A password was right.
+    pub(super) fn forgive_logins(&self, login: &Login) {
+        if let Some(throttle) = &self.settings.limits.failed_logins {
+            throttle.forgive((login.user, login.from));
+        }
+    }
+
+    /// It is not known whether the password of a login was right.
+    pub(super) fn forget_login(&self, login: &Login) {
+        if let Some(throttle) = &self.settings.limits.failed_logins {
+            throttle.give_back((login.user, login.from));
         }
     }
 
@@ -146,14 +150,14 @@ impl Shard {
         })
     }
 
-    /// Nobody knows what became of a registration.
+    /// It is not known what became of a registration.
     pub(super) fn forget_registration(&self, from: Origin) {
         if let Some(throttle) = &self.settings.limits.registrations {
             throttle.give_back(from);
         }
     }
 
-    /// A proxy has told whose connection it is: is there a place for one more of that address?
+    /// A proxy has named the client's address: is there a place for one more connection of it?
     pub(super) fn admit_address(&mut self, conn: ConnId) {
         let Some(addresses) = &self.settings.limits.addresses else { return };
         let Some(client) = self.clients.get_mut(conn) else { return };

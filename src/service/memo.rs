@@ -17,7 +17,7 @@ type Code = [u8; CODE];
 
 /// The logins of which the password was verified. It holds a code of each, by a key that only this
 /// process knows and that ends with it: neither passwords nor anything that a password could be
-/// tried on without the key. Whose stored password has changed since is not found.
+/// tried on without the key. A login whose stored password has changed since is not found.
 pub struct Memo {
     key: hmac::Key,
     /// The number of logins that are remembered at least.
@@ -89,7 +89,7 @@ impl Memo {
     /// Whether `password` was found right for what is stored.
     ///
     /// The code is looked up like any other key: how long that takes depends on the codes, which
-    /// nobody can choose or know without the secret.
+    /// cannot be chosen or known without the secret.
     pub fn knows(&self, user: UserId, stored: &str, password: &str) -> bool {
         let code = self.code(user, stored, password);
         self.codes.lock().unwrap_or_else(PoisonError::into_inner).has(code, self.room)

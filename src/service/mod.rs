@@ -1,13 +1,13 @@
 //! The chat: what the messages mean, and the promises about them.
 //!
 //! The service does no I/O and reads no clock. It is cut into shards, one for each reactor; a
-//! [`Shard`] takes an input and the time and fills a list of [`Effects`], which somebody else
-//! carries out: the server with sockets and threads, a test with a loop. Shards share nothing.
+//! [`Shard`] takes an input and the time and fills a list of [`Effects`], which the
+//! caller carries out: the server with sockets and threads, a test with a loop. Shards share nothing.
 //! They write each other [`Letter`]s, and everything about order rests on those arriving in the
 //! order in which they were sent.
 //!
 //! **A user belongs to a shard**, the user's *home*, which the id alone decides ([`crate::home`]). At login the
-//! connection moves there. All that the node knows of the user stands in one `User` there, and nobody else has a
+//! connection moves there. All that the node knows of the user stands in one `User` there, and there is no
 //! copy; what others have for the user they send there. A group belongs to a shard in the same way.
 //!
 //! **The node that holds a user's claim decides** in which order messages reach the user. It delivers, or stores,
@@ -22,20 +22,20 @@
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `receipts.rs` | messages that wait, and who is to be told what becomes of them |
+//! | `receipts.rs` | names of sessions and of replies; messages that wait, and where their outcome is reported |
 //! | `route.rs` | the route to a user who is not on this node: a pure state machine |
 //! | `backlog.rs` | what a slow reader's session, or one that begins or ends, keeps: a pure state machine |
-//! | `hashing.rs`, `memo.rs`, `throttle.rs` | the queue of password hashes; passwords that need none; so many an hour |
+//! | `hashing.rs`, `memo.rs`, `throttle.rs` | the queue of password hashes; passwords that need none; rates an hour |
 //! | `jobs.rs` | what blocks, for the workers |
 //! | `groups.rs` | groups at their homes, and the sums of group messages |
 //! | `users.rs` | all that is known of a user |
 //! | `letters.rs`, `effects.rs`, `counts.rs` | what shards say to each other; what they want done; what they count |
 //! | `shard.rs` | a shard: its state, its inputs, the table of requests |
-//! | `client.rs`, `attempts.rs`, `limits.rs` | one connection; that logins are answered in time; what clients may not exceed |
+//! | `client.rs`, `attempts.rs`, `limits.rs` | one connection; logins and registrations on their way; what clients may not exceed |
 //! | `requests/` | a file for each thing that a client can ask for |
 //! | `sessions.rs` | how a session begins, falls behind, and ends |
 //! | `delivery.rs` | where a message goes, and what became of it |
-//! | `cluster.rs` | what other nodes and the bus have to tell |
+//! | `cluster.rs` | what other nodes and the bus report |
 
 mod attempts;
 mod backlog;
@@ -99,7 +99,7 @@ pub struct Settings {
     pub idle_timeout: Option<Duration>,
     /// The soft mark of a connection's queue, in bytes. Half as much is held for a slow reader.
     pub high_water: usize,
-    /// With so many routes to users who are not on this node, a shard forgets those that nothing uses.
+    /// The number of routes to users who are not on this node at which a shard forgets those that nothing uses.
     pub routes: usize,
     /// How many lanes the pool has.
     pub lanes: usize,
@@ -107,7 +107,7 @@ pub struct Settings {
     pub legacy_client: bool,
     /// There are no other nodes.
     pub alone: bool,
-    /// Somebody else may change who is in a group: members are read for every message.
+    /// C++ nodes are part of the cluster and change groups, too: members are read for every message.
     pub mixed: bool,
     /// Networks whose connections begin with a PROXY header, while all others are refused; none:
     /// there is no proxy.

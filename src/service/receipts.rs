@@ -1,4 +1,4 @@
-//! Messages that wait, and who is to be told what becomes of them.
+//! Names of sessions and of replies, messages that wait, and where what becomes of them is reported.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ const BATCH_BYTES: usize = 1 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SessionId {
     pub user: UserId,
-    /// Of its claim.
+    /// The epoch of its claim.
     pub epoch: u64,
 }
 
@@ -26,10 +26,10 @@ pub struct ReplyTo {
     pub seq: Option<i64>,
 }
 
-/// Who is to be told what became of a message for one user.
+/// Where it is reported what became of a message for one user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Receipt {
-    /// The user who has sent it on this connection. Where it is `owed`, the sender's home counts it as
+    /// The user that has sent it on this connection. Where it is `owed`, the sender's home counts it as
     /// unsettled and must hear of it in any case; otherwise of a failure only.
     Sender { user: UserId, conn: ConnId, seq: Option<i64>, owed: bool },
     /// A sum of a group message by this user, kept by this shard: of the whole message by the sender's home, of
@@ -37,7 +37,7 @@ pub enum Receipt {
     Sum { user: UserId, shard: u16, key: u64 },
     /// Another node, by the number of its launch to this user.
     Node { node: NodeId, to: UserId, number: u64 },
-    /// Nobody: a C++ node has sent it.
+    /// Nowhere: a C++ node has sent it.
     Nobody,
 }
 

@@ -6,13 +6,13 @@
 //!
 //! | state | what happens to a message |
 //! | --- | --- |
-//! | `Ask` | It goes to the store, one batch at a time. The store takes it if nobody has the user, or says who has. |
+//! | `Ask` | It goes to the store, one batch at a time. The store takes it if no node has the user, or names the node that has. |
 //! | `Via` | A node has the user: each message is launched to it at once, under a number of its own. |
 //! | `Halted` | Something came back, or nothing was heard of it: nothing is launched. When all that is under way is answered or given up, what is not settled goes to the store, past that node. |
 //!
 //! What is stored past a node is followed by a *nudge*, and the route is `Via` again: what is launched next
-//! arrives behind the nudge. Whoever sent what was stored may not log in elsewhere until the nudge has been
-//! answered; until then he is one of the route's *debtors*.
+//! arrives behind the nudge. The senders of what was stored may not log in elsewhere until the nudge has been
+//! answered; until then they are the route's *debtors*.
 //!
 //! If the store refuses something that may still arrive at that node, since it was given up, the route is
 //! *fenced*: nothing is settled, stored or launched until a nudge has been answered, for by then it has arrived
@@ -22,7 +22,7 @@
 //! that one takes nothing more of the route until its next nudge.
 //!
 //! C++ nodes answer nothing: what is published for them is confirmed by the number of listeners, and the next
-//! message asks the store again, for nobody tells when the user goes elsewhere.
+//! message asks the store again, for nothing reports when the user goes elsewhere.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -41,10 +41,8 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 pub(super) enum Step {
     /// To store a batch: [`Route::take_batch`] at the end of the input.
     Store,
-    /// To the node that has the user.
-    Launch { claim: Claim, number: u64, after: u64, body: Arc<[u8]>, receipt: Receipt },
-    /// To the user's channel.
-    Publish { number: u64, body: Arc<[u8]>, receipt: Receipt },
+    /// To send a message to the node that has the user, or to the user's channel if that is a C++ node.
+    Launch { holder: Holder, number: u64, after: u64, body: Arc<[u8]>, receipt: Receipt },
     /// To the node that has the user: see above.
     Nudge { claim: Claim, number: u64 },
     /// A nudge is not answered: does that node still have the user by that claim? See [`Route::still_has`].
@@ -85,7 +83,7 @@ pub(super) struct Route {
     nudge: Nudge,
     /// What the store has refused while some of it may still arrive.
     fenced: Vec<(Receipt, Errno)>,
-    /// Who sent what was stored past a node that does not know it yet, once for each message.
+    /// The senders of what was stored past a node that does not know it yet, once for each message.
     debtors: Vec<UserId>,
     /// It is in the list of routes with something to be stored.
     pub marked: bool,
@@ -115,7 +113,7 @@ enum Flight {
     Flying,
     /// It did not arrive.
     Back,
-    /// Nobody knows whether it will.
+    /// It is not known whether it will arrive.
     GivenUp,
 }
 
@@ -144,7 +142,7 @@ impl Route {
         self.advance(cx);
     }
 
-    /// Whether nothing is on it, and nobody waits for it.
+    /// Whether nothing is on it, and nothing waits for it.
     pub fn is_idle(&self) -> bool {
         self.is_empty() && self.nudge == Nudge::None
     }
@@ -186,24 +184,18 @@ impl Route {
         }
         match self.state {
             State::Ask => self.store_what_waits(cx),
-            State::Via(Holder::Node(claim)) => {
-                self.send_nudge(claim, cx);
-                while let Some(message) = self.queue.pop_front() {
-                    let after = self.last_unanswered();
-                    let (number, body, receipt) = self.launch(message, cx);
-                    cx.steps.push(Step::Launch { claim, number, after, body, receipt });
-                }
-            }
             State::Via(Holder::Foreign) if self.flying > 0 => {}
             State::Via(Holder::Foreign) if self.queue.is_empty() => self.state = State::Ask,
             State::Via(Holder::Foreign) if !cx.up => {
                 self.state = State::Halted(Holder::Foreign);
                 self.store_what_waits(cx);
             }
-            State::Via(Holder::Foreign) => {
+            State::Via(holder) => {
+                if let Holder::Node(claim) = holder {
+                    self.send_nudge(claim, cx);
+                }
                 while let Some(message) = self.queue.pop_front() {
-                    let (number, body, receipt) = self.launch(message, cx);
-                    cx.steps.push(Step::Publish { number, body, receipt });
+                    self.launch(holder, message, cx);
                 }
             }
             State::Halted(_) if self.flying > 0 => {}
@@ -244,13 +236,15 @@ impl Route {
         }
     }
 
-    fn launch(&mut self, message: Waiting, cx: &mut Context) -> (u64, Arc<[u8]>, Receipt) {
+    fn launch(&mut self, holder: Holder, message: Waiting, cx: &mut Context) {
+        let after = self.last_unanswered();
         *cx.next += 1;
-        let (body, receipt, due) = (Arc::clone(&message.body), message.receipt, cx.now + PATIENCE);
-        self.launched.push_back(Launch { number: *cx.next, message, due, state: Flight::Flying });
+        let (number, due) = (*cx.next, cx.now + PATIENCE);
+        let (body, receipt) = (Arc::clone(&message.body), message.receipt);
+        self.launched.push_back(Launch { number, message, due, state: Flight::Flying });
         self.flying += 1;
         self.watch(due, cx);
-        (*cx.next, body, receipt)
+        cx.steps.push(Step::Launch { holder, number, after, body, receipt });
     }
 
     fn watch(&mut self, due: Instant, cx: &mut Context) {
@@ -260,20 +254,20 @@ impl Route {
         }
     }
 
-    /// The user lives on this node: what is left goes to the session, and whoever had the user has not any more.
+    /// The user lives on this node: what is left goes to the session, and no other node has the user any more.
     fn go_home(&mut self, cx: &mut Context) {
         self.forget_holder(cx);
         cx.steps.extend(self.launched.drain(..).map(|launch| Step::Deliver(launch.message)));
         cx.steps.extend(self.queue.drain(..).map(Step::Deliver));
     }
 
-    /// Nobody has the user, as far as is known.
+    /// No node has the user, as far as is known.
     fn forget_holder(&mut self, cx: &mut Context) {
         self.state = State::Ask;
         self.void_nudge(cx);
     }
 
-    /// Nobody will answer the nudge, or it has been: what it was for has come to pass.
+    /// The nudge was answered, or never will be: what it was for has come to pass.
     fn void_nudge(&mut self, cx: &mut Context) {
         self.nudge = Nudge::None;
         for (receipt, errno) in self.fenced.drain(..) {
@@ -309,7 +303,7 @@ impl Route {
         }
     }
 
-    /// A launch is not known to have reached anybody.
+    /// A launch is not known to have reached a node.
     pub fn unsent(&mut self, number: u64, cx: &mut Context) {
         self.give_up(|launch| launch.number == number);
         self.advance(cx);
@@ -361,8 +355,8 @@ impl Route {
         }
     }
 
-    /// Who has the user, by the store, which was asked because a nudge is not answered. If it is not the one who
-    /// was nudged, that one has delivered or stored everything, and has gone.
+    /// The store was asked which node has the user, because a nudge is not answered. If it is not the one that was
+    /// nudged, that session has delivered or stored everything, and has ended.
     pub fn still_has(&mut self, found: Option<Holder>, cx: &mut Context) {
         if matches!(self.state, State::Via(holder) | State::Halted(holder) if found != Some(holder)) {
             self.void_nudge(cx);

@@ -354,7 +354,7 @@ impl Shard {
     /// Tells what became of a message, and counts it where the store has taken or refused it.
     pub(super) fn settle_and_count(&mut self, receipt: Receipt, fate: Fate, open: bool) {
         match fate {
-            Fate::Stored => self.count_message(receipt, Path::Stored, 1),
+            Fate::Stored => self.count_message(receipt, Path::Stored),
             Fate::Failed(Errno::Busy) => self.counts.limits.of(Limit::Offline).add(1),
             Fate::Failed(_) if self.shutting_down => {
                 self.lost += 1;

@@ -22,11 +22,11 @@ use crate::store::{StoreError, UserId, Write};
 use crate::wire::proxy::BadHeader;
 use crate::wire::{Broken, Errno, Refusal, Request, Split, msgid, reply};
 
-/// After so many objects of one connection the others have their turn.
+/// The number of objects of one connection after which the others have their turn.
 const OBJECTS_A_TURN: usize = 32;
-/// A connection with so many unsettled requests is not read any further…
+/// The number of unsettled requests of a connection at which it is not read any further…
 const MAX_PENDING: u32 = 256;
-/// …nor is one with any while a shard has so many jobs in the pool and questions to other nodes.
+/// …and the number of jobs in the pool and questions to other nodes at which no connection with any is read.
 const MAX_JOBS: usize = 8192;
 /// A claim's epoch bears in its upper bits the shard that has drawn it, so that no two are the same.
 const EPOCH_BITS: u32 = 48;
@@ -61,9 +61,9 @@ pub struct Shard {
     /// The groups whose home this is.
     pub(super) groups: Groups,
     pub(super) sums: Sums,
-    /// Of the last claim.
+    /// The epoch of the last claim.
     pub(super) next_epoch: u64,
-    /// Of the last login or registration.
+    /// The number of the last login or registration.
     pub(super) next_attempt: u64,
     pub(super) questions: Questions,
     pub(super) burials: Burials,
@@ -75,7 +75,7 @@ pub struct Shard {
     pub(super) jobs: usize,
     pub(super) shutting_down: bool,
     wound_up: bool,
-    /// Messages that were lost since then: the store did not take them. And whose.
+    /// The number of messages that were lost since then, since the store did not take them, and their senders.
     pub(super) lost: usize,
     pub(super) lost_by: BTreeSet<UserId>,
     /// The store has said that this node is taken for dead: nothing is done any more.
@@ -101,7 +101,7 @@ impl Shard {
             groups: Groups::default(),
             sums: Sums::default(),
             next_epoch: (index as u64) << EPOCH_BITS,
-            // So that shards tell those they refuse different times.
+            // So that shards give different times to the clients that they refuse.
             next_attempt: (index as u64) << 32,
             questions: Questions::default(),
             burials: Burials::default(),
@@ -149,7 +149,7 @@ impl Shard {
         &self.settings.homes
     }
 
-    /// A connection was accepted, from `peer`: the client, or a proxy that will tell whose it is.
+    /// A connection was accepted, from `peer`: the client, or a proxy that will name it.
     pub fn opened(&mut self, conn: ConnId, peer: SocketAddr, now: Now, fx: &mut Effects) {
         self.handle(now, fx, |shard| shard.connection_opened(conn, peer));
     }
@@ -217,7 +217,7 @@ impl Shard {
         self.handle(now, fx, |shard| shard.timer_fired(timer));
     }
 
-    /// The process is to end: everybody is logged out, what waits for them is stored, and they are disconnected
+    /// The process is to end: all users are logged out, what waits for them is stored, and they are disconnected
     /// once what they asked for is done. [`Effect::WoundUp`] follows.
     pub fn stop(&mut self, now: Now, fx: &mut Effects) {
         self.handle(now, fx, Shard::begin_to_stop);
@@ -418,7 +418,7 @@ impl Shard {
         }
     }
 
-    /// Sends a reply in the connection's framing; nobody is there: nobody hears it.
+    /// Sends a reply in the connection's framing, if the connection is still there.
     pub(super) fn reply(&mut self, conn: ConnId, write: impl FnOnce(&mut Vec<u8>)) {
         if let Some(client) = self.clients.get(conn) {
             self.fx.reply(conn, client.framing.framing(), false, write);
@@ -523,7 +523,7 @@ impl Shard {
         }
     }
 
-    /// Closes a connection behind what is queued for it. Its session ends before: nobody waits for its reader.
+    /// Closes a connection behind what is queued for it. Its session ends before, so that nothing waits for its reader.
     pub(super) fn close(&mut self, conn: ConnId, reason: Reason) {
         self.end_with_connection(conn);
         self.fx.push(Effect::Close(conn, reason));
@@ -553,7 +553,7 @@ impl Shard {
         Lane::Number(id as usize % self.settings.lanes)
     }
 
-    /// A job's answer, for whoever asked.
+    /// Hands a job's answer to where it was asked for.
     fn done(&mut self, then: Then, answer: Result<Answer, StoreError>) {
         if matches!(answer, Err(StoreError::Marked)) {
             if !std::mem::replace(&mut self.is_marked, true) {

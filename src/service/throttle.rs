@@ -1,4 +1,4 @@
-//! Throttles: so many an hour.
+//! Throttles: a rate an hour for each key.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -10,7 +10,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 /// Keys that are remembered: half of them are the last ones that something was taken for. About 5 MiB.
 const REMEMBERED: usize = 64 * 1024;
 
-/// Lets so many an hour pass for each key: all at once, or one now and then. All shards take from the
+/// Lets a number pass for each key in an hour: all at once, or one now and then. All shards take from the
 /// same, since a client's next connection may be another shard's.
 #[derive(Debug)]
 pub struct Throttle<K> {
@@ -20,8 +20,8 @@ pub struct Throttle<K> {
 }
 
 /// Until when what was taken for a key is made up for; by then it need not be remembered. Two
-/// generations: when the young one is full, the old one is forgotten. Whoever has too many keys so
-/// makes the throttle forget, and never the memory grow.
+/// generations: when the young one is full, the old one is forgotten. So too many
+/// keys make the throttle forget, and the memory never grows.
 #[derive(Debug)]
 struct Debts<K> {
     young: HashMap<K, Instant>,

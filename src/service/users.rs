@@ -11,7 +11,8 @@ use crate::reactor::ConnId;
 use crate::store::{NodeId, UserId};
 
 /// The users that something is known of, by id. They are looked up several times for each message, so by a faster
-/// hash than the standard library's, whose seed nobody can know either. Boxed, since half of a table may be empty.
+/// hash than the standard library's, whose seed cannot be known from outside, either. Boxed, since half of a table
+/// may be empty.
 pub(super) type Users = HashMap<UserId, Box<User>, foldhash::fast::RandomState>;
 
 #[derive(Default)]
@@ -21,7 +22,7 @@ pub(super) struct User {
     /// Messages that this user has sent, in whichever session, and that are not settled. The claim is not
     /// released while there are any.
     pub sends: u32,
-    /// Messages of this user that stand in the store of somebody whose node does not know it yet. Nor is it
+    /// Messages of this user that are in the store of a recipient whose node does not know it yet. Nor is the claim
     /// released while there are any. Below 0 while a group message is not settled of which the last ones that it
     /// has counted are known by now, and it is not.
     pub debts: i32,
@@ -78,7 +79,7 @@ pub(super) struct More {
     pub peers: Vec<Peer>,
     /// How the session ends.
     pub ending: Option<Ending>,
-    /// Claims that the store may have, and that nobody uses: it has not taken them back yet.
+    /// Claims that the store may have, and that no session uses: their release has failed and is tried again.
     pub unreleased: Vec<u64>,
     /// Claims by logins that have failed since, which may have replaced the one of the session that is ending. The
     /// account is not given back before that has ended.

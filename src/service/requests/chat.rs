@@ -15,7 +15,7 @@ impl Shard {
         let to = call.request.toid()?;
         let text = self.outgoing(call)?;
         let to = user_id(to).ok_or(Errno::NoSuchUser)?;
-        // Nobody waits for what needs no ack, unless it takes long: then the recipient's home says so. But a
+        // What needs no ack is not waited for, unless it takes long: then the recipient's home says so. But a
         // sender who can go on at another node has to wait: what is sent from there must not come before it.
         let owed = call.seq.is_some() || !self.settings.alone;
         if owed {
@@ -31,7 +31,7 @@ impl Shard {
         Ok(())
     }
 
-    /// Whom a request speaks for: `id` must be the logged-in user.
+    /// The user that a request speaks for: `id` must be the one who is logged in.
     pub(crate) fn me(&self, call: &Call<'_>) -> Result<&LoggedIn, Refusal> {
         let client = self.clients.get(call.conn);
         let me = client.and_then(|client| client.user.as_deref()).ok_or(Errno::NotLoggedIn)?;

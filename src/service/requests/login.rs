@@ -1,4 +1,5 @@
-//! LOGIN: the end of the session that was there before, the password, the way home, the claim, the reply.
+//! LOGIN: the end of the session that was there before, the password, the move to the user's home, the claim, and
+//! the reply.
 
 use crate::bus::BusOp;
 use crate::reactor::{ConnId, Manner, Origin};
@@ -26,7 +27,7 @@ impl Shard {
         if logged_in == Some(user) {
             return Err(Errno::InUse.into());
         }
-        // Also if this one is refused untried: nobody is logged in after a login that has failed.
+        // Also if this one is refused untried: no user is logged in after a login that has failed.
         if logged_in.is_some() {
             self.log_out(conn, None);
         }
@@ -64,59 +65,47 @@ impl Shard {
         }
     }
 
-    /// The account was read. Who was here before with this password goes on at once; all others, also
-    /// those who have no account, wait for a hash.
-    pub(crate) fn account_read(&mut self, mut login: Login, answer: Result<Answer, StoreError>) {
+    /// The account was read. A password that was found right before is right at once; all others, also those for an
+    /// id that has no account, wait for a hash.
+    pub(crate) fn account_read(&mut self, login: Login, answer: Result<Answer, StoreError>) {
         self.count_password(&answer);
-        let is_waited_for = self.is_waited_for(&login);
-        match answer {
-            Ok(Answer::Remembered(name)) => {
-                self.note_login(&login, Some(true));
-                login.name = name.into();
-                self.go_home(login);
-            }
-            Ok(Answer::Unproven(..)) if !is_waited_for => {
+        let refusal = match answer {
+            Ok(Answer::Remembered(name)) => return self.go_home(login, name),
+            Ok(Answer::Unproven(..)) if !self.is_waited_for(&login) => {
                 self.count_password(&Ok(Answer::Spared));
-                self.note_login(&login, None);
+                return self.forget_login(&login);
             }
             Ok(Answer::Unproven(account, password)) => match self.enter_hashing(login.conn) {
                 Ok(place) => {
                     let op = Op::Verify { user: login.user, account, password, place };
-                    self.submit(Lane::None, Then::Verified(login), op);
+                    return self.submit(Lane::None, Then::Verified(login), op);
                 }
-                Err(refusal) => {
-                    self.note_login(&login, None);
-                    self.refuse_login(&login, &refusal);
-                }
+                Err(refusal) => refusal,
             },
+            _ => Errno::StoreUnavailable.into(),
+        };
+        self.forget_login(&login);
+        self.refuse_login(&login, &refusal);
+    }
+
+    /// The password was checked.
+    pub(crate) fn verified(&mut self, login: Login, answer: Result<Answer, StoreError>) {
+        self.count_password(&answer);
+        self.enter_stage(login.conn, login.attempt, Stage::Store);
+        match answer {
+            Ok(Answer::Verified(Some(name))) => self.go_home(login, name),
+            Ok(Answer::Verified(None)) => self.refuse_login(&login, &Errno::Rejected.into()),
             _ => {
-                self.note_login(&login, None);
+                self.forget_login(&login);
                 self.refuse_login(&login, &Errno::StoreUnavailable.into());
             }
         }
     }
 
-    /// The password was looked at.
-    pub(crate) fn verified(&mut self, mut login: Login, answer: Result<Answer, StoreError>) {
-        self.count_password(&answer);
-        self.enter_stage(login.conn, login.attempt, Stage::Store);
-        let is_right = match &answer {
-            Ok(Answer::Verified(name)) => Some(name.is_some()),
-            _ => None,
-        };
-        self.note_login(&login, is_right);
-        match answer {
-            Ok(Answer::Verified(Some(name))) => {
-                login.name = name.into();
-                self.go_home(login);
-            }
-            Ok(Answer::Verified(None)) => self.refuse_login(&login, &Errno::Rejected.into()),
-            _ => self.refuse_login(&login, &Errno::StoreUnavailable.into()),
-        }
-    }
-
     /// The password is right: the connection goes to its user's home, once nothing else of it is under way.
-    fn go_home(&mut self, login: Login) {
+    fn go_home(&mut self, mut login: Login, name: String) {
+        self.forgive_logins(&login);
+        login.name = name.into();
         if self.homes().of_user(login.user) == self.index {
             return self.enter(login);
         }
@@ -134,7 +123,7 @@ impl Shard {
         }
     }
 
-    /// The password is right, and this is the user's home: the account is taken, unless somebody here uses it.
+    /// The password is right, and this is the user's home: the account is claimed, unless it is in use here.
     pub(crate) fn enter(&mut self, login: Login) {
         if !self.is_waited_for(&login) {
             return;
@@ -154,7 +143,7 @@ impl Shard {
         self.claim(login, past);
     }
 
-    /// Asks the store for the account. `past`: who had it, and has gone without a word.
+    /// Asks the store for the account. `past`: a holder that is known to be gone and has not released it.
     pub(crate) fn claim(&mut self, login: Login, past: Option<Holder>) {
         self.next_epoch += 1;
         let (user, epoch) = (login.user, self.next_epoch);
@@ -193,7 +182,7 @@ impl Shard {
         self.claim_failed(session);
         match outcome {
             Some(Outcome::InUse(Holder::Foreign)) => self.ask_listeners(login),
-            // Nobody of this node uses it, or this login would have waited: it is the late success of a claim
+            // No session of this node uses it, or this login would have waited: it is the late success of a claim
             // that was reported as failed.
             Some(Outcome::InUse(holder @ Holder::Node(claim))) if claim.node == self.settings.node => {
                 self.claim(login, Some(holder));
@@ -259,7 +248,7 @@ impl Shard {
             Some(0) if !self.is_waited_for(&login) => {}
             Some(0) if is_free => self.claim(login, Some(Holder::Foreign)),
             Some(0) => self.enter(login),
-            // Without the bus only the store tells, and there the account is in use.
+            // Without the bus only the store knows, and there the account is in use.
             Some(_) | None => self.refuse_entering(&login, &Errno::InUse.into()),
         }
     }
@@ -271,7 +260,7 @@ impl Shard {
             return self.give_claim_back(session);
         }
         if self.settings.mixed {
-            // Before this they would have published to nobody. What they have stored is read
+            // Before this their messages would have reached no listener. What they have stored is read
             // behind it, in the same lane.
             let SessionId { user, epoch } = session;
             self.write(user, Then::Nothing, Write::Show { user, epoch });
@@ -321,7 +310,7 @@ impl Shard {
         self.end_attempt(conn);
     }
 
-    /// Refuses a login, if somebody still waits for it.
+    /// Refuses a login, if its client still waits for it.
     pub(crate) fn refuse_login(&mut self, login: &Login, refusal: &Refusal) {
         if self.is_waited_for(login) {
             self.refuse_attempt(login.conn, refusal);

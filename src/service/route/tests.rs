@@ -24,10 +24,10 @@ fn message(n: u32) -> Waiting {
 fn show(step: &Step) -> String {
     match step {
         Step::Store => "store".to_owned(),
-        Step::Launch { claim, number, after, body, .. } => {
+        Step::Launch { holder: Holder::Node(claim), number, after, body, .. } => {
             format!("launch {} to {} as {number} after {after}", body[0], claim.node.0)
         }
-        Step::Publish { number, body, .. } => format!("publish {} as {number}", body[0]),
+        Step::Launch { number, body, .. } => format!("publish {} as {number}", body[0]),
         Step::Nudge { claim, number } => format!("nudge {} as {number}", claim.node.0),
         Step::Look => "look".to_owned(),
         Step::Deliver(message) => format!("deliver {}", message.body[0]),
