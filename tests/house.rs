@@ -55,7 +55,7 @@ fn imports_only_go_down() {
             checked += 1;
             match level(&other) {
                 Some(other) if other <= own => {}
-                Some(_) => wrong.push(format!("{} uses {other}, which stands above it", inside.display())),
+                Some(_) => wrong.push(format!("{} uses {other}, which stands below it in the list", inside.display())),
                 None => wrong.push(format!("{} uses {other}, which is no module of the list", inside.display())),
             }
         }

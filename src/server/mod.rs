@@ -15,7 +15,7 @@
 //! | thread | asks | what |
 //! | --- | --- | --- |
 //! | `lease` | Redis | renews this node's lease while it hears itself and its reactors turn; finds nodes without one |
-//! | `look` | the store | checks whether this node is marked as dead, after each renewal, or each second without one |
+//! | `look` | the store | checks whether this node is marked as dead, after each renewal, or several times a second without one |
 //! | `reaper` | the store | marks nodes without a lease, tells all others, and frees the claims when all have confirmed |
 //!
 //! [`validity`] holds what the first two find out, and every reactor asks it before it does anything.

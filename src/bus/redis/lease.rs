@@ -18,7 +18,7 @@
 //! A look at the others is a link of the same chain: what it finds counts if it fulfils all three, and if
 //! Redis says that it has been up for longer than a key lasts ([`Look::counts`]).
 //!
-//! Why that suffices: a node that is alive and reaches Redis renews its key each second, so it has at
+//! Why that suffices: a node that is alive and reaches Redis renews its key at least each second, so it has at
 //! least 4 s left. What the chain tolerates takes at most [`MAX_GAP`] (2.5 s) or [`SLACK`] (0.5 s)
 //! of that. What breaks the chain makes every node wait for a whole [`LEASE_TTL`], in which each living
 //! node has renewed its key. A node that is alive but does not reach Redis does look dead, on purpose:
