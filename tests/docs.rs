@@ -2,6 +2,8 @@
 
 #[path = "docs/names.rs"]
 mod names;
+#[path = "docs/places.rs"]
+mod places;
 #[path = "docs/play.rs"]
 mod play;
 mod support;
@@ -51,6 +53,33 @@ fn every_link_leads_somewhere() {
 #[test]
 fn every_file_and_every_test_that_a_document_names_is_there() {
     expect_none_in_any(names::missing_files);
+}
+
+#[test]
+fn every_place_in_the_source_that_a_document_cites_is_there() {
+    expect_none_in_any(places::missing_places);
+}
+
+/// The documents about the architecture.
+fn architecture(repository: &Repository) -> [Document; 2] {
+    ["docs/ARCHITECTURE.md", "docs/ARCHITECTURE.zh-CN.md"].map(|path| {
+        let text = repository.text(path).unwrap_or_else(|| panic!("no {path}"));
+        Document { path: path.to_owned(), text: text.to_owned() }
+    })
+}
+
+#[test]
+fn the_documents_about_the_architecture_name_what_is_there_and_all_threads() {
+    let repository = Repository::read();
+    let documents = architecture(&repository);
+    expect_none(documents.iter().flat_map(|document| places::missing_names(&repository, document)).collect());
+    expect_none(documents.iter().flat_map(|document| places::unnamed_threads(&repository, document)).collect());
+}
+
+#[test]
+fn the_documents_about_the_architecture_cite_the_same() {
+    let [english, chinese] = architecture(&Repository::read());
+    expect_none(places::differences(&english, &chinese));
 }
 
 #[test]

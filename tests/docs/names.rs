@@ -69,7 +69,12 @@ impl Repository {
         found.map(|(path, text)| Document { path: path.clone(), text: text.clone() }).collect()
     }
 
-    fn below<'a>(&'a self, folders: &'a [&str]) -> impl Iterator<Item = (&'a str, &'a str)> {
+    /// The text of a file.
+    pub fn text(&self, path: &str) -> Option<&str> {
+        self.files.get(path).map(String::as_str)
+    }
+
+    pub fn below<'a>(&'a self, folders: &'a [&str]) -> impl Iterator<Item = (&'a str, &'a str)> {
         let files = self.files.iter().map(|(path, text)| (path.as_str(), text.as_str()));
         files.filter(|(path, _)| folders.iter().any(|folder| path.starts_with(folder)))
     }
@@ -89,7 +94,7 @@ impl Repository {
 }
 
 /// The lines of a document that are no code, with their numbers.
-fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
+pub fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let mut is_code = false;
     text.lines().enumerate().filter_map(move |(index, line)| {
         let is_fence = line.trim_start().starts_with("```");
@@ -138,7 +143,7 @@ fn help(program: &str) -> String {
 }
 
 /// The code spans of a line.
-fn spans(line: &str) -> impl Iterator<Item = &str> {
+pub fn spans(line: &str) -> impl Iterator<Item = &str> {
     line.split('`').skip(1).step_by(2)
 }
 
