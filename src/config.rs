@@ -208,8 +208,9 @@ struct Flags {
     #[arg(long, env = "CHAT_IDLE_TIMEOUT", value_name = "TIME", allow_hyphen_values = true)]
     idle_timeout: Option<Timeout>,
 
-    /// What may wait to be written to one connection before its messages take the way through the
-    /// store, in bytes
+    /// Bytes that may be queued for one connection. Above that, its messages go through the store and its input is
+    /// not read; if it has not read all that was queued 10 s later, it is closed. It is closed at once if four times
+    /// as much and twice --max-message is queued
     #[arg(long, env = "CHAT_HIGH_WATER", value_name = "BYTES", allow_hyphen_values = true, value_parser = count(4096, 1 << 30), default_value = "1048576")]
     high_water: u64,
 

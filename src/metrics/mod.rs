@@ -17,7 +17,9 @@
 mod cell;
 mod process;
 mod registry;
+mod watched;
 
 pub use cell::{By, Cell, Cells, Counter, Family, Gauge, Histogram, Kind, Label, Labelled, Series, worded};
 pub(crate) use cell::{cells, labels};
-pub use registry::{Registry, Watched};
+pub use registry::Registry;
+pub use watched::Watched;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use super::cell::Kind;
-use super::registry::{Watched, label};
+use super::watched::{Watched, label};
 
 /// Of `/proc/…/stat`, on every architecture.
 const TICKS_A_SECOND: f64 = 100.0;

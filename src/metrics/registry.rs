@@ -3,32 +3,19 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use super::cell::{Cells, Kind, Series, escaped};
+use super::cell::{Cells, Kind, Series};
 use super::process;
+use super::watched::{Watched, label};
 
 /// Structs of one type: each with its labels, which several may share. Their families stand
 /// together in the text.
 type Group = Vec<(String, Vec<Arc<dyn Cells>>)>;
-
-/// A number that is read when it is asked for, instead of being counted.
-pub struct Watched {
-    pub name: &'static str,
-    pub help: &'static str,
-    pub kind: Kind,
-    /// Values, each behind its labels, such as `reactor="0"`.
-    pub read: Box<dyn Fn() -> Vec<(String, f64)> + Send + Sync>,
-}
 
 /// Everything that is exported.
 #[derive(Default)]
 pub struct Registry {
     groups: Vec<Group>,
     watched: Vec<Watched>,
-}
-
-/// One label.
-pub fn label(name: &str, value: &str) -> String {
-    format!("{name}=\"{}\"", escaped(value))
 }
 
 impl Registry {

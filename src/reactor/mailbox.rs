@@ -2,10 +2,10 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mio::net::TcpStream;
-use mio::{Registry, Token, Waker};
+use mio::{Poll, Registry, Token, Waker};
 
 use super::budget::InFlight;
 use super::connection::Connection;
@@ -106,12 +106,20 @@ impl<T> Mailbox<T> {
     }
 }
 
+/// What the reactors of one program are made of: a Poll for each, and the mailboxes in which they, and other threads,
+/// reach each other.
+#[expect(clippy::type_complexity, reason = "a name for it would have to be looked up")]
+pub fn mailboxes<H: Types>(reactors: usize) -> io::Result<(Vec<Poll>, Arc<[Mailbox<Mail<H>>]>)> {
+    let polls: Vec<Poll> = (0..reactors).map(|_| Poll::new()).collect::<io::Result<_>>()?;
+    let mailboxes = polls.iter().map(|poll| Mailbox::new(poll.registry())).collect::<io::Result<Vec<_>>>()?;
+    Ok((polls, mailboxes.into()))
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::time::{Duration, Instant};
 
-    use mio::{Events, Poll};
+    use mio::Events;
 
     use super::*;
 

@@ -50,7 +50,7 @@ pub use event_loop::EventLoop;
 pub use handler::{Handler, Taken};
 pub use id::{ConnId, ConnIds, ConnMap};
 pub use io::Io;
-pub use mailbox::{Mail, Mailbox, Moving};
+pub use mailbox::{Mail, Mailbox, Moving, mailboxes};
 pub use outbox::{Body, Manner, Message, Outbox, Progress, Unwritten};
 pub use pressure::Limits;
 pub use reason::{CloseReason, Mark, Reason};

@@ -27,7 +27,7 @@ use crate::home::Homes;
 use crate::password::Hasher;
 use crate::pool::{self, Pool};
 use crate::reactor::{
-    Acceptor, AcceptorHandle, Addresses, Admission, Budget, EventLoop, Limits, Mail, Mailbox, Origin,
+    Acceptor, AcceptorHandle, Addresses, Admission, Budget, EventLoop, Limits, Mail, Origin, mailboxes,
 };
 use crate::service::{self, HashQueue, Job, JobRunner, Memo, Settings, Shard, Throttle};
 use crate::store::mysql::{self, Lock, MySqlStore};
@@ -137,9 +137,7 @@ impl Opened {
     pub fn ready(mut self, lasting: &Lasting, address: SocketAddr) -> Result<Ready> {
         // First the polls, then their mailboxes, then threads that know all mailboxes.
         let config = &lasting.config;
-        let polls: Vec<Poll> = (0..config.reactors).map(|_| Poll::new()).collect::<std::io::Result<_>>()?;
-        let mailboxes = polls.iter().map(|poll| Mailbox::new(poll.registry()));
-        let mailboxes: Mailboxes = mailboxes.collect::<std::io::Result<Vec<_>>>()?.into();
+        let (polls, mailboxes): (_, Mailboxes) = mailboxes(config.reactors)?;
         let listener = |reaper| BusListener { mailboxes: Arc::clone(&mailboxes), homes: lasting.homes, reaper };
         let (bus, joined): (Arc<dyn Bus>, _) = match &config.redis {
             Some(url) => {

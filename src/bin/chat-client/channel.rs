@@ -17,7 +17,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use socket2::{SockRef, TcpKeepalive};
 
-use crate::connection::Loss;
+use crate::loss::Loss;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A server that takes nothing for so long is as good as gone.

@@ -1,6 +1,5 @@
 //! The connection: one thread reads it, and makes a new one whenever it is lost.
 
-use std::io;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,6 +8,7 @@ use chat_server::wire::{Split, Splitter, msgid};
 use serde_json::json;
 
 use crate::channel::{Channel, Target};
+use crate::loss::Loss;
 use crate::message::Message;
 
 /// What befalls the connection.
@@ -24,25 +24,6 @@ pub enum LinkEvent {
 pub struct Greeting {
     /// It echoed the ping's `seq`: it confirms every request that bears one. A C++ node does not.
     pub confirms: bool,
-}
-
-/// Why there is no connection, or none any more.
-#[derive(Debug, thiserror::Error)]
-pub enum Loss {
-    #[error("{0}")]
-    Io(#[from] io::Error),
-    #[error("{0}")]
-    Tls(#[from] rustls::Error),
-    #[error("closed by the server")]
-    Closed,
-    /// It has not answered a ping.
-    #[error("the server does not answer")]
-    Silent,
-    #[error("not a chat server")]
-    NotAChatServer,
-    /// It answered as TLS does, and was spoken to without.
-    #[error("it uses TLS")]
-    SpeaksTls,
 }
 
 /// How long the ping is waited for; a C++ node never answers it.

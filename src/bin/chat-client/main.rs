@@ -12,6 +12,7 @@ mod connection;
 mod editor;
 mod history;
 mod keys;
+mod loss;
 mod message;
 mod plain;
 mod signals;
@@ -31,7 +32,8 @@ use signal_hook::consts::SIGINT;
 
 use app::{App, Ask, Effect, Event, Setup};
 use channel::{Target, Tls};
-use connection::{Link, LinkEvent, Loss, jitter};
+use connection::{Link, LinkEvent, jitter};
+use loss::Loss;
 use plain::plain;
 use signals::Leave;
 use terminal::Terminal;

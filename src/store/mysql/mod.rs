@@ -5,6 +5,7 @@
 //! | `mod.rs` | the store, and reading |
 //! | `write.rs` | a batch as one transaction |
 //! | `roll.rs` | what nodes see of each other, and the mark |
+//! | `shared.rs` | what all connections of a node have in common |
 //! | `hidden.rs` | claims that C++ servers do not see yet |
 //! | `migrate.rs` | the tables as they are found, and what brings them up to date |
 //! | `lock.rs` | who uses the database: one server alone, or one cluster |
@@ -24,13 +25,14 @@ mod lock;
 mod migrate;
 mod names;
 mod roll;
+mod shared;
 mod sql;
 mod text;
 mod write;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use mysql::prelude::Queryable;
 use mysql::{Opts, Row};
@@ -43,6 +45,7 @@ use super::{
 use hidden::Hidden;
 use link::{Failure, Gate, Link, Session, column};
 use roll::MySqlRoll;
+use shared::Shared;
 use sql::{Kind, PAGE_ROWS, Sql};
 use text::Texts;
 
@@ -72,32 +75,6 @@ impl fmt::Debug for Options {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let Options { url: _, node, charset, mixed, alone, quotas } = self; // the URL bears a password
         write!(f, "Options {{ node: {node}, charset: {charset:?}, mixed: {mixed}, alone: {alone}, {quotas:?} }}")
-    }
-}
-
-/// What the workers' connections have in common.
-struct Shared {
-    gate: Gate,
-    node: NodeId,
-    mixed: bool,
-    hidden: Hidden,
-    sql: Sql,
-    texts: Texts,
-    /// The next message's key.
-    next_key: AtomicU64,
-    quotas: Quotas,
-    room: Mutex<Room>,
-}
-
-impl Shared {
-    fn room(&self) -> MutexGuard<'_, Room> {
-        // Nothing can panic while it is held.
-        self.room.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A message's name for good, all nodes over: no node is the same twice.
-    fn once(&self, key: u64) -> [u8; 16] {
-        (u128::from(self.node.0) << 64 | u128::from(key)).to_be_bytes()
     }
 }
 

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use mysql::Row;
 use mysql::prelude::Queryable;
 
-use super::Shared;
 use super::link::{Failure, Link, Session, column};
+use super::shared::Shared;
 use super::sql::Sql;
 use crate::store::{Entry, NodeId, Roll, StoreError, UserId};
 

@@ -14,10 +14,10 @@ use std::collections::HashMap;
 use mysql::Value;
 use mysql::prelude::Queryable;
 
-use super::Shared;
 use super::link::{Failure, Session, column, is_duplicate};
 use super::names::{Namesake, fill_unseen};
 use super::roll;
+use super::shared::Shared;
 use super::sql::Named;
 use crate::store::names::{NameKey, hash};
 use crate::store::{Claim, Holder, Kept, NodeId, Outcome, Parcel, Quota, RowId, UserId, Write};
