@@ -221,7 +221,7 @@ pub fn encode(object: &serde_json::Value) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::io::{self, Write};
     use std::net::{TcpListener, TcpStream};
 
     use crossbeam_channel::{Receiver, unbounded};
