@@ -267,3 +267,19 @@ fn no_folder_has_a_circle_of_imports() {
     let found: Vec<&str> = circles.keys().map(String::as_str).collect();
     assert_eq!(found, KNOWN_CIRCLES, "{circles:#?}");
 }
+
+/// A reader should not have to find out in which thread a function runs.
+#[test]
+fn modules_of_the_reactor_and_the_server_begin_with_their_thread() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    ["reactor", "server"].iter().for_each(|folder| sources(&root.join(folder), &mut files));
+    assert!(files.len() > 30, "{}", files.len());
+    let says = |file: &PathBuf| {
+        let text = fs::read_to_string(file).unwrap();
+        let first = text.lines().next().unwrap_or("").to_lowercase();
+        first.starts_with("//! ") && first.split([':', ',']).next().is_some_and(|start| start.contains("thread"))
+    };
+    let silent: Vec<_> = files.iter().filter(|file| !says(file)).collect();
+    assert!(silent.is_empty(), "{silent:#?}");
+}

@@ -1,4 +1,4 @@
-//! Accepts, and hands each socket to the next reactor in turn.
+//! Acceptor thread: accepts, and hands each socket to the next reactor in turn.
 
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
@@ -18,17 +18,17 @@ use super::slot::{CommonPlace, ConnectionSlot};
 use super::types::Types;
 
 const LISTENER: Token = Token(0);
-/// Accepts in a turn.
+/// The number of clients that are accepted in a turn.
 const ACCEPT_BUDGET: usize = 64;
-/// After a failure that only time can mend, such as no free descriptors.
+/// The pause after a failure that only time can mend, such as a lack of descriptors.
 const RETRY: Duration = Duration::from_millis(500);
-/// How often it is looked whether a crowd has left.
+/// How often the acceptor checks whether a crowd has left.
 const LOOK: Duration = Duration::from_secs(1);
-/// Waiting connections; the kernel caps it at net.core.somaxconn.
+/// The number of connections that may wait to be accepted; the kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 4096;
-/// What the kernel buffers for a client: bytes it took for a dead one cannot be known.
+/// What the kernel buffers for a client, in bytes: which of them a client that died has received is not known.
 const SEND_BUFFER: usize = 64 * 1024;
-/// When an idle client is asked whether it still lives, and how long an unanswered byte waits.
+/// When an idle client is probed, and how long a byte may stay unacknowledged.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -76,15 +76,15 @@ pub fn listen_everywhere(port: u16) -> io::Result<std::net::TcpListener> {
     }
 }
 
-/// How many clients are let in, and what the others are told.
+/// How many clients are admitted, and what the others receive.
 #[derive(Debug, Clone)]
 pub struct Admission {
     /// Connections at a time, over all reactors.
     pub max: usize,
-    /// What a client gets that finds all places taken, before its connection is closed.
+    /// What a client gets if all places are taken, before its connection is closed.
     pub refusal: Vec<u8>,
-    /// Connections of one address at a time, and what a client gets that comes from one with too many.
-    /// `None`: they have no limit, or it is not known yet who they are.
+    /// The limit on connections of one address at a time, and what a client gets whose address has as many.
+    /// `None`: there is no such limit, or the addresses are not known yet.
     pub addresses: Option<(Arc<Addresses>, Vec<u8>)>,
 }
 
@@ -116,10 +116,10 @@ pub struct Acceptor<H: Types> {
     admission: Admission,
     stop: Arc<AtomicBool>,
     state: State,
-    /// The current lack was logged.
+    /// What is lacking now has been logged.
     complained: bool,
     crowd: Crowd,
-    /// When it was last looked whether a crowd has left.
+    /// When it was last checked whether a crowd has left.
     looked: Instant,
     counts: Arc<AcceptorCounts>,
 }
@@ -205,7 +205,7 @@ impl<H: Types> Acceptor<H> {
         Ok(())
     }
 
-    /// This thread has the time for it, and every second a look.
+    /// Gives memory back, which takes time that a reactor does not have. It is checked once a second.
     fn tidy(&mut self, now: Instant) {
         if now - self.looked >= LOOK {
             self.looked = now;
@@ -215,7 +215,7 @@ impl<H: Types> Acceptor<H> {
         }
     }
 
-    /// Ends a state whose reason is over.
+    /// Ends a state whose cause is gone.
     fn resume(&mut self, now: Instant) -> io::Result<()> {
         match self.state {
             State::Failed { until } if until <= now => {
@@ -276,7 +276,7 @@ impl<H: Types> Acceptor<H> {
             }
             _ => {
                 self.counts.refused.add(1);
-                // Where nobody is to be let in, whoever wants that has told why.
+                // Where no client is to be admitted, the reason has been logged before.
                 if self.admission.max > 0 && !std::mem::replace(&mut self.complained, true) {
                     log::warn!("all {} connections are taken; {peer} and others are refused", self.admission.max);
                 }

@@ -1,20 +1,19 @@
-//! How many connections each address has.
+//! Any thread: how many connections each address has.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Whom an address belongs to, as limits see it: an IPv4 address, or the /64 network that a single
-/// IPv6 customer has for itself.
+/// What a limit counts as one address: an IPv4 address, or the /64 network that a single IPv6 customer has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Origin {
     V4([u8; 4]),
     V6([u8; 8]),
 }
 
-/// A peer's address as it is meant: on a socket for both families, and in what a proxy tells, an IPv4
-/// peer appears inside an IPv6 address.
+/// A peer's own address: on a socket for both families, and in a proxy's header, an IPv4 peer appears inside an IPv6
+/// address.
 pub fn canonical(peer: SocketAddr) -> SocketAddr {
     match peer.ip().to_canonical() {
         IpAddr::V4(ip) => SocketAddr::from((ip, peer.port())),
@@ -52,7 +51,7 @@ impl Addresses {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for one more connection from there; `None`: it has as many as it may.
+    /// A place for one more connection of this address; `None`: it has as many as it may have.
     pub fn admit(self: &Arc<Self>, ip: IpAddr) -> Option<AddressSlot> {
         let origin = Origin::from(ip);
         let mut open = self.open();

@@ -1,9 +1,9 @@
-//! What the queues of all reactors hold together.
+//! Reactor threads: what the queues of all reactors hold together, in atomics that they share.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// What all reactors of a process hold for clients that have not taken it yet. They share one, and each
+/// What all reactors of a process hold for clients that have not read it yet. They share one budget, and each
 /// publishes what it holds at most once a turn, when it has changed; so a message that is queued and written
 /// in the same turn touches nothing that others use.
 ///
@@ -22,7 +22,7 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// A budget of which nothing is used.
+    /// An unused budget.
     pub fn new() -> Arc<Budget> {
         Arc::default()
     }
@@ -32,7 +32,7 @@ impl Budget {
 #[derive(Debug)]
 pub(super) struct Share {
     budget: Arc<Budget>,
-    /// As the budget has them.
+    /// What was published last.
     bytes: usize,
     connections: usize,
 }

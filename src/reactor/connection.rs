@@ -1,7 +1,6 @@
-//! One client's socket, and what its loop must remember about it.
+//! Reactor thread: one client's socket, and what its loop must remember about it.
 //!
-//! Thread: the reactor's that owns the connection. A connection that moves is a letter, and belongs to one thread at a
-//! time.
+//! A connection that moves to another reactor is a letter, so that it belongs to one thread at a time.
 
 use std::collections::VecDeque;
 use std::io;

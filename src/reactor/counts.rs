@@ -1,10 +1,10 @@
-//! What the acceptor and the reactors count.
+//! Acceptor thread and reactor threads: what each of them counts. Any thread may read it.
 
 use super::reason::{CloseReason, Reason};
 use crate::metrics::{By, Counter, Gauge, Labelled, cells, labels, worded};
 
 labels! {
-    /// How it showed that a client does not read.
+    /// How a reactor found out that a client does not read.
     pub enum Slowness as "cause" {
         /// More waits for it than the high-water mark allows.
         HighWater = "high water",
@@ -60,7 +60,7 @@ impl ReactorCounts {
 cells! {
     /// Counted by the acceptor.
     pub struct AcceptorCounts {
-        /// Pauses of 500 ms in which nobody was accepted, since the system had no descriptors or memory.
+        /// Pauses of 500 ms in which no client was accepted, since the system had no descriptors or memory.
         pauses: Counter = "chat_accept_pauses_total",
         /// Connections refused since all places were taken.
         refused: Counter = "chat_connections_refused_total",

@@ -1,7 +1,7 @@
-//! One sub-reactor: a Poll, its connections, timers and buffers, and the turn in which it serves them.
+//! Reactor thread: a Poll, its connections, timers and buffers, and the turn in which it serves them.
 //!
-//! Thread: the reactor's, from [`EventLoop::run`] on. An [`EventLoop`] is what another thread prepares; what it makes
-//! of itself when it runs ([`Running`]) cannot leave its thread, since an [`Io`] cannot.
+//! An [`EventLoop`] is what another thread prepares. What it makes of itself when it runs, a [`Running`], cannot leave
+//! its thread, since an [`Io`] cannot.
 
 use std::io;
 use std::net::SocketAddr;

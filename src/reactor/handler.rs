@@ -1,6 +1,6 @@
-//! The contract between a reactor and what it serves.
+//! Reactor thread: the contract between a reactor and what it serves.
 //!
-//! Thread: the reactor's. Every method of a [`Handler`] is called there, and none may block.
+//! Every method of a [`Handler`] is called in that thread, and none may block.
 
 use std::net::SocketAddr;
 

@@ -1,7 +1,7 @@
-//! Which reactor, and is it still the same client.
+//! Any thread: names of connections, each with its reactor, which are never used again.
 
-/// Names one connection for the life of the process. The serial is never used again, so whatever
-/// is late (a letter, a store's result, a timer) finds its own connection or none.
+/// Names one connection for the life of the process. The serial is never used again, so what
+/// arrives late (a letter, a store's result, a timer) finds its own connection or none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ConnId {
     serial: u64,
@@ -47,7 +47,7 @@ impl ConnIds {
         usize::from(self.reactor)
     }
 
-    /// A new connection's id: its serial is new, its slot may have been somebody else's.
+    /// A new connection's id: its serial is new, its slot may have belonged to another one.
     pub fn allocate(&mut self) -> ConnId {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots += 1;

@@ -1,7 +1,7 @@
-//! What a handler may do with its reactor's connections.
+//! Reactor thread: what a handler may do with its reactor's connections.
 //!
-//! Thread: the reactor's alone. An [`Io`] is made in that thread and cannot be sent to another one, which the compiler
-//! checks; so whatever has one in its hands runs where the connections live.
+//! An [`Io`] is made in that thread and cannot be sent to another one, which the compiler checks. So a function that
+//! takes one runs in the thread that owns the connections.
 
 use std::collections::VecDeque;
 use std::marker::PhantomData;

@@ -1,4 +1,4 @@
-//! How other threads reach a reactor.
+//! Any thread: how a reactor is reached. Only the reactor itself takes what is there.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use super::types::Types;
 /// The token of every Poll's waker; no connection's slot reaches it.
 pub(super) const WAKER: Token = Token(usize::MAX);
 
-/// What lies in the mailbox of a reactor with such a handler.
+/// What a reactor with such a handler receives.
 pub enum Mail<H: Types> {
     /// From the acceptor: an accepted socket, registered nowhere yet.
     Connection(TcpStream, SocketAddr, ConnectionSlot),
@@ -23,9 +23,9 @@ pub enum Mail<H: Types> {
     Moved(Box<Moving<H>>),
     /// From another reactor or a worker.
     Letter(H::Letter),
-    /// The handler is to wind its business up.
+    /// The handler is to finish what it has begun.
     Stop,
-    /// The loop is to end. It comes when every reactor has wound up, since until then they may
+    /// The loop is to end. It comes when every reactor has finished, since until then they may
     /// need each other.
     Exit,
     /// The loop is to end at once, whatever lies in the mailbox before this: all connections are closed
@@ -84,19 +84,19 @@ impl<T> Mailbox<T> {
     /// Wakes only from empty to non-empty: while letters lie there, a wake is on its way, because
     /// the owner takes all there is in every turn. A wake for each letter costs ten times as much.
     fn wake_if(&self, was_empty: bool) {
-        // An eventfd write fails only if the Poll is gone, and then nobody is left to be woken.
+        // An eventfd write fails only if the Poll is gone, and then there is no thread to be woken.
         if was_empty && let Err(error) = self.waker.wake() {
             log::error!("cannot wake a reactor: {error}");
         }
     }
 
-    /// Takes everything, in exchange for an empty `batch`, whose capacity is used again.
+    /// Takes everything, in the thread of the reactor whose mailbox it is, in exchange for an empty `batch`, whose capacity is used again.
     pub fn take(&self, batch: &mut Vec<T>) {
         debug_assert!(batch.is_empty());
         std::mem::swap(&mut *self.queue(), batch);
     }
 
-    /// Letters that wait.
+    /// The number of letters that wait.
     pub fn len(&self) -> usize {
         self.queue().len()
     }

@@ -1,9 +1,9 @@
-//! What a crowd has left behind goes back to the system.
+//! Acceptor thread: memory that a crowd of clients has used goes back to the system.
 
-/// A crowd is at least so many connections.
+/// The least number of connections that are a crowd.
 const CROWD: usize = 64;
 
-/// Notices when most of a crowd has left. The allocator by itself keeps what was theirs, wherever
+/// Notices when most of a crowd has left. The allocator by itself keeps the memory that they used, wherever
 /// something that is in use lies behind it.
 #[derive(Debug, Default)]
 pub(super) struct Crowd {
@@ -12,7 +12,7 @@ pub(super) struct Crowd {
 }
 
 impl Crowd {
-    /// Whether, with so many connections left, it is worth the while.
+    /// Whether most of a crowd has left, now that there are this many connections.
     pub fn has_left(&mut self, connections: usize) -> bool {
         self.most = self.most.max(connections);
         let has_left = self.most >= CROWD && connections <= self.most / 4;

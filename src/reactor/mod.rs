@@ -1,4 +1,4 @@
-//! The reactor: one acceptor, N sub-reactors, no chat.
+//! Acceptor thread and N reactor threads, no chat.
 //!
 //! ```text
 //!            ┌──────────┐ round robin  ┌────────────┐   letters    ┌────────────┐
@@ -15,10 +15,25 @@
 //! As in muduo, the acceptor owns the listening socket and hands each accepted one to a sub-reactor
 //! in turn; from then on everything about a connection happens in that reactor's thread, until its
 //! handler has it moved to another one, whole and by letter. Other threads reach a reactor only
-//! through its [`Mailbox`]: what muduo calls `runInLoop` is a letter here. Unlike muduo, epoll is edge-triggered (mio's choice), which is why a reactor remembers
-//! readiness that it has not used up.
+//! through its [`Mailbox`]: what muduo calls `runInLoop` is a letter here. Unlike in muduo, epoll is
+//! edge-triggered (mio's choice), which is why a reactor remembers readiness that it has not used up.
 //!
-//! What the bytes mean is the business of a [`Handler`], one for each reactor.
+//! What the bytes mean is the business of a [`Handler`], one for each reactor. `examples/echo.rs` is the smallest one,
+//! `examples/room.rs` has letters between reactors.
+//!
+//! | file | what | thread |
+//! | --- | --- | --- |
+//! | `handler.rs` | the contract with a handler | reactor |
+//! | `io.rs` | what a handler may do | reactor |
+//! | `event_loop.rs` | the turn: events, letters, input, timers, flushes, sweep | reactor |
+//! | `reading.rs` | readiness, and how it is used up | reactor |
+//! | `writing.rs` | one write a turn, and how a connection says goodbye | reactor |
+//! | `pressure.rs`, `slow.rs` | clients that do not read: the decisions, and what carries them out | reactor |
+//! | `connection.rs`, `outbox.rs`, `timers.rs` | one client; its queue; what happens later | reactor |
+//! | `acceptor.rs`, `memory.rs` | new clients; memory that those who left have used | acceptor |
+//! | `mailbox.rs` | letters, and what wakes a reactor | any |
+//! | `slot.rs`, `address.rs`, `budget.rs` | limits over all reactors: connections, those of an address, bytes | any |
+//! | `id.rs`, `types.rs`, `reason.rs`, `counts.rs` | names, types, reasons, metrics | any |
 
 mod acceptor;
 mod address;

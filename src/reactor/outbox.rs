@@ -1,4 +1,4 @@
-//! What waits to be written to one connection.
+//! Reactor thread: what waits to be written to one connection.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, Write};
@@ -29,7 +29,7 @@ const COPY_BELOW: usize = 1024;
 /// At most this many parts go into one `writev`.
 const MAX_SLICES: usize = 64;
 
-/// A queue of messages, each with a tag if somebody wants to know when it was written.
+/// A queue of messages, each with a tag if the handler wants to know when it was written.
 #[derive(Debug)]
 pub struct Outbox<T> {
     messages: VecDeque<Queued<T>>,
@@ -161,7 +161,7 @@ impl<T> Outbox<T> {
         if exempt {
             self.exempt += len;
         }
-        // Nobody asks for an untagged message again, so it joins its untagged neighbour.
+        // An untagged message is never asked for again, so it joins its untagged neighbour.
         if let Some(last) = self.messages.back_mut()
             && shared.is_none()
             && last.shared.is_none()

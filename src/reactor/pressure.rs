@@ -1,7 +1,6 @@
-//! What happens to a client that does not read: the marks of its queue, and where it stands with them.
+//! Reactor thread: what happens to a client that does not read: the marks of its queue, and where it stands with them.
 //!
-//! Thread: the reactor's that owns the connection. Everything here is a decision without an effect; the loop
-//! (`slow.rs`) carries it out.
+//! Everything here is a decision without an effect; the loop carries it out (`slow.rs`).
 //!
 //! # The state machine
 //!
@@ -82,7 +81,7 @@ pub(super) struct Marks {
 }
 
 impl Marks {
-    /// The marks when all queues together hold `bytes`, of so many connections.
+    /// The marks when all queues together hold `bytes`, for `connections` connections.
     pub fn new(limits: Limits, bytes: usize, connections: impl FnOnce() -> usize) -> Marks {
         let Limits { high_water, hard, total } = limits;
         if bytes <= total {
@@ -93,7 +92,7 @@ impl Marks {
         Marks { soft: high_water.min(share), hard: if very_tight { share } else { hard }, tight: true, very_tight }
     }
 
-    /// For which mark a connection is closed at once, if its queue weighs so much.
+    /// The mark for which a connection is closed at once, if its queue has this weight.
     pub fn hard_mark(&self, weight: usize) -> Option<Mark> {
         (weight > self.hard).then_some(if self.very_tight { Mark::HardShare } else { Mark::Hard })
     }
@@ -113,7 +112,7 @@ pub(super) enum Pressure {
 }
 
 impl Pressure {
-    /// The queue was flushed and weighs so much still. True: it has just passed the soft mark.
+    /// The queue was flushed and still has this weight. True: it has just passed the soft mark.
     pub fn weighed(&mut self, weight: usize, marks: &Marks) -> bool {
         let has_passed = weight > marks.soft && !self.is_over();
         if has_passed {
@@ -179,7 +178,7 @@ mod tests {
         assert_eq!(soft_and_hard(4001), (50, 1000, true));
         assert_eq!(soft_and_hard(8001), (50, 1000, true));
         assert_eq!(soft_and_hard(8002), (50, 50, true));
-        // A share is never more than the own soft mark, and nobody divides by no connections.
+        // A share is never more than the own soft mark; without connections there is no division by zero.
         assert_eq!(Marks::new(LIMITS, 4001, || 0).soft, 100);
         assert_eq!([0, 1000, 1001].map(|weight| marks(0).hard_mark(weight)), [None, None, Some(Mark::Hard)]);
         assert_eq!([50, 51].map(|weight| marks(8002).hard_mark(weight)), [None, Some(Mark::HardShare)]);

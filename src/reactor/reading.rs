@@ -1,6 +1,4 @@
-//! How a loop reads: readiness is remembered, shared out, and used up.
-//!
-//! Thread: the reactor's.
+//! Reactor thread: how a loop reads. Readiness is remembered, shared out, and used up.
 
 use std::io::{self, Read};
 

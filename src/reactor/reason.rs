@@ -1,6 +1,4 @@
-//! Why connections are closed: the reactor's own reasons, and those of its handler.
-//!
-//! Thread: any; these are plain values.
+//! Any thread: why connections are closed, by the reactor itself or by its handler.
 
 use std::fmt::Debug;
 

@@ -1,6 +1,6 @@
-//! A connection's place under the limits on the number of connections.
+//! Acceptor thread and reactor threads: a connection's place under the limits on the number of connections.
 //!
-//! Thread: the acceptor's makes it, the connection's reactor drops it; it is counted by an atomic.
+//! The acceptor makes it, the reactor of the connection drops it; the count is an atomic.
 
 use std::sync::Arc;
 

@@ -1,6 +1,4 @@
-//! What a loop does about clients that do not read: it carries out what [`pressure`](super::pressure) decides.
-//!
-//! Thread: the reactor's.
+//! Reactor thread: what a loop does about clients that do not read. [`pressure`](super::pressure) decides it.
 
 use std::time::{Duration, Instant};
 

@@ -1,10 +1,10 @@
-//! Lazy timers: nothing is cancelled, what fires looks again.
+//! Reactor thread: lazy timers. None is cancelled; what fires looks again.
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 use std::time::Instant;
 
-/// Deadlines with a key each. Whoever sets a timer must check, when it fires, whether it still
+/// Deadlines with a key each. A handler must check, when a timer fires, whether it still
 /// means something: keys hold ids, never references, and a touch only writes a timestamp
 /// elsewhere.
 #[derive(Debug)]

@@ -1,6 +1,4 @@
-//! The types that reactors of one kind exchange: with their handlers, with each other, with other threads.
-//!
-//! Thread: any; what the types stand for is handed from thread to thread.
+//! Any thread: the types that reactors of one kind exchange, with their handlers, each other and other threads.
 
 use super::reason::Reason;
 

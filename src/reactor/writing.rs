@@ -1,6 +1,4 @@
-//! How a loop writes: once a turn, what the turn has queued, and how it says goodbye.
-//!
-//! Thread: the reactor's.
+//! Reactor thread: how a loop writes, once a turn, what the turn has queued, and how it says goodbye.
 
 use std::net::Shutdown;
 

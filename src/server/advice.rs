@@ -1,4 +1,4 @@
-//! What an operator can change when a start fails.
+//! Main thread: what an operator can change when a start fails.
 
 use std::error::Error;
 use std::io;

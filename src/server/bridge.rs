@@ -1,4 +1,4 @@
-//! Carries out in threads and sockets what the service wants.
+//! Reactor thread: carries out in threads and sockets what the service wants.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What a node of a cluster has in addition: the bus, a lease, and the threads that find out which nodes are alive.
+//! Thread `lives`: what a node of a cluster has besides: the bus, a lease, and threads that watch other nodes.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;

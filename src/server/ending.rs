@@ -1,4 +1,6 @@
-//! What an end in order waits for: that all users are logged out, and that the store has taken what was not delivered.
+//! Thread `lives`: what an end in order waits for.
+//!
+//! That is: all users are logged out, and the store has taken what was not delivered.
 
 use std::fmt;
 use std::sync::Arc;

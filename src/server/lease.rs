@@ -1,4 +1,4 @@
-//! Keeps this node's lease in Redis, on a thread that waits for no other thread.
+//! Thread `lease`: keeps this node's lease in Redis, and waits for no other thread.
 //!
 //! The lease says that the node lives, so it is renewed only while all of it does: the line to the bus has
 //! carried a beat of this node, and every reactor has completed a turn, within the last 2 s. To the others, a node

@@ -1,4 +1,4 @@
-//! Checks in the store whether other nodes have marked this one as dead, on a thread and a connection of its own.
+//! Thread `look`: checks in the store, on a connection of its own, whether others have marked this node as dead.
 //!
 //! After each renewal of the lease a look raises this node's counter: a node that has found the lease missing
 //! before can no longer mark this one. The look also returns the other nodes that are marked. When the lease is about

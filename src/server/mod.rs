@@ -1,4 +1,4 @@
-//! The wiring: store, workers, reactors and acceptor, which nodes are alive, and the order in which all of it ends.
+//! Main thread, and thread `lives`: the wiring, and the order in which all of it ends.
 //!
 //! ```text
 //!                       ┌────────────────────────── Server: the sockets that are listened on ──────────────────────────┐

@@ -1,4 +1,4 @@
-//! One life of this node: all its threads, from a start with nothing to its end.
+//! Thread `lives`: one life of this node, all its threads, from a start with nothing to its end.
 //!
 //! A life ends in order ([`Node::stop`]), or at once, when other nodes have taken this one for dead
 //! ([`Node::abandon`]). Then another one begins as at a start, under a new id: it takes over nothing from the old one

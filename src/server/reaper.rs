@@ -1,4 +1,4 @@
-//! Marks other nodes that are dead, and frees their claims, on a thread and a connection of its own.
+//! Thread `reaper`: marks other nodes that are dead, and frees their claims, on a connection of its own.
 //!
 //! [`Reaping`] decides what is done when. A round follows each renewal of the lease, so that a node that has no
 //! lease marks no other.

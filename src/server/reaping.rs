@@ -1,4 +1,4 @@
-//! How the claims of a dead node become free, as a state machine without threads, clocks and databases.
+//! Thread `reaper`: how the claims of a dead node become free, without threads, clocks and databases.
 //!
 //! A node that is dead, or cannot be distinguished from a dead one, is reaped in four steps:
 //!

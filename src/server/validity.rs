@@ -1,4 +1,4 @@
-//! Whether this node may act on its claims.
+//! Any thread: whether this node may act on its claims.
 //!
 //! When a node has no lease any more, others mark it in the store, and free its claims 2 s after that at the
 //! earliest. So it acts on them only

@@ -1,4 +1,4 @@
-//! `--metrics`: what an operator can look at, by HTTP.
+//! Threads `monitor` and `monitor-accept`: `--metrics`, what an operator can look at, by HTTP.
 //!
 //! | path | what |
 //! | --- | --- |

@@ -1,4 +1,4 @@
-//! Parses an HTTP request.
+//! Thread `monitor`: parses an HTTP request.
 
 use std::borrow::Cow;
 

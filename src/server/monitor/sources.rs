@@ -1,4 +1,4 @@
-//! What `/metrics` exports, and where it comes from.
+//! Thread `monitor`: what `/metrics` exports, and where it comes from.
 
 use std::sync::Arc;
 
