@@ -40,7 +40,7 @@ impl fmt::Display for NodeId {
     }
 }
 
-/// A session's hold on its account: which node has it, and which of that node's claims it is.
+/// A session's claim on its account: the node that has it, and which of that node's claims it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Claim {
     pub node: NodeId,
@@ -48,7 +48,7 @@ pub struct Claim {
     pub epoch: u64,
 }
 
-/// Who has a user that is online.
+/// The holder of a user that is online.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Holder {
     Node(Claim),
@@ -56,21 +56,21 @@ pub enum Holder {
     Foreign,
 }
 
-/// Offline messages for one user: all are stored, in this order, or none, but for a full store and a
-/// message that the database refuses. Without messages it is a question: who has the user.
+/// Offline messages for one user. Either all are stored, in this order, or none, except if the store is full or the
+/// database refuses one of them. Without messages it is a question: which holder has the user?
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parcel {
     pub to: UserId,
     pub messages: Vec<Arc<[u8]>>,
-    /// Somebody else may have the user, but only this one.
+    /// A holder that may have the user; no other may.
     pub past: Option<Holder>,
 }
 
 /// What became of a [`Parcel`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kept {
-    /// The first message's row, or 0 if there is no message. Nobody had the user at that moment, or this
-    /// node, by whichever claim.
+    /// The first message's row, or 0 if there is no message. At that moment, no holder had the user, or only this
+    /// node, by any claim.
     Stored(RowId),
     /// The same, but `past` had the user, and does not know of it.
     Past(RowId),
@@ -78,34 +78,69 @@ pub enum Kept {
     NoUser,
     /// Nothing is stored: this one has the user.
     Elsewhere(Holder),
-    /// There was room for so many of them, from the first. The others are not stored. If `past` was given, it
-    /// may have the user, and not know of those that are.
+    /// This number of messages, from the first, are stored; there was no room for the others. If `past` was given, it
+    /// may have the user, and not know of those that are stored.
     Full(usize),
-    /// So many of them are stored, from the first, as above; the next one the database refuses, and would
-    /// refuse again. What stands behind that was not tried.
+    /// This number of messages, from the first, are stored, as above. The database refuses the next one, and would
+    /// refuse it again; those after that were not tried.
     Refused(usize),
 }
 
-/// The store could not do it. Nothing is known of whether a write was done.
+impl Parcel {
+    /// Each message as a parcel of its own; without messages, the question itself.
+    fn one_by_one(&self) -> Vec<Parcel> {
+        let parcel = |messages: &[Arc<[u8]>]| Parcel { messages: messages.to_vec(), ..*self };
+        match &self.messages[..] {
+            [] => vec![parcel(&[])],
+            messages => messages.chunks(1).map(parcel).collect(),
+        }
+    }
+}
+
+impl Kept {
+    /// What became of a parcel, from what became of [each of its messages](Parcel::one_by_one), in order. Those
+    /// after the first that was not stored are not asked for.
+    fn of_each<E>(each: impl IntoIterator<Item = Result<Kept, E>>) -> Result<Kept, E> {
+        let (mut first, mut past) = (None, false);
+        for (stored, kept) in each.into_iter().enumerate() {
+            match kept? {
+                Kept::Stored(row) => _ = first.get_or_insert(row),
+                Kept::Past(row) => {
+                    past = true;
+                    first.get_or_insert(row);
+                }
+                Kept::Full(_) => return Ok(Kept::Full(stored)),
+                kept if stored == 0 => return Ok(kept),
+                // Another holder has got the user meanwhile: a repetition of the message finds that out.
+                _ => return Ok(Kept::Refused(stored)),
+            }
+        }
+        let first = first.unwrap_or_default();
+        Ok(if past { Kept::Past(first) } else { Kept::Stored(first) })
+    }
+}
+
+/// The store could not do it. It is not known whether a write was done.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
     /// The disk is full or read-only, the database is away: it may work again later.
     #[error("storage is unavailable: {0}")]
     Unavailable(String),
-    /// The files of the database are not those any more that were opened. Nothing is read or written until
-    /// a restart; the store has said so in the log, once.
+    /// The files of the database are no longer those that were opened. Nothing is read or written until
+    /// a restart; the store has logged that once.
     #[error("storage is gone: {0}")]
     Gone(Arc<str>),
-    /// There was no answer to the COMMIT: it may be done, or be done yet. [`Connection::write_again`] finds out.
+    /// There was no answer to the COMMIT: it may be done, or still be done later. [`Connection::write_again`] finds
+    /// out.
     #[error("it is not known whether it was stored: {why}")]
     InDoubt { key: u64, why: Arc<str> },
-    /// Other nodes took this one for dead, and have marked it so: nothing was done, and nothing will be
-    /// done for it any more.
+    /// Other nodes took this one for dead, and have marked it as such: nothing was done, and nothing more will be done
+    /// for it.
     #[error("this node was taken for dead")]
     Marked,
 }
 
-/// One write. What it can come to is the [`Outcome`] named beside it.
+/// One write. Each variant names its possible [`Outcome`]s.
 #[derive(Debug, Clone)]
 pub enum Write {
     /// A new account, offline: `Id`, or `Already` if the name is taken, as [`crate::wire::name`] has it; that
@@ -113,13 +148,13 @@ pub enum Write {
     Register { name: String, password: String },
     /// Replaces the stored password: `Done`.
     SetPassword { user: UserId, password: String },
-    /// Takes the account for this node, if nobody has it, or `past` has, which may be another claim of
-    /// this node: `Done`, `InUse`, or `NoUser`. To take it twice by the same `epoch` is to take it once. C++
+    /// Takes the account for this node, if it has no holder, or `past`, which may be another claim of
+    /// this node: `Done`, `InUse`, or `NoUser`. Taking it twice by the same `epoch` is the same as taking it once. C++
     /// nodes, if there are any, do not see it yet.
     Claim { user: UserId, epoch: u64, past: Option<Holder> },
-    /// Has C++ nodes see a user online whom this node has by this `epoch`: `Done`.
+    /// Shows to C++ nodes that a user is online, if this node has the user by this `epoch`: `Done`.
     Show { user: UserId, epoch: u64 },
-    /// Gives the account back, if this node has it by this `epoch`: `Done`.
+    /// Releases the account, if this node has it by this `epoch`: `Done`.
     Release { user: UserId, epoch: u64 },
     /// One row, user to friend: `Done`, `Already`, `Full`, or `NoUser` if there is no such friend.
     AddFriend { user: UserId, friend: UserId },
@@ -128,7 +163,7 @@ pub enum Write {
     CreateGroup { creator: UserId, name: String, description: String },
     /// A "normal" member: `Joined`, `Full`, or `NoGroup`.
     JoinGroup { user: UserId, group: GroupId },
-    /// Offline messages: `Kept`. Who has a recipient is looked at in the same transaction, so that
+    /// Offline messages: `Kept`. The holder of each recipient is read in the same transaction, so that
     /// a claim comes before or after it.
     Keep(Vec<Parcel>),
     /// Removes exactly these of the user's offline messages: `Done`; or none of them, and `Lost`, if this
@@ -137,7 +172,7 @@ pub enum Write {
 }
 
 impl Write {
-    /// How many offline messages it bears.
+    /// The number of offline messages in it.
     pub fn messages(&self) -> u64 {
         match self {
             Write::Keep(parcels) => parcels.iter().map(|parcel| parcel.messages.len() as u64).sum(),
@@ -146,7 +181,7 @@ impl Write {
     }
 }
 
-/// What a [`Write`] came to, once it is committed.
+/// The result of a [`Write`], once it is committed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     Done,
@@ -156,28 +191,36 @@ pub enum Outcome {
     Lost,
     NoUser,
     NoGroup,
-    /// A member from now on, or `already` one before. `nodes`: all others that are not marked, which may
-    /// have read the members before this.
+    /// The user is a member from now on, or was `already` one before. `nodes`: all other nodes that are not marked;
+    /// they may have read the members before this.
     Joined {
         already: bool,
         nodes: Vec<NodeId>,
     },
-    /// Nothing was done: there is as much as may be.
+    /// Nothing was done: the quota is reached.
     Full(Quota),
     /// Nothing was done, because the database refuses this write, and would do so again: the ids are used
-    /// up, or an administrator's trigger says no. Why, for the log.
+    /// up, or an administrator's trigger rejects it. The reason is for the log.
     Refused(String),
     /// In the order of the parcels.
     Kept(Vec<Kept>),
 }
 
 impl Outcome {
-    /// How many writes, or parcels, the database has refused.
+    /// The number of writes, or parcels, that the database has refused.
     fn refusals(&self) -> u64 {
         match self {
             Outcome::Refused(_) => 1,
             Outcome::Kept(kept) => kept.iter().filter(|kept| matches!(kept, Kept::Refused(_))).count() as u64,
             _ => 0,
+        }
+    }
+
+    /// What became of the only parcel of a write; anything else counts as refused.
+    fn of_one_parcel(self) -> Kept {
+        match self {
+            Outcome::Kept(kept) if kept.len() == 1 => kept[0],
+            _ => Kept::Refused(0),
         }
     }
 }
@@ -190,7 +233,7 @@ pub struct Account {
     pub password: String,
 }
 
-/// All that the reply to a login tells.
+/// Everything that the reply to a login contains.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Loaded {
     pub friends: Vec<Friend>,
@@ -202,7 +245,7 @@ pub struct Loaded {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Page {
     pub messages: Vec<(RowId, Box<[u8]>)>,
-    /// Whether there were more behind these.
+    /// Whether there are more after these.
     pub more: bool,
 }
 
@@ -214,24 +257,24 @@ pub trait Store: Send + Sync {
     /// Sets this node's users offline, at its end.
     fn release_all(&self) -> Result<(), StoreError>;
 
-    /// Ends: what is queued is done, and the store is left as whoever comes next should find it. Every
-    /// connection is refused from now on. May wait for a read that is in the middle.
+    /// Closes the store: what is queued is done, and everything is left in order for the next process. Every
+    /// connection is refused from now on. May wait for a read that is under way.
     ///
     /// # Errors
-    /// What is not as it should be.
+    /// What could not be left in order.
     fn close(&self) -> Result<(), StoreError> {
         Ok(())
     }
 
-    /// The roll of who has which account, where several nodes share the store.
+    /// The roll of nodes; `None`: several nodes cannot share this store.
     fn roll(&self) -> Option<Box<dyn Roll>>;
 }
 
-/// What the store says of a node that shares it.
+/// What the store says about a node that shares it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
     pub node: NodeId,
-    /// How often it has looked since it was enlisted; see [`Roll::look`].
+    /// The number of its looks since it was enlisted; see [`Roll::look`].
     pub looks: u64,
     /// It was taken for dead.
     pub marked: bool,
@@ -242,37 +285,37 @@ pub struct Entry {
 /// What nodes that share a store see of each other. Every call blocks.
 ///
 /// Each node has two rows: one with its mark, which every transaction of the node locks for sharing and
-/// finds unmarked, and one with a counter, which only looks raise. So a look waits for nobody, and the mark
+/// finds unmarked, and one with a counter, which only looks raise. So a look never waits, and a mark waits
 /// for those of the node's transactions that are not over yet. A node whose rows are gone is marked.
 pub trait Roll: Send {
-    /// Writes this node's rows. It comes before everything else that the node does.
+    /// Writes this node's rows. The node does this before anything else.
     fn enlist(&mut self) -> Result<(), StoreError>;
 
-    /// A look behind a renewal of the lease: raises this node's counter. Returns the nodes that are marked.
+    /// A look after a renewal of the lease: raises this node's counter. Returns the other nodes that are marked.
     ///
     /// # Errors
-    /// [`StoreError::Marked`]: so is this one.
+    /// [`StoreError::Marked`]: this node is marked.
     fn look(&mut self) -> Result<Vec<NodeId>, StoreError>;
 
-    /// A look without one: raises nothing, and tells only whether this node is marked.
+    /// A look without a renewal: raises nothing, and only checks whether this node is marked.
     ///
     /// # Errors
-    /// [`StoreError::Marked`]: it is.
+    /// [`StoreError::Marked`]: this node is marked.
     fn glance(&mut self) -> Result<(), StoreError>;
 
-    /// All nodes that are enlisted, and those that have claims, but this one.
+    /// All other nodes that are enlisted or have claims.
     fn nodes(&mut self) -> Result<Vec<Entry>, StoreError>;
 
     /// Marks a node, unless it has looked since its counter stood at `looks`: then `false`. Waits for its
     /// open transactions. No transaction of that node is committed afterwards.
     fn mark(&mut self, node: NodeId, looks: u64) -> Result<bool, StoreError>;
 
-    /// Sets the users of a marked node offline, and strikes it off; how many there were. A node that is not
+    /// Sets the users of a marked node offline, and deletes its rows; returns the number of users. A node that is not
     /// marked keeps them.
     fn free(&mut self, node: NodeId) -> Result<u64, StoreError>;
 
-    /// Sets this node's users online again where a C++ node's end has set everybody offline; how
-    /// many there were.
+    /// Sets this node's users online again, if a C++ node has set all users offline at its end; returns the number
+    /// of users.
     fn reassert(&mut self) -> Result<u64, StoreError>;
 }
 
@@ -280,15 +323,15 @@ pub trait Roll: Send {
 pub trait Connection: Send {
     /// Does the writes, in order, in one transaction, and returns one outcome for each when they
     /// are on disk. If the database refuses one of them, they are done one by one, still in order, so
-    /// that it is the only one that is not done: [`Outcome::Refused`], or [`Kept::Refused`].
+    /// that only that one is not done: [`Outcome::Refused`], or [`Kept::Refused`].
     ///
     /// # Errors
     /// The store is unavailable as a whole: none of them is known to be done.
     fn write(&mut self, batch: &[Write]) -> Result<Vec<Outcome>, StoreError>;
 
-    /// Finds out what became of offline messages of which that is not known, and stores them if they are not. `key`
-    /// is that of [`StoreError::InDoubt`], and more by one for each message that stood before them in that batch. A
-    /// store that always knows is never asked.
+    /// Finds out what became of offline messages whose outcome is not known, and stores them if they are not stored.
+    /// `key` is that of [`StoreError::InDoubt`], plus the number of messages before them in that batch. A store that
+    /// always knows the outcome is never asked.
     fn write_again(&mut self, write: &Write, _key: u64) -> Result<Outcome, StoreError> {
         Ok(self.write(std::slice::from_ref(write))?.pop().unwrap_or(Outcome::Done))
     }

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::UserId;
 
-/// What one user or group may have in the store; `None`: no limit. What is there already stays. Where
-/// several nodes, or several workers on MySQL, add to the same at once, they may pass a quota by one each.
+/// What one user or group may have in the store; `None`: no limit. What exists already stays. If
+/// several nodes, or several workers on MySQL, add to the same at once, each may exceed a quota by one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Quotas {
     /// Offline messages for one user.
@@ -19,7 +19,7 @@ pub struct Quotas {
     pub members: Option<u32>,
 }
 
-/// What there is too much of.
+/// Which quota is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Quota {
     Friends,
@@ -27,11 +27,10 @@ pub enum Quota {
     Members,
 }
 
-/// After a count, so much of the room that was found may be used up before the next one: several nodes
-/// do so at once, and must not pass the quota together.
+/// After a count, this part of the room that was found, one SHARE-th, may be used before the next count: several nodes
+/// do so at once, and must not exceed the quota together.
 const SHARE: u32 = 8;
-/// A user whose store was found full is not looked at again for so long. What makes room meanwhile is
-/// another node's doing.
+/// A user whose store was found full is not counted again for this long. Only another node can make room in between.
 const FULL_FOR: Duration = Duration::from_secs(1);
 /// With more users than this, the count of all begins anew: 2 MiB.
 const MAX_USERS: usize = 64 * 1024;
@@ -46,7 +45,7 @@ pub(super) struct Room {
 
 #[derive(Debug)]
 struct Known {
-    /// So many messages may be stored before the next count.
+    /// The number of messages that may be stored before the next count.
     unchecked: u32,
     /// When there was no room left.
     full_at: Option<Instant>,
@@ -57,8 +56,8 @@ impl Room {
         Room { quota, users: HashMap::new() }
     }
 
-    /// How many of `wanted` messages there is room for, where that is known; they are taken
-    /// as stored. `None`: they must be counted.
+    /// How many of `wanted` messages there is room for, if that is known; they then count
+    /// as stored. `None`: the user's messages must be counted.
     pub fn known(&mut self, user: UserId, wanted: usize) -> Option<usize> {
         if self.quota.is_none() || wanted == 0 {
             return Some(wanted);
@@ -71,12 +70,12 @@ impl Room {
         known.full_at.is_some_and(|at| at.elapsed() < FULL_FOR).then_some(0)
     }
 
-    /// More than so many need not be counted.
+    /// The number up to which messages need to be counted.
     pub fn enough(&self) -> u32 {
         self.quota.unwrap_or(u32::MAX)
     }
 
-    /// The same as [`Room::known`], when the user is known to have so many.
+    /// The same as [`Room::known`], after a count has found the number `there`.
     pub fn counted(&mut self, user: UserId, wanted: usize, there: u32) -> usize {
         let room = self.enough().saturating_sub(there);
         let granted = u32::try_from(wanted).map_or(room, |wanted| wanted.min(room));
@@ -89,7 +88,7 @@ impl Room {
         granted as usize
     }
 
-    /// What was taken as stored may not be.
+    /// Messages that count as stored may not be.
     pub fn forget_all(&mut self) {
         self.users.clear();
     }

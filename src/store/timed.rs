@@ -1,4 +1,4 @@
-//! A connection that counts.
+//! A connection with counters.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,7 +7,7 @@ use super::{Account, Connection, Friend, Group, GroupId, Loaded, Outcome, Page, 
 use crate::metrics::{By, Counter, Histogram, cells, labels};
 
 labels! {
-    /// What a store is asked for.
+    /// What a store is asked to do.
     pub enum StoreOp as "op" {
         Write = "write",
         Account = "account",

@@ -1,8 +1,8 @@
 //! Claims of this node that C++ servers do not see yet.
 //!
-//! A C++ server's end sets everybody offline, and [`Roll::reassert`](crate::store::Roll::reassert) sets this
-//! node's users online again. What the table then says of a claim that was never shown is the same as of one
-//! that was, and a C++ server would publish for a user for whom nobody listens. So this node remembers.
+//! A C++ server sets all users offline at its end, and [`Roll::reassert`](crate::store::Roll::reassert) sets this
+//! node's users online again. The table does not distinguish a claim that was never shown from one that was, and a C++
+//! server would publish for a user whose channel has no listener. So this node remembers which claims are hidden.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};

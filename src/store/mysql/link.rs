@@ -15,12 +15,12 @@ use crate::store::StoreError;
 const CONNECT: Duration = Duration::from_secs(2);
 /// How long it may stay silent within an answer, or take none of our bytes.
 const SILENCE: Duration = Duration::from_secs(5);
-/// How long a statement may wait for a row that somebody else has locked, in seconds: less than
-/// [`SILENCE`], so that a long wait is told from a dead database.
+/// How long a statement may wait for a row that another transaction has locked, in seconds: less than
+/// [`SILENCE`], so that a long wait differs from a dead database.
 const LOCK_WAIT: u32 = 3;
-/// After a failed attempt to connect nobody tries again for so long.
+/// How long no worker tries again after a failed attempt to connect.
 const BACK_OFF: Duration = Duration::from_millis(500);
-/// A deadlock or a locked row is tried again until so much time has passed.
+/// A deadlock or a locked row is tried again until this much time has passed.
 const PATIENCE: Duration = Duration::from_secs(8);
 /// How long a connection may lie idle outside of a transaction, in seconds.
 const IDLE: u64 = 28_800;
@@ -74,7 +74,7 @@ impl From<Failure> for StoreError {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Marked => StoreError::Marked,
-            // Of which write, those who write know.
+            // The caller knows which write, and sets its key.
             failure @ Failure::InDoubt(_) => StoreError::InDoubt { key: 0, why: failure.to_string().into() },
             failure => StoreError::Unavailable(failure.to_string()),
         }
@@ -231,7 +231,7 @@ impl Session {
             name.quoted()
         );
         // MariaDB's limit of time is lifted alone: where it strikes between two statements of one request, MariaDB
-        // tells nobody, and the rest is waited for in vain. It may strike before it is lifted.
+        // reports no error, and the rest is waited for in vain. It may strike before it is lifted.
         let mut tries = 1;
         while let Err(error) = conn.query_drop("SET autocommit = 1 /*M!100307 , max_statement_time = 0 */") {
             match error {
@@ -308,7 +308,7 @@ impl Session {
         Ok(found)
     }
 
-    /// Commits, and does a statement behind it, in one round trip. The rows of that.
+    /// Commits, and runs a statement after that, in one round trip. Returns the rows of that statement.
     ///
     /// # Errors
     /// [`Failure::Conflict`] is the database's word that nothing is done. Anything else is in doubt.
@@ -401,11 +401,11 @@ pub(super) fn column<T: FromValue>(row: &mut Row, index: usize) -> Result<T, Fai
 /// Whether the database can be reached, as all workers know it.
 ///
 /// While it is away one of them at a time tries to connect, and no more often than each
-/// [`BACK_OFF`]; the others are told at once, instead of waiting for a time-out each.
+/// [`BACK_OFF`]; the others get an error at once, instead of waiting for a time-out each.
 ///
 /// A connection that gave no answer may still be at work, or begin to be when the database or the network goes on:
-/// what it was asked for last would then be done behind what was done since, such as a claim behind its
-/// release. So before anything else is done, by whichever worker, the database has to end it.
+/// its last request would then be done after what was done since, such as a claim after its
+/// release. So before any worker does anything else, the database has to end that connection.
 pub(super) struct Gate {
     pub opts: Opts,
     outage: Mutex<Option<Outage>>,
@@ -417,7 +417,7 @@ pub(super) struct Gate {
 struct Outage {
     since: Instant,
     tried: Instant,
-    /// Somebody is trying right now.
+    /// A worker is trying at this moment.
     trying: bool,
     error: String,
 }
@@ -502,7 +502,7 @@ impl From<Session> for Link {
 
 impl Link {
     /// Does `work`, and does it again where that can help: after a deadlock or a long wait for a
-    /// lock, and once after the connection was lost. Its second argument tells that an earlier try
+    /// lock, and once after the connection was lost. Its second argument says that an earlier try
     /// may have been committed.
     ///
     /// `work` may leave a transaction open when it fails.

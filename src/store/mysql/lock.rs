@@ -1,18 +1,19 @@
-//! Who uses the database: one server alone, or the nodes of one cluster.
+//! Whether one server alone, or the nodes of one cluster, use the database.
 //!
-//! A server that is alone sets everybody offline when it starts, and hears of nobody else's users. So it
-//! must not share a database with anybody; and the nodes of a cluster must not with another cluster, which
-//! has its own Redis and so would take them for dead. What tells is not the table: whoever has crashed has
-//! left claims there, and must not keep others out. It is `GET_LOCK`, which ends with its connection:
+//! A server that is alone sets all users offline when it starts, and knows nothing of the users of other servers. So it
+//! must not share a database with any other; and a cluster must not share one with another cluster, which
+//! has its own Redis and so would take the nodes of the first for dead. The claims in the tables cannot show that: a
+//! server that has crashed has left some there, and must not exclude others. `GET_LOCK` can, which ends with its
+//! connection:
 //!
 //! | lock | held by |
 //! | --- | --- |
-//! | `chat-server alone` | the one that is alone |
-//! | `chat-server member 0`, `1`, … | the nodes of a cluster, each another one |
+//! | `chat-server alone` | the server that is alone |
+//! | `chat-server member 0`, `1`, … | the nodes of a cluster, one each |
 //! | `chat-server node N` | the node of a cluster that has the claims of N |
 //!
-//! Each takes its own first, and then looks for the other's, so that of two that start at once one at
-//! least sees the other. The names bear the database's too, since locks are the server's. The connection
+//! Each takes its own lock first, and then looks for the other's, so that of two that start at once at least one
+//! sees the other. The names include that of the database, since locks belong to the database server. The connection
 //! that holds them does nothing else; the database ends it soon after its node falls silent.
 
 use std::time::{Duration, Instant};
@@ -24,13 +25,13 @@ use super::link::{Failure, Session};
 use super::migrate::{OpenError, database, place};
 use crate::store::{NodeId, StoreError};
 
-/// After so many seconds without a word the database ends the connection, and the lock with it.
+/// After this number of seconds of silence the database ends the connection, and the lock with it.
 const SILENCE: u64 = 6;
-/// How long to wait at the start for one that has just ended.
+/// How long to wait at the start for a server that has just ended.
 const WAIT: Duration = Duration::from_secs(3);
-/// A lock that is still held by this node's own lost connection must be free after so long.
+/// A lock that is still held by this node's own lost connection must be free after this time.
 const GHOST: Duration = Duration::from_secs(4 * SILENCE);
-/// The most nodes of a cluster that whoever wants to be alone can see.
+/// The highest number of nodes of a cluster that a server can see that is to be alone.
 const MEMBERS: u32 = 64;
 
 const ALONE: &str = "alone";
@@ -60,7 +61,7 @@ fn holder(session: &mut Session, what: &str) -> Result<Option<u64>, Failure> {
     Ok(holder.flatten())
 }
 
-/// From now on the connection says something each second, and ends if it does not.
+/// From now on the connection is used each second, and the database ends it if it is not.
 fn watched() -> String {
     format!("SET SESSION wait_timeout = {SILENCE}")
 }
@@ -73,15 +74,15 @@ pub struct Lock {
     session: Option<Session>,
     /// Whether [`Lock::check`] has begun: until then, for as long as a start takes, the connection is silent.
     watched: bool,
-    /// Connections that may hold them yet, and since when the database could be reached without a break: it
-    /// notices the end of one that was lost with a delay.
+    /// Lost connections that may still hold them, and since when the database could be reached without a break: it
+    /// notices the end of a lost connection with a delay.
     ghosts: Vec<u64>,
     reached: Instant,
 }
 
 /// Why they were not taken.
 enum Refusal {
-    /// By whom the database is used.
+    /// What uses the database.
     InUse(String),
     /// Nothing is known.
     Failed(Failure),
@@ -100,10 +101,10 @@ impl From<mysql::Error> for Refusal {
 }
 
 impl Lock {
-    /// Takes them for a node that starts.
+    /// Takes the locks for a node that starts.
     ///
     /// # Errors
-    /// Somebody else has the database, or it is away.
+    /// Another server has the database, or it is away.
     pub(super) fn take(opts: Opts, node: NodeId, alone: bool) -> Result<Lock, OpenError> {
         let (begun, address, database) = (Instant::now(), place(&opts), database(&opts));
         let mut lock = Lock { opts, node, alone, session: None, watched: false, ghosts: Vec::new(), reached: begun };
@@ -163,15 +164,15 @@ impl Lock {
 
     fn must_take(&self, session: &mut Session, what: &str, by: &str) -> Result<(), Refusal> {
         while !take(session, what)? {
-            self.look_at(holder(session, what)?, by)?; // nobody: it came free a moment ago
+            self.look_at(holder(session, what)?, by)?; // no holder: it was released a moment ago
         }
         Ok(())
     }
 
-    /// Nobody else may have a lock. `holder`: the connection that has it.
+    /// Fails if another server has a lock. `holder`: the connection that has it.
     fn look_at(&self, holder: Option<u64>, by: &str) -> Result<(), Refusal> {
         let Some(holder) = holder else { return Ok(()) };
-        // After a restart of the database another one may have the number.
+        // After a restart of the database another connection may have that number.
         if self.ghosts.contains(&holder) && self.reached.elapsed() < GHOST {
             return Err(Failure::Lost("this node's lost connection still holds the lock".to_owned()).into());
         }
@@ -184,23 +185,23 @@ impl Lock {
     /// Blocks for at most a few seconds.
     ///
     /// # Errors
-    /// Somebody else has the database by now. Who, and what to do, for the log.
+    /// Another server has the database by now. The text is for the log: which one, and what to do.
     pub fn check(&mut self) -> Result<(), String> {
         if let Some(session) = &mut self.session {
             let answer = if self.watched { session.conn.ping() } else { session.conn.query_drop(watched()) };
             self.watched = true;
             let Err(error) = answer else { return Ok(()) };
-            log::warn!("the lock that keeps others from the database is lost: {}", Failure::from(error));
+            log::warn!("the lock that excludes others from the database is lost: {}", Failure::from(error));
             self.ghosts.push(u64::from(session.conn.connection_id()));
             self.reached = Instant::now();
             self.session = None;
         }
         match self.connect() {
             Ok(()) => {
-                log::info!("the lock that keeps others from the database is held again");
+                log::info!("the lock that excludes others from the database is held again");
                 Ok(())
             }
-            Err(Refusal::Failed(_)) => Ok(()), // whoever works with the database tells of it
+            Err(Refusal::Failed(_)) => Ok(()), // the workers report that the database is away
             Err(Refusal::InUse(by)) => Err(format!(
                 "its lock on the database {} at {} was lost, and that is in use by {by} now; servers that share a \
                  database need the same --redis",
@@ -210,7 +211,7 @@ impl Lock {
         }
     }
 
-    /// Those of `nodes` that hold the database as well, so that they live.
+    /// Those of `nodes` that hold their locks on the database, and so are alive.
     ///
     /// # Errors
     /// The database is away.

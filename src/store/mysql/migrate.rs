@@ -8,7 +8,7 @@
 //!
 //! **Text** is converted by its label: a latin1 column becomes the same characters in utf8mb4. If
 //! the label was true, that is right. If it was not (a C++ server said nothing of its charset, and
-//! its UTF-8 went into latin1 columns as so many Latin letters), then the label is what that server
+//! each byte of its UTF-8 went into latin1 columns as a Latin letter), then the label is what that server
 //! still says, and the database goes on converting to it: it gets back the bytes it wrote, for
 //! utf8mb4 has every character of every charset. We get them too, if told by
 //! [`Options::charset`](super::Options::charset) what it says. What was lost when it was written (a
@@ -21,13 +21,13 @@ use super::link::{self, Failure, STATEMENTS, Session, column, quoted};
 
 const SCHEMA: &str = include_str!("../../../schema.sql");
 const CHARSET: &str = "utf8mb4";
-/// Of `schema.sql`.
+/// The collation of `schema.sql`.
 const COLLATION: &str = "utf8mb4_unicode_520_ci";
-/// That of names, which tells all of them apart but exact doubles: which are the same is for `namekey` to say.
+/// The collation of names, which distinguishes all of them except exact doubles: `namekey` decides which are the same.
 const NAME_COLLATION: &str = "utf8mb4_bin";
 /// How long an ALTER TABLE may take: that of a large table takes its time.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(3600);
-/// How long to wait for another node that is at it, in seconds.
+/// How long to wait for another node that is altering the tables, in seconds.
 const WAIT: u32 = 600;
 
 /// Why the database cannot be used.
@@ -271,7 +271,7 @@ fn carry_out(address: &Opts) -> Result<Plan, OpenError> {
     let mut session = Session::open(patient.into())?;
     // An ALTER TABLE may wait for as long as it takes.
     session.conn.query_drop(format!("SET SESSION lock_wait_timeout = {}", PATIENCE.as_secs()))?;
-    // Only an administrator may; without it the CREATE TABLE is refused, which tells.
+    // Only an administrator may do this; without it CREATE TABLE is refused, and the error says why.
     let _ = session.conn.query_drop("SET SESSION enforce_storage_engine = NULL");
     // The lock goes with the connection.
     let lock = format!("SELECT GET_LOCK(CONCAT('chat-server ', LEFT(MD5(DATABASE()), 32)), {WAIT})");
@@ -581,14 +581,14 @@ impl Altered {
         Ok(())
     }
 
-    /// By which key a name is known, or by whose; both are NULL in the rows of C++ servers until we see them.
+    /// A name's key, or the row that has that key; both are NULL in the rows of C++ servers until we see them.
     fn name_keys(&mut self) {
         self.add_column("namekey", "BINARY(32) NULL INVISIBLE UNIQUE", "a hash of what makes a name the same");
         self.add_column("namesake", "BIGINT UNSIGNED NULL INVISIBLE", "whose name is the same");
         self.index(&["namekey", "namesake"]);
     }
 
-    /// A column for so many characters, at least, of any script; whether it is going to be altered.
+    /// A column for at least this number of characters of any script; returns whether it will be altered.
     fn text(&mut self, name: &str, length: u64, collation: &str) -> Result<bool, OpenError> {
         let Some(column) = self.column(name) else { return Ok(false) };
         let Some(charset) = &column.charset else {

@@ -8,7 +8,7 @@
 //! | `shared.rs` | what all connections of a node have in common |
 //! | `hidden.rs` | claims that C++ servers do not see yet |
 //! | `migrate.rs` | the tables as they are found, and what brings them up to date |
-//! | `lock.rs` | who uses the database: one server alone, or one cluster |
+//! | `lock.rs` | whether one server alone or one cluster uses the database |
 //! | `names.rs` | which names are the same |
 //! | `link.rs` | connections, and what is tried again |
 //! | `text.rs` | text that C++ servers read and write too |
@@ -17,7 +17,7 @@
 //! What holds the nodes together is in the tables: a claim is the columns `node` and `epoch` of a
 //! user's row, and that row's lock decides whether a message is stored before or after a claim. A node that
 //! the others took for dead is marked in a row of its own, which each of its transactions locks and reads.
-//! An answer that a database did not give is never made up: it is [`StoreError::Unavailable`].
+//! If the database gives no answer, none is made up: the result is [`StoreError::Unavailable`].
 
 mod hidden;
 mod link;
@@ -58,22 +58,22 @@ pub use text::ascii_json;
 pub struct Options {
     /// `mysql://USER:PASSWORD@HOST:PORT/DATABASE`.
     pub url: String,
-    /// This life of this node.
+    /// The id of this life of this node.
     pub node: NodeId,
     /// What the C++ servers at this database say in `set names`, such as `gbk`; `utf8mb4` if there
     /// are none, or they speak it.
     pub charset: String,
-    /// C++ servers read the messages stored here, so they are written as ASCII; and publish for who is
+    /// C++ servers read the messages stored here, so they are written as ASCII; and they publish for users that are
     /// online, so a claim is shown to them only by [`Write::Show`].
     pub mixed: bool,
-    /// No other node uses the database: nobody can be online before this one has begun, and nobody marks it.
+    /// No other node uses the database: no user can be online before this node has begun, and no node marks it.
     pub alone: bool,
     pub quotas: Quotas,
 }
 
 impl fmt::Debug for Options {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let Options { url: _, node, charset, mixed, alone, quotas } = self; // the URL bears a password
+        let Options { url: _, node, charset, mixed, alone, quotas } = self; // the URL contains a password
         write!(f, "Options {{ node: {node}, charset: {charset:?}, mixed: {mixed}, alone: {alone}, {quotas:?} }}")
     }
 }
@@ -81,7 +81,7 @@ impl fmt::Debug for Options {
 /// A MySQL or MariaDB database.
 pub struct MySqlStore {
     shared: Arc<Shared>,
-    /// Of a node that is alone, from the start.
+    /// The lock of a node that is alone, from its start.
     lock: Mutex<Option<Lock>>,
 }
 
@@ -90,8 +90,8 @@ impl MySqlStore {
     /// offline if this node is alone.
     ///
     /// # Errors
-    /// The database is away, does not let us in, or has tables or settings that cannot be used; or this node
-    /// is alone, and somebody else uses the database.
+    /// The database is away, refuses the login, or has tables or settings that cannot be used; or this node
+    /// is alone, and another server uses the database.
     pub fn open(options: Options) -> Result<MySqlStore, OpenError> {
         let address = Opts::from_url(&options.url).map_err(|error| OpenError::Url(link::url_error(&error)))?;
         let address: Opts = link::options(address).into();
@@ -116,11 +116,11 @@ impl MySqlStore {
         Ok(MySqlStore { shared, lock: Mutex::new(lock) })
     }
 
-    /// The lock that keeps others from the database: whoever is alone has it since the start, a node of a
-    /// cluster from now on. It is to be [checked](Lock::check) for as long as the node runs.
+    /// The lock that excludes others from the database: a node that is alone has had it since its start, a node of a
+    /// cluster has it from now on. It must be [checked](Lock::check) as long as the node runs.
     ///
     /// # Errors
-    /// Somebody who is alone uses the database, or it is away.
+    /// A server that is alone uses the database, or the database is away.
     pub fn lock(&self) -> Result<Lock, OpenError> {
         match self.lock.lock().unwrap_or_else(PoisonError::into_inner).take() {
             Some(lock) => Ok(lock),
@@ -144,7 +144,7 @@ impl Store for MySqlStore {
     }
 }
 
-/// One worker's.
+/// The connection of one worker.
 struct MySqlConnection {
     shared: Arc<Shared>,
     link: Link,
@@ -169,8 +169,8 @@ impl MySqlConnection {
         })
     }
 
-    /// Does what was refused as a whole, each write in a transaction of its own, and of offline messages
-    /// each parcel, and then each message.
+    /// Does a batch that was refused as a whole: each write in a transaction of its own, and offline messages
+    /// parcel by parcel, and message by message.
     fn write_one_by_one(
         &mut self,
         batch: &[Write],
@@ -203,40 +203,16 @@ impl MySqlConnection {
     }
 
     fn keep_one_by_one(&mut self, parcel: &Parcel, first_key: u64, mut in_doubt: bool) -> Result<Kept, StoreError> {
-        if parcel.messages.is_empty() {
-            let mut outcomes = self.try_write(&[Write::Keep(vec![parcel.clone()])], first_key, &mut in_doubt)?;
-            return match outcomes.pop() {
-                Some(Outcome::Kept(kept)) if kept.len() == 1 => Ok(kept[0]),
-                _ => Ok(Kept::Refused(0)),
-            };
-        }
-        let (mut first, mut past) = (None, false);
-        for (stored, message) in parcel.messages.iter().enumerate() {
-            let one = Parcel { messages: vec![Arc::clone(message)], ..*parcel };
-            match self.try_write(&[Write::Keep(vec![one])], first_key + stored as u64, &mut in_doubt) {
-                Ok(mut outcomes) => match outcomes.pop() {
-                    Some(Outcome::Kept(kept)) => match kept[..] {
-                        [Kept::Stored(row)] => _ = first.get_or_insert(row),
-                        [Kept::Past(row)] => {
-                            past = true;
-                            first.get_or_insert(row);
-                        }
-                        [Kept::Full(_)] => return Ok(Kept::Full(stored)),
-                        [kept] if stored == 0 => return Ok(kept),
-                        // Somebody has the user since a moment ago: whoever sends it again hears of it.
-                        _ => return Ok(Kept::Refused(stored)),
-                    },
-                    _ => return Ok(Kept::Refused(stored)),
-                },
-                Err(Failure::Refused(why)) => {
+        Kept::of_each(parcel.one_by_one().into_iter().zip(first_key..).map(|(one, key)| {
+            match self.try_write(&[Write::Keep(vec![one])], key, &mut in_doubt) {
+                Ok(outcomes) => Ok(outcomes.into_iter().next().map_or(Kept::Refused(0), Outcome::of_one_parcel)),
+                Err(Failure::Refused(why)) if !parcel.messages.is_empty() => {
                     log::warn!("an offline message for user {} is refused: {why}", parcel.to);
-                    return Ok(Kept::Refused(stored));
+                    Ok(Kept::Refused(0))
                 }
-                Err(failure) => return Err(failure.into()),
+                Err(failure) => Err(failure.into()),
             }
-        }
-        let first = first.unwrap_or_default();
-        Ok(if past { Kept::Past(first) } else { Kept::Stored(first) })
+        }))
     }
 }
 
@@ -376,7 +352,7 @@ fn read_lists(
     Ok((loaded, many))
 }
 
-/// Cuts a page off at so many bytes. `there`: how many messages the database has seen.
+/// Truncates a page to `max_bytes`. `there`: the number of messages that the database has found.
 fn cut(page: &mut Page, there: u64, max_bytes: usize) {
     page.messages.sort_unstable_by_key(|(row, _)| *row);
     page.more = there >= PAGE_ROWS || (page.messages.len() as u64) < there;
@@ -393,7 +369,7 @@ fn cut(page: &mut Page, there: u64, max_bytes: usize) {
     }
 }
 
-/// Whether somebody is online, the fourth column of whoever lists people.
+/// Whether a user is online: the fourth column of every list of users.
 fn state(row: &mut Row) -> Result<&'static str, Failure> {
     Ok(if column(row, 3)? { "online" } else { "offline" })
 }

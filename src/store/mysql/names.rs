@@ -1,9 +1,9 @@
-//! How names get their keys that were written without one, by C++ servers or before there were keys.
+//! Gives keys to names that were written without one, by C++ servers or before there were keys.
 //!
 //! The unique index over `namekey` keeps names apart, and `name`'s own, which compares bytes, keeps C++
-//! servers from exact doubles. Where two rows have the same name already, the one that is found first has
-//! its key, and `namesake` of the other is the first one's id: so it is not found again, but at a start,
-//! since somebody may have renamed one of them.
+//! servers from exact doubles. If two rows have the same name already, the one that is found first has
+//! its key, and `namesake` of the other is the first one's id: so it is not found again, except at a start,
+//! since an administrator may have renamed one of them.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -15,7 +15,7 @@ use super::sql::{NAMES, Named, Sql};
 use super::text;
 use crate::store::names::{self, NameKey};
 
-/// Two rows whose names are the same, which is told when it is committed.
+/// Two rows with the same name, which is logged when it is committed.
 pub(super) struct Namesake {
     table: String,
     id: u64,
@@ -100,7 +100,7 @@ fn fill(session: &mut Session, named: &Named, ids: &[u64]) -> Result<Vec<Namesak
     }
     let same: Vec<_> = namesakes.iter().map(|namesake| (namesake.id, namesake.owner)).collect();
     session.conn.query_drop(named.fill(&keyed, &same)).map_err(|error| match is_duplicate(&error) {
-        // Somebody has just registered it: looked at again, it is there.
+        // Another server has just registered it: it is found when it is looked for again.
         true => Failure::Conflict(super::link::plain(&error)),
         false => error.into(),
     })?;

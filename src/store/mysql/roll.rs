@@ -1,10 +1,10 @@
-//! What nodes that share the database see of each other: the roll, and the mark that keeps whoever was
+//! What nodes that share the database see of each other: the roll, and the mark that keeps a node that was
 //! taken for dead from writing.
 //!
 //! A node has two rows. Each of its transactions locks the one with the mark for sharing; a look locks the one
-//! with the counter, and reads the mark. Whoever marks a node locks the counter's row first, and then the
+//! with the counter, and reads the mark. Marking a node locks the counter's row first, and then the
 //! mark's, for which it waits until the node's open transactions are over: so a look waits for none of them.
-//! A transaction of a node that was stopped in the middle is ended by the database; see `link.rs`.
+//! If a node stops in the middle of a transaction, the database ends it; see `link.rs`.
 
 use std::sync::Arc;
 
@@ -16,8 +16,8 @@ use super::shared::Shared;
 use super::sql::Sql;
 use crate::store::{Entry, NodeId, Roll, StoreError, UserId};
 
-/// Begins a transaction of this node: locks its mark until the end, and does a `first` statement, in one round
-/// trip. The rows of that.
+/// Begins a transaction of this node: locks its mark until the end, and runs a `first` statement, in one round
+/// trip. Returns the rows of that statement.
 ///
 /// # Errors
 /// [`Failure::Marked`]; the transaction is left open.
@@ -43,7 +43,7 @@ pub(super) fn begin<T>(
     }
 }
 
-/// Tells whether this node is marked, and waits for nobody.
+/// Checks whether this node is marked, and never waits.
 pub(super) fn check(session: &mut Session, shared: &Shared) -> Result<(), Failure> {
     if shared.sql.mark.is_none() {
         return Ok(());
@@ -54,7 +54,7 @@ pub(super) fn check(session: &mut Session, shared: &Shared) -> Result<(), Failur
     }
 }
 
-/// How many users are set offline or online at a time, so that nobody waits for long behind it.
+/// The number of users that are set offline or online at a time, so that other transactions do not wait for long.
 const USERS: usize = 500;
 
 /// The roll, by a connection of its own.
@@ -97,8 +97,8 @@ impl MySqlRoll {
 
 /// Within a transaction, sets some users of a node offline: how many, and whether those were all.
 ///
-/// First found, then changed by their ids: a change that had to find them by the index of nodes would lock
-/// that before the rows, as nobody else does.
+/// They are found first, and then changed by their ids: a change that had to find them by the index of nodes would
+/// lock that before the rows, unlike all other statements.
 fn free_some(session: &mut Session, sql: &Sql, node: NodeId) -> Result<(u64, bool), Failure> {
     let users: Vec<UserId> = session.list(&sql.claimed_by, (node.0, USERS), |row| column(row, 0))?;
     if users.is_empty() {
@@ -218,7 +218,7 @@ impl Roll for MySqlRoll {
             let (found, now) = self.link.run(gate, |session, _| {
                 let read = |row: &mut Row| Ok((column::<UserId>(row, 0)?, column::<u64>(row, 1)?));
                 let found = session.list(&sql.robbed, (node.0, last, USERS), read)?;
-                // Known only now: whoever was claimed meanwhile is hidden by now, or has been shown.
+                // Checked only now: a user that was claimed meanwhile is hidden by now, or has been shown.
                 let robbed: Vec<_> =
                     found.iter().copied().filter(|(user, epoch)| !hidden.is_hidden(*user, *epoch)).collect();
                 if robbed.is_empty() {

@@ -10,7 +10,7 @@ use super::text::Texts;
 use crate::store::quota::Room;
 use crate::store::{NodeId, Quotas};
 
-/// What the workers' connections have in common.
+/// What the workers' connections share.
 pub(super) struct Shared {
     pub gate: Gate,
     pub node: NodeId,
@@ -30,7 +30,7 @@ impl Shared {
         self.room.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A message's name for good, all nodes over: no node is the same twice.
+    /// A unique name of a message, for ever and for all nodes: no two lives have the same id.
     pub fn once(&self, key: u64) -> [u8; 16] {
         (u128::from(self.node.0) << 64 | u128::from(key)).to_be_bytes()
     }

@@ -6,10 +6,10 @@ use crate::store::names::NameKey;
 use crate::store::{Claim, Holder, NodeId, UserId};
 use crate::wire::reply::LISTED_MEMBERS;
 
-/// A user is online if one of our nodes has it, even where a C++ server's end has set everybody
-/// offline, or if a C++ server says so.
+/// A user is online if one of our nodes has it, even if a C++ server has set all users offline at its
+/// end, or if a C++ server says so.
 const ONLINE: &str = "(node IS NOT NULL OR COALESCE(state = 'online', FALSE))";
-/// The same of `u`, beside another table: that may have columns of its own by any name.
+/// The same for `u` in a join with another table, whose columns may have any names.
 const U_ONLINE: &str = "(u.node IS NOT NULL OR COALESCE(u.state = 'online', FALSE))";
 
 /// The names of a table: how they get their keys, and whether one is taken.
@@ -18,11 +18,11 @@ pub(super) struct Named {
     pub table: String,
     quoted: String,
     name: String,
-    /// Rows that nobody has looked at yet: those of C++ servers.
+    /// Rows that have not been looked at yet: those of C++ servers.
     pub unseen: String,
     /// Rows without a key, from an id on.
     pub keyless: String,
-    /// By its key, or as it stands there: an administrator may have renamed somebody.
+    /// By its key, or by the name itself: an administrator may have renamed a user.
     pub taken: String,
 }
 
@@ -48,7 +48,7 @@ impl Named {
         format!("SELECT id FROM {} WHERE namekey IS NULL AND namesake IN ({})", self.quoted, list(ids))
     }
 
-    /// Locks those of the rows that still have no key, in the order in which everybody locks rows, and
+    /// Locks those of the rows that still have no key, in the order in which all statements lock rows, and
     /// reads their names.
     pub fn lock(&self, ids: &[u64]) -> String {
         let (Named { quoted, name, .. }, ids) = (self, list(ids));
@@ -248,8 +248,8 @@ impl Sql {
         self.mark.is_some() && kinds.iter().any(|kind| matches!(kind, Kind::Message | Kind::Many))
     }
 
-    /// Takes a user for a claim, if nobody has it, or `past` has, unless this node is marked. The statement is a
-    /// transaction of its own: whoever stores for the user holds the same row.
+    /// Takes a user for a claim, if it has no holder, or `past`, unless this node is marked. The statement is a
+    /// transaction of its own: a transaction that stores for the user locks the same row.
     pub fn claim_alone(&self, user: UserId, mine: Claim, past: Option<Holder>) -> String {
         let past = match past {
             Some(Holder::Node(claim)) if claim != mine => format!(" OR {}", held_by(claim)),
@@ -264,12 +264,12 @@ impl Sql {
         )
     }
 
-    /// Who has a user.
+    /// Reads the holder of a user.
     pub fn holder(&self, user: UserId) -> String {
         format!("SELECT id, state, node, epoch FROM {} WHERE id = {user}", self.user)
     }
 
-    /// Has C++ servers, who see no claims, see a user online whom this node has by this claim, unless the
+    /// Shows to C++ servers, which see no claims, that a user is online that this node has by this claim, unless the
     /// node is marked.
     pub fn show(&self, user: UserId, mine: Claim) -> String {
         let Sql { user: table, unmarked, .. } = self;
@@ -279,8 +279,8 @@ impl Sql {
         )
     }
 
-    /// Locks users until the transaction's end, and tells who has them. `ids` in ascending order:
-    /// the rows are locked in it, by everybody, so that nobody waits in a circle.
+    /// Locks users until the transaction's end, and reads their holders. `ids` in ascending order: all
+    /// transactions lock the rows in this order, so that none of them wait in a circle.
     pub fn lock_users(&self, ids: &[UserId]) -> String {
         format!(
             "SELECT id, state, node, epoch FROM {} FORCE INDEX (PRIMARY) WHERE id IN ({}) ORDER BY id FOR UPDATE",
@@ -289,7 +289,7 @@ impl Sql {
         )
     }
 
-    /// Sets those of the users offline whom the node still has.
+    /// Sets those of the users offline that the node still has.
     pub fn free(&self, node: NodeId, ids: &[UserId]) -> String {
         format!(
             "UPDATE {} FORCE INDEX (PRIMARY) SET state = 'offline', node = NULL, epoch = NULL
@@ -300,7 +300,7 @@ impl Sql {
         )
     }
 
-    /// Sets those of the users online whom the node still has by these epochs.
+    /// Sets those of the users online that the node still has by these epochs.
     pub fn reassert(&self, node: NodeId, claims: &[(UserId, u64)]) -> String {
         let ids: Vec<UserId> = claims.iter().map(|(user, _)| *user).collect();
         let claims: Vec<String> = claims.iter().map(|(user, epoch)| format!("({user}, {epoch})")).collect();
@@ -348,7 +348,7 @@ impl Sql {
         )
     }
 
-    /// Reads a node's mark, and waits for nobody.
+    /// Reads a node's mark, and never waits.
     pub fn glance(&self, node: NodeId) -> String {
         format!("SELECT marked FROM {} WHERE node = {}", self.node_mark, node.0)
     }
@@ -399,7 +399,7 @@ fn held_by(claim: Claim) -> String {
 }
 
 /// What a row of [`Sql::lists`] is, by its first column. The others are: an id, a number, whether it is so
-/// (who is online), and two texts of two columns each.
+/// (whether a user is online), and two texts of two columns each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// Whether this node is marked, for an id. There is none if it has been struck off.
@@ -416,7 +416,7 @@ pub(super) enum Kind {
     Many = 5,
 }
 
-/// So many messages, of the usual greatest size, are a page.
+/// The number of messages of the usual greatest size that make a page.
 const FEW: u32 = 4;
 
 /// The most messages of a page.

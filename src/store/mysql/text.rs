@@ -1,11 +1,11 @@
-//! Text that C++ servers read and write too.
+//! Text that C++ servers also read and write.
 //!
 //! Our own connections are UTF-8, and the tables hold text. A C++ server says `set names gbk`, yet
 //! the bytes it passes on are its clients', and those are mostly UTF-8: a "你好" that is six bytes
 //! of UTF-8 gets into the table as the three Chinese characters that the six bytes are in GBK. The
-//! server gets its bytes back, since the database converts both ways; whoever asks for the text
-//! gets nonsense. And real text in the table reaches the C++ server as bytes of GBK, on which it
-//! dies. So with a charset set,
+//! server gets its bytes back, since the database converts both ways; a client that asks for the text
+//! gets nonsense. And real text in the table reaches the C++ server as bytes of GBK, which crash
+//! it. So with a charset set,
 //!
 //! - what is read is taken as the bytes that a C++ server would get, if they are UTF-8, and else as
 //!   the text that it is (a client's that really speaks GBK);
@@ -23,7 +23,7 @@ use mysql::Row;
 use super::link::{Failure, Session, column};
 
 pub(super) struct Texts {
-    /// What C++ servers say in `set names`; `None` if that is UTF-8, or nobody says anything.
+    /// What C++ servers say in `set names`; `None`: UTF-8, or they say nothing.
     charset: Option<String>,
     ascii: bool,
 }

@@ -1,8 +1,8 @@
 //! A batch of writes as one transaction.
 //!
 //! First of all it locks this node's mark for sharing, and then the rows of all users that the batch is
-//! about, in the order of their ids; so two batches, of whichever nodes, are one behind the other for the
-//! users they share, and never wait for each other in a circle. From then on who has whom is known, and
+//! about, in the order of their ids; so two batches, even of different nodes, follow each other for the
+//! users that they share, and never wait for each other in a circle. From then on the holder of each user is known, and
 //! every decision is made here, by what was read under the lock.
 //!
 //! Messages are inserted at the end, all of the batch with as few statements as possible. Their ids
@@ -31,11 +31,11 @@ const INSERT_BYTES: usize = 1 << 20;
 const PACKET_REST: usize = 1 << 10;
 /// The most numbers in a list.
 const LIST: usize = 1000;
-/// Of the tables: characters.
+/// The widths of the tables' columns, in characters.
 const NAME_CHARS: usize = 50;
 const DESCRIPTION_CHARS: usize = 200;
 
-/// How many messages a batch bears, and so how many keys it takes.
+/// The number of messages in a batch, and so of the keys that it takes.
 pub(super) fn messages(batch: &[Write]) -> u64 {
     batch.iter().map(Write::messages).sum()
 }
@@ -75,7 +75,7 @@ pub(super) fn write(
     }
     let mut outcomes = batch.iter().map(|write| transaction.apply(write)).collect::<Result<Vec<_>, _>>()?;
     let ids = transaction.insert_messages()?;
-    // Until here the outcome of a parcel that is kept bears its place in the list of places.
+    // Until here the outcome of a parcel that is kept contains its index in the list of places.
     for kept in outcomes.iter_mut().filter_map(|outcome| match outcome {
         Outcome::Kept(kept) => Some(kept),
         _ => None,
@@ -93,8 +93,8 @@ pub(super) fn write(
     });
     let mut joined = joined.peekable();
     if joined.peek().is_some() && shared.sql.mark.is_some() {
-        // Behind the COMMIT. Before it a node could be missing that writes its rows, and reads the members,
-        // between this and the COMMIT.
+        // After the COMMIT: read before it, the list could lack a node that writes its rows, and reads the members,
+        // between the two.
         let others = format!("; {}", shared.sql.unmarked_nodes(shared.node));
         let others = session.commit(&others, |row| column(row, 0).map(NodeId))?;
         joined.for_each(|nodes| nodes.clone_from(&others));
@@ -139,7 +139,7 @@ fn show_alone(session: &mut Session, shared: &Shared, user: UserId, epoch: u64) 
     Ok(Outcome::Done)
 }
 
-/// A user, and who has it.
+/// A user and its holder.
 fn read_holder(row: &mut mysql::Row) -> Result<(UserId, Option<Holder>), Failure> {
     let (state, node, epoch): (Option<String>, Option<u64>, Option<u64>) =
         (column(row, 1)?, column(row, 2)?, column(row, 3)?);
@@ -175,7 +175,7 @@ impl Place {
     }
 }
 
-/// A name that somebody wants.
+/// A name that is to be registered.
 struct NewName {
     /// As it stands in the table.
     stored: String,
@@ -185,7 +185,7 @@ struct NewName {
 struct Transaction<'a> {
     session: &'a mut Session,
     shared: &'a Shared,
-    /// Who has those that are locked; those without an account are not in it.
+    /// The holders of the users that are locked; users without an account are not in it.
     holders: HashMap<UserId, Option<Holder>>,
     /// Messages of an earlier try, by their keys.
     stored: HashMap<u64, RowId>,
@@ -198,7 +198,7 @@ struct Transaction<'a> {
     in_doubt: bool,
 }
 
-/// Begins the transaction, and locks all users that the batch is about. Who has them; those without an
+/// Begins the transaction, and locks all users that the batch is about. Returns their holders; users without an
 /// account are not among them.
 fn lock(session: &mut Session, shared: &Shared, batch: &[Write]) -> Result<HashMap<UserId, Option<Holder>>, Failure> {
     let mut users = Vec::new();
@@ -210,7 +210,7 @@ fn lock(session: &mut Session, shared: &Shared, batch: &[Write]) -> Result<HashM
             | Write::Release { user, .. }
             | Write::SetPassword { user, .. }
             | Write::Remove { user, .. } => users.push(*user),
-            // These are about no user that somebody could have.
+            // These concern no user that could have a holder.
             Write::Register { .. } | Write::AddFriend { .. } | Write::CreateGroup { .. } | Write::JoinGroup { .. } => {}
         }
     }
@@ -289,7 +289,7 @@ impl<'a> Transaction<'a> {
                         self.session.execute(&shared.sql.remove_member, (user, group))?;
                         Ok(Outcome::Full(Quota::Groups))
                     }
-                    // Who else is to hear of it is looked at when it is committed.
+                    // The other nodes are read after the commit.
                     other => self
                         .done_or_already(other)
                         .map(|outcome| Outcome::Joined { already: outcome == Outcome::Already, nodes: Vec::new() }),
@@ -446,7 +446,7 @@ impl<'a> Transaction<'a> {
         let there: Vec<RowId> = (first_key..self.next_key).filter_map(|key| self.stored.get(&key).copied()).collect();
         let other = self.holders.get(&parcel.to).map(|holder| holder.filter(|holder| !self.is_mine(*holder)));
         let (place, granted) = if let Some(id) = there.first() {
-            // The earlier try found room for so many. Whoever has the user by now, and did not then, has read
+            // The earlier try found room for this number. A holder that has got the user since then has read
             // them or will.
             (Place::There(*id), there.len())
         } else {
@@ -475,7 +475,7 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    /// How many of so many messages the user's store has room for.
+    /// How many of `wanted` messages the user's store has room for.
     fn take_room(&mut self, user: UserId, wanted: usize) -> Result<usize, Failure> {
         let shared = self.shared;
         let (known, enough) = {

@@ -34,16 +34,16 @@ pub(super) const READER_CACHE: &str = "PRAGMA cache_size = -256";
 /// Before anything else in a file that is made: it can shrink.
 pub(super) const SHRINKABLE: &str = "PRAGMA auto_vacuum = INCREMENTAL";
 
-/// What SQLite puts beside a database: the log, and its index in shared memory.
+/// The suffixes of the files that SQLite keeps next to a database: the log, and its index in shared memory.
 const BESIDE: [&str; 2] = ["-wal", "-shm"];
-/// The longest that is ever put behind the database's name.
+/// The longest suffix that is ever appended to the database's name.
 const LONGEST_SUFFIX: &str = "-journal";
-/// Of a file's name, in bytes.
+/// The longest name of a file, in bytes.
 const NAME_MAX: usize = 255;
 /// What SQLite takes for a path, in bytes.
 const PATH_MAX: usize = 511;
 
-/// `path` with `suffix` behind it: the lock file and SQLite's own are named so.
+/// `path` with `suffix` appended: the lock file and SQLite's own are named in this way.
 pub(super) fn sidecar(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(suffix);
@@ -218,7 +218,7 @@ pub(super) fn lock(place: &Place) -> Result<(File, Leftovers), OpenError> {
             }
             Err(TryLockError::Error(error)) => return Err(no(error)),
         }
-        // A lock on a file that has no name any more keeps nobody out.
+        // A lock on a file that no longer has a name excludes no other process.
         let named = FileId::at(&path).ok();
         if named.is_some() && named == file.metadata().ok().map(|found| FileId::of(&found)) {
             return Ok((file, leftovers));
@@ -287,7 +287,7 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// Of a database that has been opened and written to.
+    /// For a database that has been opened and written to.
     ///
     /// # Errors
     /// Which of the files is not there.
@@ -334,7 +334,7 @@ fn id_beside(path: &Path) -> Result<FileId, String> {
     })
 }
 
-/// Not to be created: if the file was taken away, an empty one in its place would help nobody.
+/// The file is not created: if it was removed, an empty one in its place would be of no use.
 /// Readers open it for writing too, since a reader may be the one to recover the log.
 const EXISTING: OpenFlags = OpenFlags::SQLITE_OPEN_READ_WRITE;
 
@@ -376,7 +376,7 @@ pub(super) fn empty_log(connection: &rusqlite::Connection) -> rusqlite::Result<b
     Ok(busy == 0)
 }
 
-/// Closes the last connection, so that everything is in the database and nothing stands beside it.
+/// Closes the last connection, so that everything is in the database and no other file is left next to it.
 ///
 /// # Errors
 /// Why something does.

@@ -16,7 +16,7 @@ const NAMES: usize = 1000;
 /// Brings the database up to date, gives every name its key, and returns the version it had. A version that is not known is
 /// left as it is.
 pub(super) fn migrate(connection: &mut rusqlite::Connection) -> rusqlite::Result<i64> {
-    // Or a table could not be made anew that somebody's view names.
+    // Otherwise a table that a view refers to could not be rebuilt.
     connection.pragma_update(None, "legacy_alter_table", true)?;
     let found = migrate_all(connection)?;
     connection.pragma_update(None, "legacy_alter_table", false)?;

@@ -1,9 +1,9 @@
 //! The embedded store: one SQLite file, for one server process.
 //!
 //! All writes go through one thread, `store-writer`. It takes everything that is queued, does it
-//! in one transaction, and answers each batch once that is on disk: a commit costs an fsync, and
-//! so many batches share one. Readers are connections of their own, which in WAL mode neither
-//! wait for the writer nor hold it up.
+//! in one transaction, and answers each batch once that is on disk: a commit costs an fsync, which
+//! many batches share in this way. Readers are connections of their own, which in WAL mode neither
+//! wait for the writer nor delay it.
 //!
 //! ```text
 //!   worker --batch--> queue --round--> store-writer --commit--> file --answers--> workers
@@ -16,9 +16,9 @@
 //! | `file.rs` | the file, its lock, whether it is still there, and a connection to it |
 //! | `migrate.rs` | the tables, and what brings them up to date |
 //! | `writer.rs` | the one thread that writes |
-//! | `round.rs` | what it is asked for, and what is done together |
+//! | `round.rs` | what it is asked to do, and what is done together |
 //! | `write.rs` | what each write does |
-//! | `shrink.rs` | giving space back |
+//! | `shrink.rs` | returning space |
 //! | `read.rs` | a worker's connection, and what it reads |
 
 mod file;
@@ -92,7 +92,7 @@ impl OpenError {
     }
 }
 
-/// What SQLite says, without the path that it may bear: whoever shows it names that already.
+/// The text of SQLite's error, without the path that it may contain: the message that quotes it names the path.
 fn sqlite_text(error: &rusqlite::Error) -> String {
     match error {
         rusqlite::Error::SqliteFailure(cause, _) if cause.code == ErrorCode::CannotOpen => "unable to open it".into(),
@@ -132,7 +132,7 @@ impl Shared {
         self.readers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes, and says once, what became of the file.
+    /// Notes, and logs once, what became of the file.
     fn lose(&self, what: &str) -> StoreError {
         let error = self.gone_since(what);
         if self.gone.set(error.clone()).is_ok() {
@@ -152,7 +152,7 @@ impl Shared {
         self.watch.look(&self.place)
     }
 
-    /// What there is instead of an answer, if there can be none any more.
+    /// The error that replaces all answers, once there can be none any more.
     fn refusal(&self) -> Result<(), StoreError> {
         match self.gone.get() {
             Some(gone) => Err(gone.clone()),
@@ -261,7 +261,7 @@ impl Store for SqliteStore {
 
 impl Drop for SqliteStore {
     fn drop(&mut self) {
-        // Whoever wants to know how it went has closed it before.
+        // A caller that wants to know the outcome has closed it before.
         let _ = self.close();
         if self.writer.take().is_some_and(|writer| writer.join().is_err()) {
             log::error!("the thread store-writer had panicked");

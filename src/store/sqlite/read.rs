@@ -52,13 +52,13 @@ impl SqliteConnection {
     fn read<T>(&mut self, read: impl FnOnce(&rusqlite::Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
         let mut slot = self.reader.lock();
         let reader = slot.take();
-        // Behind the lock, so that the store's end finds every reader or is seen by it.
+        // After the lock is taken: so either closing the store finds this reader, or the reader finds the store closed.
         self.shared.refusal()?;
         let reader = match reader {
             Some(reader) => reader,
             None => {
-                // Another file is not to be opened, and what it says is nobody's answer. The writer tells
-                // of it in a moment.
+                // Another file must not be opened, and its contents are no answer. The writer reports it in a
+                // moment.
                 let look = || self.shared.look().map_err(|what| self.shared.gone_since(&what));
                 look()?;
                 let reader = open(&self.shared.place.path, READER_CACHE)?;
@@ -161,7 +161,7 @@ fn count_members(reader: &rusqlite::Connection, group: GroupId, listed: usize) -
     }
 }
 
-/// `state`, the third column of whoever lists people.
+/// `state`, the third column of every list of users.
 fn state(row: &Row) -> rusqlite::Result<&'static str> {
     Ok(if row.get_ref(2)?.as_bytes()? == b"online" { "online" } else { "offline" })
 }

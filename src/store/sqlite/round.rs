@@ -1,5 +1,7 @@
-//! Rounds: what the writer is asked for, what of it shares a transaction, and what becomes of a round
+//! Rounds: what the writer is asked to do, which of it shares a transaction, and what becomes of a round
 //! in which a write is refused.
+
+use std::convert::Infallible;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rusqlite::{ErrorCode, Transaction};
@@ -11,11 +13,11 @@ use crate::store::{Kept, Outcome, Parcel, StoreError, Write};
 /// The most rows that share a commit, give or take a batch: the first of them waits for the last.
 pub(super) const ROUND_ROWS: usize = 4096;
 
-/// What the writer is asked for.
+/// What the writer is asked to do.
 pub(super) enum Work {
     Batch(Vec<Write>),
     ReleaseAll,
-    /// Do what stands before this, and end.
+    /// Finish what was queued before this, and end.
     Stop,
 }
 
@@ -49,8 +51,8 @@ pub(super) struct Job {
     pub answer: Sender<Answer>,
 }
 
-/// The way to the writer. Its length needs no bound: whoever queues a job waits for the answer,
-/// so there is one per connection at most.
+/// The queue of the writer. It needs no bound: each connection waits for the answer to its job,
+/// so there is at most one per connection.
 #[derive(Clone)]
 pub(super) struct Queue(pub Sender<Job>);
 
@@ -64,7 +66,7 @@ impl Queue {
     }
 }
 
-/// Everything that is queued, up to [`ROUND_ROWS`], and the stop that stands behind it.
+/// Everything that is queued, up to [`ROUND_ROWS`], and the stop that follows it, if there is one.
 pub(super) fn take_round(first: Job, queue: &Receiver<Job>) -> (Vec<Job>, Option<Job>) {
     let (mut round, mut rows, mut next) = (Vec::new(), 0, Some(first));
     while let Some(job) = next {
@@ -133,38 +135,22 @@ impl Work {
     }
 }
 
-/// A parcel message by message; one without any is a question.
-fn messages(parcel: &Parcel) -> Vec<Part> {
-    let one = |messages| Work::Batch(vec![Write::Keep(vec![Parcel { messages, ..*parcel }])]);
-    match &parcel.messages[..] {
-        [] => vec![one(Vec::new()).into()],
-        messages => (messages.iter().enumerate())
-            .map(|(index, message)| Part { work: one(vec![message.clone()]), further: index > 0 })
-            .collect(),
-    }
+/// A parcel message by message.
+fn messages(parcel: &Parcel) -> impl Iterator<Item = Part> {
+    let parts = parcel.one_by_one().into_iter().enumerate();
+    parts.map(|(index, one)| Part { work: Work::Batch(vec![Write::Keep(vec![one])]), further: index > 0 })
 }
 
 /// What became of a parcel, of which each message was a part.
 fn kept(parcel: &Parcel, next: &mut impl FnMut() -> Outcome) -> Kept {
     let outcomes: Vec<Outcome> = (0..parcel.messages.len().max(1)).map(|_| next()).collect();
-    let mut whole = None;
-    for (stored, outcome) in outcomes.into_iter().enumerate() {
-        let kept = match outcome {
-            Outcome::Kept(kept) if kept.len() == 1 => kept[0],
-            Outcome::Refused(why) => {
-                log::warn!("an offline message for user {} is refused: {why}", parcel.to);
-                Kept::Refused(0)
-            }
-            _ => Kept::Refused(0),
-        };
-        match kept {
-            Kept::Stored(_) | Kept::Past(_) => whole = whole.or(Some(kept)),
-            Kept::Full(_) => return Kept::Full(stored),
-            Kept::Refused(_) => return Kept::Refused(stored),
-            Kept::NoUser | Kept::Elsewhere(_) => return kept,
+    let Ok(kept) = Kept::of_each::<Infallible>(outcomes.into_iter().map(|outcome| {
+        if let Outcome::Refused(why) = &outcome {
+            log::warn!("an offline message for user {} is refused: {why}", parcel.to);
         }
-    }
-    whole.unwrap_or(Kept::Refused(0))
+        Ok(outcome.of_one_parcel())
+    }));
+    kept
 }
 
 fn is_stored(done: &Done) -> bool {
@@ -174,7 +160,7 @@ fn is_stored(done: &Done) -> bool {
     }
 }
 
-/// Does the parts, each behind a savepoint; `before`: what became of the one before them. `None`: nothing was
+/// Does the parts, each after a savepoint; `before`: what became of the one before them. `None`: nothing was
 /// done, since one was refused in a way that ended the transaction, and there were others.
 pub(super) fn apart(
     transaction: &Transaction,

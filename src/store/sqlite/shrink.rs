@@ -1,8 +1,8 @@
-//! Giving space back: pages that deleted rows have left free go back to the file system.
+//! Returning space: pages that deleted rows have left free are returned to the file system.
 //!
-//! SQLite keeps them for what is written next, for ever. With `auto_vacuum = INCREMENTAL` it can cut
-//! them off, as many at a time as it is told; so the writer does it in steps of a few milliseconds
-//! while nobody waits for it, and one a second while it is never idle.
+//! By default SQLite keeps them for later writes, for ever. With `auto_vacuum = INCREMENTAL` it can truncate the file
+//! by a given number of pages; so the writer does that in steps of a few milliseconds
+//! while no job waits for it, and one step a second while it is never idle.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -16,13 +16,13 @@ use super::file::{SHRINKABLE, Shown, empty_log};
 /// and go are best left for what is written next.
 const ENOUGH: u32 = 1024;
 const PART: u32 = 16;
-/// And it ends with so many, 1 MiB.
+/// It ends with this number of free pages, 1 MiB.
 const SPARE: u32 = 256;
 /// How long a step may take: a write that comes meanwhile waits for it.
 const STEP: Duration = Duration::from_millis(2);
 /// The most pages of one step: 1 MiB.
 const MOST_PAGES: u32 = 256;
-/// Between the steps of a writer that is never idle.
+/// The pause between the steps of a writer that is never idle.
 const BUSY_PAUSE: Duration = Duration::from_secs(1);
 /// A file from before this was thought of has to be written anew, once, before it can shrink. With
 /// more than this in it that takes too long for a start: 1 GiB.

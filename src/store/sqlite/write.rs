@@ -8,9 +8,9 @@ use crate::store::names;
 use crate::store::quota::Room;
 use crate::store::{Claim, GroupId, Holder, Kept, NodeId, Outcome, Parcel, Quota, Quotas, UserId, Write};
 
-/// What the writer knows of its own accord.
+/// What the writer needs for each write.
 pub(super) struct Cx {
-    /// This life of this process.
+    /// The id of this life of this process.
     node: NodeId,
     quotas: Quotas,
     pub room: Room,
@@ -69,8 +69,8 @@ pub(super) fn apply(transaction: &Transaction, cx: &mut Cx, write: &Write) -> ru
     }
 }
 
-/// By which claim a user is taken, if it is; `None`: there is no such account. What `state` says is for whoever
-/// reads the file.
+/// The claim by which a user is taken, if there is one; `None`: there is no such account. `state` is only for people
+/// that read the file.
 fn holder(transaction: &Transaction, user: UserId) -> rusqlite::Result<Option<Option<Claim>>> {
     find(transaction, "SELECT node, epoch FROM User WHERE id = ?1", [user], |row| {
         let (node, epoch): (Option<i64>, Option<i64>) = (row.get(0)?, row.get(1)?);
@@ -124,13 +124,13 @@ fn add_friend(transaction: &Transaction, quotas: Quotas, user: UserId, friend: U
     Ok(Outcome::Done)
 }
 
-// What a quota counts: as many rows as need be, of a user or a group.
+// What a quota counts: rows of a user or a group, up to a limit.
 const FRIENDS_OF: &str = "SELECT count(*) FROM (SELECT 1 FROM Friend WHERE userid = ?1 LIMIT ?2)";
 const GROUPS_OF: &str = "SELECT count(*) FROM (SELECT 1 FROM GroupUser WHERE userid = ?1 LIMIT ?2)";
 const MEMBERS_OF: &str = "SELECT count(*) FROM (SELECT 1 FROM GroupUser WHERE groupid = ?1 LIMIT ?2)";
 const MESSAGES_OF: &str = "SELECT count(*) FROM (SELECT 1 FROM OfflineMessage WHERE userid = ?1 LIMIT ?2)";
 
-/// Whether there are as many as may be.
+/// Whether the quota is reached.
 fn is_full(transaction: &Transaction, quota: Option<u32>, count: &str, of: u32) -> rusqlite::Result<bool> {
     let Some(quota) = quota else { return Ok(false) };
     let there: u32 = transaction.prepare_cached(count)?.query_one([of, quota], |row| row.get(0))?;

@@ -25,9 +25,9 @@ pub(super) const CHECKPOINT_BUSY: Duration = Duration::from_millis(100);
 /// The same at the end, when nothing else is left to be done.
 const LAST_BUSY: Duration = Duration::from_millis(500);
 
-/// How long nobody has to have come for the writer to look for space to give back.
+/// How long no job must have come before the writer looks for space to return.
 const IDLE: Duration = Duration::from_millis(20);
-/// Between two steps of that.
+/// The pause between two steps of that.
 const BREATH: Duration = Duration::from_millis(1);
 /// How often an idle writer looks whether the file is still there.
 const LOOK: Duration = Duration::from_secs(1);
@@ -44,7 +44,7 @@ enum Failure {
 }
 
 impl Failure {
-    /// Of a statement.
+    /// The failure of a statement.
     fn of(error: rusqlite::Error, transaction: &Transaction) -> Failure {
         if is_refusal(&error, transaction) { Failure::Refused(error) } else { error.into() }
     }
@@ -119,7 +119,7 @@ impl Writer {
         }
     }
 
-    /// Nobody waits. How long to wait for somebody before the next time.
+    /// Does what can wait, while there is no job. Returns how long to wait for a job before the next time.
     fn idle(&mut self) -> Duration {
         if self.shared.gone.get().is_some() {
             return LOOK;
@@ -148,7 +148,7 @@ impl Writer {
         match self.commit(round) {
             Ok(outcomes) => {
                 for (job, outcomes) in round.iter().zip(outcomes) {
-                    // Whoever asked may be gone; it is done all the same.
+                    // If the receiver is gone, the job is done all the same.
                     let _ = job.answer.send(Ok(outcomes));
                 }
                 self.last_round = Instant::now();
@@ -219,7 +219,7 @@ impl Writer {
         Ok(done)
     }
 
-    /// Does every write of the round, and every message of those that have some, behind a savepoint of
+    /// Does every write of the round, and every message of those that have some, after a savepoint of
     /// its own, and leaves out those that the database refuses. They still share a transaction, but
     /// for a refusal that ends that.
     fn one_by_one(&mut self, round: &[Job]) -> Result<Vec<Vec<Outcome>>, Failure> {
@@ -287,7 +287,7 @@ impl Writer {
     }
 }
 
-/// What ails the disk: SQL that the writer runs before each round.
+/// A simulated fault of the disk: SQL that the writer runs before each round.
 #[cfg(test)]
 #[derive(Clone, Default)]
 pub(super) struct Fault(pub Arc<std::sync::Mutex<&'static str>>);
