@@ -36,7 +36,7 @@ impl Read for Socket<'_> {
 /// All that is heard, as text, and whether the line broke.
 fn hear(stream: &[u8], sizes: &[u8]) -> (Vec<String>, bool) {
     let mut socket = Socket { rest: stream, sizes: sizes.iter().cycle(), chunk: 0 };
-    let (mut hearing, mut all) = (Hearing::new(), Vec::new());
+    let (mut hearing, mut all) = (Hearing::default(), Vec::new());
     loop {
         match hearing.next(&mut socket) {
             Ok(Some(heard)) => {

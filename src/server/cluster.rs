@@ -13,6 +13,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use super::bridge::BusListener;
 use super::lease::{LeaseKeeper, PERIOD};
 use super::look::Lookout;
+use super::node::Opened;
 use super::reaper::{Notice, Reaper};
 use super::reaping::Reaping;
 use super::validity::Validity;
@@ -20,8 +21,8 @@ use super::{join, thread};
 use crate::bus::redis::{LEASE_TTL, Leases, RedisBus, Setup};
 use crate::clock::since_boot;
 use crate::config::Config;
+use crate::store::NodeId;
 use crate::store::mysql::Lock;
-use crate::store::{NodeId, Store};
 
 /// A node that is part of the cluster: it hears the others, has a lease, and is listed in the store's roll. Its threads
 /// are not started yet.
@@ -42,12 +43,11 @@ impl Joined {
     pub fn new(
         redis: &str,
         config: &Config,
-        node: NodeId,
         address: SocketAddr,
-        store: &dyn Store,
-        lock: Option<&mut Lock>,
+        Opened { node, store, lock }: &mut Opened,
         listener: impl FnOnce(Sender<Notice>) -> BusListener,
     ) -> Result<Joined> {
+        let node = *node;
         let roll = || store.roll().context("no nodes can share this store");
         let dialect = config.dialect.as_deref().map(str::parse).transpose().context("--dialect cannot be read")?;
         let setup = Setup { dialect: dialect.unwrap_or_default(), ..Setup::default() };

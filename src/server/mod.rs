@@ -43,7 +43,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, select};
 
 use crate::config::{Config, Listen};
 use crate::pool::Submitter;
-use crate::reactor::{Acceptor, AcceptorHandle, Admission, Mail, Mailbox, listen, listen_everywhere};
+use crate::reactor::{Acceptor, AcceptorHandle, Admission, Handler, Mail, Mailbox, listen, listen_everywhere};
 use crate::secret::SecretUrl;
 use crate::service::{Job, Lane};
 use crate::wire::{Errno, Refusal, reply};
@@ -99,7 +99,7 @@ impl Server {
             monitor.as_ref().map_or_else(String::new, |monitor| format!("; metrics on http://{}/", monitor.address())),
         );
         let (stop, stopping) = bounded(1);
-        let lives = Lives { config: config.clone(), address, listener, lasting, monitor };
+        let lives = Lives { address, listener, lasting, monitor };
         let lives = std::thread::Builder::new().name("lives".to_owned()).spawn(move || lives.run(node, &stopping));
         Ok(Server { address, stop, lives: lives.context("cannot start lives")? })
     }
@@ -134,7 +134,6 @@ impl Server {
 
 /// One life after the other, on the same sockets.
 struct Lives {
-    config: Config,
     address: SocketAddr,
     listener: TcpListener,
     lasting: Lasting,
@@ -166,28 +165,35 @@ impl Lives {
     /// The system has no more descriptors or threads.
     fn begin_anew(&self, stop: &Receiver<Hurry>) -> Result<Option<Node>> {
         let mut complaints = Complaints::default();
-        let mut doorman = None;
+        let mut doorman: Option<Door> = None;
         let ready = loop {
-            let ready = Opened::new(&self.config).and_then(|opened| opened.ready(&self.lasting, self.address));
+            let ready = Opened::new(&self.lasting.config).and_then(|opened| opened.ready(&self.lasting, self.address));
             let error = ready.as_ref().err().map(|error| format!("{error:#}"));
             complaints.note(error.as_ref(), "this node can begin anew", "this node cannot begin anew yet");
             if let Ok(ready) = ready {
                 break ready;
             }
             if doorman.is_none() {
-                doorman = Some(Doorman::start(self.listener.try_clone()?)?);
+                doorman = Some(self.turn_clients_away()?);
             }
             if stop.recv_timeout(RETRY).is_ok() {
                 return Ok(None);
             }
         };
-        doorman.into_iter().for_each(Doorman::end);
+        doorman.into_iter().for_each(Door::close);
         let (node, sources) = ready.run(&self.lasting, self.listener.try_clone()?)?;
         if let Some(monitor) = &self.monitor {
             monitor.watch(sources)?;
         }
         log::info!("listening on {} again", self.address);
         Ok(Some(node))
+    }
+
+    fn turn_clients_away(&self) -> Result<Door> {
+        let refusal = refusal_of(&Refusal::new(Errno::Busy, "this node is not ready, try again later"));
+        let admission = Admission { max: 0, refusal, addresses: None };
+        let (acceptor, handle) = Acceptor::new(self.listener.try_clone()?, Mailboxes::default(), admission)?;
+        Door::open("doorman", acceptor, handle)
     }
 
     fn end(self, node: Node, hurry: &Hurry) -> Result<()> {
@@ -200,21 +206,19 @@ impl Lives {
     }
 }
 
-/// Turns clients away while a new life cannot begin.
-struct Doorman {
+/// An acceptor and its thread.
+struct Door {
     handle: AcceptorHandle,
     thread: JoinHandle<()>,
 }
 
-impl Doorman {
-    fn start(listener: TcpListener) -> Result<Doorman> {
-        let refusal = refusal_of(&Refusal::new(Errno::Busy, "this node is not ready, try again later"));
-        let admission = Admission { max: 0, refusal, addresses: None };
-        let (acceptor, handle) = Acceptor::new(listener, Mailboxes::default(), admission)?;
-        Ok(Doorman { handle, thread: vital_thread("doorman", move || acceptor.run())? })
+impl Door {
+    fn open<H: Handler + 'static>(name: &str, acceptor: Acceptor<H>, handle: AcceptorHandle) -> Result<Door> {
+        Ok(Door { handle, thread: vital_thread(name, move || acceptor.run())? })
     }
 
-    fn end(self) {
+    /// When this returns, no more connections are accepted.
+    fn close(self) {
         self.handle.stop();
         join(self.thread);
     }

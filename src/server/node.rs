@@ -8,7 +8,6 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -20,14 +19,14 @@ use super::bridge::{Bridge, BusListener, Reports, StoreWorker, now_at};
 use super::cluster::{Cluster, Joined};
 use super::ending::{self, Hurried, Remains, Unfinished};
 use super::monitor::Sources;
-use super::{Hurry, Mailboxes, cores, join, refusal_of, thread, vital_thread};
+use super::{Door, Hurry, Mailboxes, cores, refusal_of, thread, vital_thread};
 use crate::bus::{Alone, Bus};
 use crate::config::{Config, StoreUrl};
 use crate::home::Homes;
 use crate::password::Hasher;
 use crate::pool::{self, Pool};
 use crate::reactor::{
-    Acceptor, AcceptorHandle, Addresses, Admission, Budget, EventLoop, Limits, Mail, Origin, mailboxes,
+    Acceptor, Addresses, Admission, Budget, EventLoop, Limits, Mail, Origin, mailboxes,
 };
 use crate::service::{self, HashQueue, Job, JobRunner, Memo, Settings, Shard, Throttle};
 use crate::store::mysql::{self, Lock, MySqlStore};
@@ -50,7 +49,7 @@ const LOCK_PERIOD: Duration = Duration::from_secs(1);
 
 /// What outlives a life.
 pub(super) struct Lasting {
-    config: Config,
+    pub config: Config,
     descriptors: Descriptors,
     homes: Homes,
     /// Connections by address, if their number is limited.
@@ -97,10 +96,10 @@ impl Lasting {
 
 /// A life that has its store.
 pub(super) struct Opened {
-    node: NodeId,
-    store: Arc<dyn Store>,
+    pub node: NodeId,
+    pub store: Arc<dyn Store>,
     /// The lock on the database, if other servers could reach it.
-    lock: Option<Lock>,
+    pub lock: Option<Lock>,
 }
 
 impl Opened {
@@ -141,8 +140,7 @@ impl Opened {
         let listener = |reaper| BusListener { mailboxes: Arc::clone(&mailboxes), homes: lasting.homes, reaper };
         let (bus, joined): (Arc<dyn Bus>, _) = match &config.redis {
             Some(url) => {
-                let (url, lock) = (url.reveal(), self.lock.as_mut());
-                let joined = Joined::new(url, config, self.node, address, &*self.store, lock, listener)?;
+                let joined = Joined::new(url.reveal(), config, address, &mut self, listener)?;
                 (joined.bus(), Some(joined))
             }
             // A node that is alone is sent no confirmations, so its listener needs no reaper.
@@ -164,8 +162,8 @@ pub(super) struct Ready {
 /// A node that runs.
 pub(super) struct Node {
     store: Arc<dyn Store>,
-    acceptor: AcceptorHandle,
-    acceptor_thread: Option<JoinHandle<()>>,
+    /// `None`: no more connections are accepted.
+    door: Option<Door>,
     mailboxes: Mailboxes,
     /// Closed when all reactors have ended.
     reactors: Receiver<()>,
@@ -233,11 +231,9 @@ impl Ready {
         }
         let cluster = joined.map(|joined| joined.run(turns)).transpose()?;
         let (acceptor, handle) = Acceptor::new(listener, Arc::clone(&mailboxes), admission(lasting))?;
-        let acceptor_counts = acceptor.counts();
-        let acceptor_thread = Some(vital_thread("acceptor", move || acceptor.run())?);
         let sources = Sources {
             mailboxes: Arc::clone(&mailboxes),
-            acceptor: acceptor_counts,
+            acceptor: acceptor.counts(),
             reactors: reactor_counts,
             shards,
             pool: pool.submitter(),
@@ -248,21 +244,8 @@ impl Ready {
             store: Arc::clone(&store),
         };
         let marked = cluster.as_ref().map_or_else(never, |cluster| cluster.marked.clone());
-        let acceptor = handle;
-        let node = Node {
-            store,
-            acceptor,
-            acceptor_thread,
-            mailboxes,
-            reactors,
-            pool,
-            done,
-            cluster,
-            lock,
-            remains,
-            wound_up,
-            marked,
-        };
+        let door = Some(Door::open("acceptor", acceptor, handle)?);
+        let node = Node { store, door, mailboxes, reactors, pool, done, cluster, lock, remains, wound_up, marked };
         Ok((node, sources))
     }
 }
@@ -327,8 +310,7 @@ impl Node {
     }
 
     fn accept_no_more(&mut self) {
-        self.acceptor.stop();
-        self.acceptor_thread.take().into_iter().for_each(join);
+        self.door.take().into_iter().for_each(Door::close);
     }
 
     /// Closes everything at once: nothing more is flushed, stored or published. A job that hangs is left behind.

@@ -53,15 +53,11 @@ pub struct Hearing {
 
 impl Default for Hearing {
     fn default() -> Hearing {
-        Hearing::new()
+        Hearing::of(Versions::OURS)
     }
 }
 
 impl Hearing {
-    pub fn new() -> Hearing {
-        Hearing::of(Versions::OURS)
-    }
-
     /// For a node that reads these versions.
     pub(super) fn of(versions: Versions) -> Hearing {
         Hearing { versions, parser: Parser::new(), left: MAX_VALUE, spoken: false }
@@ -203,22 +199,22 @@ mod tests {
 
     #[test]
     fn a_value_may_be_cut_at_any_byte() {
-        let whole = values(Portions { rest: STREAM, gap: usize::MAX }, &mut Hearing::new());
+        let whole = values(Portions { rest: STREAM, gap: usize::MAX }, &mut Hearing::default());
         assert_eq!(whole.len(), 5);
         let text = |text: &str| Value::BulkString(text.into());
         assert_eq!(whole[2], Value::Array(vec![text("message"), text("17"), text("{}\r\n\0\r\n$")]));
         for gap in 0..STREAM.len() {
-            let cut = values(Portions { rest: STREAM, gap }, &mut Hearing::new());
+            let cut = values(Portions { rest: STREAM, gap }, &mut Hearing::default());
             assert_eq!(cut, whole, "cut at {gap}");
         }
     }
 
     #[test]
     fn a_byte_at_a_time_is_as_good_as_all_at_once() {
-        let mut hearing = Hearing::new();
+        let mut hearing = Hearing::default();
         let one_by_one: Vec<Value> =
             STREAM.chunks(1).flat_map(|rest| values(Portions { rest, gap: usize::MAX }, &mut hearing)).collect();
-        assert_eq!(one_by_one, values(Portions { rest: STREAM, gap: usize::MAX }, &mut Hearing::new()));
+        assert_eq!(one_by_one, values(Portions { rest: STREAM, gap: usize::MAX }, &mut Hearing::default()));
     }
 
     #[test]
@@ -229,12 +225,12 @@ mod tests {
                 Err(io::ErrorKind::TimedOut.into())
             }
         }
-        assert!(!Hearing::new().value(GivenUp).unwrap_err().is_timeout());
+        assert!(!Hearing::default().value(GivenUp).unwrap_err().is_timeout());
     }
 
     #[test]
     fn a_value_past_the_bound_is_not_read_to_its_end() {
-        let mut hearing = Hearing { left: 20, ..Hearing::new() };
+        let mut hearing = Hearing { left: 20, ..Hearing::default() };
         let error = hearing.value(STREAM).unwrap_err();
         assert!(error.is_io_error() && !error.is_timeout(), "{error}");
     }

@@ -94,16 +94,6 @@ impl Chain {
     }
 }
 
-/// What Redis replies to a look.
-struct Said {
-    /// The values of the nodes' keys.
-    values: Vec<Option<Vec<u8>>>,
-    /// The section `server` of INFO.
-    info: String,
-    /// How much time the own lease has left, in ms.
-    left: i64,
-}
-
 fn key_of(node: NodeId) -> String {
     format!("chat:lease:{node}")
 }
@@ -167,7 +157,7 @@ impl Leases {
     /// # Errors
     /// Redis is away, or refuses. If it was away at the last renewal, this fails at once.
     pub fn look(&mut self, nodes: &[NodeId]) -> Result<Look, RedisError> {
-        let Said { values, info, left } = self.try_look(nodes).inspect_err(|_| self.give_up())?;
+        let (values, info, left) = self.try_look(nodes).inspect_err(|_| self.give_up())?;
         let now = Instant::now();
         self.chain = self.chain.filter(|chain| chain.holds(left, now));
         let lease = |(node, value): (&NodeId, Option<Vec<u8>>)| Some((*node, versions(&value?)));
@@ -178,7 +168,8 @@ impl Leases {
         })
     }
 
-    fn try_look(&mut self, nodes: &[NodeId]) -> RedisResult<Said> {
+    /// The values of the nodes' keys, what Redis says about itself, and how much time the own lease has left, in ms.
+    fn try_look(&mut self, nodes: &[NodeId]) -> RedisResult<(Vec<Option<Vec<u8>>>, String, i64)> {
         let connection = self.connection.as_mut().ok_or(io::Error::from(io::ErrorKind::NotConnected))?;
         let mut pipe = redis::pipe();
         for node in nodes {
@@ -190,7 +181,7 @@ impl Leases {
         let mut answers: Vec<Value> = pipe.query(connection)?;
         let left = redis::from_redis_value(answers.pop().unwrap_or(Value::Nil))?;
         let info = redis::from_redis_value(answers.pop().unwrap_or(Value::Nil))?;
-        Ok(Said { values: answers.into_iter().map(redis::from_redis_value).collect::<Result<_, _>>()?, info, left })
+        Ok((answers.into_iter().map(redis::from_redis_value).collect::<Result<_, _>>()?, info, left))
     }
 
     /// Gives up the lease: others need not wait for it to expire.

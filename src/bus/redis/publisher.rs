@@ -36,10 +36,8 @@ enum Owed {
     /// The number of subscribers that a PUBLISH to a node has reached, which is one or none; and the envelopes that
     /// come back to their sender if it is none.
     Node(NodeId, Vec<Envelope>),
-    /// The number of subscribers that a PUBLISH has reached.
+    /// The number of subscribers that a PUBLISH has reached, or that `PUBSUB NUMSUB` has counted.
     Reached(Ticket),
-    /// `PUBSUB NUMSUB` of one channel.
-    Listeners(Ticket),
 }
 
 /// Whether an envelope comes back to its sender if it may not have arrived. Senders repeat all others until they are
@@ -62,14 +60,13 @@ struct Pipeline {
     line: u64,
     /// They are few, so they are not hashed.
     open: Vec<Open>,
-    open_bytes: usize,
     packed: Vec<u8>,
     owed: Vec<Owed>,
 }
 
 impl Pipeline {
     fn new(shared: Arc<Shared>) -> Pipeline {
-        Pipeline { shared, line: 0, open: Vec::new(), open_bytes: 0, packed: Vec::new(), owed: Vec::new() }
+        Pipeline { shared, line: 0, open: Vec::new(), packed: Vec::new(), owed: Vec::new() }
     }
 
     fn is_empty(&self) -> bool {
@@ -83,7 +80,7 @@ impl Pipeline {
                 self.publish(&user.to_string(), &chat, Owed::Reached(ticket));
             }
             BusOp::CountListeners(user, ticket) => {
-                self.command(redis::cmd("PUBSUB").arg("NUMSUB").arg(user), Owed::Listeners(ticket));
+                self.command(redis::cmd("PUBSUB").arg("NUMSUB").arg(user), Owed::Reached(ticket));
             }
             // The first two are for the subscriber; the last was turned into an envelope before.
             BusOp::Listen { .. } | BusOp::Unlisten { .. } | BusOp::Confirm { .. } => {}
@@ -97,15 +94,12 @@ impl Pipeline {
             self.open.len() - 1
         });
         let open = &mut self.open[index];
-        let before = open.payload.len();
         envelope::append(&envelope, &mut open.payload);
-        self.open_bytes += open.payload.len() - before;
         if comes_back(&envelope) {
             open.come_back.push(envelope);
         }
         if open.payload.len() >= MAX_SHARED {
             let open = self.open.remove(index);
-            self.open_bytes = self.open_bytes.saturating_sub(open.payload.len());
             self.seal(open);
         }
     }
@@ -137,7 +131,6 @@ impl Pipeline {
     /// Closes the open payloads.
     fn seal_all(&mut self) {
         std::mem::take(&mut self.open).into_iter().for_each(|open| self.seal(open));
-        self.open_bytes = 0;
     }
 
     fn publish(&mut self, channel: &str, payload: &[u8], owed: Owed) {
@@ -150,13 +143,8 @@ impl Pipeline {
     }
 
     fn is_full(&self) -> bool {
-        self.packed.len() + self.open_bytes >= MAX_PIPELINE
-    }
-
-    fn drop_all(&mut self) {
-        self.open.clear();
-        self.open_bytes = 0;
-        self.clear();
+        let open = self.open.iter().map(|open| open.payload.len()).sum::<usize>();
+        self.packed.len() + open >= MAX_PIPELINE
     }
 
     fn clear(&mut self) {
@@ -173,12 +161,11 @@ impl Owed {
         match self {
             Owed::Nothing => {}
             Owed::Node(to, envelopes) => {
-                if reply.and_then(integer).is_none_or(|reached| reached == 0) {
+                if reply.and_then(count).is_none_or(|reached| reached == 0) {
                     envelopes.into_iter().for_each(|envelope| posts.push(BusEvent::Unsent(to, envelope)));
                 }
             }
-            Owed::Reached(ticket) => posts.push(BusEvent::Reached(ticket, reply.and_then(integer))),
-            Owed::Listeners(ticket) => posts.push(BusEvent::Reached(ticket, reply.and_then(listeners))),
+            Owed::Reached(ticket) => posts.push(BusEvent::Reached(ticket, reply.and_then(count))),
         }
     }
 }
@@ -192,17 +179,11 @@ fn nothing_sent(op: BusOp, posts: &mut Posts) {
     }
 }
 
-fn integer(reply: &Value) -> Option<u32> {
+/// The number in a reply: to PUBLISH, or in the `[channel, count]` of `PUBSUB NUMSUB`.
+fn count(reply: &Value) -> Option<u32> {
     match reply {
         Value::Int(n) => u32::try_from(*n).ok(),
-        _ => None,
-    }
-}
-
-/// The count in `[channel, count]`.
-fn listeners(reply: &Value) -> Option<u32> {
-    match reply {
-        Value::Array(items) => items.get(1).and_then(integer),
+        Value::Array(items) => items.get(1).and_then(count),
         _ => None,
     }
 }
@@ -293,7 +274,7 @@ impl Publisher {
     /// never sent again: it may have been carried out.
     fn exchange(&mut self) {
         if self.shared.abandoned.load(Ordering::Acquire) {
-            self.pipeline.drop_all();
+            self.pipeline = Pipeline::new(Arc::clone(&self.shared));
             return;
         }
         self.pipeline.seal_all();
@@ -507,7 +488,7 @@ mod tests {
         let nothing = |node| Owed::Node(NodeId(node), Vec::new());
         assert_eq!(
             pipeline.owed,
-            [Owed::Reached(ticket(3)), Owed::Listeners(ticket(8)), nothing(2), nothing(3)],
+            [Owed::Reached(ticket(3)), Owed::Reached(ticket(8)), nothing(2), nothing(3)],
             "whoever repeats it needs nothing back",
         );
     }
@@ -580,12 +561,10 @@ mod tests {
             }
         };
         let own = |n| Value::Array(vec![Value::BulkString("own".into()), Value::Int(n)]);
-        assert_eq!(count(Owed::Listeners(ticket(1)), Some(own(2))), Some(2));
+        assert_eq!(count(Owed::Reached(ticket(1)), Some(own(2))), Some(2));
         assert_eq!(count(Owed::Reached(ticket(1)), Some(Value::Int(0))), Some(0));
         for reply in [None, Some(Value::Nil), Some(Value::Okay), Some(Value::Array(vec![]))] {
-            for owed in [Owed::Listeners(ticket(1)), Owed::Reached(ticket(1))] {
-                assert_eq!(count(owed, reply.clone()), None, "{reply:?}");
-            }
+            assert_eq!(count(Owed::Reached(ticket(1)), reply.clone()), None, "{reply:?}");
         }
     }
 }

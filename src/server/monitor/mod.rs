@@ -38,14 +38,14 @@ use request::{Refused, Request};
 
 use super::advice::CannotListen;
 use super::validity::Validity;
-use super::{join, vital_thread};
+use super::{Door, join, vital_thread};
 use crate::bus::Bus;
 use crate::bus::redis::RedisBus;
 use crate::clock::since_boot;
 use crate::metrics::Registry;
 use crate::pool::{Pool, Worker};
 use crate::reactor::{
-    Acceptor, AcceptorHandle, Admission, Budget, CloseReason, ConnId, EventLoop, Handler, Io, Limits, Mail, Mailbox,
+    Acceptor, Admission, Budget, CloseReason, ConnId, EventLoop, Handler, Io, Limits, Mail, Mailbox,
     Message, Taken, Types, Unwritten, listen,
 };
 use crate::store::Connection;
@@ -70,9 +70,9 @@ pub struct Monitor {
     started: f64,
     /// The server is shutting down.
     stopping: Arc<AtomicBool>,
-    acceptor: AcceptorHandle,
+    door: Door,
     mailboxes: Mailboxes,
-    threads: [JoinHandle<()>; 2],
+    thread: JoinHandle<()>,
 }
 
 type Mailboxes = Arc<[Mailbox<Mail<Web>>]>;
@@ -107,11 +107,9 @@ impl Monitor {
         let event_loop = EventLoop::new(0, poll, Arc::clone(&mailboxes), LIMITS, Budget::new(), web)?;
         let admission = Admission { max: max_connections, refusal: Vec::new(), addresses: None };
         let (acceptor, handle) = Acceptor::new(listener, Arc::clone(&mailboxes), admission)?;
-        let threads = [
-            vital_thread("monitor", move || event_loop.run())?,
-            vital_thread("monitor-accept", move || acceptor.run())?,
-        ];
-        Ok(Monitor { address, started, stopping, acceptor: handle, mailboxes, threads })
+        let thread = vital_thread("monitor", move || event_loop.run())?;
+        let door = Door::open("monitor-accept", acceptor, handle)?;
+        Ok(Monitor { address, started, stopping, door, mailboxes, thread })
     }
 
     /// The address that it listens on, with the real port.
@@ -145,9 +143,9 @@ impl Monitor {
 
     /// Ends, which takes at most half a second.
     pub fn end(self) {
-        self.acceptor.stop();
+        self.door.close();
         self.mailboxes[0].post(Mail::Exit);
-        self.threads.into_iter().for_each(join);
+        join(self.thread);
     }
 }
 
