@@ -157,19 +157,15 @@ impl Leases {
     /// # Errors
     /// Redis is away, or refuses. If it was away at the last renewal, this fails at once.
     pub fn look(&mut self, nodes: &[NodeId]) -> Result<Look, RedisError> {
-        let (values, info, left) = self.try_look(nodes).inspect_err(|_| self.give_up())?;
+        let (mut look, left) = self.try_look(nodes).inspect_err(|_| self.give_up())?;
         let now = Instant::now();
         self.chain = self.chain.filter(|chain| chain.holds(left, now));
-        let lease = |(node, value): (&NodeId, Option<Vec<u8>>)| Some((*node, versions(&value?)));
-        Ok(Look {
-            living: nodes.iter().zip(values).filter_map(lease).collect(),
-            uptime: uptime(&info),
-            unbroken: self.chain.map_or(Duration::ZERO, |chain| now.duration_since(chain.since)),
-        })
+        look.unbroken = self.chain.map_or(Duration::ZERO, |chain| now.duration_since(chain.since));
+        Ok(look)
     }
 
-    /// The values of the nodes' keys, what Redis says about itself, and how much time the own lease has left, in ms.
-    fn try_look(&mut self, nodes: &[NodeId]) -> RedisResult<(Vec<Option<Vec<u8>>>, String, i64)> {
+    /// What Redis answers to a look, and how much time the own lease has left, in ms.
+    fn try_look(&mut self, nodes: &[NodeId]) -> RedisResult<(Look, i64)> {
         let connection = self.connection.as_mut().ok_or(io::Error::from(io::ErrorKind::NotConnected))?;
         let mut pipe = redis::pipe();
         for node in nodes {
@@ -180,8 +176,13 @@ impl Leases {
         pipe.cmd("PTTL").arg(&self.key);
         let mut answers: Vec<Value> = pipe.query(connection)?;
         let left = redis::from_redis_value(answers.pop().unwrap_or(Value::Nil))?;
-        let info = redis::from_redis_value(answers.pop().unwrap_or(Value::Nil))?;
-        Ok((answers.into_iter().map(redis::from_redis_value).collect::<Result<_, _>>()?, info, left))
+        let info: String = redis::from_redis_value(answers.pop().unwrap_or(Value::Nil))?;
+        let mut living = Vec::new();
+        for (node, value) in nodes.iter().zip(answers) {
+            let value: Option<Vec<u8>> = redis::from_redis_value(value)?;
+            living.extend(value.map(|value| (*node, versions(&value))));
+        }
+        Ok((Look { living, uptime: uptime(&info), unbroken: Duration::ZERO }, left))
     }
 
     /// Gives up the lease: others need not wait for it to expire.
