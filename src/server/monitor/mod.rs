@@ -45,8 +45,8 @@ use crate::clock::since_boot;
 use crate::metrics::Registry;
 use crate::pool::{Pool, Worker};
 use crate::reactor::{
-    Acceptor, Admission, Budget, CloseReason, ConnId, EventLoop, Handler, Io, Limits, Mail, Mailbox,
-    Message, Taken, Types, Unwritten, listen,
+    Acceptor, Admission, Budget, CloseReason, ConnId, EventLoop, Handler, Io, Limits, Mail, Mailbox, Message, Taken,
+    Types, Unwritten, listen,
 };
 use crate::store::Connection;
 
