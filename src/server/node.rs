@@ -25,9 +25,7 @@ use crate::config::{Config, StoreUrl};
 use crate::home::Homes;
 use crate::password::Hasher;
 use crate::pool::{self, Pool};
-use crate::reactor::{
-    Acceptor, Addresses, Admission, Budget, EventLoop, Limits, Mail, Origin, mailboxes,
-};
+use crate::reactor::{Acceptor, Addresses, Admission, Budget, EventLoop, Limits, Mail, Origin, mailboxes};
 use crate::service::{self, HashQueue, Job, JobRunner, Memo, Settings, Shard, Throttle};
 use crate::store::mysql::{self, Lock, MySqlStore};
 use crate::store::sqlite::SqliteStore;
