@@ -40,7 +40,7 @@ struct Node {
     jobs: Vec<(Lane, Op)>,
     /// What clients have read.
     sent: Vec<String>,
-    /// What was published for other nodes, who do not answer.
+    /// What was published for other nodes, which do not answer.
     published: Vec<BusOp>,
     /// What Redis has yet to confirm; `None`: it does so at once.
     unconfirmed: Option<Vec<(usize, BusEvent)>>,
@@ -68,7 +68,7 @@ struct Line {
     is_paused: bool,
     /// It was told to close, and is as soon as its client has read everything.
     closing: Option<Reason>,
-    /// Nobody's queue is taken back for now.
+    /// No queue is taken back for now.
     keeps_its_queue: bool,
 }
 
@@ -87,7 +87,7 @@ impl Node {
         Node::with_shards(1)
     }
 
-    /// With so many shards. Half of all users are at home on either one of two.
+    /// A node of this number of shards. Of two, each is the home of half of all users.
     fn with_shards(shards: usize) -> Node {
         let folder = tempfile::tempdir().expect("a temporary directory");
         let store = SqliteStore::open(&folder.path().join("chat.db"), NodeId(1), Quotas::default()).expect("a store");
@@ -349,7 +349,7 @@ impl Node {
         }
     }
 
-    /// Registers so many users and logs them in, by their ids from 1 on.
+    /// Registers this number of users and logs them in; their ids begin with 1.
     fn log_in(&mut self, users: usize) -> Vec<ConnId> {
         let conns: Vec<ConnId> = (0..users).map(|_| self.connect()).collect();
         for (conn, id) in conns.iter().zip(1..) {
@@ -584,7 +584,7 @@ fn a_list_waits_for_what_its_own_connection_changes_and_holds_up_nobody_else() {
     ] {
         (node.waits, node.sent) = (changes_lists, Vec::new());
         node.ask(conns[0], change);
-        // Chats go on, and so does everybody else.
+        // Chats go on, and so do all other clients.
         node.ask(conns[0], r#"{"msgid":6,"id":1,"toid":2,"msg":"m","seq":5}"#);
         assert!(node.sent.iter().any(|text| text.contains(r#""seq":5,"errno":0"#)), "{:?}", node.sent);
         node.ask(conns[1], list);
@@ -615,7 +615,7 @@ fn a_group_chat_waits_for_what_its_connection_changes_in_the_input_and_for_its_j
     node.wait_no_more();
     assert!(node.sent.iter().any(|text| text.contains(r#""seq":6,"errno":0"#)), "{:?}", node.sent);
     assert!(node.sent.iter().any(|text| text.contains(r#""groupid":2"#)), "{:?}", node.sent);
-    // A new group's number is not known to whoever writes to it, so that has to wait, too.
+    // The number of a new group is not known to a client that writes to it, so that has to wait, too.
     (node.waits, node.sent) = (changes_lists, Vec::new());
     node.ask(conns[0], r#"{"msgid":8,"id":1,"groupname":"third","groupdesc":""}"#);
     let chat = r#"{"msgid":10,"id":1,"groupid":3,"msg":"m","seq":7}"#;
@@ -651,7 +651,7 @@ fn a_session_begins_when_its_channel_is_listened_to() {
     (node.sent, node.unconfirmed) = (Vec::new(), Some(Vec::new()));
     let jobs = node.ask(conn, LOGIN);
     // It has the claim, and has not looked into the store: what comes before the confirmation is still
-    // published for nobody, or stored.
+    // published to no listener, or stored.
     assert!(matches!(jobs[..], [.., (_, Op::Write(Write::Claim { .. }))]), "{jobs:?}");
     assert!(node.sent.is_empty(), "{:?}", node.sent);
     node.confirm_listening();
@@ -752,7 +752,7 @@ fn a_join_that_a_node_does_not_confirm_is_refused_after_10_s_and_told_all_the_sa
     two_seconds_of_a_join(&mut node);
     let (told, _) = take_told(&mut node);
     assert_eq!(told.len(), 1);
-    // Whoever repeats it waits for the same, since it is not known to have been told the first time.
+    // A client that repeats it waits for the same, since the first one is not known to have been announced.
     joins(&mut node, conns[1], true);
     let (told, sent) = take_told(&mut node);
     assert!(matches!((&told[..], &sent[..]), ([_], [])), "{told:?}, {sent:?}");
@@ -797,7 +797,7 @@ fn members_that_were_read_before_a_node_died_or_the_bus_was_away_are_read_again(
     node.ask(conn, r#"{"msgid":8,"id":1,"groupname":"g","groupdesc":""}"#);
     let chat = r#"{"msgid":10,"id":1,"groupid":1,"msg":"m"}"#;
     let is_read = |jobs: &[(Lane, Op)]| jobs.iter().any(|(_, op)| matches!(op, Op::Members(1)));
-    // Joins of which nobody could tell may have come in between.
+    // Joins that could not be announced may have come in between.
     for event in [BusEvent::Buried { node: THERE, asker: None }, BusEvent::Down, BusEvent::Up] {
         let is_down = matches!(event, BusEvent::Down);
         node.hear(BusEvent::Up);
@@ -857,7 +857,7 @@ fn a_connection_moves_to_its_users_home_when_the_password_is_right() {
     node.ask(conn, &login_of(there));
     assert!(node.reply().contains("\"errno\":0"));
     assert_eq!((node.shards[0].population(), node.shards[1].population()), ((0, 0), (1, 1)));
-    // What still names the old id finds nobody.
+    // What still names the old id finds no connection.
     let mut fx = Effects::default();
     assert_eq!(node.shards[0].input(conn, b"{}", node.now, &mut fx).bytes, 2);
     node.shards[0].hung_up(conn, HangUp::Gone, node.now, &mut fx);
@@ -1440,7 +1440,7 @@ fn what_may_still_arrive_elsewhere_and_was_refused_by_the_store_is_waited_for() 
     let published = node.published_there();
     let [Envelope::Nudge { user: 2, epoch: 5, number }] = published[..] else { panic!("{published:?}") };
     // There may be room by now: but there the second could be read before the first, which is under way. And
-    // whoever hears that the first was refused might send it again.
+    // a sender that hears that the first was refused might send it again.
     node.ask(conn, &chat_with_seq(1, 2, "second", 2));
     assert!(node.waiting.is_empty() && node.sent.is_empty(), "{:?}, {:?}", node.waiting, node.sent);
     node.hear_from_there(Envelope::Nudged { user: 2, number });
@@ -1471,7 +1471,7 @@ fn what_was_stored_past_a_node_keeps_its_senders_claim_until_that_node_knows() {
     node.jobs.clear();
     let jobs = node.ask(conn, LOGOUT);
     assert!(jobs.is_empty(), "what is sent from another node could overtake it: {jobs:?}");
-    // It is nudged again, under the same number, and the store is asked who has the user.
+    // It is nudged again, under the same number, and the store is asked which node has the user.
     node.waits = is_keep;
     node.pass(Duration::from_secs(2));
     assert_eq!(node.published_there(), [Envelope::Nudge { user: 2, epoch: 5, number }]);
@@ -1516,10 +1516,10 @@ fn after_a_nodes_death_the_store_is_drained_for_everybody_and_that_is_confirmed(
     assert!(!is_confirmed(&mut node), "something is neither delivered nor stored");
     node.wait_no_more();
     assert!(is_confirmed(&mut node));
-    // Who is asked again confirms again, and who has nothing open, at once.
+    // A node that is asked again confirms again, and one that has nothing open, at once.
     node.hear(buried);
     assert!(is_confirmed(&mut node));
-    // Of the bus's own absence nobody is drained: what others have stored is followed by a nudge.
+    // While the bus is away no session is drained: what others have stored is followed by a nudge.
     node.jobs.clear();
     node.hear(BusEvent::Down);
     node.hear(BusEvent::Up);
@@ -1607,7 +1607,7 @@ fn passwords_of_clients_that_are_gone_are_not_hashed() {
     assert_eq!((node.passwords(PasswordWork::Spared), node.passwords(PasswordWork::Hashed)), (10, before + 1));
     assert!(node.reply().contains("\"errno\":1,"));
     assert_eq!(node.hashes.length(false), Duration::ZERO);
-    // Nor is anybody hashed for who went while the account was read.
+    // Nor is there a hash for a client that went while the account was read.
     node.waits = |op| matches!(op, Op::Account { .. });
     node.ask(conns[9], LOGIN);
     node.call_for(conns[9], |shard, conn, now, fx| shard.hung_up(conn, HangUp::Gone, now, fx));
@@ -1621,7 +1621,7 @@ fn at_the_end_of_the_server_nothing_is_hashed_any_more() {
     node.call(0, |shard, now, fx| shard.stop(now, fx));
     assert!(node.reply().contains("{\"msgid\":2,\"errno\":22,"), "{:?}", node.sent);
     assert_eq!(node.waiting[0].op.standing(), Standing::Abandoned);
-    // Nor for who is logged in and registers somebody.
+    // Nor for a client that is logged in and registers another account.
     let (mut node, conn) = Node::log_in_up_to(|op| matches!(op, Op::Register { .. }));
     node.ask(conn, r#"{"msgid":4,"name":"another","password":"p","seq":9}"#);
     node.call(0, |shard, now, fx| shard.stop(now, fx));
@@ -1716,7 +1716,7 @@ fn those_who_would_wait_too_long_are_refused_at_once_and_told_different_times() 
         let share = times.iter().filter(|time| **time == second).count();
         assert!(share * (length as usize + 1) > 100, "{second} s: {share} of 200");
     }
-    // Who has half closed makes room for others, and so does who gives up.
+    // A client that has half closed makes room for others, and so does one that gives up.
     node.sent.clear();
     for conn in &first[3..] {
         node.call_for(*conn, |shard, conn, now, fx| shard.hung_up(conn, HangUp::HalfClosed, now, fx));

@@ -29,13 +29,13 @@ const RETRY: Duration = Duration::from_secs(1);
 /// What a backlog wants done, in this order.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// To store these: a half-written message in a parcel of its own, which comes first.
+    /// Store these: a half-written message in a parcel of its own, which comes first.
     Store(Vec<Parcel>),
-    /// To read the oldest offline messages.
+    /// Read the oldest offline messages.
     Page,
-    /// To remove these; [`Backlog::removed`] follows.
+    /// Remove these; [`Backlog::removed`] follows.
     Remove(Vec<RowId>),
-    /// To remove these; nothing waits for it.
+    /// Remove these; nothing waits for it.
     Forget(Vec<RowId>),
     /// The session is live: [`Step::Deliver`] follows for what was held.
     Live,

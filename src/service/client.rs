@@ -36,7 +36,7 @@ pub(super) struct Client {
     /// Changes that its requests have made to what later ones read, and that are not settled: to
     /// friends, to groups, and to the users who are online.
     pub changes: u32,
-    /// Of those, joins of groups.
+    /// How many of those changes are joins of groups.
     pub joins: u32,
     /// Why its input waits.
     pub holds: Holds,
@@ -191,7 +191,7 @@ impl Shard {
         }
     }
 
-    /// Of a connection that is new here.
+    /// Sets the timers of a connection that is new here.
     pub(super) fn set_timers(&mut self, conn: ConnId) {
         let now = self.now.at;
         if let Some(timeout) = self.settings.login_timeout {

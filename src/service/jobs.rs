@@ -58,13 +58,21 @@ pub enum Op {
     /// The oldest offline messages.
     Page { user: UserId, max_bytes: usize },
     /// The reply to a request that only reads.
-    Read { user: UserId, seq: Option<i64>, read: Read },
+    Read(Read),
     /// The members of a group.
     Members(GroupId),
 }
 
-/// Reads what a request of this user asks for, and writes the reply, which bears this `seq`.
-pub type Read = fn(&mut dyn Connection, UserId, Option<i64>) -> Result<Vec<u8>, StoreError>;
+/// Reads what a request asks for, and writes the reply.
+pub struct Read(pub(super) Reading);
+
+type Reading = Box<dyn FnOnce(&mut dyn Connection) -> Result<Vec<u8>, StoreError> + Send>;
+
+impl fmt::Debug for Read {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("Read")
+    }
+}
 
 impl Op {
     /// What has become of it while it waited for a worker.
@@ -91,7 +99,7 @@ pub enum Answer {
     Loaded(Loaded),
     Page(Page),
     Bytes(Vec<u8>),
-    /// In ascending order; `None` if there is no such group.
+    /// The members of a group in ascending order; `None` if there is no such group.
     Members(Option<Vec<UserId>>),
 }
 
@@ -245,7 +253,7 @@ impl JobRunner {
             Op::Page { user, max_bytes } => {
                 self.connection.page(user, max_bytes).map(|page| Answer::Page(readable(user, page)))
             }
-            Op::Read { user, seq, read } => read(&mut *self.connection, user, seq).map(Answer::Bytes),
+            Op::Read(Read(read)) => read(&mut *self.connection).map(Answer::Bytes),
             Op::Members(group) => self.connection.members(group).map(Answer::Members),
         };
         answer.inspect_err(|error| warn(error, format_args!("")))

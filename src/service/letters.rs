@@ -11,7 +11,7 @@ use crate::store::{GroupId, NodeId, Outcome, RowId, StoreError, UserId};
 use crate::wire::Errno;
 use crate::wire::reply::FanOut;
 
-/// From shard to shard, from a worker, or from the bus. Letters between two shards arrive in the order in which
+/// What comes from another shard, from a worker, or from the bus. Letters between two shards arrive in the order in which
 /// they were sent; all the rules on order rest on that.
 #[derive(Debug)]
 pub enum Letter {
@@ -37,7 +37,7 @@ pub enum Letter {
     FanPart { key: u64, part: FanOut, open: u32 },
     /// A user is a debtor by this number of messages less.
     Freed { user: UserId, debts: u32 },
-    /// From the bus.
+    /// News from the bus.
     Bus(BusEvent),
     /// A job is done.
     Done(Box<Done>),

@@ -42,7 +42,7 @@ pub(super) struct Tally {
     bytes: Instant,
     /// When it last sent anything.
     pub last_input: Instant,
-    /// Since when no user is logged in on it.
+    /// The time since which no user is logged in on it.
     pub out_since: Instant,
 }
 

@@ -10,7 +10,7 @@ use crate::store::UserId;
 
 /// The number of logins that are remembered at least. About 35 bytes each, and twice as many at most: 18 MiB.
 const REMEMBERED: usize = 1 << 18;
-/// Of a login's code: two that share it by chance, of 2^18, are one in 10^28.
+/// The bytes of a code: that two of 2^18 logins share one by chance is one in 10^28.
 const CODE: usize = 16;
 
 type Code = [u8; CODE];
@@ -74,7 +74,7 @@ impl Memo {
         Ok(Memo { key, room, codes: Mutex::default() })
     }
 
-    /// Of equal length for equal fields alone: nothing of one can be taken for a part of another.
+    /// The length of `stored` is hashed along, so that no part of one field can be taken for a part of another.
     fn code(&self, user: UserId, stored: &str, password: &str) -> Code {
         let mut context = hmac::Context::with_key(&self.key);
         context.update(&user.to_le_bytes());

@@ -1,10 +1,9 @@
 //! The chat: what the messages mean, and the promises about them.
 //!
 //! The service does no I/O and reads no clock. It is cut into shards, one for each reactor; a
-//! [`Shard`] takes an input and the time and fills a list of [`Effects`], which the
-//! caller carries out: the server with sockets and threads, a test with a loop. Shards share nothing.
-//! They write each other [`Letter`]s, and everything about order rests on those arriving in the
-//! order in which they were sent.
+//! [`Shard`] takes an input and the time and fills a list of [`Effects`], which the caller carries out: the server
+//! with sockets and threads, a test with a loop. Shards share nothing. They write each other [`Letter`]s, and
+//! everything about order rests on those arriving in the order in which they were sent.
 //!
 //! **A user belongs to a shard**, the user's *home*, which the id alone decides ([`crate::home`]). At login the
 //! connection moves there. All that the node knows of the user stands in one `User` there, and there is no
@@ -29,7 +28,8 @@
 //! | `jobs.rs` | what blocks, for the workers |
 //! | `groups.rs` | groups at their homes, and the sums of group messages |
 //! | `users.rs` | all that is known of a user |
-//! | `letters.rs`, `effects.rs`, `counts.rs` | what shards say to each other; what they want done; what they count |
+//! | `letters.rs`, `effects.rs` | what shards say to each other; what they want done |
+//! | `reason.rs`, `counts.rs` | why they close connections; what they count |
 //! | `shard.rs` | a shard: its state, its inputs, the table of requests |
 //! | `client.rs`, `attempts.rs`, `limits.rs` | one connection; logins and registrations on their way; what clients may not exceed |
 //! | `requests/` | a file for each thing that a client can ask for |

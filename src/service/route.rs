@@ -39,11 +39,11 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 /// What a route wants done, in this order.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// To store a batch: [`Route::take_batch`] at the end of the input.
+    /// Store a batch: [`Route::take_batch`] at the end of the input.
     Store,
-    /// To send a message to the node that has the user, or to the user's channel if that is a C++ node.
+    /// Send a message to the node that has the user, or to the user's channel if that is a C++ node.
     Launch { holder: Holder, number: u64, after: u64, body: Arc<[u8]>, receipt: Receipt },
-    /// To the node that has the user: see above.
+    /// Send a nudge, as told above, to the node that has the user.
     Nudge { claim: Claim, number: u64 },
     /// A nudge is not answered: does that node still have the user by that claim? See [`Route::still_has`].
     Look,

@@ -366,7 +366,8 @@ impl Shard {
     }
 }
 
-/// Of what a connection has not written, the chats; `true`: some of it was. Offline messages are in the store.
+/// The chats among what a connection has not written; `true`: some of the chat was. Offline messages are in the
+/// store.
 fn chats(unwritten: Vec<Unwritten<Tag>>) -> Vec<(Waiting, bool)> {
     let chat = |Unwritten { tag, body, begun }| match tag {
         Tag::Chat { receipt, .. } => Some((Waiting { body, receipt }, begun)),

@@ -14,12 +14,12 @@ const REMEMBERED: usize = 64 * 1024;
 /// same, since a client's next connection may be another shard's.
 #[derive(Debug)]
 pub struct Throttle<K> {
-    /// Until one more may pass.
+    /// The time after which one more may pass.
     each: Duration,
     debts: Mutex<Debts<K>>,
 }
 
-/// Until when what was taken for a key is made up for; by then it need not be remembered. Two
+/// When what was taken for a key will be made up for; then it need not be remembered any more. Two
 /// generations: when the young one is full, the old one is forgotten. So too many
 /// keys make the throttle forget, and the memory never grows.
 #[derive(Debug)]

@@ -69,7 +69,7 @@ impl Session {
 
 #[derive(Default)]
 pub(super) struct More {
-    /// To where the user is, while that is not here; or was, while something is still on it.
+    /// The route to where the user is, while that is not here; or was, while something is still on it.
     pub route: Option<Route>,
     /// A login that has passed its password.
     pub entering: Option<Entering>,

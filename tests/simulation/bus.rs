@@ -162,7 +162,7 @@ pub struct Ends {
     /// The newest line of each node that has been seen.
     newest: BTreeMap<NodeId, u64>,
     buried: BTreeSet<NodeId>,
-    /// The shards that have done what the death of a node asks for, by that node and who asked.
+    /// The shards that have done what the death of a node asks for, by that node and the node that asked.
     confirmations: BTreeMap<(NodeId, NodeId), BTreeSet<u16>>,
 }
 
@@ -231,7 +231,7 @@ impl World {
         }
     }
 
-    /// Nobody knows whether this was done.
+    /// It is not known whether this was done.
     fn not_known(&mut self, at: usize, op: BusOp) {
         let event = match op {
             BusOp::ToNode(to, envelope) if comes_back(&envelope) => BusEvent::Unsent(to, envelope),
@@ -475,7 +475,7 @@ impl World {
         self.redis.subscriptions.insert(node.id, Subscription { is_attached: true, ..Subscription::default() });
     }
 
-    /// Redis goes away, for everybody.
+    /// Redis goes away, for all nodes.
     pub fn redis_goes_away(&mut self) {
         self.redis.is_away = true;
         for at in 0..self.nodes.len() {

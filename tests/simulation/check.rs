@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use chat_server::store::{GroupId, UserId};
 use serde_json::Value;
 
-/// Whom a message is for.
+/// The recipients of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum To {
     User(UserId),
@@ -29,7 +29,7 @@ pub struct Message {
     /// Nothing has come in between: it was read by a node that had its sender's session.
     pub is_certain: bool,
     is_acked: bool,
-    /// Nobody knows which of several sessions comes first, of which one is to send it.
+    /// It is not known which of several sessions comes first, of which one is to send it.
     is_floating: bool,
 }
 
@@ -177,7 +177,7 @@ impl Record {
         self.got.get(&(user, key.from, group)).is_some_and(|got| got.contains(&key.number))
     }
 
-    /// What must hold when everybody has come back and has read everything.
+    /// What must hold when all users have come back and have read everything.
     pub fn check(&self, promises: &Promises) {
         let ours = |user: &UserId| !self.foreign.contains(user);
         for ((to, from, group), numbers) in self.got.iter().filter(|((to, from, _), _)| ours(to) && ours(from)) {

@@ -15,7 +15,7 @@ const IN_TIME: Duration = Duration::from_secs(10);
 /// When it is refused if its password still waits to be hashed.
 const IN_TIME_FOR_HASH: Duration = Duration::from_secs(7);
 
-/// Somebody with an account, who has at most one connection that he cares for.
+/// A client with an account; it cares for one connection at most.
 #[derive(Default)]
 pub struct Client {
     pub socket: Option<SocketId>,
@@ -27,7 +27,7 @@ pub struct Client {
 #[derive(Default)]
 pub struct Seat {
     pub client: usize,
-    /// Who is logged in, and has not asked for anything else since.
+    /// The user who is logged in, if the client has not asked for anything else since.
     pub account: Option<UserId>,
     /// Whose messages it reads.
     reads_as: Option<UserId>,
@@ -47,7 +47,7 @@ struct Asked {
     user: UserId,
     is_wrong: bool,
     since: Duration,
-    /// Of who is logged in already.
+    /// A login as the user who is logged in already.
     is_same: bool,
     /// The session is given up behind it.
     is_last: bool,
@@ -76,7 +76,7 @@ impl Seat {
         self.is_or_will_be() == Some(user) || self.reads_as == Some(user)
     }
 
-    /// Who it is, or will be if its LOGIN is right.
+    /// The user that it is, or will be if its LOGIN is right.
     pub fn is_or_will_be(&self) -> Option<UserId> {
         self.account.or(self.asked.as_ref().map(|asked| asked.user))
     }

@@ -1,4 +1,4 @@
-//! A C++ node: it writes `state` and knows of nothing else, publishes on users' channels what is for somebody
+//! A C++ node: it writes `state` and knows of nothing else, publishes on users' channels what is for a user
 //! who is online elsewhere, and stores the rest itself. It does each thing at once.
 
 use std::collections::BTreeSet;
@@ -31,7 +31,7 @@ impl World {
         if node.is_down {
             if self.rng.one_in(50) {
                 node.is_down = false;
-                // Nobody can log in who was online when it crashed, so its operator does what it does at an end.
+                // Users who were online when it crashed cannot log in, so its operator does what it does at an end.
                 self.database().set_everybody_offline();
             }
             return true;
@@ -76,7 +76,7 @@ impl World {
         self.database().set_foreign(user, false);
     }
 
-    /// It is stopped, which sets everybody offline, or it crashes, which leaves its own users online.
+    /// It is stopped, which sets all users offline, or it crashes, which leaves its own users online.
     fn end_cpp_node(&mut self) {
         let crashes = self.rng.one_in(2);
         self.trace(|| format!("the C++ node ends; it crashes: {crashes}"));
@@ -130,7 +130,7 @@ impl World {
         if !is_online {
             self.database().insert(to, Arc::clone(text), None);
         }
-        // What it stores itself comes with the next login, and what nobody hears is lost.
+        // What it stores itself comes with the next login, and what has no listener is lost.
         if reached == 0 {
             self.record.is_uncertain(&key);
         }

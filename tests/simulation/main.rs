@@ -10,11 +10,11 @@
 //! | nothing is lost | everything that was acked without an error, as delivered or as stored, has reached every recipient once all have come back; a node that was told to stop has lost nothing unless the store has refused it |
 //! | nothing is repeated | without faults everything arrives exactly once |
 //! | offline messages | no row is removed that its owner has not got; once all is read, nothing is left in the store |
-//! | one session | whoever is told to be logged in has the claim, and nobody else is logged in to the account; no node acts whose claims were taken from it |
-//! | nobody is locked out | a login is refused only for a reason: it is in use, the password is wrong, the store has failed, 10 s are over. Some seconds after the faults have ended everybody can log in, also while nobody reads; a claim is released though nobody reads |
+//! | one session | a client that gets a login reply has the claim, and no other client is logged in to the account; no node acts whose claims were taken from it |
+//! | nobody is locked out | a login is refused only for a reason: it is in use, the password is wrong, the store has failed, 10 s are over. Some seconds after the faults have ended every user can log in, also while no client reads; a claim is released though no client reads |
 //! | members | a join that was acked counts for every later message to the group, from every node |
-//! | an answer to each `seq` | whoever is still there has got one for each request, and no second one |
-//! | an end | everything comes to rest, nothing is held any more, and every shard winds up when it is told to stop, with nobody left online |
+//! | an answer to each `seq` | a client that is still there has got one for each request, and no second one |
+//! | an end | everything comes to rest, nothing is held any more, and every shard winds up when it is told to stop, with no user left online |
 //! | a connection that moves | nothing names it by its old id, and what the client has sent goes along |
 //! | a node that is alone | asks nothing of a bus or a roll |
 //!
@@ -33,7 +33,7 @@
 //! | `check.rs` | what was sent, and what came of it |
 //!
 //! A seed that fails is printed; `CHAT_SEED=n cargo test --test simulation` runs it alone,
-//! `CHAT_TRACE=1` prints everything that happens, `CHAT_SEEDS=n` runs so many, from `CHAT_FIRST_SEED` on;
+//! `CHAT_TRACE=1` prints everything that happens, `CHAT_SEEDS=n` runs n seeds, from `CHAT_FIRST_SEED` on;
 //! `scripts/simulate` runs a million.
 
 mod bus;

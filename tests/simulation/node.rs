@@ -283,7 +283,7 @@ impl World {
         Ok(())
     }
 
-    /// Has everybody know of a death, and then frees the claims.
+    /// Announces a death to all nodes, and then frees the claims.
     fn bury_for_good(&mut self, at: usize, dead: NodeId, nodes: &[Entry]) -> Result<(), StoreError> {
         let (id, clock) = (self.nodes[at].id, self.clock);
         let new = || Death { since: clock, asked: None, confirmed: BTreeSet::new() };
@@ -353,7 +353,7 @@ impl World {
                 self.ghosts.push(Ghost { runner, jobs: std::mem::take(jobs) });
             }
         }
-        // A file is not opened anew before whoever had it has gone.
+        // A file is not opened anew before the process that had it has gone.
         while self.plan.is_alone && self.run_ghost() {}
         self.replace(at);
     }

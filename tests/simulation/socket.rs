@@ -14,7 +14,7 @@ use crate::world::{PEER, World};
 
 pub type SocketId = u64;
 
-/// How long a client may take nothing before its messages take another way.
+/// How long a client may read nothing before its messages go through the store.
 const STALLED: Duration = Duration::from_secs(1);
 /// How long a connection may stay over the mark.
 const SLOW_CONSUMER: Duration = Duration::from_secs(10);

@@ -37,7 +37,7 @@ struct Row {
     key: Option<MessageKey>,
 }
 
-/// A batch whose COMMIT is still on its way, though nobody waits for its answer any more.
+/// A batch whose COMMIT is still on its way, though nothing waits for its answer any more.
 struct Late {
     node: NodeId,
     batch: Vec<Write>,
@@ -76,7 +76,7 @@ pub struct Database {
     lines: BTreeMap<NodeId, Trouble>,
     /// Set by the world.
     pub clock: Duration,
-    /// Since when nobody has a user.
+    /// Since when no node has a user.
     unclaimed: BTreeMap<UserId, Duration>,
     /// Rows that were removed, since it was last asked.
     removed: Vec<(UserId, Arc<[u8]>)>,
@@ -145,7 +145,7 @@ impl Database {
         self.claims.len()
     }
 
-    /// Nobody has had the user since before `time`.
+    /// No node has had the user since before `time`.
     pub fn is_unclaimed_since(&self, user: UserId, time: Duration) -> bool {
         !self.claims.contains_key(&user)
             && !self.foreign.contains(&user)
@@ -185,7 +185,7 @@ impl Database {
 
     pub fn enlist(&mut self, node: NodeId) -> Result<(), StoreError> {
         if !self.is_shared {
-            // Nobody else uses it: what a former life has left is over.
+            // No other session uses it: what a former life has left is over.
             self.claims.clear();
             self.shown.clear();
             return Ok(());
@@ -251,7 +251,7 @@ impl Database {
         Ok(())
     }
 
-    /// Users of this node are shown online again where a C++ node's end has set everybody offline.
+    /// Users of this node are shown online again where a C++ node's end has set all users offline.
     pub fn reassert(&mut self, node: NodeId) -> Result<(), StoreError> {
         self.of_roll(node)?;
         self.unmarked(node)?;
@@ -325,7 +325,7 @@ impl Database {
         self.rows.iter().filter(move |(_, row)| row.user == user).map(|(id, row)| (*id, &row.text))
     }
 
-    /// All of a user's offline messages, which are removed before anybody has read them.
+    /// All of a user's offline messages, which are removed before they are read.
     pub fn take_all(&mut self, user: UserId) -> Vec<Arc<[u8]>> {
         let rows: Vec<RowId> = self.rows_of(user).map(|(row, _)| row).collect();
         rows.into_iter().filter_map(|row| self.delete(row)).map(|(_, text)| text).collect()
@@ -380,7 +380,7 @@ impl Database {
         outcomes
     }
 
-    /// A COMMIT that was still on its way arrives, unless somebody has stored the same by now.
+    /// A COMMIT that was still on its way arrives, unless the same has been stored by now.
     pub fn commit_late(&mut self) -> bool {
         let is_any = !self.late.is_empty();
         if is_any {

@@ -23,17 +23,17 @@ use crate::store::{Database, Trouble};
 pub const CLIENTS: usize = 5;
 pub const GROUPS: usize = 4;
 pub const LANES: usize = 3;
-/// Where everybody comes from.
+/// The address of all clients.
 pub const PEER: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1));
-/// How long it may take until everybody can log in again: a lease runs out (5 s), whoever sees that has had its own
+/// How long it may take until all users can log in again: a lease runs out (5 s), its reaper has had its own
 /// for as long, the claims are freed 2 s after the mark, others are asked every 2 s; and a login waits for 10 s.
 const AFTER_FAULTS: Duration = Duration::from_secs(30);
 /// The same where nothing was wrong.
 const WITHOUT_FAULTS: Duration = Duration::from_secs(5);
-/// How long a claim may outlast its connection while nobody reads: a second until the queues are taken back, one for
+/// How long a claim may outlast its connection while no client reads: a second until the queues are taken back, one for
 /// what is half written, and the store.
 const NOBODY_READS: Duration = Duration::from_secs(8);
-/// When nothing has happened for so long, nothing will.
+/// When nothing has happened for this time, nothing will.
 const REST: Duration = Duration::from_secs(15);
 
 /// What a seed decides beforehand.
@@ -252,7 +252,7 @@ impl World {
         }
         for group in 1..=GROUPS as GroupId {
             for user in 1..=self.users() as UserId {
-                // Most groups are still to be joined, and of each there is at least somebody.
+                // Most groups are still to be joined, and each has at least one member.
                 if user == 1 || (group == 1 && user != 2) || self.rng.one_in(5) {
                     self.database().add_member(group, user);
                     self.record.is_member_from_the_start(group, user);
@@ -280,7 +280,7 @@ impl World {
         self.digest = (self.digest ^ what).wrapping_mul(0x0000_0100_0000_01B3).rotate_left(17);
     }
 
-    /// The time, by a clock that is so much behind.
+    /// The time, by a clock that is behind by `lag`.
     pub fn now_with(&self, lag: Duration) -> Now {
         Now { at: self.start + (self.clock - lag), unix: 0 }
     }
@@ -495,7 +495,7 @@ impl World {
         true
     }
 
-    /// Nobody's messages are removed before they have arrived.
+    /// No message is removed before it has arrived.
     fn check_removed(&mut self) {
         let removed = self.database().take_removed();
         for (user, text) in removed {
@@ -529,7 +529,7 @@ impl World {
         let time = self.rng.pick(&[200, 1100, 2500]);
         for _ in 0..1 + self.rng.below(time / 100) {
             if !self.plan.faults {
-                // Nobody is late: what can happen has happened.
+                // Nothing is late: what can happen has happened.
                 for _ in 0..5000 {
                     if !self.step(false) {
                         break;
@@ -690,7 +690,7 @@ impl World {
         self.digest
     }
 
-    /// Nobody reads, and some hang up: their claims are released all the same.
+    /// No client reads, and some hang up: their claims are released all the same.
     fn nobody_reads(&mut self) {
         self.trace(|| "nobody reads any more".to_owned());
         let all: Vec<SocketId> = self.sockets.keys().copied().collect();
@@ -742,7 +742,7 @@ impl World {
         self.pass(time);
     }
 
-    /// Lets everything come to rest: all clients read, nobody acts.
+    /// Lets everything come to rest: all clients read, none acts.
     fn settle(&mut self) {
         let begun = self.clock;
         let mut since = self.clock;
@@ -788,7 +788,7 @@ impl World {
         format!("nodes {nodes:#?}, sockets {sockets:#?}")
     }
 
-    /// Whoever is still there has a reply to each request.
+    /// Each client that is still there has a reply to each request.
     fn check_replies(&self) {
         for (id, socket) in &self.sockets {
             let is_there = self.clients[socket.seat.client].socket == Some(*id);
@@ -796,7 +796,7 @@ impl World {
         }
     }
 
-    /// Everybody comes back to the own account, in this time.
+    /// Every user comes back, in this time.
     fn everybody_comes_back(&mut self, bound: Duration) {
         let begun = self.clock;
         self.trace(|| "everybody comes back".to_owned());
@@ -856,7 +856,7 @@ impl World {
         false
     }
 
-    /// What must hold when everybody has read everything.
+    /// What must hold when all users have read everything.
     fn check_rest(&self) {
         let promises = Promises {
             no_repeats: !self.plan.faults,
@@ -875,7 +875,7 @@ impl World {
         assert_eq!(claimed, CLIENTS);
     }
 
-    /// The end: everybody is offline, and every shard says that it has wound up.
+    /// The end: all users are offline, and every shard says that it has wound up.
     fn stop_all(&mut self) {
         self.trace(|| "all are told to stop".to_owned());
         let last: Vec<_> = self.nodes.iter().map(|node| node.id).collect();

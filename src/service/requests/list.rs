@@ -1,21 +1,19 @@
 //! LIST.
 
 use crate::service::shard::{Call, Shard};
-use crate::store::{Connection, StoreError, UserId};
 use crate::wire::{Errno, Refusal, reply};
 
 impl Shard {
     pub(crate) fn list(&mut self, call: &Call<'_>) -> Result<(), Refusal> {
         let client = self.clients.get(call.conn);
         let user = client.and_then(|client| client.user.as_deref()).ok_or(Errno::NotLoggedIn)?.session.user;
-        self.begin_read(call, user, lists);
+        let seq = call.seq;
+        self.begin_read(call, user, move |store| {
+            let (friends, groups) = (store.friends(user)?, store.groups(user)?);
+            let mut bytes = Vec::new();
+            reply::lists(&mut bytes, seq, &friends, &groups);
+            Ok(bytes)
+        });
         Ok(())
     }
-}
-
-fn lists(store: &mut dyn Connection, user: UserId, seq: Option<i64>) -> Result<Vec<u8>, StoreError> {
-    let (friends, groups) = (store.friends(user)?, store.groups(user)?);
-    let mut bytes = Vec::new();
-    reply::lists(&mut bytes, seq, &friends, &groups);
-    Ok(bytes)
 }

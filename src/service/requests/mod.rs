@@ -16,7 +16,7 @@ use super::receipts::ReplyTo;
 use super::shard::{Call, Shard};
 use super::{Asks, Effect, Payload};
 use crate::reactor::Manner;
-use crate::store::{StoreError, UserId};
+use crate::store::{Connection, StoreError, UserId};
 use crate::wire::{Errno, Refusal, msgid};
 
 /// Carries a request out, or says why not.
@@ -39,12 +39,17 @@ pub(super) const HANDLERS: &[(i64, Asks, RequestHandler)] = &[
 
 /// Requests that only read the store.
 impl Shard {
-    /// Has a worker read what a request of this user asks for. One at a time: the reply may be large, and input
-    /// behind it waits until it is written.
-    fn begin_read(&mut self, call: &Call<'_>, user: UserId, read: Read) {
+    /// Has a worker read what a request of this user asks for, and write the reply. One at a time: the reply may be
+    /// large, and input behind it waits until it is written.
+    fn begin_read(
+        &mut self,
+        call: &Call<'_>,
+        user: UserId,
+        read: impl FnOnce(&mut dyn Connection) -> Result<Vec<u8>, StoreError> + Send + 'static,
+    ) {
         self.begin_waiting(call.conn);
         let then = Then::Reply { to: call.to(), request: call.msgid };
-        self.submit(self.lane(user), then, Op::Read { user, seq: call.seq, read });
+        self.submit(self.lane(user), then, Op::Read(Read(Box::new(read))));
     }
 
     pub(super) fn was_read(&mut self, to: ReplyTo, request: i64, answer: Result<Answer, StoreError>) {
