@@ -17,7 +17,9 @@ use redis::{
     RedisResult,
 };
 
-use super::{PATIENCE, StartError};
+use super::error::StartError;
+use super::retry::PATIENCE;
+use crate::bus::envelope::Dialect;
 
 /// Resolves a name to IP addresses; may block.
 pub type Lookup = Arc<dyn Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync>;
@@ -25,6 +27,21 @@ pub type Lookup = Arc<dyn Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + 
 /// The system's resolver.
 pub(super) fn system_lookup() -> Lookup {
     Arc::new(|host, port| Ok((host, port).to_socket_addrs()?.collect()))
+}
+
+/// What tests change; the default otherwise.
+#[derive(Clone)]
+pub struct Setup {
+    /// How payloads are written and read.
+    pub dialect: Dialect,
+    /// How the name of Redis is resolved.
+    pub lookup: Lookup,
+}
+
+impl Default for Setup {
+    fn default() -> Setup {
+        Setup { dialect: Dialect::default(), lookup: system_lookup() }
+    }
 }
 
 /// The address of a Redis, and the IP addresses that are known for it.

@@ -7,7 +7,7 @@ use std::num::NonZeroUsize;
 
 use lru::LruCache;
 
-use super::Posts;
+use super::posts::Posts;
 use crate::bus::envelope::Payload;
 use crate::bus::{BusEvent, Envelope};
 use crate::store::NodeId;

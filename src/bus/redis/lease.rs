@@ -29,8 +29,8 @@ use std::time::{Duration, Instant};
 
 use redis::{Connection, RedisError, RedisResult, Value};
 
-use super::address::Address;
-use super::{Setup, StartError};
+use super::address::{Address, Setup};
+use super::error::StartError;
 use crate::bus::envelope::Versions;
 use crate::store::NodeId;
 
@@ -100,7 +100,7 @@ fn key_of(node: NodeId) -> String {
 
 impl Leases {
     /// For this node, which has no lease before [`Leases::renew`]. The value of its key will be the versions of the
-    /// bus's encoding that it reads, and then `label`, for a person who looks into Redis.
+    /// bus's encoding that it reads, and then `label`, for a person that looks into Redis.
     ///
     /// # Errors
     /// The address cannot be used.

@@ -43,117 +43,44 @@
 mod address;
 mod confirms;
 mod counts;
+mod error;
 pub mod hearing;
 mod inbox;
 mod lease;
 mod link;
+mod posts;
 mod publisher;
+mod retry;
+mod shared;
 mod subscriber;
 mod subscriptions;
 
-use std::collections::HashMap;
-use std::fmt;
-use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::bounded;
 use mio::Poll;
-use redis::{ErrorKind, RedisError};
 
-use address::{Address, Lookup};
+use address::Address;
+pub use address::Setup;
 use counts::{PublisherCounts, SubscriberCounts};
+pub use error::StartError;
 use inbox::Inbox;
 pub use lease::{LEASE_TTL, Leases, Look, Renewed};
+use posts::Posts;
+pub use retry::PATIENCE;
+use shared::Shared;
 
-use super::envelope::{Dialect, Versions};
-use super::{Bus, BusEvent, BusOp, Envelope, Listener};
+use super::envelope::Versions;
+use super::{Bus, BusOp, Listener};
 use crate::clock;
-use crate::home::Homes;
 use crate::pool::{Pool, Queue, Submitter, WorkerCounts};
 use crate::reactor::Mailbox;
 use crate::store::NodeId;
 use publisher::{Job, Publisher};
 use subscriber::{Mail, Subscriber};
-
-/// A Redis that has not answered for this long counts as away.
-pub const PATIENCE: Duration = Duration::from_secs(2);
-/// The longest pause between two attempts to reach Redis.
-const MAX_PAUSE: Duration = Duration::from_secs(1);
-/// The shortest pause, after the first attempt, which is made at once.
-const MIN_PAUSE: Duration = Duration::from_millis(50);
-/// The period in which at most one warning of a kind is logged.
-const COMPLAIN: Duration = Duration::from_secs(10);
-
-/// The channel that only this node listens to.
-fn channel_of(node: NodeId) -> String {
-    format!("chat:node:{node}")
-}
-
-/// Why the bus cannot start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    #[error("{0} is not the address of a Redis that can be used: redis://[[USER]:PASSWORD@]HOST:PORT[/DATABASE]")]
-    Url(RedisError),
-    #[error("cannot reach Redis at {address}: {error}{}", advice(.error))]
-    Unreachable { address: String, error: RedisError },
-    #[error("cannot take a lease in Redis at {address}: {error}{}", advice(.error))]
-    NoLease { address: String, error: RedisError },
-    #[error("Redis at {0} accepts no subscription; allow its user &* +@pubsub")]
-    NoSubscription(String),
-    #[error("cannot start the bus")]
-    System(#[from] io::Error),
-}
-
-/// What Redis replies when it does not serve us, and what an operator can do.
-const ADVICE: [(&str, &str); 13] = [
-    ("NOAUTH", "it requires a password: redis://:PASSWORD@HOST:PORT, in --redis or CHAT_REDIS"),
-    ("WRONGPASS", "it does not accept the user or the password in --redis or CHAT_REDIS"),
-    ("NOPERM", "allow its user ~chat:* &* +@connection +@pubsub +set +get +del +pttl +info"),
-    ("DENIED", "its protected mode admits only its own machine: set a password there, or bind it to an address"),
-    ("LOADING", "it is still loading its data: start again when it has finished"),
-    ("READONLY", "it is a replica: name its master in --redis"),
-    ("MASTERDOWN", "it is a replica: name its master in --redis"),
-    ("OUT OF RANGE", "it has fewer databases: /0 always exists"),
-    ("INCOMPATIBLE TYPE", "the server at that address is not a Redis"),
-    ("MOVED", "it is a node of a Redis Cluster: name one that stands alone"),
-    ("CLUSTERDOWN", "it is a node of a Redis Cluster: name one that stands alone"),
-    ("MISCONF", "it accepts no writes while it cannot save its data: its log says why"),
-    ("\"OOM\"", "its memory is full: raise its maxmemory"),
-];
-
-/// What an operator can do about an error of a start, to be appended to it.
-fn advice(error: &RedisError) -> String {
-    // The library shows some errors by the word that Redis replied, and some by its own name for it.
-    let text = format!("{error} {}", error.detail().unwrap_or_default()).to_ascii_uppercase();
-    let by_word = ADVICE.iter().find(|(word, _)| text.contains(word)).map(|(_, advice)| *advice);
-    let by_kind = || match error.kind() {
-        _ if error.is_timeout() => Some("it does not answer: is Redis listening there, and is it running?"),
-        ErrorKind::Io => Some("is it running, and is that its address?"),
-        ErrorKind::AuthenticationFailed => {
-            Some("is the password in --redis or CHAT_REDIS the right one, or does it have none?")
-        }
-        _ => None,
-    };
-    by_word.or_else(by_kind).map_or(String::new(), |advice| format!("; {advice}"))
-}
-
-/// What tests change; the default otherwise.
-#[derive(Clone)]
-pub struct Setup {
-    /// How payloads are written and read.
-    pub dialect: Dialect,
-    /// How the name of Redis is resolved.
-    pub lookup: Lookup,
-}
-
-impl Default for Setup {
-    fn default() -> Setup {
-        Setup { dialect: Dialect::default(), lookup: address::system_lookup() }
-    }
-}
 
 /// The bus over Redis: see the [module](self).
 ///
@@ -164,33 +91,6 @@ pub struct RedisBus {
     shared: Arc<Shared>,
     counts: BusCounts,
     threads: Mutex<Option<Threads>>,
-}
-
-/// What the bus's threads share.
-struct Shared {
-    node: NodeId,
-    dialect: Dialect,
-    inbox: Mutex<Inbox>,
-    /// The number of the subscriber's connection to Redis; 0: there is none.
-    subscribed: AtomicU64,
-    /// When the newest beat that has come back on that connection was sent, in ns since the machine was booted;
-    /// 0: none has come back.
-    beat: AtomicU64,
-    /// Nothing more is to be published.
-    abandoned: AtomicBool,
-    /// The versions that other nodes read, as far as they are known.
-    versions: Mutex<HashMap<NodeId, Versions>>,
-}
-
-impl Shared {
-    fn inbox(&self) -> MutexGuard<'_, Inbox> {
-        // A panic has ended the process already.
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn versions(&self) -> MutexGuard<'_, HashMap<NodeId, Versions>> {
-        self.versions.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// The counters of a bus, by the thread that counts.
@@ -253,7 +153,8 @@ impl RedisBus {
     }
 
     /// Buries a node that is dead: when this returns, nothing more of it is handed on, and every shard has been sent
-    /// [`BusEvent::Buried`], after everything that was handed on. A repeated call only sends that event again.
+    /// [`BusEvent::Buried`](super::BusEvent::Buried), after everything that was handed on. A repeated call only sends
+    /// that event again.
     ///
     /// Any thread may call this, but not from within the [`Listener`].
     pub fn bury(&self, node: NodeId, asker: Option<NodeId>) {
@@ -345,132 +246,5 @@ fn run_subscriber(subscriber: Subscriber) {
     if let Err(error) = subscriber.run() {
         log::error!("bus-subscriber cannot go on: {error}");
         crate::logging::exit(70);
-    }
-}
-
-/// Events for the shards, a batch for each.
-struct Posts {
-    listener: Arc<dyn Listener>,
-    homes: Homes,
-    by_shard: Vec<Vec<BusEvent>>,
-}
-
-impl Posts {
-    fn new(listener: Arc<dyn Listener>) -> Posts {
-        let homes = listener.homes();
-        Posts { listener, homes, by_shard: (0..homes.reactors()).map(|_| Vec::new()).collect() }
-    }
-
-    fn push(&mut self, event: BusEvent) {
-        match event {
-            BusEvent::Envelope(from, envelope) => self.push_parts(envelope, |part| BusEvent::Envelope(from, part)),
-            BusEvent::Unsent(to, envelope) => self.push_parts(envelope, |part| BusEvent::Unsent(to, part)),
-            BusEvent::FromForeign(user, _) | BusEvent::Listening { user, .. } => {
-                self.by_shard[self.homes.of_user(user)].push(event);
-            }
-            BusEvent::Reached(ticket, _) => {
-                let shards = self.by_shard.len();
-                self.by_shard[usize::from(ticket.shard) % shards].push(event);
-            }
-            BusEvent::Buried { .. } | BusEvent::Down | BusEvent::Up => {
-                self.by_shard.iter_mut().for_each(|events| events.push(event.clone()));
-            }
-        }
-    }
-
-    fn push_parts(&mut self, envelope: Envelope, event: impl Fn(Envelope) -> BusEvent) {
-        for (shard, part) in envelope.split(&self.homes) {
-            self.by_shard[shard].push(event(part));
-        }
-    }
-
-    /// Hands over what has gathered.
-    fn post(&mut self) {
-        for (shard, events) in self.by_shard.iter_mut().enumerate() {
-            if !events.is_empty() {
-                self.listener.post(shard, events);
-            }
-        }
-    }
-}
-
-/// When to try again: at once, then after 50 ms, and twice as long each time, up to 1 s.
-struct BackOff {
-    failures: u32,
-    not_before: Instant,
-    worked_since: Option<Instant>,
-}
-
-impl BackOff {
-    fn new(now: Instant) -> BackOff {
-        BackOff { failures: 0, not_before: now, worked_since: None }
-    }
-
-    fn worked(&mut self, now: Instant) {
-        self.worked_since = Some(now);
-    }
-
-    fn failed(&mut self, now: Instant) {
-        // A line that breaks as soon as it works counts as one that does not work.
-        if self.worked_since.take().is_some_and(|since| now.duration_since(since) >= MAX_PAUSE) {
-            self.failures = 0;
-        }
-        let pause = match self.failures {
-            0 => Duration::ZERO,
-            failures => (MIN_PAUSE * 2_u32.pow((failures - 1).min(10))).min(MAX_PAUSE),
-        };
-        self.failures = self.failures.saturating_add(1);
-        self.not_before = now + pause;
-    }
-}
-
-/// Warnings of one kind, of which only some are logged.
-#[derive(Default)]
-struct Complaints {
-    last: Option<Instant>,
-    held_back: u64,
-}
-
-impl Complaints {
-    fn warn(&mut self, what: fmt::Arguments) {
-        if self.last.is_some_and(|last| last.elapsed() < COMPLAIN) {
-            self.held_back += 1;
-            return;
-        }
-        match std::mem::take(&mut self.held_back) {
-            0 => log::warn!("{what}"),
-            held_back => log::warn!("{what} (and {held_back} more like this)"),
-        }
-        self.last = Some(Instant::now());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_first_attempt_is_made_at_once_and_no_pause_is_longer_than_a_second() {
-        let now = Instant::now();
-        let mut back_off = BackOff::new(now);
-        let mut pauses = Vec::new();
-        for _ in 0..8 {
-            back_off.failed(now);
-            pauses.push(back_off.not_before.duration_since(now).as_millis());
-        }
-        assert_eq!(pauses, [0, 50, 100, 200, 400, 800, 1000, 1000]);
-    }
-
-    #[test]
-    fn only_what_has_worked_for_a_while_begins_at_the_shortest_pause_again() {
-        let now = Instant::now();
-        let mut back_off = BackOff::new(now);
-        (0..8).for_each(|_| back_off.failed(now));
-        back_off.worked(now);
-        back_off.failed(now);
-        assert_eq!(back_off.not_before, now + MAX_PAUSE, "it broke at once");
-        back_off.worked(now);
-        back_off.failed(now + MAX_PAUSE);
-        assert_eq!(back_off.not_before, now + MAX_PAUSE, "at once, a second later");
     }
 }

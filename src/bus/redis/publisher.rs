@@ -8,7 +8,10 @@ use redis::{Connection, RedisResult, Value};
 
 use super::address::Address;
 use super::confirms::Confirms;
-use super::{Complaints, MAX_PAUSE, Posts, PublisherCounts, Shared, channel_of};
+use super::counts::PublisherCounts;
+use super::posts::Posts;
+use super::retry::{Complaints, MAX_PAUSE};
+use super::shared::{Shared, channel_of};
 use crate::bus::{BusEvent, BusOp, Envelope, Ticket, envelope};
 use crate::pool::Worker;
 use crate::store::NodeId;

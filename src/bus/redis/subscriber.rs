@@ -11,10 +11,12 @@ use mio::{Events, Poll};
 use redis::RedisError;
 
 use super::address::{Address, slow_resolver};
+use super::counts::SubscriberCounts;
 use super::hearing::{ALL_LISTENING, Heard, Hearing};
 use super::link::Link;
+use super::retry::{BackOff, Complaints, PATIENCE};
+use super::shared::{Shared, channel_of};
 use super::subscriptions::Subscriptions;
-use super::{BackOff, Complaints, PATIENCE, Shared, SubscriberCounts, channel_of};
 use crate::bus::envelope::Payload;
 use crate::bus::{BusEvent, BusOp, Envelope};
 use crate::clock;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::Posts;
+use super::posts::Posts;
 use crate::bus::BusEvent;
 use crate::store::UserId;
 

@@ -184,7 +184,7 @@ fn check_settings(session: &mut Session, address: &Opts) -> Result<(), OpenError
 }
 
 /// Does every kind of write to every table, to no row. What is refused now is refused for ever: a binary log
-/// that does not take it, a database that is read-only, a user who may not.
+/// that does not accept it, a database that is read-only, a user without the right to do it.
 fn check_writes(session: &mut Session, address: &Opts, layout: &Layout) -> Result<(), OpenError> {
     let Layout { user, friend, all_group, group_user, offline_message, node_mark, node_looks, .. } = layout;
     let tables = [
@@ -279,7 +279,7 @@ fn carry_out(address: &Opts) -> Result<Plan, OpenError> {
         return Err(OpenError::Locked);
     }
     // Looked at again under the lock: another node may just have done it. Twice, because there may
-    // be something amiss with a table that was just made by somebody else's hand.
+    // be something wrong with a table that another server has just made.
     for _ in 0..2 {
         let plan = Plan::of(&mut session)?;
         if plan.steps.is_empty() {

@@ -397,7 +397,7 @@ impl<'a> Transaction<'a> {
         Ok(Some(NewName { stored: stored.into_owned(), key: hash(name) }))
     }
 
-    /// Whether somebody has the name. Looked at before it is inserted, for an INSERT that is refused uses up
+    /// Whether the name is taken. This is checked before it is inserted, since an INSERT that is refused uses up
     /// an id.
     fn is_taken(&mut self, named: &Named, name: &NewName) -> Result<bool, Failure> {
         self.namesakes.extend(fill_unseen(self.session, named)?);
@@ -405,8 +405,8 @@ impl<'a> Transaction<'a> {
         Ok(self.session.find(&named.taken, params, |_| Ok(()))?.is_some())
     }
 
-    /// Inserts a row with a name of its own, two texts and the name's key. Its id; `None` if somebody was
-    /// quicker with the name.
+    /// Inserts a row with a name of its own, two texts and the name's key. Returns its id; `None`: another
+    /// server was faster with the name.
     fn insert_named(
         &mut self,
         named: &Named,

@@ -227,8 +227,8 @@ pub(super) fn lock(place: &Place) -> Result<(File, Leftovers), OpenError> {
     }
 }
 
-/// Files that a start has made. They are removed again if it fails: while the lock is held, so that
-/// nobody else has them.
+/// Files that a start has made. They are removed again if it fails: while the lock is held, so that no other process
+/// uses them.
 #[derive(Default)]
 pub(super) struct Leftovers(Vec<PathBuf>);
 
@@ -237,7 +237,7 @@ impl Leftovers {
         self.0.push(path);
     }
 
-    /// The start has succeeded, or the files are somebody else's.
+    /// The start has succeeded, or the files belong to another process.
     pub fn stay(&mut self) {
         self.0.clear();
     }
