@@ -16,7 +16,7 @@ use super::counts::ReactorCounts;
 use super::id::{ConnId, ConnIds, ConnMap};
 use super::mailbox::{Mail, Mailbox, Moving};
 use super::outbox::{Manner, Message, Outbox, Unwritten};
-use super::pressure::{Limits, Marks, SLOW_CONSUMER, STALLED};
+use super::pressure::{Anew, Limits, Marks, SLOW_CONSUMER, STALLED};
 use super::reason::CloseReason;
 use super::timers::Timers;
 use super::types::{Recall, Types};
@@ -183,9 +183,18 @@ impl<H: Types> Io<H> {
         let outbox = output.outbox.get_or_insert_with(|| self.spare.pop().unwrap_or_default());
         let alone = message.manner.alone || output.pace != Pace::Unpaced;
         self.counts.queued.add(message.body.bytes().len() + message.terminator.len());
-        if message.tag.is_some() && connection.pressure.queued_anew() && output.blocked && !output.stall_timer {
-            output.stall_timer = true;
-            self.timers.set(self.now + STALLED, LoopTimer::Stalled(conn));
+        if message.tag.is_some() {
+            match connection.pressure.queued_anew() {
+                Anew::Watch if output.blocked && !output.stall_timer => {
+                    output.stall_timer = true;
+                    self.timers.set(self.now + STALLED, LoopTimer::Stalled(conn));
+                }
+                Anew::Recall => {
+                    connection.to_recall = connection.to_recall.max(Some(Recall::Reroutable));
+                    self.over.push(conn);
+                }
+                Anew::Watch | Anew::Nothing => {}
+            }
         }
         outbox.push(message.body, message.terminator, message.tag, Manner { alone, ..message.manner });
         if connection.pressure.is_news(outbox.counted(), self.limits.high_water, self.limits.hard) {

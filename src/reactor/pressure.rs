@@ -13,6 +13,7 @@
 //! | `None` | the socket has taken nothing for 1 s | [`Pressure::Recalled`] | recalls what is reroutable |
 //! | `None` | the handler asks for a recall | `Recalled` | recalls what the handler wants |
 //! | `Recalled` | the handler queues a tagged message | `None` | watches anew whether the client stalls |
+//! | `Over` | the handler queues a tagged message | `Over` | recalls it, if it is reroutable |
 //! | `Recalled` | the queue is above the soft mark | `Over` | as from `None` |
 //! | `Recalled`, `Over` | the queue is empty | `None` | tells the handler that it is drained, and reads on |
 //! | `Over` | 10 s have passed since it came to be | | closes the connection, for that mark |
@@ -111,6 +112,18 @@ pub(super) enum Pressure {
     Over(Mark),
 }
 
+/// What becomes of a tagged message behind others that were recalled. It must not wait for as long as they have
+/// the client to catch up: its sender would not hear of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Anew {
+    /// No others were.
+    Nothing,
+    /// A client that takes nothing is to be found anew.
+    Watch,
+    /// What is reroutable is recalled as well.
+    Recall,
+}
+
 impl Pressure {
     /// The queue was flushed and still has this weight. True: it has just passed the soft mark.
     pub fn weighed(&mut self, weight: usize, marks: &Marks) -> bool {
@@ -133,14 +146,16 @@ impl Pressure {
         }
     }
 
-    /// A tagged message is queued, though others were recalled: the connection has another user by now. True: a
-    /// client that takes nothing is to be found anew.
-    pub fn queued_anew(&mut self) -> bool {
-        let is_news = *self == Pressure::Recalled;
-        if is_news {
-            *self = Pressure::None;
+    /// A tagged message is queued, and others may have been recalled: then the connection has another user by now.
+    pub fn queued_anew(&mut self) -> Anew {
+        match self {
+            Pressure::None => Anew::Nothing,
+            Pressure::Recalled => {
+                *self = Pressure::None;
+                Anew::Watch
+            }
+            Pressure::Over(_) => Anew::Recall,
         }
-        is_news
     }
 
     /// The queue is empty. True: the handler waits for that.
@@ -196,8 +211,10 @@ mod tests {
             pressure.recalled();
             true
         };
+        let watched: Event = |pressure| pressure.queued_anew() == Anew::Watch;
+        let queued: Event = |pressure| pressure.queued_anew() == Anew::Recall;
         let (none, gone) = (Pressure::None, Pressure::Recalled);
-        let rows: [(&str, Event, Cases); 6] = [
+        let rows: [(&str, Event, Cases); 7] = [
             ("at", at_the_mark, [(none, none, false), (gone, gone, false), (OWN, OWN, false), (SHARE, SHARE, false)]),
             ("above", above_the_mark, [(none, OWN, true), (gone, OWN, true), (OWN, OWN, false), (SHARE, SHARE, false)]),
             (
@@ -206,11 +223,8 @@ mod tests {
                 [(none, SHARE, true), (gone, SHARE, true), (OWN, OWN, false), (SHARE, SHARE, false)],
             ),
             ("recalled", recalled, [(none, gone, true), (gone, gone, true), (OWN, OWN, true), (SHARE, SHARE, true)]),
-            (
-                "queued",
-                Pressure::queued_anew,
-                [(none, none, false), (gone, none, true), (OWN, OWN, false), (SHARE, SHARE, false)],
-            ),
+            ("queued", watched, [(none, none, false), (gone, none, true), (OWN, OWN, false), (SHARE, SHARE, false)]),
+            ("queued", queued, [(none, none, false), (gone, none, false), (OWN, OWN, true), (SHARE, SHARE, true)]),
             (
                 "drained",
                 Pressure::drained,

@@ -116,3 +116,30 @@ fn an_aborted_connection_whose_socket_has_room_writes_nothing_either() {
     assert_eq!(reactors.closed(conn), (CloseReason::Handler(Why::ClaimLost), vec![(Tag::Chat(0), false)]));
     assert_eq!(client.read(&mut [0; 8]).expect("an end without a reset"), 0, "it was written");
 }
+
+/// The connection may have another user by now, whose messages must not wait for as long as the client has to catch up.
+#[test]
+fn what_is_queued_behind_a_queue_above_its_mark_is_recalled_at_once() {
+    let (reactors, mut client, conn) = stuck();
+    reactors.ask(0, move |_, io| {
+        let too_much = vec![b'y'; (1 << 20) + 1]; // for the mark of `start`
+        assert!(send(io, conn, &too_much, Some(Tag::Chat(3))));
+    });
+    let tags = || {
+        reactors.wait("what was recalled", |event| match event {
+            Event::Recalled(id, recalled) if *id == conn => Some(recalled.iter().map(|m| m.tag).collect::<Vec<_>>()),
+            _ => None,
+        })
+    };
+    assert_eq!(tags(), [Tag::Chat(0), Tag::Chat(2), Tag::Chat(3)]);
+    let began = Instant::now();
+    reactors.ask(0, move |_, io| {
+        assert!(send(io, conn, b"to another user", Some(Tag::Chat(4))));
+        assert!(send(io, conn, b"its reply", Some(Tag::Reply(5))));
+    });
+    assert_eq!(tags(), [Tag::Chat(0), Tag::Chat(4)]);
+    assert!(began.elapsed() < Duration::from_millis(900), "only after {:?}, as one that stalls", began.elapsed());
+    expect_bytes(&mut client, &vec![b'x'; MUCH]);
+    expect_bytes(&mut client, b"replyuntaggedits reply");
+    reactors.wait("the queue to be drained", |event| (*event == Event::Drained(conn)).then_some(()));
+}

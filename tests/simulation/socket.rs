@@ -59,6 +59,8 @@ pub struct Socket {
     over: Option<Duration>,
     /// Its messages were taken back, and nothing that could be was sent since.
     recalled: bool,
+    /// Something tagged was sent, behind what is past the mark.
+    anew: bool,
     /// It is told when it is drained.
     drains: bool,
     /// When it last took something, or its queue began to wait.
@@ -86,6 +88,7 @@ impl Socket {
             closing: None,
             over: None,
             recalled: false,
+            anew: false,
             drains: false,
             progress: Duration::ZERO,
             side: Side::Open,
@@ -154,7 +157,8 @@ impl World {
         if socket.queue.is_empty() {
             socket.progress = self.clock;
         }
-        socket.recalled &= tag.is_none();
+        socket.recalled &= tag.is_none() || socket.over.is_some();
+        socket.anew |= tag.is_some() && socket.over.is_some();
         socket.queue.push_back(Queued { bytes, tag, exempt: manner.exempt });
     }
 
@@ -247,6 +251,10 @@ impl World {
 
     /// What the reactor does when something was queued: past the mark, chats are taken back.
     pub fn check_mark(&mut self, id: SocketId) {
+        let Some(socket) = self.sockets.get_mut(&id) else { return };
+        if std::mem::take(&mut socket.anew) {
+            self.flush_and_recall(id, Recall::Reroutable);
+        }
         let Some(socket) = self.sockets.get_mut(&id) else { return };
         if socket.over.is_none() && socket.counted() > self.plan.high_water {
             socket.over = Some(self.clock);
