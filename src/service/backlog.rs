@@ -174,6 +174,8 @@ impl Backlog {
         self.stage = Stage::Loading;
         self.until = now + HELD;
         self.stale |= self.len() > 0;
+        // The timer that it waits for names the former session.
+        self.watched = false;
     }
 
     /// The backlog of a session whose client has fallen behind. What was taken back from its queue follows.

@@ -424,7 +424,8 @@ impl World {
             let other = self.sockets.iter().map(|(id, socket)| (id, &socket.seat)).find(|other| is_other(*other));
             // Where the node ends, the session has, before its connection.
             let is_live = |at: usize| self.may_act(at) && !self.nodes[at].is_ending;
-            assert!(other.is_none_or(|(other, _)| !is_live(self.sockets[other].node)), "{user} is there twice");
+            let is_twice = is_live(at) && other.is_some_and(|(other, _)| is_live(self.sockets[other].node));
+            assert!(!is_twice, "{user} is there twice");
         }
         for offline in value["offlinemsg"].as_array().into_iter().flatten() {
             let inner: Option<Value> = offline.as_str().and_then(|text| serde_json::from_str(text).ok());

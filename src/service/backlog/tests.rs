@@ -235,3 +235,16 @@ fn an_end_stores_all_that_is_left_and_waits_for_nobody_who_reads() {
     table.written(7, &["forget [7]"]);
     assert!(table.backlog.is_settled());
 }
+
+#[test]
+fn the_backlog_of_a_user_who_has_come_back_is_watched_by_a_timer_of_the_new_session() {
+    let mut table = Table::reading();
+    table.hold(1, &["watch"]);
+    table.take(&[], |backlog, cx| backlog.end(false, cx));
+    table.recalled(None, &[], &["store [1]"]);
+    table.stored(&[Kept::Stored(1)], &["1 Stored"]);
+    let now = table.now;
+    table.backlog.begin_anew(7, now);
+    table.hold(2, &["watch"]);
+    table.a_second(&["store [2]"]);
+}
