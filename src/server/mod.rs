@@ -18,7 +18,8 @@
 //! | `look` | the store | checks whether this node is marked as dead, after each renewal, or several times a second without one |
 //! | `reaper` | the store | marks nodes without a lease, tells all others, and frees the claims when all have confirmed |
 //!
-//! [`validity`] holds what the first two find out, and every reactor asks it before it does anything.
+//! [`validity`] holds what the first two find out, and every reactor asks it before it does anything. Like [`reaping`],
+//! which decides for the third, it knows neither Redis nor the store: `tests/simulation` runs both as they are.
 
 mod advice;
 mod bridge;
@@ -29,8 +30,8 @@ mod look;
 mod monitor;
 mod node;
 mod reaper;
-mod reaping;
-mod validity;
+pub mod reaping;
+pub mod validity;
 
 use std::fmt::Display;
 use std::net::{SocketAddr, TcpListener};

@@ -206,7 +206,7 @@ impl World {
                     node.ends.confirmations.remove(&(dead, asker));
                     let id = node.id;
                     if asker == id {
-                        node.keeper.confirmed(dead, id);
+                        node.keeper.reaping.confirmed(dead, id);
                     } else {
                         self.send(at, BusOp::ToNode(asker, Envelope::Confirmed { node: dead }));
                     }
@@ -379,7 +379,7 @@ impl World {
         *newest = line;
         match envelope {
             Envelope::Dead { node } => self.bury(at, node, Some(from)),
-            Envelope::Confirmed { node } => self.nodes[at].keeper.confirmed(node, from),
+            Envelope::Confirmed { node } => self.nodes[at].keeper.reaping.confirmed(node, from),
             envelope => self.event(at, Port::Subscriber, BusEvent::Envelope(from, envelope)),
         }
     }

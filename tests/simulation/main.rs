@@ -24,7 +24,7 @@
 //! | file | what |
 //! | --- | --- |
 //! | `world.rs` | a run: its plan, its steps, its faults, its end |
-//! | `node.rs` | a node: mailboxes, pool, lease, looks, how the dead are buried |
+//! | `node.rs` | a node: mailboxes, pool, lease, looks, how the dead are buried; when it may act, and when claims are freed, the server's own `validity` and `reaping` say |
 //! | `socket.rs` | connections, as the reactor keeps them |
 //! | `bus.rs` | Redis, and the lines to it |
 //! | `store.rs` | the database, and the lines to it |

@@ -1,6 +1,6 @@
 //! One node: its threads' state, what is under way between them, and how it lives and dies.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,8 +8,10 @@ use chat_server::bus::{BusOp, Envelope};
 use chat_server::home::Homes;
 use chat_server::password::{Cost, Hasher};
 use chat_server::reactor::{ConnId, ConnIds};
+use chat_server::server::reaping::{Reaping, Step, Suspect};
+use chat_server::server::validity::Validity;
 use chat_server::service::{HashQueue, Job, JobRunner, Letter, Memo, Moved, Settings, Shard, Timer};
-use chat_server::store::{Entry, NodeId, StoreError};
+use chat_server::store::{NodeId, StoreError};
 
 use crate::bus::{Ends, LEASE_TTL};
 use crate::socket::SocketId;
@@ -18,14 +20,10 @@ use crate::world::{LANES, World};
 
 /// How often the lease is renewed, and the others are looked at.
 const TICK: Duration = Duration::from_millis(250);
-/// How long a look into the store is as good as a lease.
-const LOOK: Duration = Duration::from_secs(1);
+/// How long before the node may not act any more it looks into the store without a renewal.
+const AHEAD: Duration = Duration::from_millis(700);
 /// How long a beat counts.
 const BEAT: Duration = Duration::from_secs(2);
-/// Between a mark and the end of the claims: by then every look that began before it is over.
-const LOOKS_ARE_OVER: Duration = Duration::from_secs(2);
-/// How often the others are told of a death.
-const ASK: Duration = Duration::from_secs(2);
 
 /// Whose letters come in the order in which they were sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -80,33 +78,29 @@ pub struct Node {
     pub is_marked: bool,
 }
 
-/// Looks after a node's lease, and after the dead.
-#[derive(Default)]
+/// Looks after a node's lease, and after the dead, with those parts of the server that decide.
 pub struct Keeper {
     next: Duration,
     pub can_renew: bool,
-    valid_until: Duration,
-    /// When the last look that told nothing bad began.
-    looked: Option<Duration>,
+    validity: Validity,
+    pub reaping: Reaping,
     beat: Duration,
     /// Since when the lease has been without a gap.
     whole_since: Duration,
-    /// Nodes whose lease was missing, and how often they had looked before that was seen.
-    suspects: BTreeMap<NodeId, u64>,
-    dead: BTreeMap<NodeId, Death>,
-}
-
-/// A node that is marked.
-struct Death {
-    since: Duration,
-    asked: Option<Duration>,
-    confirmed: BTreeSet<NodeId>,
+    /// Nodes whose lease was found missing, and about which nothing has been done yet.
+    missing: Vec<Suspect>,
 }
 
 impl Keeper {
-    pub fn confirmed(&mut self, dead: NodeId, by: NodeId) {
-        if let Some(death) = self.dead.get_mut(&dead) {
-            death.confirmed.insert(by);
+    fn new(own: NodeId, now: Duration) -> Keeper {
+        Keeper {
+            next: now,
+            can_renew: true,
+            validity: Validity::new(LEASE_TTL).0,
+            reaping: Reaping::new(own),
+            beat: Duration::ZERO,
+            whole_since: Duration::ZERO,
+            missing: Vec::new(),
         }
     }
 }
@@ -152,7 +146,7 @@ impl World {
         let cost: Cost = "8,1".parse().expect("a cost");
         let memo = Arc::new(Memo::new().expect("a secret"));
         let connection = Box::new(Line::new(&self.database, id));
-        let keeper = Keeper { can_renew: true, next: self.clock, ..Keeper::default() };
+        let keeper = Keeper::new(id, self.clock);
         Node {
             id,
             homes,
@@ -199,11 +193,8 @@ impl World {
     /// Whether its reactors may act: by a lease that is valid, or else on a look into the store.
     pub fn may_act(&self, at: usize) -> bool {
         let node = &self.nodes[at];
-        let is_valid = || {
-            let looked = node.keeper.looked.is_some_and(|looked| self.clock < looked + LOOK);
-            looked || self.clock < node.keeper.valid_until
-        };
-        let acts = node.is_started && !node.is_stopped && !node.is_marked && (self.plan.is_alone || is_valid());
+        let is_valid = self.plan.is_alone || node.keeper.validity.may_act(self.clock);
+        let acts = node.is_started && !node.is_stopped && !node.is_marked && is_valid;
         assert!(!acts || !self.database().has_freed(node.id), "node {at} acts without its claims");
         acts
     }
@@ -224,83 +215,97 @@ impl World {
         if self.hears_itself(at) {
             self.nodes[at].keeper.beat = self.clock;
         }
-        if let Err(StoreError::Marked) = self.renew_and_look(at) {
-            self.nodes[at].is_marked = true;
+        for result in [self.renew_and_look(at), self.take_steps(at)] {
+            self.nodes[at].is_marked |= matches!(result, Err(StoreError::Marked));
         }
     }
 
     fn renew_and_look(&mut self, at: usize) -> Result<(), StoreError> {
         let (id, clock) = (self.nodes[at].id, self.clock);
-        let keeper = &mut self.nodes[at].keeper;
+        let keeper = &self.nodes[at].keeper;
         if self.redis.is_away || !keeper.can_renew || keeper.beat + BEAT < clock {
-            self.database().glance(id)?;
-            self.nodes[at].keeper.looked = Some(clock);
+            if keeper.validity.until() <= clock + AHEAD {
+                self.database().glance(id)?;
+                keeper.validity.glanced(clock);
+            }
             return Ok(());
         }
-        if !self.redis.has_lease(id, clock) {
-            keeper.whole_since = clock;
-            keeper.suspects.clear();
-        }
+        let existed = self.redis.has_lease(id, clock);
         self.redis.renew(id, clock);
-        keeper.valid_until = clock + LEASE_TTL;
-        let marked = self.database().look(id)?;
-        self.nodes[at].keeper.looked = Some(clock);
+        let keeper = &mut self.nodes[at].keeper;
+        keeper.validity.renewed(clock, clock, existed);
+        if !existed {
+            keeper.whole_since = clock;
+        }
+        self.look_for_leases(at);
+        // The threads that ask the store have connections of their own.
+        let looked = self.look(at);
+        let reaped = self.reap(at);
+        looked.and(reaped)
+    }
+
+    fn look(&mut self, at: usize) -> Result<(), StoreError> {
+        let marked = self.database().look(self.nodes[at].id)?;
+        self.nodes[at].keeper.validity.looked(self.clock);
         for node in marked {
             if !self.has_buried(at, node) {
                 self.bury(at, node, None);
             }
         }
-        if self.plan.settings.mixed {
-            self.database().reassert(id)?;
-        }
-        self.look_after_the_dead(at)
-    }
-
-    fn look_after_the_dead(&mut self, at: usize) -> Result<(), StoreError> {
-        let (id, clock) = (self.nodes[at].id, self.clock);
-        let nodes = self.database().nodes(id)?;
-        self.nodes[at].keeper.dead.retain(|dead, _| nodes.iter().any(|entry| entry.node == *dead && entry.marked));
-        for entry in &nodes {
-            if entry.marked {
-                self.bury_for_good(at, entry.node, &nodes)?;
-                continue;
-            }
-            let keeper = &mut self.nodes[at].keeper;
-            // A missing lease says something only if it would be there: the Redis and this node have been well for long.
-            let is_sure = clock > self.redis.up_since + LEASE_TTL && clock > keeper.whole_since + LEASE_TTL;
-            if self.redis.has_lease(entry.node, clock) || !is_sure {
-                keeper.suspects.remove(&entry.node);
-                continue;
-            }
-            // Some time may pass between what was seen and what is done about it.
-            let looks = *keeper.suspects.entry(entry.node).or_insert(entry.looks);
-            if self.rng.one_in(2) {
-                self.nodes[at].keeper.suspects.remove(&entry.node);
-                let is_marked = self.database().mark(id, entry.node, looks)?;
-                self.trace(|| format!("node {at} marks {}: {is_marked}", entry.node));
-            }
-        }
         Ok(())
     }
 
-    /// Announces a death to all nodes, and then frees the claims.
-    fn bury_for_good(&mut self, at: usize, dead: NodeId, nodes: &[Entry]) -> Result<(), StoreError> {
-        let (id, clock) = (self.nodes[at].id, self.clock);
-        let new = || Death { since: clock, asked: None, confirmed: BTreeSet::new() };
-        let death = self.nodes[at].keeper.dead.entry(dead).or_insert_with(new);
-        let others: Vec<NodeId> = nodes.iter().filter(|entry| !entry.marked).map(|entry| entry.node).collect();
-        let have_confirmed = others.iter().chain([&id]).all(|node| death.confirmed.contains(node));
-        if have_confirmed && clock >= death.since + LOOKS_ARE_OVER {
-            self.database().free(id, dead)?;
-            self.trace(|| format!("node {at} frees the claims of {dead}"));
+    fn look_for_leases(&mut self, at: usize) {
+        let (clock, keeper) = (self.clock, &mut self.nodes[at].keeper);
+        // A missing lease says something only if it would be there: the Redis and this node have been well for long.
+        let is_sure = clock > self.redis.up_since + LEASE_TTL && clock > keeper.whole_since + LEASE_TTL;
+        if is_sure && keeper.missing.is_empty() {
+            keeper.missing = keeper.reaping.suspects();
+            keeper.missing.retain(|suspect| !self.redis.has_lease(suspect.node, clock));
+        }
+    }
+
+    /// Marks the nodes without a lease, and reads the roll.
+    fn reap(&mut self, at: usize) -> Result<(), StoreError> {
+        // Some time may pass between what was seen and what is done about it.
+        if self.rng.one_in(2) {
             return Ok(());
         }
-        if death.asked.is_none_or(|asked| clock >= asked + ASK) {
-            death.asked = Some(clock);
-            for other in others {
-                self.send(at, BusOp::ToNode(other, Envelope::Dead { node: dead }));
+        let (id, clock) = (self.nodes[at].id, self.clock);
+        if self.plan.settings.mixed {
+            self.database().reassert(id)?;
+        }
+        let missing = std::mem::take(&mut self.nodes[at].keeper.missing);
+        for Suspect { node, looks } in self.nodes[at].keeper.reaping.missing(&missing) {
+            let is_marked = self.database().mark(id, node, looks)?;
+            self.trace(|| format!("node {at} marks {node}: {is_marked}"));
+            if is_marked {
+                self.nodes[at].keeper.reaping.marked(node, clock);
             }
-            self.bury(at, dead, Some(id));
+        }
+        let entries = self.database().nodes(id)?;
+        self.nodes[at].keeper.reaping.read(&entries, clock);
+        Ok(())
+    }
+
+    /// Announces deaths to all nodes, and then frees the claims.
+    fn take_steps(&mut self, at: usize) -> Result<(), StoreError> {
+        let (id, clock) = (self.nodes[at].id, self.clock);
+        for step in self.nodes[at].keeper.reaping.steps(clock) {
+            match step {
+                Step::Tell { dead, to } => to.into_iter().for_each(|node| {
+                    if node == id {
+                        self.bury(at, dead, Some(id));
+                    } else {
+                        self.send(at, BusOp::ToNode(node, Envelope::Dead { node: dead }));
+                    }
+                }),
+                Step::Free(dead) => {
+                    self.database().free(id, dead)?;
+                    self.trace(|| format!("node {at} frees the claims of {dead}"));
+                    self.nodes[at].keeper.reaping.freed(dead);
+                }
+            }
         }
         Ok(())
     }
