@@ -233,9 +233,7 @@ impl Database {
         self.of_roll(by)?;
         self.unmarked(by)?;
         // It waits for that node's open transactions.
-        while let Some(at) = self.late.iter().position(|late| late.node == node) {
-            self.finish_late(at);
-        }
+        self.end_lost(node);
         let row = self.roll.get_mut(&node).filter(|row| row.looks == looks);
         Ok(row.map(|row| row.marked = true).is_some())
     }
@@ -390,6 +388,14 @@ impl Database {
         is_any
     }
 
+    /// Before a node does anything else, the database ends its connections that were lost: what these were asked for
+    /// is done by then, or never.
+    fn end_lost(&mut self, node: NodeId) {
+        while let Some(at) = self.late.iter().position(|late| late.node == node) {
+            self.finish_late(at);
+        }
+    }
+
     fn finish_late(&mut self, at: usize) {
         let Late { node, batch, first_key } = self.late.swap_remove(at);
         let messages: u64 = batch.iter().map(Write::messages).sum();
@@ -466,6 +472,7 @@ impl Database {
         if let Fate::Failed = fate {
             return Err(away());
         }
+        self.end_lost(node);
         self.unmarked(node)?;
         if let Fate::LateInDoubt = fate {
             self.late.push(Late { node, batch: batch.to_vec(), first_key });
@@ -518,6 +525,7 @@ impl Line {
         if is_lost {
             return Err(away());
         }
+        database.end_lost(self.node);
         if is_checked {
             database.unmarked(self.node)?;
         }
