@@ -8,16 +8,20 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use crossbeam_channel::Sender;
 
 use super::ending::{LOOK, Remains};
-use super::reaper::Notice;
+use super::notice::Notice;
 use super::validity::Validity;
-use super::{Mailboxes, submit};
 use crate::bus::{Bus, BusEvent, BusOp, Envelope, Listener};
 use crate::clock::since_boot;
 use crate::home::Homes;
 use crate::pool::{Standing, Submitter, Worker};
-use crate::reactor::{Body, CloseReason, ConnId, Handler, HangUp, Io, Mail, Message, Recall, Taken, Types, Unwritten};
-use crate::service::{Effect, Effects, Job, JobRunner, Letter, Moved, Now, Payload, Reason, Shard, Tag, Timer};
+use crate::reactor::{
+    Body, CloseReason, ConnId, Handler, HangUp, Io, Mail, Mailbox, Message, Recall, Taken, Types, Unwritten,
+};
+use crate::service::{Effect, Effects, Job, JobRunner, Lane, Letter, Moved, Now, Payload, Reason, Shard, Tag, Timer};
 use crate::store::NodeId;
+
+/// The mailboxes of all reactors, by index.
+pub(super) type Mailboxes = Arc<[Mailbox<Mail<Bridge>>]>;
 
 /// One reactor's handler: a shard, and what its effects go to.
 pub(super) struct Bridge {
@@ -105,6 +109,14 @@ impl Bridge {
             // The channel has room for every reactor's report.
             let _ = self.reports.wound_up.try_send(());
         }
+    }
+}
+
+/// Submits an effect's job.
+fn submit(pool: &Submitter<Job>, lane: Lane, job: Job) {
+    match lane {
+        Lane::Number(number) => pool.in_lane(number, job),
+        Lane::None => pool.anywhere(job),
     }
 }
 

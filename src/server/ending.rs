@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, select};
 
-use super::Hurry;
+/// Any message on this channel cuts an end short.
+pub type Hurry = Receiver<String>;
 
 /// How long there may be no progress: a database that answers at all has done a batch by then.
 const STALLED: Duration = Duration::from_secs(10);

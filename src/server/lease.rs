@@ -15,8 +15,8 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use redis::RedisError;
 
-use super::Complaints;
-use super::reaper::Notice;
+use super::complaints::Complaints;
+use super::notice::Notice;
 use super::reaping::Suspect;
 use super::validity::Validity;
 use crate::bus::redis::{Leases, RedisBus, StartError};

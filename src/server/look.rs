@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
-use super::Complaints;
+use super::complaints::Complaints;
 use super::validity::Validity;
 use crate::bus::redis::RedisBus;
 use crate::clock::since_boot;

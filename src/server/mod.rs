@@ -24,18 +24,21 @@
 mod advice;
 mod bridge;
 mod cluster;
+mod complaints;
+mod door;
 mod ending;
 mod lease;
 mod look;
 mod monitor;
 mod node;
+mod notice;
+mod opened;
 mod reaper;
 pub mod reaping;
+mod threads;
 pub mod validity;
 
-use std::fmt::Display;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -43,22 +46,18 @@ use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, Sender, bounded, select};
 
 use crate::config::{Config, Listen};
-use crate::pool::Submitter;
-use crate::reactor::{Acceptor, AcceptorHandle, Admission, Handler, Mail, Mailbox, listen, listen_everywhere};
+use crate::reactor::{Acceptor, Admission, listen, listen_everywhere};
 use crate::secret::SecretUrl;
-use crate::service::{Job, Lane};
-use crate::wire::{Errno, Refusal, reply};
+use crate::wire::{Errno, Refusal};
 use advice::Descriptors;
 pub use advice::{CannotListen, advise, enough_memory};
-use bridge::Bridge;
-pub use ending::Hurried;
+use bridge::Mailboxes;
+use complaints::Complaints;
+use door::{Door, refusal_of};
+pub use ending::{Hurried, Hurry};
 use monitor::Monitor;
-use node::{Lasting, Node, Opened};
-
-type Mailboxes = Arc<[Mailbox<Mail<Bridge>>]>;
-
-/// Any message on this channel cuts an end short.
-pub type Hurry = Receiver<String>;
+use node::{Lasting, Node, Ready};
+use opened::Opened;
 
 /// The pause before a new life that could not begin is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -77,7 +76,7 @@ impl Server {
     /// The store cannot be opened, the server cannot listen on an address ([`CannotListen`]), or the system has no
     /// more descriptors or threads; [`advise`] says what to do then.
     pub fn start(config: &Config) -> Result<Server> {
-        let monitored = config.metrics.map(monitor::bind).transpose()?;
+        let monitored = config.metrics.map(listen_for_metrics).transpose()?;
         let descriptors = Descriptors::enough(config)?;
         let opened = Opened::new(config)?;
         let listener = match config.listen {
@@ -87,7 +86,7 @@ impl Server {
         let listener = listener.map_err(|error| CannotListen::new(config.listen.to_string(), error))?;
         let address = listener.local_addr()?;
         let lasting = Lasting::new(config, descriptors)?;
-        let (node, sources) = opened.ready(&lasting, address)?.run(&lasting, listener.try_clone()?)?;
+        let (node, sources) = Ready::new(opened, &lasting, address)?.run(&lasting, listener.try_clone()?)?;
         let monitor =
             monitored.map(|listener| Monitor::start(listener, descriptors.watchers(), sources)).transpose()?;
         log::info!(
@@ -133,6 +132,11 @@ impl Server {
     }
 }
 
+/// Listens for `--metrics`, before anything else is done.
+fn listen_for_metrics(address: SocketAddr) -> Result<TcpListener, CannotListen> {
+    listen(address).map_err(|error| CannotListen::new(format!("{address} for --metrics"), error))
+}
+
 /// One life after the other, on the same sockets.
 struct Lives {
     address: SocketAddr,
@@ -168,7 +172,8 @@ impl Lives {
         let mut complaints = Complaints::default();
         let mut doorman: Option<Door> = None;
         let ready = loop {
-            let ready = Opened::new(&self.lasting.config).and_then(|opened| opened.ready(&self.lasting, self.address));
+            let opened = Opened::new(&self.lasting.config);
+            let ready = opened.and_then(|opened| Ready::new(opened, &self.lasting, self.address));
             let error = ready.as_ref().err().map(|error| format!("{error:#}"));
             complaints.note(error.as_ref(), "this node can begin anew", "this node cannot begin anew yet");
             if let Ok(ready) = ready {
@@ -204,91 +209,5 @@ impl Lives {
         let outcome = node.stop(hurry);
         self.monitor.into_iter().for_each(Monitor::end);
         outcome
-    }
-}
-
-/// An acceptor and its thread.
-struct Door {
-    handle: AcceptorHandle,
-    thread: JoinHandle<()>,
-}
-
-impl Door {
-    fn open<H: Handler + 'static>(name: &str, acceptor: Acceptor<H>, handle: AcceptorHandle) -> Result<Door> {
-        Ok(Door { handle, thread: vital_thread(name, move || acceptor.run())? })
-    }
-
-    /// When this returns, no more connections are accepted.
-    fn close(self) {
-        self.handle.stop();
-        join(self.thread);
-    }
-}
-
-/// How many passwords are hashed at a time: more would only wait for each other, with 19 MiB each.
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
-}
-
-/// The message for a client that is turned away.
-fn refusal_of(refusal: &Refusal) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    reply::refused(&mut bytes, None, None, refusal);
-    bytes
-}
-
-/// Starts a named thread.
-fn thread(name: impl Into<String>, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
-    let name = name.into();
-    std::thread::Builder::new().name(name.clone()).spawn(run).with_context(|| format!("cannot start {name}"))
-}
-
-/// Starts a thread without which the server cannot go on: if it fails, the process ends. A server without one of its
-/// reactors would look alive, and serve only some of its users.
-fn vital_thread(
-    name: impl Into<String>,
-    run: impl FnOnce() -> std::io::Result<()> + Send + 'static,
-) -> Result<JoinHandle<()>> {
-    let name = name.into();
-    thread(name.clone(), move || {
-        if let Err(error) = run() {
-            log::error!("{name} cannot go on: {error}");
-            crate::logging::exit(70);
-        }
-    })
-}
-
-fn join(thread: JoinHandle<()>) {
-    // A panic has ended the process already.
-    let _ = thread.join();
-}
-
-/// Submits an effect's job.
-fn submit(pool: &Submitter<Job>, lane: Lane, job: Job) {
-    match lane {
-        Lane::Number(number) => pool.in_lane(number, job),
-        Lane::None => pool.anywhere(job),
-    }
-}
-
-/// Logs each failure once, and once more when it is over.
-#[derive(Default)]
-struct Complaints(Vec<&'static str>);
-
-impl Complaints {
-    /// Notes whether something works; the two texts are for the log.
-    fn note(&mut self, error: Option<&impl Display>, works: &'static str, fails: &'static str) {
-        let at = self.0.iter().position(|told| *told == fails);
-        match (error, at) {
-            (Some(error), None) => {
-                log::warn!("{fails}: {error}");
-                self.0.push(fails);
-            }
-            (None, Some(at)) => {
-                log::info!("{works}");
-                self.0.swap_remove(at);
-            }
-            _ => {}
-        }
     }
 }

@@ -5,7 +5,6 @@
 //! except what is in [`Lasting`].
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -15,21 +14,22 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, never, sele
 use mio::Poll;
 
 use super::advice::Descriptors;
-use super::bridge::{Bridge, BusListener, Reports, StoreWorker, now_at};
+use super::bridge::{Bridge, BusListener, Mailboxes, Reports, StoreWorker, now_at};
 use super::cluster::{Cluster, Joined};
-use super::ending::{self, Hurried, Remains, Unfinished};
+use super::door::{Door, refusal_of};
+use super::ending::{self, Hurried, Hurry, Remains, Unfinished};
 use super::monitor::Sources;
-use super::{Door, Hurry, Mailboxes, cores, refusal_of, thread, vital_thread};
+use super::opened::Opened;
+use super::threads::{thread, vital_thread};
 use crate::bus::{Alone, Bus};
-use crate::config::{Config, StoreUrl};
+use crate::config::Config;
 use crate::home::Homes;
 use crate::password::Hasher;
 use crate::pool::{self, Pool};
 use crate::reactor::{Acceptor, Addresses, Admission, Budget, EventLoop, Limits, Mail, Origin, mailboxes};
 use crate::service::{self, HashQueue, Job, JobRunner, Memo, Settings, Shard, Throttle};
-use crate::store::mysql::{self, Lock, MySqlStore};
-use crate::store::sqlite::SqliteStore;
-use crate::store::{NodeId, Quotas, Store, StoreCounts, Timed, UserId};
+use crate::store::mysql::Lock;
+use crate::store::{NodeId, Store, StoreCounts, Timed, UserId};
 use crate::wire::{Errno, Refusal};
 
 /// How long the store may take to finish and close, after all users are logged out.
@@ -92,62 +92,6 @@ impl Lasting {
     }
 }
 
-/// A life that has its store.
-pub(super) struct Opened {
-    pub node: NodeId,
-    pub store: Arc<dyn Store>,
-    /// The lock on the database, if other servers could reach it.
-    pub lock: Option<Lock>,
-}
-
-impl Opened {
-    /// Opens the store.
-    ///
-    /// # Errors
-    /// It cannot be opened.
-    pub fn new(config: &Config) -> Result<Opened> {
-        let node = NodeId(getrandom::u64().context("cannot draw a number")? >> 1 | 1);
-        let quotas = Quotas {
-            offline: config.max_offline,
-            friends: config.max_friends,
-            groups: config.max_groups,
-            members: config.max_group_size,
-        };
-        let (store, lock): (Arc<dyn Store>, _) = match &config.store {
-            StoreUrl::Sqlite(path) => (Arc::new(SqliteStore::open(Path::new(path), node, quotas)?), None),
-            StoreUrl::MySql(url) => {
-                let (url, charset, mixed) = (url.reveal().to_owned(), config.mysql_charset.clone(), config.mixed);
-                let alone = config.redis.is_none();
-                let store = MySqlStore::open(mysql::Options { url, node, charset, mixed, alone, quotas })?;
-                let lock = store.lock()?;
-                (Arc::new(store), Some(lock))
-            }
-        };
-        Ok(Opened { node, store, lock })
-    }
-
-    /// Joins the cluster, if there is one. `address` tells a reader of the leases in Redis which node this is.
-    ///
-    /// # Errors
-    /// Redis or the store is not available, or the database belongs to another cluster; the system has no more
-    /// descriptors or threads.
-    pub fn ready(mut self, lasting: &Lasting, address: SocketAddr) -> Result<Ready> {
-        // First the polls, then their mailboxes, then threads that know all mailboxes.
-        let config = &lasting.config;
-        let (polls, mailboxes): (_, Mailboxes) = mailboxes(config.reactors)?;
-        let listener = |reaper| BusListener { mailboxes: Arc::clone(&mailboxes), homes: lasting.homes, reaper };
-        let (bus, joined): (Arc<dyn Bus>, _) = match &config.redis {
-            Some(url) => {
-                let joined = Joined::new(url.reveal(), config, address, &mut self, listener)?;
-                (joined.bus(), Some(joined))
-            }
-            // A node that is alone is sent no confirmations, so its listener needs no reaper.
-            None => (Arc::new(Alone::new(Arc::new(listener(bounded(0).0)))), None),
-        };
-        Ok(Ready { opened: self, polls, mailboxes, bus, joined })
-    }
-}
-
 /// A life that has everything but its threads. Dropping it leaves nothing behind.
 pub(super) struct Ready {
     opened: Opened,
@@ -177,6 +121,27 @@ pub(super) struct Node {
 }
 
 impl Ready {
+    /// Joins the cluster, if there is one. `address` tells a reader of the leases in Redis which node this is.
+    ///
+    /// # Errors
+    /// Redis or the store is not available, or the database belongs to another cluster; the system has no more
+    /// descriptors or threads.
+    pub fn new(mut opened: Opened, lasting: &Lasting, address: SocketAddr) -> Result<Ready> {
+        // First the polls, then their mailboxes, then threads that know all mailboxes.
+        let config = &lasting.config;
+        let (polls, mailboxes): (_, Mailboxes) = mailboxes(config.reactors)?;
+        let listener = |reaper| BusListener { mailboxes: Arc::clone(&mailboxes), homes: lasting.homes, reaper };
+        let (bus, joined): (Arc<dyn Bus>, _) = match &config.redis {
+            Some(url) => {
+                let joined = Joined::new(url.reveal(), config, address, &mut opened, listener)?;
+                (joined.bus(), Some(joined))
+            }
+            // A node that is alone is sent no confirmations, so its listener needs no reaper.
+            None => (Arc::new(Alone::new(Arc::new(listener(bounded(0).0)))), None),
+        };
+        Ok(Ready { opened, polls, mailboxes, bus, joined })
+    }
+
     /// Starts all threads, with an acceptor on `listener`.
     ///
     /// # Errors
@@ -246,6 +211,11 @@ impl Ready {
         let node = Node { store, door, mailboxes, reactors, pool, done, cluster, lock, remains, wound_up, marked };
         Ok((node, sources))
     }
+}
+
+/// How many passwords are hashed at a time: more would only wait for each other, with 19 MiB each.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 fn settings(lasting: &Lasting, node: NodeId, lanes: usize) -> Settings {

@@ -19,8 +19,9 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
-use super::Complaints;
+use super::complaints::Complaints;
 use super::lease::{PERIOD, Suspects};
+use super::notice::Notice;
 use super::reaping::{Reaping, Step, Suspect};
 use super::validity::Validity;
 use crate::bus::redis::RedisBus;
@@ -30,20 +31,6 @@ use crate::store::{NodeId, Roll, StoreError};
 
 /// A death that has not been freed for this long is reported in the log.
 const OVERDUE: Duration = Duration::from_secs(10);
-
-/// What the reaper is sent.
-pub(super) enum Notice {
-    /// The lease was renewed, and after that these nodes had none.
-    Renewed {
-        missing: Vec<Suspect>,
-    },
-    /// Node `by` has done everything that is due at the death of `dead`.
-    Confirmed {
-        dead: NodeId,
-        by: NodeId,
-    },
-    Stop,
-}
 
 pub(super) struct Reaper {
     pub own: NodeId,

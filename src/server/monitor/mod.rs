@@ -36,9 +36,9 @@ pub use sources::Sources;
 
 use request::{Refused, Request};
 
-use super::advice::CannotListen;
+use super::door::Door;
+use super::threads::{join, vital_thread};
 use super::validity::Validity;
-use super::{Door, join, vital_thread};
 use crate::bus::Bus;
 use crate::bus::redis::RedisBus;
 use crate::clock::since_boot;
@@ -46,7 +46,7 @@ use crate::metrics::Registry;
 use crate::pool::{Pool, Worker};
 use crate::reactor::{
     Acceptor, Admission, Budget, CloseReason, ConnId, EventLoop, Handler, Io, Limits, Mail, Mailbox, Message, Taken,
-    Types, Unwritten, listen,
+    Types, Unwritten,
 };
 use crate::store::Connection;
 
@@ -76,14 +76,6 @@ pub struct Monitor {
 }
 
 type Mailboxes = Arc<[Mailbox<Mail<Web>>]>;
-
-/// Binds the address, before anything else is done.
-///
-/// # Errors
-/// The system's, such as that the address is in use.
-pub fn bind(address: SocketAddr) -> Result<TcpListener, CannotListen> {
-    listen(address).map_err(|error| CannotListen::new(format!("{address} for --metrics"), error))
-}
 
 impl Monitor {
     /// Starts the threads, for at most `max_connections` at a time.

@@ -8,7 +8,7 @@ use crate::logging;
 use crate::metrics::{Kind, Registry, Watched};
 use crate::pool::{Queue, Submitter, WorkerCounts};
 use crate::reactor::{AcceptorCounts, ReactorCounts};
-use crate::server::Mailboxes;
+use crate::server::bridge::Mailboxes;
 use crate::server::validity::Validity;
 use crate::service::{Job, ShardCounts};
 use crate::store::{Store, StoreCounts};
