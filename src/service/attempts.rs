@@ -6,9 +6,8 @@
 //! finds that no client waits for it any more; a claim is then given back.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use super::client::{Client, Hold};
+use super::client::{Attempt, DEADLINE, HASH_BY, Hold, Stage};
 use super::hashing::Place;
 use super::jobs::Login;
 use super::letters::Timer;
@@ -17,69 +16,6 @@ use super::{Limit, Shard};
 use crate::reactor::{ConnId, HangUp};
 use crate::store::UserId;
 use crate::wire::{Errno, Refusal, msgid};
-
-/// When an attempt is answered at the latest, from the moment when it was read.
-const DEADLINE: Duration = Duration::from_secs(10);
-/// When its password must be on a worker, so that the rest has its time, too.
-const HASH_BY: Duration = Duration::from_secs(7);
-
-/// A login or a registration that is on its way.
-#[derive(Debug)]
-pub(super) struct Attempt {
-    /// Which one: no other one of this shard has this number.
-    number: u64,
-    /// The user of a login; `None`: it is a registration.
-    user: Option<UserId>,
-    pub seq: Option<i64>,
-    begun: Instant,
-    pub stage: Stage,
-}
-
-/// What an attempt waits for.
-#[derive(Debug, Default)]
-pub(super) enum Stage {
-    /// The end of the session that was on its connection before.
-    Leaving(Login, Box<str>),
-    /// The hash of its password.
-    Hashing(Arc<Place>),
-    /// Whatever else of the connection is under way, before that goes to the user's home.
-    Moving(Login),
-    /// The store, or another login or the end of a session of its user.
-    #[default]
-    Store,
-    /// The bus, or another node.
-    Bus,
-    /// What its user missed, which is being read.
-    Loading,
-}
-
-impl Attempt {
-    pub fn number(&self) -> u64 {
-        self.number
-    }
-
-    fn place(&self) -> Option<&Place> {
-        if let Stage::Hashing(place) = &self.stage { Some(place) } else { None }
-    }
-
-    /// When it is next looked at how far it has come.
-    pub fn next_look(&self, now: Instant) -> Instant {
-        let hash_by = self.begun + HASH_BY;
-        if hash_by > now { hash_by } else { self.begun + DEADLINE }
-    }
-}
-
-impl Client {
-    /// Gives up its place in the queue of hashes, if it has one; returns whether it had.
-    pub fn give_up(&self) -> bool {
-        self.attempt.as_deref().and_then(Attempt::place).is_some_and(Place::give_up)
-    }
-
-    /// The attempt of this number, if the client still waits for it.
-    fn waits_for(&mut self, number: u64) -> Option<&mut Attempt> {
-        self.attempt.as_deref_mut().filter(|attempt| attempt.number == number && !self.closing)
-    }
-}
 
 impl Shard {
     /// Input waits from here on, until the attempt is answered. Returns its number.

@@ -1,22 +1,16 @@
-//! One client: a connection of this shard, and what its requests wait for.
+//! One client: a connection of this shard, what its requests wait for, and what is counted for it.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use super::attempts::Attempt;
+use super::hashing::Place;
 use super::jobs::Login;
-use super::letters::Timer;
-use super::limits::Tally;
 use super::reason::Reason;
 use super::receipts::SessionId;
-use super::{Effect, Shard};
-use crate::reactor::{ConnId, canonical};
+use crate::reactor::{AddressSlot, canonical};
 use crate::store::UserId;
-use crate::wire::proxy::BadHeader;
-use crate::wire::{Errno, FramingMirror, ProxyHeader, Refusal, Request, Splitter, msgid, reply};
-
-/// How soon a timer looks again if it has found the client busy.
-const LATER: Duration = Duration::from_secs(1);
+use crate::wire::{FramingMirror, Request, Splitter, msgid};
 
 /// A connection, as the service sees it.
 #[derive(Debug)]
@@ -90,6 +84,81 @@ impl Holds {
     pub fn is_empty(self) -> bool {
         self.0 == 0
     }
+
+    pub fn add(&mut self, hold: Hold) {
+        self.0 |= hold as u8;
+    }
+
+    pub fn remove(&mut self, hold: Hold) {
+        self.0 &= !(hold as u8);
+    }
+}
+
+/// When an attempt is answered at the latest, from the moment when it was read.
+pub(super) const DEADLINE: Duration = Duration::from_secs(10);
+/// When its password must be on a worker, so that the rest has its time, too.
+pub(super) const HASH_BY: Duration = Duration::from_secs(7);
+
+/// A login or a registration that is on its way.
+#[derive(Debug)]
+pub(super) struct Attempt {
+    /// Which one: no other one of this shard has this number.
+    pub number: u64,
+    /// The user of a login; `None`: it is a registration.
+    pub user: Option<UserId>,
+    pub seq: Option<i64>,
+    pub begun: Instant,
+    pub stage: Stage,
+}
+
+/// What an attempt waits for.
+#[derive(Debug, Default)]
+pub(super) enum Stage {
+    /// The end of the session that was on its connection before.
+    Leaving(Login, Box<str>),
+    /// The hash of its password.
+    Hashing(Arc<Place>),
+    /// Whatever else of the connection is under way, before that goes to the user's home.
+    Moving(Login),
+    /// The store, or another login or the end of a session of its user.
+    #[default]
+    Store,
+    /// The bus, or another node.
+    Bus,
+    /// What its user missed, which is being read.
+    Loading,
+}
+
+impl Attempt {
+    pub fn place(&self) -> Option<&Place> {
+        if let Stage::Hashing(place) = &self.stage { Some(place) } else { None }
+    }
+
+    /// When it is next looked at how far it has come.
+    pub fn next_look(&self, now: Instant) -> Instant {
+        let hash_by = self.begun + HASH_BY;
+        if hash_by > now { hash_by } else { self.begun + DEADLINE }
+    }
+}
+
+/// What is counted for one connection, where anything is.
+#[derive(Debug)]
+pub(super) struct Tally {
+    /// Its place under the limit of its address.
+    pub address: Option<AddressSlot>,
+    /// When the rate will have made up for the messages that have come, and for their bytes.
+    pub messages: Instant,
+    pub bytes: Instant,
+    /// When it last sent anything.
+    pub last_input: Instant,
+    /// The time since which no user is logged in on it.
+    pub out_since: Instant,
+}
+
+impl Tally {
+    fn new(now: Instant) -> Self {
+        Tally { address: None, messages: now, bytes: now, last_input: now, out_since: now }
+    }
 }
 
 /// A connection on its way to its user's home, with the login that it goes there for.
@@ -150,136 +219,18 @@ impl Client {
         self.leaving = Some(session.user);
         Some(session)
     }
-}
 
-impl Shard {
-    /// The input of a connection waits, for this reason among others.
-    pub(super) fn hold(&mut self, conn: ConnId, hold: Hold) {
-        if let Some(client) = self.clients.get_mut(conn) {
-            client.holds.0 |= hold as u8;
-            self.fx.push(Effect::Pause(conn));
-        }
+    /// Gives up its place in the queue of hashes, if it has one; returns whether it had.
+    pub fn give_up(&self) -> bool {
+        self.attempt.as_deref().and_then(Attempt::place).is_some_and(Place::give_up)
     }
 
-    /// It does not wait for this reason any more.
-    pub(super) fn unhold(&mut self, conn: ConnId, hold: Hold) {
-        if let Some(client) = self.clients.get_mut(conn) {
-            client.holds.0 &= !(hold as u8);
-            if client.holds.is_empty() {
-                self.fx.push(Effect::Resume(conn));
-            }
-        }
+    /// The attempt of this number, if the client still waits for it.
+    pub fn waits_for(&mut self, number: u64) -> Option<&mut Attempt> {
+        self.attempt.as_deref_mut().filter(|attempt| attempt.number == number && !self.closing)
     }
 
-    pub(super) fn connection_arrived(&mut self, conn: ConnId, moved: Moved) {
-        let now = self.now;
-        let Moved { client, mut login } = moved;
-        login.conn = conn;
-        if client.holds.has(Hold::Rate) {
-            self.fx.timer(now.at + LATER, Timer::Rate(conn));
-        }
-        let attempt_due = client.attempt.as_deref().map(|attempt| (attempt.next_look(now.at), attempt.number()));
-        self.clients.insert(conn, client);
-        self.set_timers(conn);
-        if let Some((due, number)) = attempt_due {
-            self.fx.timer(due, Timer::Attempt { conn, number });
-        }
-        if self.shutting_down {
-            self.refuse_attempt(conn, &Errno::ShuttingDown.into());
-        } else {
-            self.enter(login);
-        }
-    }
-
-    /// Sets the timers of a connection that is new here.
-    pub(super) fn set_timers(&mut self, conn: ConnId) {
-        let now = self.now.at;
-        if let Some(timeout) = self.settings.login_timeout {
-            self.fx.timer(now + timeout, Timer::Login(conn));
-        }
-        if let Some(timeout) = self.settings.idle_timeout {
-            self.fx.timer(now + timeout / 2, Timer::Idle(conn));
-        }
-    }
-
-    /// Where there is a proxy, every connection comes from it and names its client first. Any other peer
-    /// may claim no address, and is closed: false.
-    pub(super) fn expect_proxy_header(&mut self, conn: ConnId) -> bool {
-        let proxies = &self.settings.proxies;
-        let Some(client) = self.clients.get_mut(conn).filter(|_| !proxies.is_empty()) else { return true };
-        let ip = client.peer.ip();
-        client.header_due = proxies.iter().any(|network| network.contains(&ip));
-        client.closing = !client.header_due;
-        if client.closing {
-            log::debug!("{conn}: {ip} is none of the proxies");
-            self.fx.push(Effect::Close(conn, Reason::NotTheProxy));
-        }
-        client.header_due
-    }
-
-    /// Reads the header at the front of `input`, if one is due, and returns its length; `None`: it
-    /// is not whole yet.
-    pub(super) fn proxy_header(&mut self, conn: ConnId, input: &[u8]) -> Option<usize> {
-        let client = self.clients.get_mut(conn).filter(|client| client.header_due && !client.closing);
-        let Some(client) = client else { return Some(0) };
-        match ProxyHeader::parse(input) {
-            Ok(header) => {
-                let header = header?;
-                client.header_due = false;
-                if let Some(source) = header.source.map(canonical) {
-                    log::debug!("{conn}: {source} has connected, through {}", client.peer);
-                    client.peer = source;
-                    self.admit_address(conn);
-                }
-                Some(header.length)
-            }
-            Err(bad) => {
-                self.refuse_proxy_header(conn, bad);
-                Some(0)
-            }
-        }
-    }
-
-    pub(super) fn refuse_proxy_header(&mut self, conn: ConnId, bad: BadHeader) {
-        let refusal = Refusal::new(Errno::Unfollowable, bad.to_string());
-        self.refuse_and_close(conn, refusal, Reason::BadProxyHeader);
-    }
-
-    /// Closes a connection on which there was no login in time.
-    pub(super) fn login_timer(&mut self, conn: ConnId) {
-        let now = self.now;
-        let Some(timeout) = self.settings.login_timeout else { return };
-        let Some(client) = self.clients.get_mut(conn) else { return };
-        if client.user.is_some() {
-            return; // a logout sets it again
-        }
-        let due = client.tally(now.at).out_since + timeout;
-        if client.holds.has(Hold::Request) || due > now.at {
-            self.fx.timer(due.max(now.at + LATER), Timer::Login(conn));
-        } else {
-            self.refuse_and_close(conn, Refusal::busy("no login in time", 1), Reason::LoginTimeout);
-        }
-    }
-
-    /// Asks a silent client for a sign of life, and closes its connection if there is none.
-    pub(super) fn idle_timer(&mut self, conn: ConnId) {
-        let now = self.now;
-        let Some(timeout) = self.settings.idle_timeout else { return };
-        let Some(client) = self.clients.get_mut(conn) else { return };
-        let last_input = client.tally(now.at).last_input;
-        let (ask, due) = (last_input + timeout / 2, last_input + timeout);
-        if ask > now.at {
-            self.fx.timer(ask, Timer::Idle(conn));
-        } else if due > now.at {
-            // Only clients that know a PING get one: all others get nothing that the original does not send.
-            if client.uses_seq || client.knows_ping {
-                self.reply(conn, reply::ping);
-            }
-            self.fx.timer(due, Timer::Idle(conn));
-        } else if client.pending > 0 {
-            self.fx.timer(now.at + LATER, Timer::Idle(conn));
-        } else {
-            self.refuse_and_close(conn, Refusal::new(Errno::Busy, "closed for being idle"), Reason::IdleTimeout);
-        }
+    pub fn tally(&mut self, now: Instant) -> &mut Tally {
+        self.tally.get_or_insert_with(|| Box::new(Tally::new(now)))
     }
 }

@@ -1,74 +1,24 @@
 //! What other nodes and the bus report, and what is asked of them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::backlog::Nudger;
-use super::delivery::Text;
-use super::jobs::Login;
 use super::letters::{Letter, Timer};
-use super::receipts::{Receipt, ReplyTo, SessionId};
+use super::questions::{Burial, Question, Waiter};
+use super::receipts::{Receipt, SessionId, Text};
 use super::route::PATIENCE;
 use super::shard::Shard;
 use super::users::{Early, User};
 use super::{Answer, Effect, Then};
 use crate::bus::{Addressee, Answered, BusEvent, BusOp, Envelope, Fate, Ticket};
-use crate::store::{GroupId, NodeId, Outcome, StoreError, UserId, Write};
+use crate::store::{NodeId, Outcome, StoreError, UserId, Write};
 use crate::wire::Request;
 
 /// When a join that some node has not confirmed is refused; it is still announced to that node.
 const JOIN_PATIENCE: Duration = Duration::from_secs(10);
 /// When a node that was marked does nothing any more: all looks that it had begun before are over.
 const LAST_LOOKS: Duration = Duration::from_secs(2);
-
-/// What was asked of other nodes, or of the bus.
-pub(super) enum Question {
-    /// Does a C++ node that went without a word still have this account?
-    Listeners(Login),
-    /// Has this launch reached a C++ node?
-    Published { user: UserId, number: u64 },
-    /// Do these nodes, which have not confirmed it yet, know that this user has joined this group? `whose`: where the
-    /// reply goes, and whether the user was a member before.
-    Join { group: GroupId, user: UserId, nodes: Vec<NodeId>, whose: Option<(ReplyTo, bool)>, begun: Instant },
-}
-
-/// What was asked and is not answered.
-#[derive(Default)]
-pub(super) struct Questions {
-    /// What no route asks, by ticket.
-    pub open: BTreeMap<u64, Question>,
-    last_ticket: u64,
-    /// When answers have had their time.
-    patience: BTreeSet<(Instant, Waiter)>,
-    /// When the timer for the first of them fires; one that was set for later before is of no use any more.
-    timer_at: Option<Instant>,
-}
-
-/// Nodes that are dead, by number, while something of them is open.
-#[derive(Default)]
-pub(super) struct Burials {
-    open: HashMap<u64, Burial>,
-    last: u64,
-}
-
-/// What waits for an answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Waiter {
-    /// The route to a user.
-    Route(UserId),
-    /// A question, by its number.
-    Question(u64),
-}
-
-/// A node that is dead, while something of it is open here.
-pub(super) struct Burial {
-    node: NodeId,
-    /// The node that waits for it.
-    asker: Option<NodeId>,
-    /// Sessions with something from before.
-    left: usize,
-}
 
 impl Shard {
     pub(super) fn bus_event(&mut self, event: BusEvent) {

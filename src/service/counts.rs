@@ -1,8 +1,8 @@
 //! What a shard counts. Counting is no effect and changes none: it may be read at any time, and is
 //! read by nothing here.
 
+use super::jobs::Answer;
 use super::receipts::Receipt;
-use super::{Answer, Shard};
 use crate::metrics::{By, Counter, Gauge, Histogram, Label, cells, labels};
 use crate::store::{Quota, StoreError};
 use crate::wire::Errno;
@@ -136,7 +136,7 @@ cells! {
     }
 }
 
-impl Shard {
+impl ShardCounts {
     /// Notes what a password has cost, once that is known.
     pub(super) fn count_password(&self, answer: &Result<Answer, StoreError>) {
         let work = match answer {
@@ -145,7 +145,7 @@ impl Shard {
             Ok(Answer::Spared) => PasswordWork::Spared,
             _ => return,
         };
-        self.counts.passwords.of(work).add(1);
+        self.passwords.of(work).add(1);
     }
 
     /// Counts a message to one recipient, if it is this node's to count.
@@ -155,6 +155,6 @@ impl Shard {
             Receipt::Sum { .. } => MessageKind::Group,
             Receipt::Node { .. } | Receipt::Nobody => return,
         };
-        self.counts.messages.of(kind).of(path).add(1);
+        self.messages.of(kind).of(path).add(1);
     }
 }

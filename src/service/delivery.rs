@@ -1,13 +1,13 @@
 //! Where a message goes, and what became of it.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::backlog::Backlog;
-use super::cluster::{Question, Waiter};
-use super::letters::{Stored, Timer};
+use super::jobs::Stored;
+use super::letters::Timer;
 use super::limits::store_is_full;
-use super::receipts::{Receipt, SessionId, Waiting};
+use super::questions::{Question, Waiter};
+use super::receipts::{Receipt, SessionId, Text, Waiting};
 use super::route::{self, Context, Route};
 use super::shard::Shard;
 use super::users::{Place, Session};
@@ -19,35 +19,6 @@ use crate::wire::{Errno, msgid, reply};
 
 /// How soon the store is asked again what became of a COMMIT.
 const DOUBT: Duration = Duration::from_secs(1);
-
-/// A chat's bytes: still in the read buffer, or on their way.
-pub(super) enum Text<'a> {
-    Borrowed(&'a [u8]),
-    Shared(Arc<[u8]>),
-}
-
-impl Text<'_> {
-    fn into_shared(self) -> Arc<[u8]> {
-        match self {
-            Text::Borrowed(bytes) => bytes.into(),
-            Text::Shared(bytes) => bytes,
-        }
-    }
-}
-
-/// What is known of all routes of a shard together.
-#[derive(Default)]
-pub(super) struct Routes {
-    pub count: usize,
-    /// With this many, those that nothing uses are forgotten.
-    pub many: usize,
-    /// The number of the last launch or nudge.
-    last_number: u64,
-    /// Routes of which something is to be stored at the end of this input.
-    pub marked: Vec<UserId>,
-    /// Launches and nudges that may still be answered.
-    pub open: usize,
-}
 
 impl Shard {
     /// At its recipient's home a message goes to the session, if the user is here; else on the route. What is on
@@ -79,7 +50,7 @@ impl Shard {
     fn take_at(&mut self, place: Place, text: Text<'_>, receipt: Receipt) {
         let Place { conn, session, is_live } = place;
         let is_from_here = receipt.sender().is_none_or(|sender| self.homes().of_user(sender) == self.index);
-        self.count_message(receipt, if is_from_here { Path::SameReactor } else { Path::OtherReactor });
+        self.counts.count_message(receipt, if is_from_here { Path::SameReactor } else { Path::OtherReactor });
         if !is_live {
             let message = Waiting { body: text.into_shared(), receipt: self.owed(receipt) };
             let most = self.settings.high_water / 2;
@@ -199,7 +170,7 @@ impl Shard {
         match step {
             route::Step::Store => self.routes.marked.push(user),
             route::Step::Launch { holder, number, after, body, receipt } => {
-                self.count_message(receipt, Path::OtherNode);
+                self.counts.count_message(receipt, Path::OtherNode);
                 match holder {
                     Holder::Node(Claim { node, epoch }) => {
                         self.fx.launch(node, Addressee { user, epoch, number, after }, body);

@@ -1,128 +1,22 @@
-//! Groups at their homes, with their cached members; and the sums of group messages.
+//! What groups do at their homes, and the sums of their messages.
 //!
 //! Whatever is sent to a group goes by its home, and from there to the homes of its members; so does each join,
 //! and what its user sends to the group next waits there until the join is committed. What became of a group
 //! message is added up at its sender's home, where the number of its recipients may come before or after that.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::cluster::Question;
-use super::delivery::Text;
-use super::receipts::{Receipt, ReplyTo};
+use super::letters::GroupMessage;
+use super::members::{Group, Loading, Members};
+use super::questions::Question;
+use super::receipts::{Receipt, ReplyTo, Text};
 use super::shard::Shard;
+use super::sums::{Sum, Whose};
 use super::{Answer, Letter, Op, Then};
 use crate::bus::{Envelope, Ticket};
-use crate::home::Homes;
 use crate::store::{GroupId, NodeId, Outcome, StoreError, UserId};
 use crate::wire::reply::FanOut;
 use crate::wire::{Errno, Refusal, msgid, reply};
-
-/// With more members than this in all, a shard's cache begins anew: 16 MiB.
-const MAX_CACHED_MEMBERS: usize = 4 * 1024 * 1024;
-
-/// A group message on its way to the members.
-#[derive(Debug, Clone)]
-pub struct GroupMessage {
-    pub(super) group: GroupId,
-    pub(super) sender: UserId,
-    pub(super) body: Arc<[u8]>,
-    pub(super) receipt: Receipt,
-}
-
-/// The groups whose home a shard is.
-#[derive(Default)]
-pub(super) struct Groups {
-    groups: HashMap<GroupId, Group>,
-    /// Members in all of `groups`.
-    cached: usize,
-}
-
-/// What is known of a group.
-#[derive(Default)]
-struct Group {
-    members: Option<Members>,
-    /// Its members are being read.
-    loading: Option<Loading>,
-    /// What waits for that, or for its sender's join, oldest first.
-    waiting: Vec<GroupMessage>,
-    /// The users whose joins are being committed.
-    joining: Vec<UserId>,
-}
-
-#[derive(Default)]
-struct Loading {
-    /// The users who have joined since they were asked for.
-    joined: Vec<UserId>,
-    /// What is being read may not be true any more when it comes, and is not kept.
-    outdated: bool,
-}
-
-/// A group's members by their homes, in ascending order.
-#[derive(Clone)]
-struct Members {
-    by_home: Arc<[Arc<[UserId]>]>,
-    count: usize,
-}
-
-impl Members {
-    fn new(mut members: Vec<UserId>, homes: &Homes) -> Members {
-        members.sort_unstable();
-        members.dedup();
-        let mut by_home = vec![Vec::new(); homes.reactors()];
-        members.iter().for_each(|member| by_home[homes.of_user(*member)].push(*member));
-        Members { by_home: by_home.into_iter().map(Arc::from).collect(), count: members.len() }
-    }
-
-    fn has(&self, member: UserId, homes: &Homes) -> bool {
-        self.by_home[homes.of_user(member)].binary_search(&member).is_ok()
-    }
-
-    fn with(&self, member: UserId, homes: &Homes) -> Members {
-        Members::new(self.by_home.iter().flat_map(|members| members.iter().copied()).chain([member]).collect(), homes)
-    }
-}
-
-impl Groups {
-    /// What was read, or is being read, may not be true any more.
-    pub fn forget(&mut self) {
-        self.cached = 0;
-        self.groups.retain(|_, group| {
-            group.members = None;
-            if let Some(loading) = &mut group.loading {
-                loading.outdated = true;
-            }
-            group.is_in_use()
-        });
-    }
-
-    /// A user has joined: what is known of the group, or is just being read, must say so.
-    fn joined(&mut self, group: GroupId, user: UserId, homes: &Homes) {
-        let Some(group) = self.groups.get_mut(&group) else { return };
-        if let Some(loading) = &mut group.loading {
-            loading.joined.push(user);
-            loading.outdated = true;
-        }
-        if let Some(members) = group.members.take_if(|members| !members.has(user, homes)) {
-            group.members = Some(members.with(user, homes));
-            self.cached += 1;
-        }
-    }
-
-    fn keep(&mut self, group: GroupId, members: Members) {
-        if self.cached + members.count > MAX_CACHED_MEMBERS {
-            self.forget();
-        }
-        self.cached += members.count;
-        self.groups.entry(group).or_default().members = Some(members);
-    }
-}
-
-impl Group {
-    fn is_in_use(&self) -> bool {
-        self.members.is_some() || self.loading.is_some() || !self.waiting.is_empty() || !self.joining.is_empty()
-    }
-}
 
 impl Shard {
     /// A group message has come to the group's home.
@@ -320,49 +214,5 @@ impl Shard {
         let homes = *self.homes();
         self.groups.joined(group, user, &homes);
         self.fx.send_to_node(from, Envelope::Seen { ticket });
-    }
-}
-
-/// Sums of group messages that are not complete, by key.
-#[derive(Default)]
-pub(super) struct Sums {
-    sums: HashMap<u64, Sum>,
-    next_key: u64,
-}
-
-/// What has become of a group message, or of a part of it, as far as it is known.
-struct Sum {
-    whose: Whose,
-    sum: FanOut,
-    /// The number of those messages by which its sender is a debtor.
-    open: u32,
-    /// Recipients that are not settled; below 0 while their number is not known.
-    left: i64,
-    is_known: bool,
-}
-
-enum Whose {
-    /// The user who has sent it on this connection.
-    Message { user: UserId, to: ReplyTo },
-    /// The sum of the whole message.
-    Part(Receipt),
-}
-
-impl Sums {
-    /// A new one of a message, of which the number of recipients is not known yet.
-    pub fn of_message(&mut self, user: UserId, to: ReplyTo) -> u64 {
-        self.add(Sum { whose: Whose::Message { user, to }, sum: FanOut::default(), open: 0, left: 0, is_known: false })
-    }
-
-    /// A new one of some recipients.
-    fn of_part(&mut self, recipients: usize, whole: Receipt) -> u64 {
-        let left = recipients as i64;
-        self.add(Sum { whose: Whose::Part(whole), sum: FanOut::default(), open: 0, left, is_known: true })
-    }
-
-    fn add(&mut self, sum: Sum) -> u64 {
-        self.next_key += 1;
-        self.sums.insert(self.next_key, sum);
-        self.next_key
     }
 }

@@ -4,7 +4,6 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::hashing::Place;
-use super::letters::Stored;
 use super::memo::Memo;
 use super::receipts::{ReplyTo, SessionId};
 use crate::password::{HashError, Hasher, Verdict};
@@ -149,6 +148,15 @@ pub enum Then {
     Removed(SessionId),
     /// `ended`: where a session has ended, with the `seq` of the logout that is to be acked there.
     Released { session: SessionId, ended: Option<ReplyTo> },
+}
+
+/// The messages that a job stores.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stored {
+    /// Those on the routes to these users.
+    Routes(Vec<UserId>),
+    /// Those of this session's backlog.
+    Backlog(SessionId),
 }
 
 /// A login on its way.

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use super::groups::GroupMessage;
-use super::jobs::Done;
+use super::jobs::{Done, Stored};
 use super::receipts::{Receipt, ReplyTo, SessionId};
 use crate::bus::{BusEvent, Fate};
 use crate::reactor::{ConnId, Recall};
@@ -41,6 +40,15 @@ pub enum Letter {
     Bus(BusEvent),
     /// A job is done.
     Done(Box<Done>),
+}
+
+/// A group message on its way to the members.
+#[derive(Debug, Clone)]
+pub struct GroupMessage {
+    pub(super) group: GroupId,
+    pub(super) sender: UserId,
+    pub(super) body: Arc<[u8]>,
+    pub(super) receipt: Receipt,
 }
 
 /// What a shard notes on a message in a connection's queue. The session that it is for is named by its epoch.
@@ -88,13 +96,4 @@ pub enum Timer {
     Patience,
     /// A node that was marked does nothing any more.
     Dead(NodeId),
-}
-
-/// The messages that a job stores.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Stored {
-    /// Those on the routes to these users.
-    Routes(Vec<UserId>),
-    /// Those of this session's backlog.
-    Backlog(SessionId),
 }

@@ -1,56 +1,20 @@
 //! What clients may not exceed, and what they are answered if they do.
 
 use std::num::NonZeroU32;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::client::{Client, Hold};
+use super::client::Hold;
 use super::jobs::Login;
 use super::reason::Reason;
-use super::{Limit, Shard, Throttle, Timer};
-use crate::reactor::{AddressSlot, Addresses, ConnId, Origin};
+use super::{Limit, Limits, Shard, Timer};
+use crate::reactor::{ConnId, Origin};
 use crate::store::{Quota, UserId};
 use crate::wire::Refusal;
-
-/// The limits that the service holds clients to; by default none.
-#[derive(Debug, Clone, Default)]
-pub struct Limits {
-    /// The connections of each address, where a proxy names it; all shards share one count.
-    pub addresses: Option<Arc<Addresses>>,
-    /// Failed logins of one account from one address. So a stranger can lock out no other address.
-    pub failed_logins: Option<Arc<Throttle<(UserId, Origin)>>>,
-    /// Attempts to register from one address.
-    pub registrations: Option<Arc<Throttle<Origin>>>,
-    /// Messages of one connection, a second.
-    pub message_rate: Option<NonZeroU32>,
-    /// Bytes of messages of one connection, a second.
-    pub byte_rate: Option<NonZeroU32>,
-}
 
 /// How long the unused part of a rate is kept, which bounds a burst.
 const BURST: Duration = Duration::from_secs(10);
 /// How long nothing is read of a connection that was too fast.
 const TOO_FAST: Duration = Duration::from_secs(1);
-
-/// What is counted for one connection, where anything is.
-#[derive(Debug)]
-pub(super) struct Tally {
-    /// Its place under the limit of its address.
-    address: Option<AddressSlot>,
-    /// When the rate will have made up for the messages that have come, and for their bytes.
-    messages: Instant,
-    bytes: Instant,
-    /// When it last sent anything.
-    pub last_input: Instant,
-    /// The time since which no user is logged in on it.
-    pub out_since: Instant,
-}
-
-impl Tally {
-    fn new(now: Instant) -> Self {
-        Tally { address: None, messages: now, bytes: now, last_input: now, out_since: now }
-    }
-}
 
 /// Charges an amount to a rate: when it will be made up for; the error: when there will be room for it.
 fn spend(until: Instant, amount: usize, rate: Option<NonZeroU32>, now: Instant) -> Result<Instant, Instant> {
@@ -79,12 +43,6 @@ pub(super) fn is_full(quota: Quota) -> Refusal {
         Quota::Members => "this group has too many members",
     };
     Refusal::busy(text, 60)
-}
-
-impl Client {
-    pub fn tally(&mut self, now: Instant) -> &mut Tally {
-        self.tally.get_or_insert_with(|| Box::new(Tally::new(now)))
-    }
 }
 
 impl Shard {

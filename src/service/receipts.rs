@@ -66,6 +66,21 @@ pub(super) struct Waiting {
     pub receipt: Receipt,
 }
 
+/// A chat's bytes: still in the read buffer, or on their way.
+pub(super) enum Text<'a> {
+    Borrowed(&'a [u8]),
+    Shared(Arc<[u8]>),
+}
+
+impl Text<'_> {
+    pub fn into_shared(self) -> Arc<[u8]> {
+        match self {
+            Text::Borrowed(bytes) => bytes.into(),
+            Text::Shared(bytes) => bytes,
+        }
+    }
+}
+
 /// What one job stores for one user, as it is put together: up to 256 messages and 1 MiB, or one larger message.
 #[derive(Default)]
 pub(super) struct Bounds {

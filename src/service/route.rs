@@ -530,5 +530,19 @@ fn fail(messages: Vec<(Waiting, bool)>, errno: Errno, cx: &mut Context) {
     }
 }
 
+/// What is known of all routes of a shard together.
+#[derive(Default)]
+pub(super) struct Routes {
+    pub count: usize,
+    /// With this many, those that nothing uses are forgotten.
+    pub many: usize,
+    /// The number of the last launch or nudge.
+    pub last_number: u64,
+    /// Routes of which something is to be stored at the end of this input.
+    pub marked: Vec<UserId>,
+    /// Launches and nudges that may still be answered.
+    pub open: usize,
+}
+
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::backlog::{self, Backlog, Nudger};
 use super::client::{Client, LoggedIn};
-use super::letters::{Stored, Tag, Timer};
+use super::jobs::Stored;
+use super::letters::{Tag, Timer};
 use super::reason::Reason;
 use super::receipts::{Receipt, ReplyTo, SessionId, Waiting};
 use super::shard::Shard;
@@ -354,7 +355,7 @@ impl Shard {
     /// Tells what became of a message, and counts it where the store has taken or refused it.
     pub(super) fn settle_and_count(&mut self, receipt: Receipt, fate: Fate, open: bool) {
         match fate {
-            Fate::Stored => self.count_message(receipt, Path::Stored),
+            Fate::Stored => self.counts.count_message(receipt, Path::Stored),
             Fate::Failed(Errno::Busy) => self.counts.limits.of(Limit::Offline).add(1),
             Fate::Failed(_) if self.shutting_down => {
                 self.lost += 1;

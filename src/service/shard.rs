@@ -1,4 +1,4 @@
-//! A shard: its state, its inputs, and the table of requests.
+//! A shard: its state, and its inputs.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -6,16 +6,16 @@ use std::sync::Arc;
 
 use chrono::{Local, TimeZone};
 
+use super::call::Call;
 use super::client::{Client, Hold, Moved};
-use super::cluster::{Burials, Questions};
-use super::delivery::{Routes, Text};
-use super::groups::{Groups, Sums};
+use super::members::Groups;
+use super::questions::{Burials, Questions};
 use super::reason::Reason;
-use super::receipts::ReplyTo;
+use super::receipts::Text;
+use super::route::Routes;
+use super::sums::Sums;
 use super::users::Users;
-use super::{
-    Answer, Asks, Effect, Effects, Job, Lane, Letter, Now, Op, Settings, ShardCounts, Tag, Then, Timer, requests,
-};
+use super::{Answer, Effect, Effects, Job, Lane, Letter, Now, Op, Settings, ShardCounts, Tag, Then, Timer};
 use crate::home::Homes;
 use crate::reactor::{CloseReason, ConnId, ConnMap, HangUp, Taken, Unwritten};
 use crate::store::{StoreError, UserId, Write};
@@ -30,22 +30,6 @@ const MAX_PENDING: u32 = 256;
 const MAX_JOBS: usize = 8192;
 /// A claim's epoch bears in its upper bits the shard that has drawn it, so that no two are the same.
 const EPOCH_BITS: u32 = 48;
-
-/// One request on its way to its handler.
-pub(crate) struct Call<'a> {
-    pub conn: ConnId,
-    pub msgid: i64,
-    pub seq: Option<i64>,
-    pub request: &'a Request<'a>,
-    /// The object as it came.
-    pub object: &'a [u8],
-}
-
-impl Call<'_> {
-    pub fn to(&self) -> ReplyTo {
-        ReplyTo { conn: self.conn, seq: self.seq }
-    }
-}
 
 /// The service's part that belongs to one reactor.
 pub struct Shard {
@@ -382,7 +366,7 @@ impl Shard {
         }
     }
 
-    /// One object: find its handler and answer a refusal.
+    /// One object: a request, unless it cannot be read or has come too fast.
     fn object(&mut self, conn: ConnId, object: &[u8]) {
         let request = match Request::parse(object) {
             Ok(request) => request,
@@ -402,20 +386,7 @@ impl Shard {
         {
             client.uses_seq = true;
         }
-        let (asks, handler) = match requests::HANDLERS.iter().find(|(id, ..)| *id == msgid) {
-            Some((_, asks, handler)) => (*asks, Some(*handler)),
-            None => (Asks::Unknown, None),
-        };
-        self.counts.requests.of(asks).add(1);
-        let call = Call { conn, msgid, seq, request: &request, object };
-        let result = match handler {
-            None => Err(Errno::UnknownMsgid.into()),
-            Some(_) if self.shutting_down => Err(Errno::ShuttingDown.into()),
-            Some(handler) => handler(self, &call),
-        };
-        if let Err(refusal) = result {
-            self.refuse(conn, Some(msgid), seq, &refusal);
-        }
+        self.call(&Call { conn, msgid, seq, request: &request, object });
     }
 
     /// Sends a reply in the connection's framing, if the connection is still there.

@@ -1,10 +1,10 @@
 //! ADD_FRIEND; and the ack of all that changes something.
 
+use crate::service::call::{Call, store_failure, user_id};
 use crate::service::jobs::{Answer, Then};
 use crate::service::limits::is_full;
 use crate::service::receipts::ReplyTo;
-use crate::service::shard::{Call, Shard};
-use crate::service::{store_failure, user_id};
+use crate::service::shard::Shard;
 use crate::store::{Outcome, StoreError, UserId, Write};
 use crate::wire::{Errno, Refusal, msgid, reply};
 

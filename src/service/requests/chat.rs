@@ -3,10 +3,11 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use crate::service::call::{Call, user_id};
 use crate::service::client::LoggedIn;
-use crate::service::delivery::Text;
-use crate::service::shard::{Call, Shard};
-use crate::service::{Effect, Letter, Receipt, user_id};
+use crate::service::receipts::Text;
+use crate::service::shard::Shard;
+use crate::service::{Effect, Letter, Receipt};
 use crate::wire::{Errno, Refusal, rewrite_chat};
 
 impl Shard {

@@ -1,6 +1,7 @@
 //! CREATE_GROUP.
 
-use crate::service::shard::{Call, Shard};
+use crate::service::call::Call;
+use crate::service::shard::Shard;
 use crate::store::Write;
 use crate::wire::Refusal;
 

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::service::groups::GroupMessage;
-use crate::service::shard::{Call, Shard};
-use crate::service::{Letter, Receipt, group_id};
+use crate::service::call::{Call, group_id};
+use crate::service::shard::Shard;
+use crate::service::{GroupMessage, Letter, Receipt};
 use crate::wire::{Errno, Refusal};
 
 impl Shard {

@@ -1,9 +1,10 @@
 //! JOIN_GROUP.
 
+use crate::service::Letter;
+use crate::service::call::{Call, group_id};
 use crate::service::jobs::{Answer, Then};
 use crate::service::receipts::ReplyTo;
-use crate::service::shard::{Call, Shard};
-use crate::service::{Letter, group_id};
+use crate::service::shard::Shard;
 use crate::store::{GroupId, Outcome, StoreError, UserId, Write};
 use crate::wire::{Errno, Refusal, msgid};
 

@@ -1,6 +1,7 @@
 //! LIST.
 
-use crate::service::shard::{Call, Shard};
+use crate::service::call::Call;
+use crate::service::shard::Shard;
 use crate::wire::{Errno, Refusal, reply};
 
 impl Shard {

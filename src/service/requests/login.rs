@@ -3,13 +3,13 @@
 
 use crate::bus::BusOp;
 use crate::reactor::{ConnId, Manner, Origin};
-use crate::service::attempts::Stage;
-use crate::service::client::Moved;
-use crate::service::cluster::Question;
+use crate::service::call::{Call, user_id};
+use crate::service::client::{Moved, Stage};
 use crate::service::jobs::{Answer, Lane, Login, Op, Then};
-use crate::service::shard::{Call, Shard};
+use crate::service::questions::Question;
+use crate::service::shard::Shard;
 use crate::service::users::Entering;
-use crate::service::{Effect, Payload, SessionId, Tag, user_id};
+use crate::service::{Effect, Payload, SessionId, Tag};
 use crate::store::{Claim, Holder, Outcome, StoreError, UserId, Write};
 use crate::wire::{Errno, Framing, Refusal};
 
@@ -68,11 +68,11 @@ impl Shard {
     /// The account was read. A password that was found right before is right at once; all others, also those for an
     /// id that has no account, wait for a hash.
     pub(crate) fn account_read(&mut self, login: Login, answer: Result<Answer, StoreError>) {
-        self.count_password(&answer);
+        self.counts.count_password(&answer);
         let refusal = match answer {
             Ok(Answer::Remembered(name)) => return self.go_home(login, name),
             Ok(Answer::Unproven(..)) if !self.is_waited_for(&login) => {
-                self.count_password(&Ok(Answer::Spared));
+                self.counts.count_password(&Ok(Answer::Spared));
                 return self.forget_login(&login);
             }
             Ok(Answer::Unproven(account, password)) => match self.enter_hashing(login.conn) {
@@ -90,7 +90,7 @@ impl Shard {
 
     /// The password was checked.
     pub(crate) fn verified(&mut self, login: Login, answer: Result<Answer, StoreError>) {
-        self.count_password(&answer);
+        self.counts.count_password(&answer);
         self.enter_stage(login.conn, login.attempt, Stage::Store);
         match answer {
             Ok(Answer::Verified(Some(name))) => self.go_home(login, name),

@@ -11,9 +11,10 @@ mod logout;
 mod ping;
 mod register;
 
+use super::call::Call;
 use super::jobs::{Answer, Op, Read, Then};
 use super::receipts::ReplyTo;
-use super::shard::{Call, Shard};
+use super::shard::Shard;
 use super::{Asks, Effect, Payload};
 use crate::reactor::Manner;
 use crate::store::{Connection, StoreError, UserId};
@@ -23,7 +24,7 @@ use crate::wire::{Errno, Refusal, msgid};
 type RequestHandler = fn(&mut Shard, &Call<'_>) -> Result<(), Refusal>;
 
 /// The handlers by msgid, as in the original: the network side knows none of them by name.
-pub(super) const HANDLERS: &[(i64, Asks, RequestHandler)] = &[
+const HANDLERS: &[(i64, Asks, RequestHandler)] = &[
     (msgid::ONE_CHAT, Asks::Chat, Shard::one_chat),
     (msgid::GROUP_CHAT, Asks::GroupChat, Shard::group_chat),
     (msgid::LOGIN, Asks::Login, Shard::login),
@@ -36,6 +37,25 @@ pub(super) const HANDLERS: &[(i64, Asks, RequestHandler)] = &[
     (msgid::PING, Asks::Ping, Shard::ping),
     (msgid::PONG, Asks::Pong, Shard::pong),
 ];
+
+impl Shard {
+    /// Hands a request to its handler, and answers a refusal.
+    pub(super) fn call(&mut self, call: &Call<'_>) {
+        let (asks, handler) = match HANDLERS.iter().find(|(id, ..)| *id == call.msgid) {
+            Some((_, asks, handler)) => (*asks, Some(*handler)),
+            None => (Asks::Unknown, None),
+        };
+        self.counts.requests.of(asks).add(1);
+        let result = match handler {
+            None => Err(Errno::UnknownMsgid.into()),
+            Some(_) if self.shutting_down => Err(Errno::ShuttingDown.into()),
+            Some(handler) => handler(self, call),
+        };
+        if let Err(refusal) = result {
+            self.refuse(call.conn, Some(call.msgid), call.seq, &refusal);
+        }
+    }
+}
 
 /// Requests that only read the store.
 impl Shard {

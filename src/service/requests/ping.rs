@@ -1,7 +1,8 @@
 //! PING and PONG.
 
 use crate::reactor::ConnId;
-use crate::service::shard::{Call, Shard};
+use crate::service::call::Call;
+use crate::service::shard::Shard;
 use crate::wire::{Refusal, reply};
 
 impl Shard {

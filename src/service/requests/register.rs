@@ -1,9 +1,9 @@
 //! REGISTER.
 
 use crate::reactor::{ConnId, Origin};
+use crate::service::call::{Call, store_failure};
 use crate::service::jobs::{Answer, Lane, Op, Then};
-use crate::service::shard::{Call, Shard};
-use crate::service::store_failure;
+use crate::service::shard::Shard;
 use crate::store::{Outcome, StoreError};
 use crate::wire::{Errno, Refusal, reply};
 
@@ -36,7 +36,7 @@ impl Shard {
     }
 
     pub(crate) fn registered(&mut self, conn: ConnId, from: Origin, attempt: u64, answer: Result<Answer, StoreError>) {
-        self.count_password(&answer);
+        self.counts.count_password(&answer);
         if !matches!(answer, Ok(Answer::Wrote(_))) {
             self.forget_registration(from);
         }
