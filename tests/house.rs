@@ -187,12 +187,14 @@ impl Folder {
                         (_, false) if up == depth => Some(path),
                         _ => None,
                     };
-                    let other = path.map(|path| match exported.get(first(path)) {
-                        Some(module) if !path[first(path).len()..].starts_with("::") => module,
-                        _ => first(path),
-                    });
-                    if let Some(other) = other.filter(|other| this.modules.contains_key(*other)) {
-                        this.imports.entry(name.clone()).or_default().insert(other.to_owned());
+                    for path in path.into_iter().flat_map(parts).map(str::trim) {
+                        let other = match exported.get(first(path)) {
+                            Some(module) if !path[first(path).len()..].starts_with("::") => module,
+                            _ => first(path),
+                        };
+                        if this.modules.contains_key(other) {
+                            this.imports.entry(name.clone()).or_default().insert(other.to_owned());
+                        }
                     }
                 }
             }
@@ -265,6 +267,34 @@ fn no_folder_has_a_circle_of_imports() {
     }
     assert!(imports > 100, "only {imports} imports were seen: how they are found is wrong");
     assert!(circles.is_empty(), "{circles:#?}");
+}
+
+/// The table at the head of `src/service/mod.rs` is the order in which the files can be read.
+#[test]
+fn files_of_the_service_import_only_those_above_them_in_its_table() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let graph = Folder::read(&root.join("service"), &root);
+    let text = fs::read_to_string(root.join("service/mod.rs")).unwrap();
+    let cells = text.lines().filter_map(|line| line.strip_prefix("//! | `")?.split('|').next());
+    let names =
+        cells.flat_map(|cell| cell.split('`')).filter_map(|name| name.strip_suffix(".rs").or(name.strip_suffix('/')));
+    let listed: Vec<&str> = names.collect();
+    let place = |module: &str| listed.iter().position(|name| *name == module);
+    let (mut checked, mut wrong) = (0, Vec::new());
+    for module in graph.modules.keys().filter(|module| !module.is_empty()) {
+        let Some(own) = place(module) else {
+            wrong.push(format!("{module} is not in the table"));
+            continue;
+        };
+        for other in graph.imports.get(module).into_iter().flatten().filter(|other| *other != module) {
+            checked += 1;
+            if place(other).is_none_or(|other| other > own) {
+                wrong.push(format!("{module} imports {other}, which is not above it"));
+            }
+        }
+    }
+    assert!(checked > 50, "only {checked} imports were seen: how they are found is wrong");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 /// A reader should not have to find out in which thread a function runs.

@@ -17,8 +17,8 @@
 //! or reads slowly, or is leaving: it goes to the session's [backlog](backlog); or is not on this node: it goes to
 //! the user's [route](route), and from there to another node or to the store.
 //!
-//! Each file imports only files above it; what a shard does is spread over the files below `shard.rs`, which are all
-//! `impl Shard`:
+//! Each file imports only files above it, and `tests/house.rs` checks it. What a shard does is spread over the files
+//! below `shard.rs`, which are all `impl Shard`:
 //!
 //! | file | what |
 //! | --- | --- |
