@@ -143,9 +143,9 @@ impl<H: Handler> Running<H> {
         let Some(connection) = self.io.connections.get(id) else { return };
         if connection.life == Life::Open {
             let (bytes, marks) = (connection.output.queued(), self.io.marks());
-            let (soft, hard) = (marks.soft, marks.hard);
+            let (high_water, soft, hard) = (self.io.limits.high_water, marks.soft, marks.hard);
             let cause = match mark {
-                Mark::HighWater => format!("10 s after its queue has passed the high-water mark of {soft} bytes"),
+                Mark::HighWater => format!("10 s after its queue has passed the high-water mark of {high_water} bytes"),
                 Mark::Share => format!("10 s after its queue has passed its share of all buffers, now {soft} bytes"),
                 Mark::Hard => format!("above the hard mark of {hard} bytes"),
                 Mark::HardShare => format!("above its share of all buffers, now {hard} bytes"),
