@@ -244,7 +244,7 @@ fn screen(output: &str) -> Vec<String> {
     screen_of(output, usize::MAX, false)
 }
 
-/// The same of one that has so many columns, and takes two for characters of ambiguous width if it
+/// The same for a terminal of this number of columns, on which characters of ambiguous width take two if it
 /// is `wide`.
 fn screen_of(output: &str, columns: usize, wide: bool) -> Vec<String> {
     let (mut rows, mut row, mut column): (Vec<Vec<char>>, _, _) = (vec![Vec::new()], 0, 0);
@@ -457,7 +457,7 @@ fn what_is_typed_ahead_answers_what_is_asked_later() {
     assert_eq!(status.code(), Some(0), "{text}");
     assert_in_order(&text, &["current login user => id:2", "current login user => id:2", "logged out", "choice:3"]);
     assert_eq!(said_to_zhang(port), ["你好"]);
-    // Each is told what became of it, also while there is no connection.
+    // The outcome of each request is reported, also while there is no connection.
     let mut server = server;
     let mut li = li_at_a_terminal(port, directory.path(), 80);
     server.kill();
@@ -758,14 +758,14 @@ fn a_stop_lends_the_terminal_to_the_shell() {
     assert!(li.modes().local_modes.contains(LocalModes::ICANON | LocalModes::ECHO));
     li.send("ls\n");
     li.wait_for("shell:ls");
-    // It goes on where it was, and nobody else echoes.
+    // It goes on where it was, and no other process echoes.
     li.wait_for("li si> chat:1:be");
     eventually("the client's modes", || !li.modes().local_modes.contains(LocalModes::ECHO));
     li.send("fore\rquit\r");
     li.wait_for("status 0");
     li.finish();
     assert_eq!(said_to_zhang(server.address.port()), ["before"]);
-    // Nobody could continue one that leads its session: it is not stopped at all.
+    // A client that leads its session has no process that could continue it: it is not stopped at all.
     let mut li = li_at_a_terminal(server.address.port(), directory.path(), 80);
     li.send("\x1achat:1:on\rquit\r");
     assert_eq!(li.finish().1.code(), Some(0));
@@ -813,7 +813,7 @@ fn what_is_received_passes_for_nothing_else() {
     assert_eq!(li.finish().1.code(), Some(0));
 }
 
-/// A way to a server on which nothing passes any more when it is told so, and nobody hears of it.
+/// A relay to a server, on which nothing passes any more once it is cut; neither side notices.
 struct Way {
     address: SocketAddr,
     is_cut: Arc<AtomicBool>,
@@ -853,7 +853,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream, cut: &AtomicBool) {
             Err(_) => break,
         }
     }
-    // A network that is cut tells the server nothing, for a while.
+    // For a while a server does not notice that the network is cut.
     if was_cut {
         thread::sleep(Duration::from_secs(3));
     }

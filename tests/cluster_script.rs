@@ -34,7 +34,7 @@ impl Drop for Cluster {
     }
 }
 
-/// The port that the script tells of a part; its line begins with the name.
+/// The port that the script reports for a part; its line begins with the name.
 fn port(status: &str, name: &str) -> u16 {
     let line = status.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name}: {status}"));
     assert!(line.contains("alive"), "{line}");

@@ -1,4 +1,4 @@
-//! Thousands of clients that mean harm or do not care, and the few who work beside them.
+//! Thousands of clients that attack or misbehave, and the few that work beside them.
 
 mod support;
 
@@ -33,7 +33,7 @@ fn loris(address: SocketAddr, n: usize) -> TcpStream {
     TcpStream::from(socket)
 }
 
-/// Chats back and forth for so long; how long each took until it was acked as delivered, in microseconds.
+/// Chats back and forth for this time; returns how long each took until it was acked as delivered, in microseconds.
 fn work(pair: &mut [Client; 2], time: Duration) -> Histogram<u64> {
     let (mut latencies, began) = (Histogram::new(3).unwrap(), Instant::now());
     for n in 0.. {
@@ -55,7 +55,7 @@ fn fifteen_thousand_slow_lorises_beside_a_working_pair() {
     let _alone = alone();
     let world = Config::new(2).own(&["--login-timeout", "12s"]);
     let mut pair = [world.online("one"), world.online("other")];
-    // What stays allocated for those who work is no growth.
+    // What stays allocated for the working pair is no growth.
     work(&mut pair, Duration::from_millis(300));
     let address = world.server().address;
     let before = world.server().resident_kib();
@@ -85,7 +85,7 @@ fn fifteen_thousand_slow_lorises_beside_a_working_pair() {
     });
     let (p50, p99) = (latencies.value_at_quantile(0.5), latencies.value_at_quantile(0.99));
     let grown = world.server().resident_kib().saturating_sub(before);
-    // As a table for whoever runs it with --nocapture.
+    // A table for a run with --nocapture.
     println!("{} chats, p50 {p50} us, p99 {p99} us; {grown} KiB for {LORISES} lorises", latencies.len());
     assert!(latencies.len() > 100 && p99 < 50_000, "{} chats, p50 {p50} us, p99 {p99} us", latencies.len());
     // 8 KiB are what a message may take before a login; the rest is what a connection costs.
@@ -102,25 +102,25 @@ fn fifteen_thousand_slow_lorises_beside_a_working_pair() {
     work(&mut pair, Duration::from_millis(100));
 }
 
-/// Members of a group, and those of them who do not read, or who read instead.
+/// Members of a group, and the number of them that do not read; in the other group as many that do replace them.
 const MEMBERS: usize = 1000;
 const SLOW: usize = MEMBERS / 20;
 /// Messages of one measurement, and how many of them may be under way at a time.
 const MEASURED: usize = 25;
 const WINDOW: usize = 4;
 const LENGTH: usize = 200;
-/// Of one of those with which the sockets of who does not read are filled.
+/// Length of one of the messages that fill the sockets of members that do not read.
 const FILL: usize = 60_000;
-/// What the others may lose by those who do not read.
+/// How much the other members may lose because of those.
 const AT_MOST: f64 = 1.10;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Role {
-    /// A member of both groups, who reads and is measured.
+    /// A member of both groups, which reads and is measured.
     Both,
-    /// Of the group in which all read.
+    /// A member of the group in which all read.
     Reader,
-    /// Of the other one: it does not always read.
+    /// A member of the other group; it does not always read.
     Slow,
 }
 
@@ -138,7 +138,7 @@ struct Sent {
     at: Instant,
     /// Where it ends in all that was sent.
     end: usize,
-    /// How many of those who are measured have it.
+    /// How many of the measured members have it.
     readers: usize,
 }
 
@@ -159,7 +159,7 @@ struct Crowd {
 /// One measurement.
 struct Measured {
     took: Duration,
-    /// From when a message was sent until somebody had read it: the 99th of a hundred, in microseconds.
+    /// The 99th percentile of the time from sending a message until a member has read it, in microseconds.
     p99: u64,
 }
 
@@ -176,7 +176,7 @@ impl Crowd {
                 _ if n < 2 * SLOW => Role::Reader,
                 _ => Role::Both,
             };
-            // Of a slow one the kernel takes little, so that the server soon knows.
+            // For a slow one the kernel accepts little, so that the server soon knows.
             let mut client = match role {
                 Role::Slow => world.client_with_receive_buffer(0, 64 << 10),
                 Role::Reader | Role::Both => world.client(),
@@ -211,7 +211,7 @@ impl Crowd {
         self.sender.send_raw(&text);
     }
 
-    /// Has everybody read what is there, but for those who do not.
+    /// Has all members read what is there, except those that do not read.
     fn read(&mut self, mut latencies: Option<&mut Histogram<u64>>) {
         self.poll.poll(&mut self.events, Some(Duration::from_millis(100))).expect("a poll");
         let ready: Vec<usize> = self.events.iter().map(|event| event.token().0).collect();
@@ -251,7 +251,7 @@ impl Crowd {
         }
     }
 
-    /// How many messages all who are measured have.
+    /// How many messages all measured members have.
     fn done(&self) -> usize {
         self.sent.iter().take_while(|sent| sent.readers == MEMBERS - SLOW).count()
     }
@@ -300,10 +300,10 @@ impl Crowd {
         while self.send_one(FILL) < SLOW {}
     }
 
-    /// The slow ones read again, until they have all there is and are served as everybody.
+    /// The slow ones read again, until they have all there is and are served like the others.
     fn read_again(&mut self) {
         self.are_slow = false;
-        // What has come while they did not read is told of by no event.
+        // No event reports what has come while they did not read.
         (0..SLOW).for_each(|n| self.read_one(n, None));
         let deadline = Instant::now() + support::DEADLINE;
         let mut is_live = false;
@@ -340,13 +340,13 @@ fn processor_time(world: &World) -> Duration {
 /// pair gives a ratio of its latencies and one of its times, and the medians of all are held to the bound. What
 /// disturbs a pair then does no harm; and what the slow ones cost is in all of them.
 ///
-/// The processor time is told, not held to the bound: to store a message takes more of it than to write one to
-/// a socket, if mostly in threads that nobody else waits for. Where all cores are the server's and busy, that is
-/// what throughput loses.
+/// The processor time is reported, not held to the bound: to store a message takes more of it than to write one to
+/// a socket, though mostly in threads that no other client waits for. Where all cores are the server's and busy, that
+/// is what throughput loses.
 #[test]
 fn of_a_thousand_members_fifty_that_do_not_read_are_felt_by_nobody_and_miss_nothing() {
     const PAIRS: usize = 8;
-    /// So many at least: not the first that happens to be within the bound.
+    /// The least number of pairs: one pair that happens to be within the bound is not enough.
     const FEWEST: usize = 4;
     const ROUNDS: usize = 10;
     let _alone = alone();

@@ -59,7 +59,7 @@ fn echo_sends_back_what_came_and_closes_behind_it() {
         let mut start = vec![0; text.len()];
         client.read_exact(&mut start).unwrap();
         assert_eq!(start, text.as_bytes());
-        // More than any buffer on the way holds, so it has to be read and written in turns.
+        // More than any buffer on the path holds, so it has to be read and written in turns.
         let much: Vec<u8> = (0..2_000_000_u32).map(|n| n as u8).collect();
         let mut writer = client.try_clone().unwrap();
         let sent = much.clone();
@@ -82,7 +82,7 @@ impl Guest {
         self.0.get_mut().write_all(text.as_bytes()).unwrap();
     }
 
-    /// The next line that is no news of guests who come.
+    /// The next line that does not announce a new guest.
     fn hear(&mut self) -> String {
         loop {
             let mut line = String::new();
@@ -98,7 +98,7 @@ impl Guest {
 fn in_a_room_everybody_hears_everybody_whatever_reactor_they_are_at() {
     let room = Example::start("room");
     let mut guests: Vec<Guest> = (0..4).map(|_| Guest(BufReader::new(room.client()))).collect();
-    // A guest who hears the own line is in the room.
+    // A guest that receives its own line is in the room.
     for (n, guest) in guests.iter_mut().enumerate() {
         guest.say(&format!("here is {n}\n"));
         while guest.hear() != format!("here is {n}\n") {}

@@ -32,7 +32,7 @@ fn a_binary_is_no_different_from_itself() {
 
 #[test]
 fn a_server_that_does_much_more_is_worse() {
-    // The same server, whose passwords are dearer than it was told.
+    // The same server, with password hashes that cost more than the benchmark was given.
     let folder = tempfile::tempdir().unwrap();
     let words = "set -- $(printf '%s ' \"$@\" | sed 's/--password-cost 8,1/--password-cost 4096,2/')";
     let slow = program(folder.path(), "slow", words, "");
@@ -43,7 +43,7 @@ fn a_server_that_does_much_more_is_worse() {
     assert!(said.status == 2 && cpu["verdict"] == "worse", "{said:?}");
 }
 
-/// Refuses the flag that says where users belong, as servers do to whose reactors connections come in turn.
+/// Refuses the flag that sets the users' homes, as servers do whose reactors take connections in turn.
 const EARLIER: &str = "for word; do if [ \"$word\" = --home-seed ]; then exit 1; fi; done";
 
 #[test]
@@ -132,7 +132,7 @@ fn files_are_compared_if_they_say_the_same() {
     assert!(said.status == 1 && said.err.contains("2 rounds"), "{said:?}");
     let said = load(&["compare", &file("a"), &file("b"), "--users", "4"]);
     assert!(said.status == 1 && said.err.contains("--users"), "{said:?}");
-    // One whose CPU is ten times as much.
+    // A result with ten times the CPU time.
     let mut text: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(file("a")).unwrap()).unwrap();
     for round in text["rounds"].as_array_mut().unwrap() {
         for entry in round.as_array_mut().unwrap() {
@@ -149,7 +149,7 @@ fn files_are_compared_if_they_say_the_same() {
         assert_eq!(row["verdict"], verdict, "{said:?}");
     }
     assert_eq!(said.status, 2);
-    // And the other way round.
+    // And in the reverse order.
     let said = load(&["compare", &file("e"), &file("a"), "--json"]);
     assert_eq!(said.status, 0, "{said:?}");
     assert!(said.out.contains("better"), "{said:?}");

@@ -59,7 +59,7 @@ fn the_reference_is_loaded_without_its_death() {
     ] {
         assert!(said.err.contains(part), "{part}: {said:?}");
     }
-    // An open loop has one message of each connection on its way, too; what waits for that counts from when it was due.
+    // In an open loop one message of each connection is in flight, too; one behind it is timed from when it was due.
     let said = world.load(&node, "--users 8 --json --rate 5000");
     assert!(said.result()["lost"] == 0 && said.result()["delivered"].as_u64().unwrap() > 100, "{said:?}");
     let pids = format!("cpp={},redis={},mariadb={}", std::process::id(), world.redis.pid(), MariaDb::shared().pid());

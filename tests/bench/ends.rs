@@ -145,7 +145,7 @@ fn a_server_that_dies_in_mid_run_leaves_the_figures_until_then() {
     }
 }
 
-/// The same, of a server whose process is not known.
+/// The same for a server whose process is not known.
 fn again_without_pid() {
     let mut ours = ours(&[]);
     let child = start(&format!("--users 8 --seconds 60 --json --addr {}", ours.server.address));

@@ -159,7 +159,7 @@ fn limits_are_looked_at_before_anybody_comes() {
     let (address, pid) = (small.server.address, small.server.pid());
     let said = run(&format!("--users 30 --addr {address} --pid {pid}"));
     assert!(said.status == 1 && said.err.contains("--max-connections"), "{said:?}");
-    // Without its pid, the server is asked, and nobody has opened an account when it refuses.
+    // Without its pid, the server is asked, and no account has been opened when it refuses.
     let said = run(&format!("--users 30 --addr {address}"));
     assert!(said.status == 1 && said.err.contains("user 30 of 30"), "{said:?}");
     let internet = ours(&["--limits", "internet"]);
@@ -187,7 +187,7 @@ fn accounts_are_kept_and_used_again_and_stored_messages_read() {
     let said = run(&format!("{line} --clean"));
     assert!(said.status == 0 && said.out.contains("0 new accounts, 0 stored messages"), "{said:?}");
     assert_eq!(std::fs::read_to_string(&file).unwrap().lines().count(), 8);
-    // Nothing is stored for anybody: what pairs send next is all that arrives.
+    // Nothing is stored for any user: what pairs send next is all that arrives.
     let said = run(&format!("--users 8 --seconds 0.3 --addr {} --accounts {file} --json", ours.server.address));
     assert!(said.status == 0 && said.result()["delivered"].as_u64().unwrap() > 10, "{said:?}");
 }

@@ -82,7 +82,7 @@ fn refusals_that_are_expected_are_no_failure() {
     counts.refuse("20", 1, b"another one");
     assert_eq!((counts.refusals(), counts.wrong(&[]), counts.wrong(&[20]), counts.wrong(&[20, 21])), (5, 5, 1, 0));
     assert_eq!(counts.refused["20"].sample, "{\"errno\":20}");
-    // Acts that were not done, and acks in another order, are told, and are nobody's fault.
+    // Acts that were not done, and acks in another order, are reported and do not count as wrong.
     counts.missed = 7;
     counts.acks_out_of_order = 7;
     assert_eq!(counts.wrong(&[20, 21]), 0);
@@ -147,7 +147,7 @@ fn a_recipient_is_served_as_before_when_it_stays_so() {
     assert_eq!(back(&[before, still, before, before, stored]), None);
     assert!(back(&[before, still, before, stored, before]).unwrap() > 1.8);
     assert_eq!(back(&[before, still, stored, stored, stored]), None);
-    // Live, but at less than 95 % of the rate; and just so much.
+    // Live, but at less than 95 % of the rate; and at exactly 95 %.
     assert_eq!(back(&[before, still, step(94, 94), step(94, 94)]), None);
     assert_eq!(back(&[before, still, step(95, 95), step(95, 95)]), Some(0.0));
     assert_eq!(back(&[before, still, step(100, 80), step(100, 80)]), None);

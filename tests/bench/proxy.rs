@@ -26,7 +26,7 @@ pub enum Harm {
     Change(&'static str, &'static str),
     /// The digits behind this become others.
     Number(&'static str),
-    /// Nothing comes through, of anybody, for so long.
+    /// For this time nothing comes through on any connection.
     Stop(Duration),
     /// The connection ends.
     Cut,

@@ -55,7 +55,7 @@ impl Said {
         serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    /// Of the server.
+    /// The result of the only server that was measured.
     #[track_caller]
     pub fn result(&self) -> Value {
         self.json()["results"][0].clone()
@@ -101,7 +101,7 @@ pub fn ours(flags: &[&str]) -> Ours {
 }
 
 impl Ours {
-    /// Waits until so many are logged in, or it has at least that many descriptors for them.
+    /// Waits until this number of users is logged in, or the server has at least that many descriptors for them.
     pub fn wait_for_users(&self, users: usize) {
         let before = 16;
         eventually("users to come", || self.server.descriptors() >= before + users);

@@ -143,7 +143,7 @@ fn at_the_descriptor_limit_those_who_are_in_are_served_and_others_when_some_leav
     });
 }
 
-/// Whether the server answers within a second; a refused connection may also be told so.
+/// Whether the server answers within a second; a refused connection may also get an error.
 fn is_served(client: &mut Client) -> bool {
     use std::io::{Read, Write};
     client.set_patience(Duration::from_secs(1));

@@ -78,7 +78,7 @@ fn a_list_has_what_was_asked_for_right_before_it(config: &'static Config) {
                 assert_eq!(replies[0]["errno"], 0, "{request} got {}", replies[0]);
                 replies[1].clone()
             } else {
-                // Nothing tells when it is done.
+                // Nothing reports when it is done.
                 client.send_raw(request.to_string());
                 client.must(list())
             };
@@ -165,7 +165,7 @@ fn a_group_may_be_joined_and_written_to_right_behind_its_creation(config: &'stat
     let id = client.id();
     let first = client.create_group("the first");
     for guess in (first + 1..).take(ROUNDS) {
-        // The ids are given out one after the other, and nobody else is here.
+        // Ids are assigned one after the other, and no other client is here.
         let chat = client.group_chat_to(guess, "to nobody else");
         let name = format!("group {guess}");
         let replies = ask_all(&mut client, [create_group(id, &name), join(id, guess), chat, list()]);
@@ -194,7 +194,7 @@ fn a_login_sees_what_the_session_before_it_has_done(config: &'static Config) {
         client.login(&other);
         client.join(group);
         client.login(&one);
-        // As itself, and as somebody who is in that group.
+        // As itself, and as another user, who is in that group.
         let (logout, own) = (json!({"msgid": 3, "id": one.id}), create_group(one.id, &world.name("own")));
         let friend = add_friend(one.id, creator_account.id);
         let requests = [join(one.id, group), own, friend, logout, login(&one), login(&other)];

@@ -1,4 +1,4 @@
-//! What clients may not exceed: the attack on each limit, what the attacker is told, and that others do
+//! What clients may not exceed: the attack on each limit, the error that the attacker gets, and that others do
 //! not feel it. The limits are in `docs/PROTOCOL.md#7-limits`.
 
 use std::time::{Duration, Instant};
@@ -81,7 +81,7 @@ fn behind_a_proxy_a_crowd_is_known_by_the_address_that_the_proxy_tells(config: &
     let mut refused = through_proxy(&world, "192.0.2.66");
     expect_error_20(&refused.recv());
     refused.expect_end();
-    // Nor do those count together of whom the proxy tells nothing.
+    // Nor do connections count together for which the proxy names no client.
     for n in 0..8 {
         through_proxy(&world, &format!("192.0.2.{n}")).sync();
         let mut proxy = world.client();
@@ -116,7 +116,7 @@ fn a_full_offline_store_keeps_what_it_has_and_tells_every_other_sender(config: &
     expect_error_20(&error);
     expect_error_20(&other.request(other.chat_to(absent.id, "from elsewhere")));
     assert_eq!(world.kept_for(absent.id), 5);
-    // Whoever reads has room again, and whoever is not full is not concerned.
+    // A user who reads has room again, and a user who is not full is not concerned.
     let mut recipient = world.login_on(1, &absent);
     assert_eq!(recipient.texts(5), ["of another", "0", "1", "2", "3"]);
     eventually("the rows' removal", || world.kept_for(absent.id) == 0);
@@ -226,11 +226,11 @@ fn a_stranger_who_guesses_a_password_locks_himself_out_and_not_the_owner(config:
     let stranger = &mut stranger[0];
     expect_error_20(&stranger.try_login(&account));
     assert_eq!(stranger.try_login(&wrong(&other))["errno"], 1, "another account");
-    // Nobody is told by this whether an account exists.
+    // The reply does not reveal whether an account exists.
     let nobody = Account { id: 2_000_000_000, ..account.clone() };
     (0..3).for_each(|_| assert_eq!(stranger.try_login(&nobody)["errno"], 1));
     expect_error_20(&stranger.try_login(&nobody));
-    // After a login that failed nobody is logged in, for whatever reason it was refused.
+    // After a login that failed no user is logged in, for whatever reason it was refused.
     let third = world.account("third");
     stranger.login(&third);
     expect_error_20(&stranger.try_login(&nobody));

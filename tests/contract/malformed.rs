@@ -120,7 +120,7 @@ fn an_id_past_64_bits_is_error_12(config: &'static Config) {
         let error = client.recv();
         assert_eq!((&error["msgid"], &error["errno"]), (&json!(2), &json!(12)), "{id} got {error}");
     }
-    // An integer, and nobody's.
+    // An integer, but no user's.
     for id in ["9223372036854775807", "-1", "0", "4294967297"] {
         client.send(format!(r#"{{"msgid":1,"id":{id},"password":"x"}}"#));
         assert_eq!(client.recv()["errno"], 1, "{id}");

@@ -41,7 +41,7 @@ fn assert_taken(client: &mut Client, name: &str) {
     assert_eq!((user.0, group.0), (1, 18), "{name:?}: {user:?}, {group:?}");
 }
 
-/// A part of a name that nobody else has, and that has no case.
+/// A part of a name that no other name has, and that has no case.
 fn tag(world: &World) -> String {
     world.name("").chars().filter(char::is_ascii_digit).collect()
 }
@@ -161,7 +161,7 @@ fn what_cannot_be_seen_or_controls_is_no_name(config: &'static Config) {
         };
         assert!(says(&user.1, "name") && says(&group.1, "groupname"), "{name:?}: {user:?}, {group:?}");
     }
-    // As each of them hears of it who sends no seq.
+    // The error as clients that send no seq get it.
     client.post(&json!({"msgid": 4, "name": "\u{200B}", "password": "p"}));
     let ack = client.recv();
     assert_eq!((&ack["msgid"], &ack["errno"], &ack["error"]), (&json!(5), &json!(1), &json!(1)), "{ack}");

@@ -44,7 +44,7 @@ fn of_two_logins_on_two_nodes_in_the_same_instant_one_succeeds(config: &'static 
                         start.wait();
                         let seq = client.start(login(account));
                         errnos.push(client.reply(seq)["errno"].as_i64().unwrap_or(-1));
-                        // Nobody leaves before both have their answer.
+                        // Neither client leaves before both have their answer.
                         start.wait();
                         if errnos.last() == Some(&0) {
                             client.post(&json!({"msgid": 3, "id": account.id}));
@@ -70,7 +70,7 @@ fn states(client: &mut Client) -> (Value, Value) {
     (listed(&list["friends"])[0]["state"].clone(), users[1]["state"].clone())
 }
 
-/// Somebody on one node, and a friend on another, who is in a group with him.
+/// A user on one node, and a friend on another, who is in a group with him.
 fn friends(world: &World, node: usize, of_friend: usize) -> (Client, Client) {
     let (mut owner, mut friend) = (world.online_on(node, "owner"), world.online_on(of_friend, "friend"));
     owner.befriend(friend.id());
@@ -136,7 +136,7 @@ fn a_logout_acked_on_one_node_holds_at_once_for_a_login_on_the_other(config: &'s
     }
 }
 
-/// Sends numbered chats until it is told to stop, some unanswered at a time; how many there were.
+/// Sends numbered chats until `stop` is set, some unanswered at a time; returns how many there were.
 fn stream(sender: &mut Client, mut chat: Value, stop: &AtomicBool) -> usize {
     const WINDOW: usize = 16;
     let mut seqs = VecDeque::new();
@@ -291,7 +291,7 @@ fn users_of_a_killed_node_are_offline_for_the_others_and_can_log_in_there(config
     });
     client.logout();
     eventually("the friend to be shown offline", || states(&mut owner) == (json!("offline"), json!("offline")));
-    // Nobody else has noticed anything; and the node can come back.
+    // No other client has noticed anything; and the node can come back.
     world.start_again();
     let back = world.login(friend.me());
     assert!(owner.chat(back.id(), "welcome back"));

@@ -42,7 +42,7 @@ impl Scene {
         scene
     }
 
-    /// Those who are online, and known, need no store.
+    /// Recipients who are online, and known, need no store.
     #[track_caller]
     fn chat_online(&mut self) {
         for n in 0..20 {
@@ -53,7 +53,7 @@ impl Scene {
         }
     }
 
-    /// Sends a numbered chat to somebody who is offline. False: it was refused for the store's sake.
+    /// Sends a numbered chat to a user who is offline. False: it was refused because of the store.
     #[track_caller]
     fn store_one(&mut self) -> bool {
         let chat = self.sender.chat_to(self.absent.id, &format!("{}", self.stored));
@@ -147,7 +147,7 @@ fn a_database_that_is_silent_is_error_21_and_online_chat_goes_on_and_everything_
     scene.chat_online();
     for ((client, request), seq) in waiting.iter_mut().zip(seqs) {
         let reply = client.reply(seq);
-        // Who needs a hash may wait for that in vain, where all workers wait for the database.
+        // A request that needs a hash may wait for it in vain, where all workers wait for the database.
         let waits_for_a_hash = ["1", "4"].contains(&&*request["msgid"].to_string());
         if !(waits_for_a_hash && reply["errno"] == 20) {
             expect_error_21(&reply, request);

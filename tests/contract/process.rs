@@ -181,7 +181,7 @@ fn the_log_says_what_was_started(config: &'static Config) {
         let line = log.lines().find(|line| line.contains("listening on")).unwrap_or_default();
         words.iter().all(|word| line.contains(word))
     });
-    // Who may read the log need not know the passwords in `--store` and `--redis`.
+    // Readers of the log need not know the passwords in `--store` and `--redis`.
     let secret = world.launch().store.split_once("://").and_then(|(_, rest)| rest.split_once('@'));
     assert!(secret.is_none_or(|(secret, _)| !world.server().log_tail().contains(secret)));
 }

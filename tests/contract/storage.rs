@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Client, Config, Launch, World, eventually, login, refused_start};
 
-// What a full disk does to a file, and who may open it, is nothing that a MySQL server shows.
+// What a full disk does to a file, and which processes may open it, is nothing that a MySQL server shows.
 in_configurations! {
     sqlite_1: [
         a_full_store_is_error_21_and_online_chat_goes_on,

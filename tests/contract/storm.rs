@@ -171,7 +171,7 @@ fn who_comes_back_costs_no_hash(config: &'static Config) {
 #[track_caller]
 fn answers_in_time(clients: Vec<Client>, began: Instant) -> Vec<i64> {
     let answers = clients.into_iter().map(|mut client| client.recv()["errno"].as_i64().expect("an errno")).collect();
-    // By the contract 10 s; a busy machine may take somewhat longer to tell.
+    // By the contract 10 s; a busy machine may take somewhat longer to answer.
     assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
     answers
 }

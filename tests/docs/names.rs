@@ -349,7 +349,7 @@ pub fn unnamed(repository: &Repository, documents: &[Document]) -> Vec<String> {
     }
     let mut there = metrics(repository);
     for program in [env!("CARGO_BIN_EXE_chat-server"), CHAT_CLIENT] {
-        // Of a flag's own line, not of a text that names another.
+        // From a flag's own line, not from a text that names another flag.
         let help = help(program);
         let own = help.lines().filter(|line| line.trim_start().starts_with('-'));
         there.extend(own.flat_map(flags));

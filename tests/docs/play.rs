@@ -1,4 +1,4 @@
-//! Plays the examples of `docs/PROTOCOL.md` against a real server. Their notation is told in the document
+//! Plays the examples of `docs/PROTOCOL.md` against a real server. The document explains their notation
 //! itself, under "How to read the examples".
 
 use std::collections::BTreeMap;
@@ -46,7 +46,7 @@ pub enum What {
     Ends,
     /// The server closes the connection.
     IsClosed,
-    /// The server is told to end.
+    /// The server gets SIGTERM.
     Sigterm,
     /// The file of the store is deleted.
     StoreIsGone,

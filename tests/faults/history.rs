@@ -1,4 +1,4 @@
-//! What everybody has seen, and whether the promises were kept.
+//! What all players have seen, and whether the promises were kept.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -9,9 +9,9 @@ pub type At = Duration;
 
 /// The promise for users of a killed node.
 const BACK_WITHIN: Duration = Duration::from_secs(10);
-/// A Redis that was just started tells of nobody that it is dead, before a lease could have run out.
+/// A Redis that was just started reports no node dead before a lease could have expired.
 const REDIS_IS_YOUNG: Duration = Duration::from_secs(6);
-/// So many broken promises are told at length.
+/// How many broken promises are reported at length.
 const TOLD: usize = 5;
 /// Refusals that a server may give a sound request: the session has ended, too fast, no store, the
 /// server is ending.
@@ -135,11 +135,11 @@ pub struct History {
     pub logs: Vec<Log>,
     pub faults: Vec<Fault>,
     pub recipients: HashMap<Stream, Vec<usize>>,
-    /// So many repeats are no fault, where 1 % would be fewer.
+    /// This number of repeats is no fault, where 1 % would be fewer.
     pub repeats_allowed: usize,
 }
 
-/// A promise that was not kept: when, and by whom it was seen.
+/// A promise that was not kept: when, and which players saw it.
 #[derive(Debug)]
 pub struct Broken {
     pub text: String,
@@ -156,7 +156,7 @@ pub struct Figures {
     pub refused: usize,
     pub arrived: usize,
     pub repeated: usize,
-    /// On a connection whose session had ended, as its player knew.
+    /// Arrivals on a connection whose session had ended, as its player knew.
     pub strays: usize,
     pub logins: usize,
     /// How long users of killed nodes took to be logged in again, with nothing else amiss.
@@ -204,7 +204,7 @@ impl History {
         (figures, broken)
     }
 
-    /// Tells of a repeat in the second that had the most of them.
+    /// Reports a repeat in the second that had the most of them.
     fn too_many_repeats(&self, figures: &Figures) -> Broken {
         let mut seen = HashSet::new();
         let mut by_second: HashMap<u64, Vec<(At, usize, Stream, u32)>> = HashMap::new();
@@ -270,7 +270,7 @@ impl History {
                         complain(format!("player {player}: line {line} has a session beside that of {newer}"), None);
                     }
                 }
-                // Nobody reads a connection that was given up.
+                // No player reads a connection that was given up.
                 Event::Arrived { line, .. } if session.is_none_or(|(current, _)| current != line) => {
                     figures.strays += 1;
                 }
@@ -379,7 +379,7 @@ impl History {
                 (Some((stream, number)), _) => {
                     broken.about.is_some_and(|(other, of)| stream == other && number.abs_diff(of) <= 3)
                 }
-                // Of these there are many.
+                // There are many of these.
                 (None, Event::Served { line, .. }) => near(*at) && self.is_stale(player, *line, *at),
                 (None, Event::LoginRefused { errno: 2, .. }) => false,
                 (None, Event::Ended { line }) => near(*at) && self.had_session(player, *line),

@@ -12,13 +12,13 @@ const MAX_OBJECT: usize = 64 << 20;
 /// What is listened to is there at once, stopped or not.
 const CONNECT: Duration = Duration::from_secs(1);
 
-/// A connection of a player, which does not block, and whose end is no failure.
+/// A connection of a player. It does not block, and its end is no failure.
 pub struct Line {
     pub no: u32,
     pub node: usize,
     /// It has had a session, and another one has the account by now.
     pub replaced: Option<Instant>,
-    /// The server has been told of the end.
+    /// The client's half of the connection has been closed.
     pub finished: bool,
     /// There is nothing more to come.
     pub ended: bool,
@@ -30,7 +30,7 @@ pub struct Line {
 impl Line {
     pub fn connect(no: u32, node: usize, address: SocketAddr, poll: &Poll) -> Option<Line> {
         let stream = std::net::TcpStream::connect_timeout(&address, CONNECT).ok()?;
-        // A port nobody listens to may be connected to itself.
+        // A connection to a port without a listener may be connected to itself.
         if stream.local_addr().ok()? == address {
             return None;
         }
@@ -42,7 +42,7 @@ impl Line {
         Some(Line { no, node, replaced: None, finished: false, ended: false, stream, input, splitter })
     }
 
-    /// Sends an object. A failure is seen by whoever reads.
+    /// Sends an object. A failure is noticed when the line is read.
     pub fn send(&mut self, object: &Value) {
         let _ = self.stream.write_all(format!("{object}\n").as_bytes());
     }

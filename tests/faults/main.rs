@@ -1,10 +1,10 @@
 //! Twelve pairs chat across three nodes, each message again until it is acked, while nodes, Redis
-//! and MariaDB are killed and stopped. What everybody saw is checked against the promises at the end.
+//! and MariaDB are killed and stopped. What all players saw is checked against the promises at the end.
 //!
 //! `soak.rs` does the like for longer and with fewer faults, and looks at what it costs.
 //!
 //! `CHAT_FAULTS=n` has n faults instead of 8; `scripts/faults` starts a long run. A seed repeats the
-//! order of the faults and what the players want, though not who is faster.
+//! order of the faults and what the players want, though not which of them is faster.
 
 mod checker;
 mod harm;
@@ -35,7 +35,7 @@ const PAUSE_MS: usize = 3000;
 const BACK: Duration = Duration::from_secs(15);
 /// How long a fault that is over may still disturb.
 const AFTERMATH: Duration = Duration::from_secs(7);
-/// So many repeats for each fault and player are no wonder: what was under way at that time.
+/// This number of repeats for each fault and player is expected: what was under way at that time.
 const REPEATS: usize = 2;
 
 #[test]
@@ -51,7 +51,7 @@ fn nothing_acked_is_lost_whoever_is_killed_or_stopped() {
     History { logs, faults, recipients, repeats_allowed }.judge();
 }
 
-/// One fault after the other. Of eight in a row each kind is one, and a node is killed three times.
+/// One fault after the other. Eight in a row include one of each kind, and three that kill a node.
 fn do_harm(cluster: &mut Cluster, game: &Game, rng: &mut Rng, count: usize) -> Vec<Fault> {
     let mut faults = Vec::new();
     let mut deck = Vec::new();

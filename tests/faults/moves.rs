@@ -24,7 +24,7 @@ fn a_node_cut_off_from_redis_keeps_its_sessions_until_others_have_taken_them() {
     assert_eq!(stale.texts(1), ["hello"]);
     let mut client = Client::connect(other.address);
     eventually("the end of the claims of the node that seems dead", || client.try_login(&moves)["errno"] == 0);
-    // Nobody tells it: it looks into the store.
+    // The node is not notified: it looks into the store.
     eventually("the end of the session that was taken over", || stale.next_push().is_err());
 }
 
@@ -43,7 +43,7 @@ fn a_sender_who_moves_while_redis_is_away_overtakes_nothing_that_is_stored() {
     for recipient in &recipients {
         assert!(!sender.chat(recipient.id(), "stored"));
     }
-    // The other node cannot be told of what is stored there: the sender may come back here, and not there.
+    // The other node cannot be notified of what is stored there: the sender may come back here, and not there.
     drop(sender);
     let mut client = Client::connect(one);
     eventually("the end of the session here", || client.try_login(&zhang)["errno"] == 0);
@@ -68,7 +68,7 @@ fn a_node_that_was_taken_for_dead_takes_no_messages_along() {
     let recipients = &accounts[1..];
     let stopped: Vec<Client> = recipients.iter().map(|account| login(other, account)).collect();
     cluster.nodes[1].signal("STOP");
-    // Stored past the stopped node, which is told to look for it.
+    // Stored past the stopped node, which is notified to look for it.
     let past: Vec<i64> = recipients.iter().map(|account| sender.start(sender.chat_to(account.id, "past"))).collect();
     past.into_iter().for_each(|seq| assert_eq!(sender.reply(seq)["delivered"], false));
     for account in recipients {

@@ -19,9 +19,9 @@ use crate::support::{Account, Client, Rng, login, parse, strings};
 const THINK: Duration = Duration::from_millis(80);
 /// How long a login may take before it is tried elsewhere.
 const LOGIN_PATIENCE: Duration = Duration::from_secs(3);
-/// Between two requests on a connection whose session should have ended.
+/// Pause between two requests on a connection whose session should have ended.
 const PROBE: Duration = Duration::from_millis(200);
-/// Nobody's node.
+/// Stands for no node.
 pub const NOWHERE: usize = usize::MAX;
 
 /// How long everything may take to arrive once nothing is amiss any more.
@@ -50,7 +50,7 @@ pub struct Game {
 }
 
 impl Game {
-    /// Accounts for everybody and a group for some, registered at one node.
+    /// Accounts for all players and a group for some, registered at one node.
     pub fn new(node: SocketAddr, nodes: Vec<SocketAddr>, players: usize, members: &[usize]) -> Arc<Game> {
         let mut client = Client::connect(node);
         let accounts: Vec<_> = (0..players).map(|no| client.register(&format!("player {no}"), "secret")).collect();
@@ -82,7 +82,7 @@ impl Game {
         players.into_iter().map(|player| std::thread::spawn(move || player.play())).collect()
     }
 
-    /// Has everybody end, when all has arrived. Returns what they saw, and who should have got what.
+    /// Has all players end, when everything has arrived. Returns what they saw, and who should have got what.
     pub fn finish(&self, players: Vec<JoinHandle<Log>>) -> (Vec<Log>, HashMap<Stream, Vec<usize>>) {
         self.end.set(Instant::now() + END).expect("it ends once");
         let logs = players.into_iter().map(|player| player.join().expect("a player does not fail")).collect();
@@ -239,7 +239,7 @@ impl Player {
                 self.game.acked[self.no][kind as usize].store(number, Ordering::SeqCst);
                 return;
             }
-            // Of a group some could not be served: as if the store were away.
+            // Some members of the group could not be served: counts as if the store were away.
             let errno = if errno == 0 { 21 } else { errno };
             self.note(Event::Refused { line, kind, number, errno });
             self.pause(pause);
@@ -260,7 +260,7 @@ impl Player {
         seq
     }
 
-    /// The reply, if the session lives so long. When that takes too long, the player hangs up, or
+    /// The reply, if the session lives until then. When that takes too long, the player hangs up, or
     /// tries to log in elsewhere while this connection stands.
     fn outcome(&mut self, line: u32, seq: i64) -> Option<Value> {
         let mut patience = Instant::now() + self.patience;
@@ -348,7 +348,7 @@ impl Player {
         }
     }
 
-    /// Logs out in one of two ways, and stays away for a while.
+    /// Logs out, either by a request or by hanging up, and stays away for a while.
     fn go_away(&mut self) {
         let Some(line) = self.session else { return };
         let mut stays = false;
@@ -385,7 +385,7 @@ impl Player {
         }
     }
 
-    /// Tells the server that nothing more comes on this line, unless it is the session's.
+    /// Signals to the server that nothing more comes on this line, unless it is the session's.
     fn finish(&mut self, line: u32) {
         if let Some(line) = self.line(line).filter(|line| !line.finished) {
             line.finish();
@@ -409,7 +409,7 @@ impl Player {
 
     // -- receiving --------------------------------------------------------------------------
 
-    /// Reads for so long.
+    /// Reads for this time.
     fn pause(&mut self, time: Duration) {
         let until = Instant::now() + time;
         while Instant::now() < until {
@@ -506,7 +506,7 @@ impl Player {
         *highest = number.max(*highest);
     }
 
-    /// Asks on lines whose session should have ended for what takes a session.
+    /// Sends requests that need a session on lines whose session should have ended.
     fn probe(&mut self) {
         let now = Instant::now();
         let due = |line: &Line| !line.finished && line.replaced.is_some_and(|at| now >= at);

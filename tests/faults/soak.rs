@@ -74,7 +74,7 @@ fn set_half_load(game: &Game) {
     let before = messages(game);
     sleep(FULL_LOAD);
     let messages = (messages(game) - before).max(1);
-    // Each player's message takes so long, and the thinking as long again, on average.
+    // Each player's message takes this time, and the thinking the same time again, on average.
     let time = FULL_LOAD * PLAYERS as u32 / messages as u32;
     game.think.store(2 * time.as_micros() as usize, Ordering::SeqCst);
     println!("full load: {} messages/s, each player's in {time:?}", messages / FULL_LOAD.as_secs());
