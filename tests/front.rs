@@ -25,7 +25,7 @@ use support::{
     nginx_in, script,
 };
 
-/// One node, whose log tells everything, and an nginx before it.
+/// One node that logs everything, and an nginx before it.
 fn node_behind(options: NginxOptions) -> (World, Nginx) {
     let flags: &[&str] = if options.proxy_protocol { &["--proxy-protocol", "127.0.0.1/32"] } else { &[] };
     let world = Config::new(2).prepared("export RUST_LOG=debug", flags);
@@ -48,7 +48,7 @@ fn complaint(port: u16, options: &[&str]) -> String {
     text
 }
 
-/// Whether the kernel holds bytes that came to this port and that nobody has read.
+/// Whether the kernel holds bytes that came to this port and that no process has read.
 fn has_unread(port: u16) -> bool {
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
     // "sl local_address rem_address st tx_queue:rx_queue", in hexadecimal.
@@ -145,7 +145,7 @@ fn the_terminal_client_talks_through_tls() {
     zhang.wait_for("delivered to 2\ndelivered to 2\n");
     li.wait_for("[1]zhang san said: hello\n");
     li.wait_for(&format!("[1]zhang san said: {long}\n"));
-    // Somebody without TLS is in the same chat.
+    // A user without TLS is in the same chat.
     let plain = script(nginx.port, "2\nwang wu\nsecret\n1\n3\nsecret\nchat:1:from outside\n");
     assert!(plain.contains("delivered to 1\n"), "{plain}");
     zhang.wait_for("[3]wang wu said: from outside\n");
@@ -260,7 +260,7 @@ fn cluster_behind(options: NginxOptions) -> (Cluster, Nginx) {
     (cluster, nginx)
 }
 
-/// Waits until everybody has got some more acks.
+/// Waits until all players have got some more acks.
 fn await_progress(game: &Game) {
     const ACKS: u32 = 20;
     let acked = || -> Vec<u32> {
@@ -297,7 +297,7 @@ fn a_backend_killed_and_back_under_load_loses_nothing_acked() {
     let players = Game::begin(&game, &mut Rng::new());
     await_progress(&game);
     eventually("users on all nodes", || (0..NODES).all(|node| has_users(&cluster, node)));
-    // Users come and go: nobody knows before where they are.
+    // Users come and go: where they are cannot be known before.
     let busiest = (0..NODES).max_by_key(|node| cluster.nodes[*node].descriptors()).expect("nodes");
     cluster.kill(busiest);
     await_progress(&game);
@@ -323,7 +323,7 @@ fn a_fourth_node_joins_under_load_and_nobody_notices() {
     for log in &logs {
         for (at, event) in log {
             let is_harmless = match *event {
-                Event::LoginRefused { errno, .. } => errno == 2, // somebody who is logged in tries it again
+                Event::LoginRefused { errno, .. } => errno == 2, // a user who is logged in tries it again
                 Event::Told { .. } | Event::Refused { .. } | Event::GaveUp => false,
                 _ => true,
             };

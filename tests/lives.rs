@@ -156,7 +156,7 @@ fn what_a_node_has_half_done_when_it_is_marked_is_not_acked() {
     client.login(&me);
     assert!(!client.chat(absent.id, "before"));
     let number = roll(&mut database)[0].0;
-    // Whoever marks it waits until nothing of it is open.
+    // The transaction that marks it waits until nothing of it is open.
     database.query_drop("START TRANSACTION").expect("it begins");
     mark(&mut database, number);
     let seq = client.start(json!({"msgid": 6, "id": me.id, "name": "someone", "toid": absent.id, "msg": "in between",

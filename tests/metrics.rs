@@ -1,4 +1,4 @@
-//! `--metrics`, on real servers: what is counted, how it is told, and that nobody who asks can hurt.
+//! `--metrics`, on real servers: what is counted, how it is exported, and that no scraper can do harm.
 
 mod support;
 
@@ -73,7 +73,7 @@ struct Family {
     labels: BTreeSet<String>,
 }
 
-/// What a server told, after it was held against the rules of the format.
+/// What a server exported, checked against the rules of the format.
 #[derive(Debug)]
 struct Scrape(BTreeMap<String, Family>);
 
@@ -268,7 +268,7 @@ fn known_traffic_gives_known_numbers() {
             ("chat_errors_total{errno=\"13\"}", 1.0),
             ("chat_errors_total{errno=\"11\"}", 1.0),
             ("chat_errors_total", 3.0),
-            // Four registrations, a group, two joins, three claims, a release, a message, and one that was for nobody.
+            // Four registrations, a group, two joins, three claims, a release, a message, and one without a recipient.
             ("chat_store_writes_total", 13.0),
             ("chat_store_failures_total", 0.0),
             ("chat_store_refusals_total", 0.0),
@@ -403,7 +403,7 @@ fn who_is_not_accepted_is_counted_and_so_are_the_acceptors_pauses() {
     let (mut soft, mut hard) = (0, 0);
     rlimit::prlimit(pid, Resource::NOFILE, None, Some((&mut soft, &mut hard))).unwrap();
     let limit = |soft: u64| rlimit::prlimit(pid, Resource::NOFILE, Some((soft, hard)), None).unwrap();
-    // No descriptor is left: the next accept fails, and nobody can ask for metrics either.
+    // No descriptor is left: the next accept fails, and metrics cannot be scraped either.
     limit(3);
     let mut late = world.client();
     eventually("the pause in the log", || world.server().log_tail().contains("cannot accept"));
@@ -570,7 +570,7 @@ fn all_that_is_told_is_documented(scrape: &Scrape) {
         let shown: BTreeSet<&str> = picture.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-')).collect();
         for series in scrape.0["chat_thread_cpu_seconds_total"].samples.keys() {
             let thread = series.split('"').nth(1).expect("the name of a thread");
-            // Of several of a kind the first is shown; `main` has the name of the program.
+            // Of several threads of a kind the first is shown; `main` has the name of the program.
             let kind = thread.trim_end_matches(|c: char| c.is_ascii_digit());
             let first = if kind == thread { thread.replace("chat-server", "main") } else { format!("{kind}0") };
             assert!(shown.contains(&*first), "{thread} is not in the picture");
@@ -638,7 +638,7 @@ fn only_what_is_there_can_be_asked_for_and_only_asked_for() {
     let at = monitor_of(&world, 0);
     let page = get(at, "/");
     assert!(page.0.contains("Content-Type: text/html") && page.1.trim_end().ends_with("</html>"), "{page:?}");
-    // The page needs nobody else.
+    // The page needs no other server.
     assert!(!page.1.contains("://") && !page.1.contains("src="));
     assert_eq!(get(at, "/healthz").1, "alive\n");
     expect_ready(at);
@@ -739,7 +739,7 @@ fn who_asks_slowly_or_too_much_or_does_not_read_hurts_nobody() {
         let _ = stream.write_all(request);
         stream
     };
-    // More than may be open, each in its own way; who comes then is served all the same.
+    // More than may be open, hostile in three different forms; a client that comes then is served all the same.
     let mut hostile: Vec<TcpStream> = Vec::new();
     for n in 0..200 {
         hostile.push(connect([&b"GET /metrics HTTP/1.1\r\nX: "[..], b"", b"GET /metrics HTTP/1.1\r\n\r\n"][n % 3]));

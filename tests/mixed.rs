@@ -25,7 +25,7 @@ const ANY: [&str; 8] =
     ["hello", "你好", "李", "一", "😀 \u{2764}\u{fe0f}", "it's \"quoted\"", "C:\\new\\'; drop", "two\nlines\t\u{1}"];
 
 struct Cluster {
-    /// Of its database.
+    /// The address of its database.
     url: String,
     redis: Redis,
 }
@@ -64,7 +64,7 @@ impl Cluster {
         Conn::new(self.url.as_str()).unwrap().query(sql).unwrap()
     }
 
-    /// Who is online, as C++ nodes see it.
+    /// The users who are online, as C++ nodes see it.
     fn online(&self) -> Vec<u32> {
         self.query("SELECT id FROM User WHERE state = 'online' ORDER BY id")
     }
@@ -82,7 +82,7 @@ impl Cluster {
         self.query::<u32>("SELECT MAX(id) FROM AllGroup")[0]
     }
 
-    /// Waits for the end of a logout: no C++ node lets anybody in before it.
+    /// Waits for the end of a logout: no C++ node accepts a login of the user before it.
     #[track_caller]
     fn logged_out(&self, user: u32) {
         eventually("the user is offline", || !self.online().contains(&user));
@@ -233,7 +233,7 @@ fn group_chats_reach_the_members_on_both_kinds_of_node() {
             let chat = zhang.push();
             assert_eq!((text_of(&chat).as_str(), &chat["groupid"]), (text, &json!(theirs)));
         }
-        // Who joins there is written to by the next message here.
+        // The next message from here reaches a user who joins there.
         li.join(theirs);
         let ack = ann.group_chat(theirs, "welcome 李");
         assert_eq!((&ack["delivered"], &ack["stored"]), (&json!(2), &json!(0)));
@@ -364,7 +364,7 @@ fn names_that_the_cpp_nodes_could_not_dump_are_refused_and_texts_are_not() {
     for friend in cluster.query::<u32>("SELECT id FROM User") {
         zhang.befriend(friend);
     }
-    // It lists everybody, and lives.
+    // It lists all friends, and does not crash.
     let account = Account { id: zhang.id(), name: "张三".into(), password: "secret".into() };
     zhang.logout();
     let reply = zhang.login(&account);

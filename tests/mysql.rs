@@ -1,4 +1,4 @@
-//! The MySQL store, against a real MariaDB: what it stores and tells, what it does when the
+//! The MySQL store, against a real MariaDB: what it stores and returns, what it does when the
 //! database is away or does not answer, and the tables of old servers.
 
 mod support;
@@ -204,7 +204,7 @@ fn row(kept: Kept) -> RowId {
     }
 }
 
-// ---- What it stores and tells
+// ---- What it stores and returns
 
 #[test]
 fn an_account_is_registered_once_and_its_password_replaced() {
@@ -276,7 +276,7 @@ fn a_cpp_servers_user_is_foreign_and_state_stays_true_for_it() {
     let kept = kept(node.one(Write::Keep(parcels)));
     assert!(matches!(kept[..], [Kept::Past(1..)]), "{kept:?}");
     assert_eq!(node.one(Write::Claim { user: ann, epoch: 2, past }), Outcome::Done);
-    // A C++ server's end sets everybody offline. The claim holds, and is made visible again.
+    // A C++ server's end sets all users offline. The claim holds, and is made visible again.
     foreign.query_drop("UPDATE User SET state = 'offline'").unwrap();
     assert_eq!(node.one(claim(ann, 3)), Outcome::InUse(node.claimed_as(2)));
     let bob = node.user("bob");
@@ -487,7 +487,7 @@ fn a_page_is_of_as_many_messages_as_fit_be_they_large_or_small() {
 fn a_login_takes_four_round_trips_at_most_however_many_groups_the_user_is_in() {
     let server = MariaDb::start();
     let mut conn = Conn::new(server.url("").as_str()).unwrap();
-    // Kept to the end, for the log tells late that one has gone.
+    // Kept to the end, for the log shows late that one has gone.
     let (mut nodes, mut connections) = (Vec::new(), Vec::new());
     for (database, charset, mixed) in [("chat", "utf8mb4", false), ("with_gbk", "gbk", false), ("mixed", "gbk", true)] {
         let mut node = Node::open(Options { charset: charset.into(), mixed, ..options(server.url(database), 1) });
@@ -564,7 +564,7 @@ fn a_login_over_the_wire_takes_four_round_trips_at_most_too() {
         let reply = client.login(&account);
         conn.query_drop("SET GLOBAL general_log = 0").unwrap();
         assert_eq!(listed(&reply["groups"]).len(), 30);
-        // The keeper's rounds and the watch over a lock are nobody's login.
+        // The keeper's rounds and the watch over a lock belong to no login.
         let lines: Vec<(String, String)> = conn
             .query(
                 "SELECT command_type, argument FROM mysql.general_log
@@ -755,7 +755,7 @@ fn every_job(node: &Node, users: [UserId; 3], group: GroupId, rows: &[RowId]) ->
         Write::SetPassword { user: free, password: "changed".into() },
         claim(free, 2),
         Write::Claim { user: held, epoch: 3, past },
-        // Nothing can come of these; it is told all the same that the node is marked.
+        // None of these can be done; they are answered all the same that the node is marked.
         claim(held, 4),
         claim(held + 1000, 4),
         Write::Show { user: held, epoch: 1 },
@@ -863,7 +863,7 @@ fn a_node_that_is_struck_off_does_nothing_any_more() {
     assert_eq!(node.end_by(&fixture.node), 2);
     let before = content(&mut root);
     for (name, job) in every_job(&node, users, group, &rows) {
-        // Nobody is left to be shown.
+        // No user is left to be shown.
         let expected = if name == "reassert" { "Ok(())" } else { "Err(Marked)" };
         assert_eq!(format!("{:?}", job()), expected, "{name}");
     }
@@ -1044,11 +1044,11 @@ struct Proxy {
 /// What it cuts.
 #[derive(Default)]
 struct Cut {
-    /// How many COMMITs still reach the database, and whose answer does not come back.
+    /// How many COMMITs still reach the database and are done, while the answer does not come back.
     answers: AtomicUsize,
     /// How many COMMITs do not reach it.
     commits: AtomicUsize,
-    /// The same for claims that come alone: whose answer is lost, and which are lost.
+    /// The same for claims that come alone: for how many the answer is lost, and how many are lost themselves.
     claims: AtomicUsize,
     lost_claims: AtomicUsize,
     /// How many connections were made.
@@ -1081,7 +1081,7 @@ impl Cut {
     }
 
     /// Has the next transaction get no further than that until [`Cut::go_on`]. To the database it is as if the
-    /// node had been stopped, or its machine had lost power: nothing is closed, and nobody comes anew.
+    /// node had been stopped, or its machine had lost power: nothing is closed, and no new connection is made.
     fn stop_at(&self, stop: Stop) {
         *self.stop.lock().unwrap() = Some(stop);
     }
@@ -1124,7 +1124,7 @@ impl Proxy {
     }
 }
 
-/// Passes on both ways until one side ends, or the cut is due.
+/// Relays in both directions until one side ends, or the cut is due.
 fn relay(mut client: TcpStream, mut database: TcpStream, cut: &Cut) {
     let (mut from_client, mut from_database) = (client.try_clone().unwrap(), database.try_clone().unwrap());
     let silent = AtomicBool::new(false);
@@ -1136,7 +1136,7 @@ fn relay(mut client: TcpStream, mut database: TcpStream, cut: &Cut) {
                 if count == buffer.len() {
                     cut.pass(Stop::Page);
                 }
-                // The answer to the COMMIT is here, so it is done; nobody hears of it.
+                // The answer to the COMMIT is here, so it is done; the client never receives it.
                 if muted.load(Ordering::SeqCst) || client.write_all(&buffer[..count]).is_err() {
                     break;
                 }
@@ -1353,7 +1353,7 @@ fn what_a_lost_connection_was_asked_for_is_not_done_when_its_line_goes_on() {
             true => assert_eq!(claimed.unwrap(), [Outcome::Done]),
             false => assert!(matches!(claimed, Err(StoreError::Unavailable(_))), "{claimed:?}"),
         }
-        // Whoever got no answer gives it back, by whichever worker.
+        // The login that got no answer gives it back, by whichever worker.
         assert_eq!(other.write(&[Write::Release { user: ann, epoch: 1 }]).unwrap(), [Outcome::Done]);
         proxy.cut.go_on();
         eventually("the claim's connection to end", || !ids(&mut root).contains(&lost));
@@ -1532,7 +1532,7 @@ fn a_database_that_is_killed_is_unavailable_at_once_and_comes_back_with_all_that
     assert_eq!(node.texts(ann), ["before"]);
     assert_eq!(node.one(claim(ann, 1)), Outcome::Done);
     assert_eq!(node.one(claim(ann, 2)), Outcome::InUse(node.claimed_as(1)));
-    // A connection that lay idle all the while notices only now, and nobody else does.
+    // A connection that lay idle all the while notices only now, and no other one does.
     assert!(other.account(ann).unwrap().is_some());
     // Killed and back between two uses: no error comes out.
     server.kill();
@@ -1641,7 +1641,7 @@ fn many_connections_keep_to_the_same_users_and_nothing_is_lost_or_out_of_order()
     let start = Barrier::new(8);
     let running = Arc::new(());
     thread::scope(|scope| {
-        // Whoever reads meanwhile sees rows come at the end only: what he has read he can remove.
+        // A concurrent reader sees rows come at the end only: what it has read it can remove.
         let (mut reader, watch) = (fixture.node.store.connection(), Arc::downgrade(&running));
         scope.spawn(move || {
             let mut seen = Vec::new();
@@ -1857,7 +1857,7 @@ fn launch(store: String, flags: &[&str]) -> Launch {
     Launch { store, reactors: 1, workers: 2, flags, setup: String::new(), port: 0 }
 }
 
-/// Registers, logs in, chats with somebody who is offline, makes a group and joins it; and all of it once
+/// Registers, logs in, chats with a user who is offline, makes a group and joins it; and all of it once
 /// more when every connection to the database was cut.
 #[track_caller]
 fn go_through_everything(root: &mut Conn, store: String, what: &str) {
@@ -1975,7 +1975,7 @@ const HOSTILE: &[(&str, &str)] = &[
     ("innodb_default_row_format", "'REDUNDANT'"),
     ("innodb_flush_log_at_trx_commit", "0"),
     ("profiling", "1"),
-    ("binlog_format", "'STATEMENT'"), // without a log it is nobody's business
+    ("binlog_format", "'STATEMENT'"), // without a log it has no effect
 ];
 
 #[test]
@@ -1988,7 +1988,7 @@ fn no_global_of_the_database_changes_what_is_stored_or_told() {
         let store = plain_user(&mut root, &server);
         root.query_drop(format!("SET GLOBAL {name} = {value}")).unwrap_or_else(|error| panic!("{name}: {error}"));
         go_through_everything(&mut root, store, &format!("{name} = {value}"));
-        // Numbers are told from text by their look.
+        // Numbers are distinguished from text by their form.
         let before = before.unwrap_or_default();
         let before = if before.parse::<f64>().is_ok() { before } else { format!("'{before}'") };
         root.query_drop(format!("SET GLOBAL {name} = {before}")).unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -2073,7 +2073,7 @@ fn what_can_never_work_is_refused_at_the_start_alone_and_with_others() {
             drop(Server::start(&launch(store, &[])));
         }
     }
-    // Who may not do all that is needed.
+    // A user without the rights for all that is needed.
     let store = plain_user(&mut root, &server);
     drop(Node::open(options(store.clone(), 1)));
     let database = store.rsplit('/').next().unwrap().to_owned();
@@ -2087,7 +2087,7 @@ fn what_can_never_work_is_refused_at_the_start_alone_and_with_others() {
     assert!(text.contains("enforce_storage_engine"), "{text}");
 }
 
-// ---- Who uses the database
+// ---- Which servers use the database
 
 /// The connection that holds a lock of the server on this database.
 fn holder_of(root: &mut Conn, store: &str, what: &str) -> Option<u64> {
@@ -2117,13 +2117,13 @@ fn a_server_without_redis_has_its_database_for_itself() {
     client.login(&account);
     is_in_use(&alone, "without --redis");
     is_in_use(&member, "without --redis");
-    // Nobody was set offline by them, and another database is another matter.
+    // They set no user offline, and another database is another matter.
     let mut root = Conn::new(server.url("chat").as_str()).unwrap();
     let online =
         |root: &mut Conn| root.query_first::<u32, _>("SELECT COUNT(*) FROM User WHERE state = 'online'").unwrap();
     assert_eq!(online(&mut root), Some(1));
     drop(Server::start(&launch(server.url("another"), &[])));
-    // What a crash has left keeps nobody out, neither alone nor with others.
+    // What a crash has left keeps no server out, neither alone nor with others.
     node.kill();
     assert_eq!(online(&mut root), Some(1));
     let mut node = Server::start(&alone);
@@ -2132,7 +2132,7 @@ fn a_server_without_redis_has_its_database_for_itself() {
     node.kill();
     let mut member_node = Server::start(&member);
     eventually("the dead one's user is offline", || online(&mut root) == Some(0));
-    // Nor does one that is alone come in beside them, be somebody online there or not.
+    // Nor does one that is alone come in beside them, whether a user is online there or not.
     is_in_use(&alone, "with --redis");
     let other = Server::start(&member);
     assert!(member_node.stop("TERM").success());
@@ -2178,7 +2178,7 @@ fn a_lock_that_is_lost_is_taken_again_or_ends_the_server() {
         });
         assert!(node.is_alive());
         is_in_use(&launch(store.clone(), &[]), if flags.is_empty() { "without --redis" } else { "with --redis" });
-        // Somebody else is quicker.
+        // Another server is quicker.
         let database = store.rsplit('/').next().unwrap();
         let mut other = Conn::new(server.url("").as_str()).unwrap();
         let take = format!("SELECT GET_LOCK(CONCAT('chat-server alone ', LEFT(MD5('{database}'), 16)), 20)");
@@ -2407,7 +2407,7 @@ fn group_names_that_are_there_twice_stay_and_new_ones_are_checked() {
     old.check(&rows);
     let schema = old.schema();
     assert!(!schema[2].contains("UNIQUE KEY `groupname`"), "{}", schema[2]);
-    // Many who want the same name at once: one has it.
+    // Six creations of a group of the same name at once: one succeeds.
     let nodes = [old.open(), old.open()];
     let start = Barrier::new(6);
     let created: usize = thread::scope(|scope| {
@@ -2455,7 +2455,7 @@ fn logged() -> &'static Mutex<Vec<String>> {
 }
 
 impl Old {
-    /// Of each user: its id, whether its name has a key, and whose name is the same.
+    /// For each user: its id, whether its name has a key, and the user whose name is the same.
     fn keys(&mut self) -> Vec<(u32, bool, Option<u32>)> {
         let sql = self.named("SELECT id, namekey IS NOT NULL, namesake FROM User ORDER BY id");
         self.conn.query(sql).unwrap()
@@ -2601,7 +2601,7 @@ fn joins_of_one_group_at_once_do_not_pass_its_quota() {
     }
 }
 
-/// Every name has a key, and each key stands once; who has none names who has it.
+/// Every name has a key, and each key occurs once; a row without a key names the row that has it.
 fn assert_keyed(conn: &mut Conn, table: &str, column: &str) {
     type Row = (u32, String, Option<Vec<u8>>, Option<u32>);
     let rows: Vec<Row> =
@@ -2645,7 +2645,7 @@ fn many_names_get_their_keys_in_batches_by_several_nodes_at_once_and_after_a_cra
     };
     open_four(&old);
     assert_keyed(&mut old.conn, "User", "name");
-    // Of two that are the same the first has the key.
+    // If two are the same, the first has the key.
     let later: u32 = old.conn.query_first("SELECT COUNT(*) FROM User WHERE namesake = id - 1").unwrap().unwrap();
     assert_eq!(later, 2599 / 4);
     // As after a crash between two batches, and with more from C++ servers.
@@ -2921,14 +2921,14 @@ fn cpp_servers_see_a_claim_only_when_it_is_shown() {
         assert_eq!((write(show(1)), state()), (Outcome::Done, "online".to_owned()));
         assert_eq!(write(Write::Release { user: ann, epoch: 1 }), Outcome::Done);
         assert_eq!((write(show(1)), state()), (Outcome::Done, "offline".to_owned()));
-        // She comes back while her former session ends: nobody listens for this one yet.
+        // She comes back while her former session ends: no session listens for this claim yet.
         assert_eq!((write(claim(ann, 3)), write(show(3))), (Outcome::Done, Outcome::Done));
         let past = Some(Holder::Node(Claim { node: NodeId(5), epoch: 3 }));
         assert_eq!(write(Write::Claim { user: ann, epoch: 4, past }), Outcome::Done);
         assert_eq!(state(), "offline");
         assert_eq!(write(Write::Release { user: ann, epoch: 4 }), Outcome::Done);
     }
-    // One whom a server that has crashed has left online.
+    // A user whom a server that has crashed has left online.
     foreign.query_drop("update User set state = 'online'").unwrap();
     assert_eq!(node.one(Write::Claim { user: ann, epoch: 5, past: Some(Holder::Foreign) }), Outcome::Done);
     assert_eq!(foreign.query_first::<String, _>("select state from User").unwrap().unwrap(), "offline");
@@ -2945,7 +2945,7 @@ fn who_was_set_offline_by_a_cpp_server_is_online_again_unless_he_was_not_shown_y
     let mut online = move || foreign.query_first::<u32, _>("select count(*) from User where state = 'online'").unwrap();
     let mut roll = node.roll();
     assert_eq!((roll.reassert().unwrap(), online()), (0, Some(0)), "nobody listens for any of them yet");
-    // A login of somebody else changes nothing, nor does a release of a claim that is none.
+    // A login of another user changes nothing, nor does a release of a claim that does not exist.
     node.write(&write(|user| claim(user, 2)));
     node.write(&write(|user| Write::Release { user, epoch: 2 }));
     assert_eq!((roll.reassert().unwrap(), online()), (0, Some(0)));
@@ -2954,13 +2954,13 @@ fn who_was_set_offline_by_a_cpp_server_is_online_again_unless_he_was_not_shown_y
     assert_eq!((roll.reassert().unwrap(), online()), (0, Some(1201)));
     robber.query_drop("update User set state = 'offline'").unwrap();
     assert_eq!((roll.reassert().unwrap(), online()), (1201, Some(1201)));
-    // Alone, too; and whoever comes back while his former session ends is not shown by that one's claim.
+    // Alone, too; and a user who comes back while the former session ends is not shown by the former claim.
     assert_eq!(node.one(Write::Show { user: hidden[0], epoch: 1 }), Outcome::Done);
     let past = Some(node.claimed_as(1));
     assert_eq!(node.one(Write::Claim { user: shown[0], epoch: 3, past }), Outcome::Done);
     robber.query_drop("update User set state = 'offline'").unwrap();
     assert_eq!((roll.reassert().unwrap(), online()), (1201, Some(1201)));
-    // A claim that nobody was told of is given back, and the next one is another.
+    // A claim of which no client has heard is given back, and the next one is another.
     assert_eq!(node.one(Write::Release { user: hidden[1], epoch: 1 }), Outcome::Done);
     assert_eq!(
         node.write(&[claim(hidden[1], 4), Write::Show { user: hidden[1], epoch: 4 }]),

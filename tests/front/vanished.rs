@@ -1,4 +1,4 @@
-//! Clients whose address vanishes, without a FIN: whose account comes free, and when.
+//! Clients whose address vanishes, without a FIN: which accounts become free, and when.
 //!
 //! It takes network namespaces, and so root. The times are shorter there than in `nginx.conf`.
 
@@ -40,7 +40,7 @@ fn node_behind_nginx() -> (World, Nginx) {
     (world, nginx)
 }
 
-/// Somebody on the client's machine, logged in, and somebody who stays.
+/// A user on the client's machine, logged in, and a user who stays.
 fn two_users(network: &Network, world: &World, nginx: &Nginx) -> (Client, Account, Client) {
     let mut vanishing = network.at_client(|| Client::connect(nginx.address()));
     let account = vanishing.register(&world.name("vanishing"), "secret");
@@ -84,7 +84,7 @@ fn who_vanishes_while_somebody_writes_is_noticed_by_the_kernels_retransmissions(
         let (world, nginx) = node_behind_nginx();
         let (_vanishing, account, mut stays) = two_users(&network, &world, &nginx);
         network.vanish();
-        // nginx's kernel takes what nobody will read; from the end of the session on, all is stored.
+        // nginx's kernel takes what no client will read; from the end of the session on, all is stored.
         let (mut texts, mut stored) = ((0..).map(|n| n.to_string()), Vec::new());
         eventually_within(SOON, "messages to be stored", || {
             let text = texts.next().expect("another number");

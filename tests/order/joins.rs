@@ -55,7 +55,7 @@ fn members_that_were_read_while_a_node_heard_nothing_are_not_all_when_it_hears_a
     member.chat(sender.id(), "welcome back");
     database.fix();
     has_joined(&mut member, &join, seq);
-    // Whom it may not have reached before.
+    // This message may not have reached the member before.
     member.pushed();
     let ack = sender.group_chat(group, "after");
     assert_eq!((&ack["delivered"], &ack["stored"]), (&json!(1), &json!(0)));
@@ -75,7 +75,7 @@ fn a_node_whose_subscription_redis_has_dropped_counts_who_joins_before_it_has_no
     // Its members are known by now.
     assert_eq!(sender.group_chat(group, "before")["delivered"], 1);
 
-    // Redis has ended the line, and the node is not told yet.
+    // Redis has ended the line, and the node is not notified yet.
     redis.mark(|line| line.subscribes);
     redis.rule(|line, way, _| if line.is_marked && way == Way::Back { Verdict::Hold } else { Verdict::Pass });
     redis.lose(|line| line.is_marked);

@@ -87,7 +87,7 @@ fn a_node_whose_database_is_silent_keeps_its_users_and_nobody_else_has_them() {
     let accounts: [_; USERS] = accounts(healthy, "user");
     let mut clients = accounts.each_ref().map(|account| login(other, account));
     let mut writer = login(healthy, &crate::accounts::<1>(healthy, "writer")[0]);
-    // One round in which everybody learns where the others are.
+    // One round in which all nodes learn where the users are.
     let next = |n: usize| (n + 1) % USERS;
     for n in 0..USERS {
         assert!(writer.chat(accounts[n].id, "0"));

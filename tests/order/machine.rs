@@ -10,14 +10,14 @@ use tempfile::TempDir;
 
 use crate::support::Launch;
 
-/// Whose reactor is about to receive this stops, as a process.
+/// The process stops whose reactor is about to receive this.
 pub const STOP: &str = "STOP HERE";
-/// Whose reactor is about to receive this hangs there, after [`Machine::hang`].
+/// The reactor that is about to receive this hangs there, after [`Machine::hang`].
 pub const HANG: &str = "HANG HERE";
 /// A name of 127.0.0.1 that no file of this machine knows.
 pub const HOST: &str = "redis.invalid";
 
-/// What one server is told, and tells.
+/// The switches of one server's machine, and what the server reports by them.
 pub struct Machine {
     file: File,
     dir: TempDir,
@@ -33,7 +33,7 @@ enum Cell {
     Asked,
 }
 
-/// Of cells.
+/// The size of a cell.
 const BYTES: u64 = 8;
 
 impl Machine {
@@ -51,7 +51,7 @@ impl Machine {
         launch.setup += &format!("\nexport ORDER_MACHINE={} LD_PRELOAD={library}", file.display());
     }
 
-    /// It was suspended for so long: the server, which is stopped meanwhile, sees that by CLOCK_BOOTTIME alone.
+    /// It was suspended for this time: the server, which is stopped meanwhile, sees that by CLOCK_BOOTTIME alone.
     pub fn was_suspended(&self, time: Duration) {
         self.set(Cell::Suspended, time.as_nanos() as i64);
     }
@@ -75,7 +75,7 @@ impl Machine {
         self.set(Cell::IsMute, 1);
     }
 
-    /// Somebody has asked it in vain.
+    /// The server has asked it in vain.
     pub fn has_asked(&self) -> bool {
         self.get(Cell::Asked) > 0
     }

@@ -1,6 +1,6 @@
-//! Faults of the order in which messages find their way, each brought about on real servers: broken and
+//! Faults of the order in which messages are routed, each brought about on real servers: broken and
 //! silent lines, machines that stand still, clients that read slowly, and ends. None of them may cost a
-//! message, its place behind the earlier ones of its sender, or anybody's account.
+//! message, its place behind the earlier ones of its sender, or a user's account.
 //!
 //! Where users live on a node is up to the node: tests to which it matters have several users.
 
@@ -93,7 +93,7 @@ impl Numbers {
     }
 }
 
-/// Numbered chats of about so many bytes, without `seq`, that the server has read when this returns.
+/// Numbered chats of about `bytes` bytes, without `seq`, that the server has read when this returns.
 #[track_caller]
 fn send_numbered(sender: &mut Client, to: u32, numbers: std::ops::Range<usize>, bytes: usize) {
     for number in numbers {
@@ -120,7 +120,7 @@ impl Cluster {
         (redis, database)
     }
 
-    /// How many nodes Redis tells of what others publish.
+    /// The number of nodes that subscribe to what others publish.
     fn subscribers(&self) -> usize {
         let mut list = redis::cmd("CLIENT");
         list.arg("LIST").arg("TYPE").arg("PUBSUB");

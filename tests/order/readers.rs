@@ -1,4 +1,4 @@
-//! Clients that read slowly, or not for a while: nobody waits for them.
+//! Clients that read slowly, or not for a while: no other client waits for them.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -17,15 +17,15 @@ use crate::{ANSWERED, Numbers, accounts, login, login_within, reader, rest_of, s
 /// Bytes a second of a slow reader.
 const SLOW: u64 = 10_000;
 
-/// Until when somebody may log in, or has an ack, who waits for such a reader: within the time in which a login is
-/// answered. They would be done in 40 s.
+/// Within this time another user can log in, or has an ack, while such a reader is served: the time in which a login
+/// is answered. Behind the reader they would be done in 40 s.
 const SOON: Duration = Duration::from_secs(10);
 
 /// Makes the chat of a client.
 type Chat = Box<dyn Fn(&Client, &str) -> Value>;
 
 /// Some write to a slow reader of another node, and leave: by hanging up, or by a logout on a connection that stays.
-/// `prepare` tells how they make their messages.
+/// `prepare` decides how they make their messages.
 fn leaves_behind_a_slow_reader(prepare: impl Fn(&mut Client, &mut [Client]) -> Chat) {
     const QUEUED: usize = 200;
     let cluster = Cluster::start(2);
@@ -36,7 +36,7 @@ fn leaves_behind_a_slow_reader(prepare: impl Fn(&mut Client, &mut [Client]) -> C
     let mut clients = writers.each_ref().map(|account| login(here, account));
     let chat = prepare(&mut slow, &mut clients);
 
-    // Of about 40 s.
+    // What is queued takes about 40 s.
     cable.slow(SLOW);
     let mut filler = login(there, &filler);
     send_numbered(&mut filler, slow.id(), 0..QUEUED, 2000);
@@ -173,7 +173,7 @@ impl Load {
     /// A second's messages, of all.
     const SECOND: usize = 200;
 
-    /// Sends until it is told to stop; how many there were.
+    /// Sends until `stop` is set; returns how many there were.
     fn send(&self, sender: &mut Client, to: u32) -> usize {
         let (mut seqs, mut sent, mut due) = (VecDeque::new(), 0, Instant::now());
         while !self.stop.load(Ordering::Relaxed) {
@@ -183,7 +183,7 @@ impl Load {
             if seqs.len() > Load::WINDOW {
                 self.note(&sender.reply(seqs.pop_front().expect("a window")));
             }
-            // Who was held up does not make up for it.
+            // A load that was held up does not make up for it.
             due = (due + Load::PERIOD).max(Instant::now());
             thread::sleep(due.saturating_duration_since(Instant::now()));
         }
@@ -215,7 +215,7 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// Somebody who reads well stands still once, under a load that goes on.
+/// A client that reads well stands still once, under a load that goes on.
 fn stands_still_under_load(here: SocketAddr, there: SocketAddr) {
     const STILL: Duration = Duration::from_millis(2600);
     let [account, marker] = accounts(here, "recipient");
@@ -252,7 +252,7 @@ fn stands_still_under_load(here: SocketAddr, there: SocketAddr) {
     }
 }
 
-/// The way to the database and back: so that something comes always while a page of the store is read.
+/// The delay of the database's answers, so that something always comes while a page of the store is read.
 const DATABASE: Duration = Duration::from_millis(20);
 
 #[test]
@@ -281,8 +281,8 @@ fn start_alone(database: &Cable, workers: usize) -> Server {
     Server::start(&launch)
 }
 
-/// Somebody's page cannot be read, and he makes place on his connection for somebody else, whose page is under way
-/// when the former one's is due again. False: it came too late for that.
+/// A user's page cannot be read, and his connection goes to another user, whose page is under way when the former one's
+/// is due again. False: it came too late for that.
 fn a_page_is_due_again(node: SocketAddr, database: &Cable, [former, next, sender]: &[Account; 3]) -> bool {
     const MESSAGES: usize = 12;
     /// Until a page that could not be read is asked for again.

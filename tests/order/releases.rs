@@ -13,13 +13,13 @@ use crate::support::{Account, Client, Config, World, eventually};
 /// Until a release is tried again, and a little more.
 const REPEATED: Duration = Duration::from_secs(3);
 
-/// From now on the store's files take so many bytes and no more.
+/// From now on the store's files take this number of bytes and no more.
 fn limit_files(world: &World, bytes: u64) {
     let pid = world.server().pid().try_into().expect("a pid");
     rlimit::prlimit(pid, Resource::FSIZE, Some((bytes, INFINITY)), None).expect("a child's limit can be changed");
 }
 
-/// Writes to all of them, again and again, until it is told to stop.
+/// Writes to all of them, again and again, until `stop` is set.
 fn write_to(mut sender: Client, recipients: &[Account], stop: &AtomicBool, acked: &AtomicUsize) {
     let mut seqs = VecDeque::new();
     for recipient in recipients.iter().cycle().take_while(|_| !stop.load(Ordering::Relaxed)) {
@@ -42,7 +42,7 @@ fn a_release_that_is_tried_again_leaves_the_next_session_alone() {
     thread::scope(|scope| {
         // Its messages are stored with all else that concerns these users: together, so that nothing is done.
         scope.spawn(|| write_to(sender, &accounts, &stop, &acked));
-        // Nobody knows whether these logins have come to something, so they are taken back.
+        // Whether these logins were committed is unknown, so they are taken back.
         for account in &accounts {
             assert_eq!(Client::connect(node).try_login(account)["errno"], 21);
         }

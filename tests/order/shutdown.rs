@@ -1,4 +1,4 @@
-//! Ends by SIGTERM: nothing is lost that was queued for somebody, or the exit status says so.
+//! Ends by SIGTERM: no message is lost that was queued for a client, or the exit status says so.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -66,7 +66,7 @@ fn finds_the_rest(place: &Place, account: &Account, mut numbers: Numbers, sender
     if counts == [EACH; SENDERS] { Ok(()) } else { Err(format!("of {EACH} messages of each there are {counts:?}")) }
 }
 
-/// Somebody reads slowly, or not at all, when the server ends.
+/// A client reads slowly, or not at all, when the server ends.
 #[track_caller]
 fn ends_under_a_reader(hold_up: impl Fn(&Cable)) {
     let mut place = Place::start(&Config::new(2), &[], |_| {});
@@ -121,7 +121,7 @@ fn an_end_stores_what_is_queued_for_a_cpp_client_that_reads_well() {
 fn an_end_that_cannot_store_what_is_queued_says_so_by_its_exit_status() {
     let mut place = Place::start(&Config::new(2), &["--legacy-client"], |_| {});
     let (account, client, senders) = cpp_reader(&place);
-    // Nobody but the server has the file open when it ends.
+    // Only the server has the file open when it ends.
     let path = place.launch.store.trim_start_matches("sqlite:").to_owned();
     let alter = |sql: &str| rusqlite::Connection::open(&path).and_then(|database| database.execute_batch(sql));
     let refuse = "CREATE TRIGGER refuse BEFORE INSERT ON OfflineMessage BEGIN SELECT RAISE(ABORT, 'no'); END";
@@ -138,7 +138,7 @@ fn an_end_that_cannot_store_what_is_queued_says_so_by_its_exit_status() {
 
 #[test]
 fn an_end_lasts_until_a_slow_store_has_taken_everything_and_says_that_it_does() {
-    /// Some forty answers are waited for: for longer than 5 s in all, but never for so long without getting further.
+    /// Some forty answers are waited for: for longer than 5 s in all, but never for that time without progress.
     const LATE: Duration = Duration::from_millis(220);
     let database = Cable::to(MariaDb::shared().port());
     let mut place = Place::start(&Config::mysql(2), &[], |launch| database.lead(launch));

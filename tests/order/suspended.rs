@@ -26,7 +26,7 @@ fn take_over(cluster: &Cluster, accounts: &[Account], since: Instant) -> Vec<Cli
     accounts.iter().map(|account| login_within(REAPED, since, cluster.nodes[0].address, account)).collect()
 }
 
-/// What a session that another one has replaced is told before it ends: nothing but that.
+/// What a session that another one has replaced receives before it ends: nothing but that.
 #[track_caller]
 fn is_told_nothing(old: Client) {
     let told: Vec<Value> = rest_of(old, ANSWERED).into_iter().filter(|push| push["msgid"] != 201).collect();

@@ -106,7 +106,7 @@ fn nodes_of_unlike_versions_are_one_cluster() {
     assert_eq!(made_up, [false, true], "the older node speaks first, and then the newer one: {chats:?}");
 }
 
-/// Sends numbered chats until it is told to stop, one at a time; how many there were.
+/// Sends numbered chats until `stop` is set, one at a time; returns how many there were.
 fn stream(sender: &mut Client, to: u32, stop: &AtomicBool) -> usize {
     let mut sent = 0;
     while !stop.load(Ordering::Relaxed) {

@@ -23,10 +23,10 @@ macro_rules! kinds {
 
 kinds! {
     // Redis and the lines to it.
-    /// Redis passes on the node's oldest payload to another one, which reads it; or Redis answers that nobody is
+    /// Redis passes on the node's oldest payload to another one, which reads it; or Redis answers that no node is
     /// subscribed there.
     Deliver,
-    /// The same, to an addressee whose connection is dead, which Redis has not noticed: nobody is told.
+    /// The same, to an addressee whose connection is dead, which Redis has not noticed: no node learns of it.
     LoseUnnoticed,
     /// Redis passes on the oldest payload of a publisher connection that the node has given up.
     DeliverStale,
@@ -114,7 +114,7 @@ kinds! {
 pub struct Action {
     pub kind: Kind,
     pub node: NodeName,
-    /// The addressee of what `node` has published, or the dead node of which `node` is told.
+    /// The addressee of what `node` has published, or the dead node of whose death `node` is notified.
     pub other: NodeName,
 }
 
@@ -241,7 +241,7 @@ impl Possible<'_> {
         self.state.faults.all < self.model.bounds.faults.all
     }
 
-    /// Whether nothing is in the way of more input: lists would run over.
+    /// Whether there is room for more input: otherwise lists would run over.
     fn node_has_room(&self, node: &Node) -> bool {
         node.published.len() <= MOST_PUBLISHED && self.state.rows.len() <= self.model.bounds.most_rows
     }

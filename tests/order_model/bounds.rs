@@ -26,7 +26,7 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// Two messages, nobody moves, nothing fails.
+    /// Two messages, no user moves, nothing fails.
     pub const CALM: Bounds = Bounds {
         messages: 2,
         sender_sessions: 1,
@@ -54,7 +54,7 @@ impl Bounds {
         self
     }
 
-    /// The sender has so many sessions, the later ones on these nodes.
+    /// The sender has this number of sessions, the later ones on these nodes.
     pub const fn with_sender(mut self, sessions: u8, nodes: &[NodeName]) -> Bounds {
         self.sender_sessions = sessions;
         self.sender_nodes = NodeSet::of(nodes);

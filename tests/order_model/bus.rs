@@ -2,7 +2,7 @@
 //!
 //! A node's channel is one queue for it in the real system. Here each publisher's payloads to a node wait in the order
 //! in which it published them, and the addressee reads in the same step in which Redis passes one on: what different
-//! nodes publish may interleave as it likes, and what is lost in a broken line is what was passed on to nobody.
+//! nodes publish may interleave as it likes, and what is lost in a broken line is what was passed on to no node.
 
 use crate::model::OrderModel;
 use crate::rules::Rule;

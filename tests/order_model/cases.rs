@@ -38,7 +38,7 @@ const DEAF: Faults = Faults { all: 1, line_breaks: 1, lapses: 1, ..NO_FAULTS };
 const STOPPED: Faults = Faults { all: 1, stops: 1, lapses: 1, ..NO_FAULTS };
 const STOPPED_AND_SILENCE: Faults = Faults { silences: 1, ..STOPPED };
 const TWO_STOPPED: Faults = Faults { all: 2, stops: 2, lapses: 2, ..NO_FAULTS };
-/// Redis is away for everybody.
+/// Redis is away for all nodes.
 const OUTAGE: Faults = Faults { all: 1, outages: 1, lapses: 3, ..NO_FAULTS };
 const DEAF_AND_OUTAGE: Faults = Faults { all: 2, outages: 1, ..DEAF };
 
@@ -153,9 +153,10 @@ const fn covered(rule: Rule, bounds: Bounds) -> Covered {
 ///
 /// * A session that ends could answer `Gone`: the route would store past it. That it takes what comes saves the detour.
 /// * A node that may not act cannot write to clients, its jobs fail once it is marked, and what it publishes is dropped
-///   by who was told of its death: so it does no harm to handle payloads, results and timers before it has looked.
+///   by the nodes that were notified of its death: so it does no harm to handle payloads, results and timers before it
+///   has looked.
 /// * A marked node that learns nothing from a write learns from the page that it must read before it delivers more, and
-///   the other way round.
+///   vice versa.
 #[rustfmt::skip]
 pub const COVERED: &[Covered] = &[
     covered(EndingSessionTakes, RECIPIENT_MOVES.with_faults(REFUSAL)),

@@ -97,7 +97,8 @@ pub fn explore(rules: Rules, bounds: Bounds) -> Explored {
 }
 
 impl Counterexample {
-    /// Of a run from the initial state that ends in `state`, which violates something, or whose future does.
+    /// The counterexample of a run from the initial state that ends in `state`, which violates something, or whose
+    /// future does.
     pub fn new(order: &OrderModel, state: &State, actions: Vec<Action>) -> Counterexample {
         let mut rest = Vec::new();
         let violation = state.violation.or_else(|| {

@@ -1,4 +1,4 @@
-//! Who lives: leases, looks into the store, and how a node that seems dead is reaped.
+//! Which nodes live: leases, looks into the store, and how a node that seems dead is reaped.
 
 use crate::model::OrderModel;
 use crate::rules::Rule;
@@ -65,7 +65,7 @@ impl OrderModel {
         self.advance_route(state, name);
     }
 
-    /// Whoever has read the counter before cannot mark the node.
+    /// A node that has read the counter before cannot mark this one.
     fn raise_counter(&self, state: &mut State, name: NodeName) {
         if self.has(Rule::MarkComparesTheCounter) {
             state.suspected.remove(name);
@@ -107,7 +107,7 @@ impl OrderModel {
         self.proceed_with_session(state, name);
     }
 
-    /// Whether the node may confirm that it was told.
+    /// Whether the node may confirm that it was notified.
     pub fn can_confirm(&self, state: &State, name: NodeName, dead: NodeName) -> bool {
         if !self.has(Rule::DeathIsConfirmedBehindWhatWasTaken) {
             return true;

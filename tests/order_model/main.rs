@@ -8,12 +8,12 @@
 //!
 //! * Three nodes, A, B and C. One sender, on A at first, and one recipient, on B, who reads as slowly as he likes. Both
 //!   may log out and in again, on the same node at once or elsewhere when their claim is released.
-//! * One Redis: payloads between nodes, which it passes on late, or to nobody; publisher connections that break, and
+//! * One Redis: payloads between nodes, which it passes on late, or to no node; publisher connections that break, and
 //!   payloads of theirs that come afterwards or never; subscriptions that break; leases that run out; Redis away for
-//!   everybody, with the leases lost or kept.
+//!   all nodes, with the leases lost or kept.
 //! * One store with the two users' claims, the recipient's messages, and the marks and counters of nodes. A transaction
 //!   happens at once or is refused; its result may come while its node may not act on it.
-//! * Nodes that stop and resume, that are deaf, that are suspected, marked, told of and reaped.
+//! * Nodes that stop and resume, that are deaf, that are suspected, marked, announced as dead and reaped.
 //!
 //! # What is not
 //!
@@ -28,9 +28,10 @@
 //! # What must hold
 //!
 //! In every state: the recipient has read what he has read in the order sent, repeats aside; what was acked is read,
-//! stored or about to be written; nobody has read or written by a claim that was gone; no node was marked because Redis
-//! was away. And from every state, if nothing more fails, all comes to rest: no route is stuck, nobody is locked out,
-//! and the recipient gets what is stored. That is tried for three futures: what is broken is mended, it stays as it is
+//! stored or about to be written; no session has read or written by a claim that was gone; no node was marked because
+//! Redis was away. And from every state, if nothing more fails, all comes to rest: no route is stuck, no user is locked
+//! out, and the recipient gets what is stored. That is tried for three futures: what is broken is mended, it stays as
+//! it is for good, Redis stays away for good.
 //! for good, Redis stays away for good.
 //!
 //! # Where to look
@@ -47,7 +48,7 @@
 //! # Longer runs
 //!
 //! Explorations are exhaustive within their bounds and have the same result always. What is wider is walked at random,
-//! from the same seeds always; `CHAT_MODEL_SECONDS=n` walks for so many seconds instead, from the seed
+//! from the same seeds always; `CHAT_MODEL_SECONDS=n` walks for n seconds instead, from the seed
 //! `CHAT_MODEL_SEED` on, so that another seed sees other walks:
 //!
 //! ```sh
@@ -80,7 +81,7 @@ use checking::{Explored, explore};
 use rules::{EVERY_RULE, Rule, Rules};
 use walk::{Until, walk};
 
-/// Explores, and tells what it took.
+/// Explores, and reports what it took.
 fn explored(title: &str, without: &[Rule], bounds: Bounds) -> Explored {
     let mut rules = Rules::ALL;
     for rule in without {

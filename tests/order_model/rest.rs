@@ -1,4 +1,4 @@
-//! What becomes of a state if nothing more fails: everything must come to rest, and nobody may be locked out.
+//! What becomes of a state if nothing more fails: everything must come to rest, and no user may be locked out.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
@@ -11,7 +11,7 @@ use crate::state::{
     Faults, Lease, Life, Line, Mixer, Mode, NODES, NodeName, NodeSet, Nudge, Redis, Sender, State, Toward, Violation,
 };
 
-/// How a state goes on. In each, the sender logs out, nobody logs in, and nothing more fails.
+/// How a state goes on. In each, the sender logs out, no user logs in, and nothing more fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Future {
     /// What is broken is mended.
@@ -53,7 +53,7 @@ impl OrderModel {
         found
     }
 
-    /// The same, telling each step.
+    /// The same, reporting each step.
     pub fn trace_to_rest(&self, state: &State, tell: &mut dyn FnMut(Future, Action)) -> Option<Violation> {
         for future in [Future::Mended, Future::BrokenForGood, Future::NoRedisForGood] {
             if self.violation_in(state, future, &mut Known::default()).is_some() {
@@ -152,7 +152,7 @@ fn is_broken(state: &State, node: NodeName) -> bool {
     }
 }
 
-/// Nobody waits for a reader: first the recipient's client reads nothing, and what must settle, settles.
+/// Nothing waits for a reader: first the recipient's client reads nothing, and what must settle, settles.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Phase {
     ClientsDoNotRead,
@@ -250,8 +250,8 @@ impl Run {
         state.nodes[node].life == Life::Running && !self.broken.contains(node)
     }
 
-    /// Without Redis a nudge cannot be answered. Whoever waits for one waits on, as long as its holder may still have
-    /// the recipient.
+    /// Without Redis a nudge cannot be answered. A node that waits for one waits on, as long as its holder may still
+    /// have the recipient.
     fn waits_for_redis(&self, state: &State, node: NodeName) -> bool {
         let route = &state.nodes[node].route;
         let (Toward::Via(claim) | Toward::Halted(claim)) = route.toward else { return false };

@@ -8,7 +8,7 @@ use crate::state::{
 };
 
 impl OrderModel {
-    /// The sender is told what became of a message, and it no longer counts against the release of his claim.
+    /// The outcome of a message is reported to the sender, and it no longer counts against the release of his claim.
     pub fn settle(&self, state: &mut State, name: NodeName, message: Message, acked: bool) {
         let node = &mut state.nodes[name];
         node.unsettled = node.unsettled.saturating_sub(1);
@@ -354,7 +354,7 @@ impl Route {
         self.last_number
     }
 
-    /// Whether at most so many transactions are under way, and no result waits to be handled.
+    /// Whether at most this number of transactions is under way, and no result waits to be handled.
     fn is_idle_but_for(&self, jobs: usize) -> bool {
         self.jobs.len() <= jobs && self.finished.is_none()
     }

@@ -16,7 +16,7 @@ macro_rules! rules {
 
 rules! {
     // A route.
-    /// A route that asks stores its messages only if nobody has the recipient.
+    /// A route that asks stores its messages only if no node has the recipient.
     AskingStoresOnlyForTheAbsent,
     /// A route has one transaction at a time; what comes meanwhile waits.
     RouteHasOneJobAtATime,
@@ -100,7 +100,7 @@ rules! {
     TimersAreChecked,
     /// So is what is written to clients at the end of a turn.
     FlushIsChecked,
-    /// Clients are written to before other nodes are told that it is delivered.
+    /// Messages are written to clients before other nodes hear that they are delivered.
     ClientsAreWrittenFirst,
     /// Without a lease, a look into the store lets a node act.
     LookStandsInForTheLease,
@@ -124,18 +124,18 @@ rules! {
     OnlyTheMarkedAreFreed,
     /// Claims are freed two seconds after the mark, when every look begun before it is over.
     FreeingWaitsForLooks,
-    /// The other nodes are told before claims are freed.
+    /// The other nodes are notified before claims are freed.
     DeathIsTold,
     /// All must confirm that are not marked, not only those with a lease.
     AllUnmarkedConfirm,
     /// A node that is marked itself need not confirm, but only two seconds after its own mark, when every look that it
     /// began before is over.
     MarkExcusesBehindLooks,
-    /// What a node publishes is dropped by those who were told of its death.
+    /// What a node publishes is dropped by those that were notified of its death.
     DeadNodesPayloadsAreDropped,
     /// A death is confirmed when what was taken from that node is delivered or committed.
     DeathIsConfirmedBehindWhatWasTaken,
-    /// A node that is told of a death has its sessions read the store before they deliver more.
+    /// A node that is notified of a death has its sessions read the store before they deliver more.
     ToldSessionsReadTheStore,
     /// A missing lease does not count on a Redis that has started anew.
     RestartedRedisProvesNothing,

@@ -78,7 +78,7 @@ impl OrderModel {
         self.proceed_with_session(state, name);
     }
 
-    /// Tells whoever it came from what became of a message.
+    /// Reports the outcome of a message to where it came from.
     fn answer(&self, state: &mut State, name: NodeName, held: Held, verdict: Verdict) {
         match held.origin {
             Origin::Local => {

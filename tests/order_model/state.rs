@@ -143,7 +143,7 @@ pub struct Chat {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Payload {
-    /// Of a freed place in a list.
+    /// The payload of a freed place in a list.
     #[default]
     Nothing,
     Chat(Chat),
@@ -205,7 +205,7 @@ pub struct Launch {
 pub enum Nudge {
     #[default]
     None,
-    /// Messages were stored past the holder, which is to be told.
+    /// Messages were stored past the holder, which is to be notified.
     Owed,
     /// It was published and is unanswered.
     Published(Number),
@@ -224,7 +224,7 @@ pub struct RouteJob {
 /// What the transaction of a [`RouteJob`] has done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RouteOutcome {
-    /// Stored, nobody else having the recipient.
+    /// Stored, since no other node has the recipient.
     Stored,
     /// Stored, although the holder that the route knows has the recipient.
     StoredPast,
@@ -254,7 +254,7 @@ pub struct Route {
 
 // The recipient's side: a session.
 
-/// Who is told what became of a message.
+/// Where the outcome of a message is reported.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Origin {
     /// The sender, who is on the same node.
@@ -262,7 +262,7 @@ pub enum Origin {
     Local,
     /// Another node, under the number of its launch.
     Remote(NodeName, Number),
-    /// Nobody any more: only with a rule taken out.
+    /// Nowhere any more: only with a rule taken out.
     Answered,
 }
 
@@ -324,7 +324,7 @@ pub struct Session {
     pub to_store: bool,
     /// A page that the client has not read yet.
     pub page: List<Message, 24>,
-    /// Of the last page, what the client has read and the store has not removed.
+    /// What the client has read of the last page and the store has not removed.
     pub read: List<Message, 24>,
     /// Something may have been stored since the last page was read.
     pub read_again: bool,
@@ -391,9 +391,9 @@ pub struct Node {
     pub connection: u8,
     /// What this node has published and Redis has not passed on, oldest first.
     pub published: List<Published, 16>,
-    /// Of each other node, the newest publisher connection from which something came.
+    /// For each other node, the newest publisher connection from which something came.
     pub newest_connection: PerNode<u8>,
-    /// The nodes of whose death this one was told.
+    /// The nodes of whose death this one was notified.
     pub told_dead: NodeSet,
     pub sender: Sender,
     /// How many messages of the sender's sessions here are not settled.
@@ -406,7 +406,7 @@ pub struct Node {
 pub enum Redis {
     #[default]
     Up,
-    /// It answers nobody and forgets nothing; leases run out meanwhile.
+    /// It answers no node and forgets nothing; leases run out meanwhile.
     Hung,
     /// It is gone, and all leases with it.
     Restarting,
@@ -434,9 +434,9 @@ pub enum Violation {
     OutOfOrder,
     /// A message was acked and is neither read nor in the store.
     AckedIsLost,
-    /// Somebody read or wrote by a claim that is gone.
+    /// A session read or wrote by a claim that is gone.
     ClaimIsGone,
-    /// A node was marked dead because Redis was away for everybody.
+    /// A node was marked dead because Redis was away for all nodes.
     HealthyNodeMarked,
     /// All has come to rest and a user can log in nowhere.
     LockedOut,
@@ -466,7 +466,7 @@ pub struct State {
     pub suspected: NodeSet,
     /// Nodes whose lease was missing, the counter not read yet: only with that rule taken out.
     pub missed: NodeSet,
-    /// Of each marked node, who has confirmed its death.
+    /// For each marked node, the nodes that have confirmed its death.
     pub confirmed: PerNode<NodeSet>,
 
     // Redis.
@@ -485,7 +485,7 @@ pub struct State {
     pub sender_epoch: Epoch,
     pub recipient_epoch: Epoch,
     pub faults: Faults,
-    /// Nodes that were stopped or had a line broken, apart from Redis being away for everybody.
+    /// Nodes that were stopped or had a line broken, apart from Redis being away for all.
     pub disturbed: NodeSet,
     pub violation: Option<Violation>,
 }
