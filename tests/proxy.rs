@@ -1,4 +1,4 @@
-//! The PROXY header, against the real server: who must send one, who may not, and what it changes.
+//! The PROXY header, against the real server: which clients must send one, which may not, and what it changes.
 
 mod support;
 
@@ -14,7 +14,7 @@ const SOURCE: &str = "192.0.2.7:56324";
 const PING: &[u8] = b"{\"msgid\":202,\"seq\":7}\n";
 const PONG: &[u8] = b"{\"msgid\":203,\"seq\":7}\n";
 
-/// A server behind proxies in `networks`, whose log tells everything.
+/// A server behind proxies in `networks`, that logs everything.
 fn behind(networks: &str, flags: &[&str]) -> World {
     let flags = [&["--proxy-protocol", networks][..], flags].concat();
     Config::new(2).prepared("export RUST_LOG=debug", &flags)
@@ -177,7 +177,7 @@ fn what_is_no_header_is_refused() {
     client.send_raw(&V1[..20]);
     client.finish();
     expect_refused(&mut client, "malformed");
-    // Whoever says nothing at all has done nothing wrong: a proxy's probe.
+    // A client that sends nothing at all has done nothing wrong: a proxy's probe.
     let mut probe = world.client();
     probe.finish();
     probe.expect_end();

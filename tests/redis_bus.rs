@@ -26,7 +26,7 @@ fn homes() -> Homes {
     Homes::new(7, SHARDS)
 }
 
-/// What a bus has told, by shard, until somebody takes it.
+/// What a bus has reported, by shard, until a test takes it.
 #[derive(Default)]
 struct Heard {
     events: Mutex<Vec<(usize, BusEvent)>>,
@@ -98,7 +98,7 @@ impl Node {
         }
     }
 
-    /// The next envelope, and from whom; it came to the shard that it is for.
+    /// The next envelope, and its sender; it came to the shard that it is for.
     #[track_caller]
     fn envelope(&self) -> (NodeId, Envelope) {
         self.wait("an envelope", |shard, event| match event {
@@ -164,7 +164,7 @@ impl Node {
         })
     }
 
-    /// Waits until all shards were told.
+    /// Waits until all shards were notified.
     #[track_caller]
     fn all_told(&self, what: &str, is_it: impl Fn(&BusEvent) -> bool) {
         for shard in 0..SHARDS {
@@ -194,7 +194,7 @@ impl Node {
         })
     }
 
-    /// Waits until all shards were told of a death, and by whom.
+    /// Waits until all shards were notified of a death, on behalf of `by`.
     #[track_caller]
     fn buried(&self, dead: NodeId, by: Option<NodeId>) {
         let is_it =
@@ -207,7 +207,7 @@ impl Node {
         (0..SHARDS as u16).for_each(|shard| self.send(BusOp::Confirm { dead, asker, shard }));
     }
 
-    /// Who has confirmed which death to this one.
+    /// The deaths that were confirmed to this node, and the node that confirmed each.
     fn confirmed(&self) -> Vec<(NodeId, NodeId)> {
         self.heard.confirmed.lock().unwrap().clone()
     }
@@ -230,7 +230,7 @@ impl Node {
         heard
     }
 
-    /// What it was told and nobody has taken.
+    /// What was reported and no test has taken.
     fn rest(&self) -> Vec<(usize, BusEvent)> {
         std::mem::take(&mut *self.heard.events.lock().unwrap())
     }
@@ -361,7 +361,7 @@ impl Wire {
     }
 
     fn run(self: &Arc<Wire>) -> Vec<JoinHandle<()>> {
-        // What is said first tells what it is for.
+        // The first bytes show what the connection is for.
         let mut first = [0; 64 << 10];
         let n = (&self.client).read(&mut first).unwrap_or(0);
         let subscribes = first[..n].windows(9).any(|word| word == b"SUBSCRIBE");
@@ -381,7 +381,7 @@ impl Wire {
     }
 }
 
-/// A way to Redis on which each connection can be held up in either direction, and cut.
+/// A relay to Redis on which each connection can be held up in either direction, and cut.
 struct Proxy {
     port: u16,
     wires: Arc<Mutex<Vec<Arc<Wire>>>>,
@@ -669,7 +669,7 @@ fn everything_is_as_before_when_a_killed_redis_is_back() {
     redis.kill();
     one.down();
     two.down();
-    // Nobody waits for what cannot be.
+    // What cannot be done is not waited for.
     one.send_all(vec![
         BusOp::ToNode(two.id, seen(1)),
         BusOp::ToNode(two.id, chat_for(3, 2, b"{}")),
@@ -1001,7 +1001,7 @@ fn payloads_of_an_older_line_are_dropped() {
 
 // -- deaths ---------------------------------------------------------------------------------------
 
-/// A node that publishes to another one without a pause, until it is told to stop; but never far ahead of what
+/// A node that publishes to another one without a pause, until `stop` is set; but never far ahead of what
 /// that has read, or Redis would throw it out.
 fn talking(redis: &Redis, from: NodeId, to: &Node) -> (Arc<AtomicBool>, JoinHandle<()>) {
     let stop = Arc::<AtomicBool>::default();
@@ -1070,7 +1070,7 @@ fn a_death_is_told_and_confirmed_when_every_shard_has() {
         assert_eq!(one.confirmed().pop(), Some((DEAD, two.id)));
     }
     publish(&mut redis.connect(), channel_of(&two), &payload(DEAD, 1, &[seen(7)]));
-    // This node's own is told without Redis.
+    // This node's own confirmation is reported without Redis.
     redis.signal("STOP");
     one.bus.bury(DEAD, Some(one.id));
     one.buried(DEAD, Some(one.id));
@@ -1239,7 +1239,7 @@ fn nodes_of_unlike_versions_understand_each_other() {
 
 // -- names ----------------------------------------------------------------------------------------
 
-/// A resolver that can be stopped: who asks it then waits for as long as that lasts.
+/// A resolver that can be stopped: a caller then waits for as long as that lasts.
 #[derive(Default)]
 struct Resolver {
     stopped: Mutex<bool>,
@@ -1258,7 +1258,7 @@ impl Resolver {
             assert_eq!(host, "redis.test");
             let stopped = resolver.stopped.lock().unwrap();
             drop(resolver.goes_on.wait_while(stopped, |stopped| *stopped).unwrap());
-            // At the first of them nobody is.
+            // No server listens at the first of them.
             Ok([2, 1].map(|last| SocketAddr::from(([127, 0, 0, last], port))).to_vec())
         });
         Setup { lookup, ..Setup::default() }
@@ -1294,7 +1294,7 @@ fn a_dead_resolver_holds_up_neither_the_bus_nor_the_lease() {
     assert_eq!(renew(&mut leases).ok(), Some(false));
     node.beats();
     assert_eq!(node.count_listeners(99), Some(1));
-    // Who has never heard where it is has to wait, but not for ever.
+    // A node that has never resolved the name has to wait, but not for ever.
     assert!(renew(&mut late).unwrap_err().is_timeout());
     let began = Instant::now();
     assert!(matches!(
@@ -1475,11 +1475,11 @@ impl Drop for Keeper {
 }
 
 const LIVES: NodeId = NodeId(2);
-/// One that never lived: whoever can judge finds it dead.
+/// One that never lived: a node that can judge finds it dead.
 const NEVER: NodeId = NodeId(3);
 const NODES: &[NodeId] = &[LIVES, NEVER];
 
-/// Nobody who lives is found dead, over all of what `disturb` does and until the keeper judges
+/// No node that lives is found dead, over all of what `disturb` does and until the keeper judges
 /// again.
 fn assert_nobody_looks_dead_after(what: &str, disturb: impl FnOnce(&mut Redis, &mut Connection)) {
     let mut redis = Redis::start();

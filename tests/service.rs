@@ -21,7 +21,7 @@ use chat_server::store::{Claim, Holder, Kept, NodeId, Outcome, Quotas, Store, St
 use tempfile::TempDir;
 
 const LANES: usize = 3;
-/// Of the first account.
+/// The login of the first account.
 const LOGIN: &str = r#"{"msgid":1,"id":1,"password":"p"}"#;
 const LOGOUT: &str = r#"{"msgid":3,"id":1}"#;
 /// Another node.
@@ -66,7 +66,7 @@ struct Line {
     /// Half of the first message is on the wire.
     has_begun: bool,
     is_paused: bool,
-    /// It was told to close, and is as soon as its client has read everything.
+    /// It is to be closed, as soon as its client has read everything.
     closing: Option<Reason>,
     /// No queue is taken back for now.
     keeps_its_queue: bool,
@@ -693,7 +693,7 @@ fn is_join(op: &Op) -> bool {
     matches!(op, Op::Write(Write::JoinGroup { .. }))
 }
 
-/// Joins of which the other node was told, by ticket, and what clients have read.
+/// Joins of which the other node was notified, by ticket, and what clients have read.
 fn take_told(node: &mut Node) -> (Vec<chat_server::bus::Ticket>, Vec<String>) {
     let joins = node.published_there().into_iter().filter_map(|envelope| match envelope {
         Envelope::Joined { group: 1, user: 2, ticket } => Some(ticket),
@@ -713,7 +713,7 @@ fn joined(already: bool, nodes: Vec<NodeId>) -> Result<Answer, StoreError> {
     Ok(Answer::Wrote(Outcome::Joined { already, nodes }))
 }
 
-/// Two seconds pass, and the store tells, as it is asked, that the other node is still there.
+/// Two seconds pass, and the store answers, as it is asked, that the other node is still there.
 fn two_seconds_of_a_join(node: &mut Node) {
     node.pass(Duration::from_secs(2));
     while !node.waiting.is_empty() {
@@ -941,7 +941,7 @@ fn with_a_slow_reader() -> (Node, ConnId, ConnId) {
     (node, conns[0], conns[1])
 }
 
-/// The same, who has read what was queued; its first page is being read.
+/// The same, after the reader has read what was queued; its first page is being read.
 fn with_somebody_who_is_drained() -> (Node, ConnId, ConnId) {
     let (mut node, sender, reader) = with_a_slow_reader();
     node.waits = |op| is_page(op) || matches!(op, Op::Write(Write::Remove { .. }));
@@ -1029,7 +1029,7 @@ fn what_comes_while_a_queue_is_taken_back_is_stored_behind_it() {
 }
 
 /// User 2 does not read: the queue was taken back, with half of user `id`'s message on the wire, and the store
-/// does not take it; later the connection ends. What was asked for when it did, and what clients were told.
+/// does not take it; later the connection ends. Returns the node, with what it then sent to clients, and its jobs.
 fn half_written_and_refused(id: usize) -> (Node, Vec<(Lane, Op)>) {
     let mut node = Node::new();
     let conns = node.log_in(2);
@@ -1731,8 +1731,8 @@ fn those_who_would_wait_too_long_are_refused_at_once_and_told_different_times() 
     assert!(node.sent.is_empty(), "{:?}", node.sent);
 }
 
-/// After 10 s the login is answered with `errno`; a late answer is no second one, nobody is left behind
-/// with the account, and the client can log in on the same connection.
+/// After 10 s the login is answered with `errno`; a late answer is no second one, the account is free afterwards,
+/// and the client can log in on the same connection.
 #[track_caller]
 fn is_answered_in_time(mut node: Node, conn: ConnId, errno: u32, late: impl FnOnce(&mut Node)) {
     node.pass(IN_10_S - Duration::from_millis(1));

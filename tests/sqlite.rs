@@ -89,7 +89,7 @@ fn online(server: &Server, name: &str) -> Client {
     client
 }
 
-/// A message to somebody who is offline, and whether it is acked as stored; `None`: the end.
+/// A message to a user who is offline, and whether it is acked as stored; `None`: the end.
 fn store(client: &mut Client, to: u32, text: &str) -> Option<Result<(), i64>> {
     let reply = client.try_request(client.chat_to(to, text))?;
     Some(if reply["errno"] == 0 { Ok(()) } else { Err(reply["errno"].as_i64().unwrap()) })
@@ -104,7 +104,7 @@ fn a_clean_stop_leaves_one_file_with_all_that_was_acked_whatever_goes_on() {
         let mut server = place.start();
         let absent = Client::connect(server.address).register("absent", "secret");
         let monitor = monitor_of(&server);
-        // Somebody who does not read what comes for him.
+        // A user who does not read what comes for him.
         let slow = online(&server, "slow");
         let slow_id = slow.id();
         let over = AtomicBool::new(false);
@@ -216,7 +216,7 @@ fn notices(harm: impl Fn(&Path), mend: impl Fn(&Path), reason: &str, comes_back:
     });
     let login = Client::connect(server.address).request(support::login(&absent));
     assert_eq!(login["errno"], 21, "{login}");
-    // Whoever is online is served.
+    // Users who are online are served.
     assert!(sender.chat(reader.id(), "still here"));
     assert_eq!(reader.texts(1), ["still here"]);
 

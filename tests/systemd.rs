@@ -1,4 +1,4 @@
-//! The server as a service of systemd: its unit, and what it tells its supervisor.
+//! The server as a service of systemd: its unit, and what it reports to its supervisor.
 //!
 //! `systemd-analyze` (Debian's package `systemd`) checks the unit; no systemd needs to run.
 
@@ -43,7 +43,7 @@ fn the_unit_leaves_little_to_whoever_takes_the_server_over() {
     assert!(output.status.success(), "{said}");
 }
 
-/// A supervisor's ear: where a service sends what it has to tell.
+/// The supervisor's socket, to which a service sends its notifications.
 struct Supervisor {
     socket: UnixDatagram,
     folder: TempDir,
@@ -75,7 +75,7 @@ impl Supervisor {
         String::from_utf8_lossy(&buffer[..length]).trim_end().to_owned()
     }
 
-    /// Whether something was told that nobody has heard.
+    /// Whether a notification was sent that no test has read.
     fn was_told(&self) -> bool {
         self.socket.set_nonblocking(true).expect("a socket");
         self.socket.recv(&mut [0]).is_ok()

@@ -144,7 +144,7 @@ fn hear_header<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Result<Option<
     Ok(None)
 }
 
-/// A PROXY header of either version, and the source it tells.
+/// A PROXY header of either version, and the source that it names.
 fn proxy_header() -> impl Strategy<Value = (Vec<u8>, Option<SocketAddr>)> {
     let four = || (any::<Ipv4Addr>(), any::<u16>());
     let six = || (any::<Ipv6Addr>(), any::<u16>());

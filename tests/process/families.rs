@@ -67,7 +67,7 @@ fn a_proxy_of_ipv4_is_known_however_its_network_is_written() {
         let mut client = server.client();
         client.send_raw(header("192.0.2.7 127.0.0.1", "TCP4"));
         client.sync();
-        // The same one, as a proxy tells it that listens for both families.
+        // The same address, as reported by a proxy that listens for both families.
         let mut same = server.client();
         same.send_raw(header("::ffff:192.0.2.7 ::ffff:127.0.0.1", "TCP6"));
         assert_eq!(same.recv()["errno"], 20, "{network}");
@@ -79,7 +79,7 @@ fn a_proxy_of_ipv4_is_known_however_its_network_is_written() {
 
 #[test]
 fn a_system_whose_sockets_are_for_ipv6_alone_by_default_changes_nothing() {
-    // In a network of its own, so that nobody else has that default.
+    // In a network of its own, so that no other program has that default.
     let dir = tempfile::tempdir().unwrap();
     let port = free_port();
     let setup = "ip link set lo up && echo 1 > /proc/sys/net/ipv6/bindv6only";

@@ -85,7 +85,7 @@ fn numbers() -> Vec<Flag> {
         },
         Flag {
             name: "--proxy-protocol",
-            // Nobody comes from there.
+            // No client comes from there.
             accepted: texts(&["10.0.0.0/0", "::/0"]),
             refused: texts(&["10.0.0.0/33", "10.0.0.0/-1", "::/129", "10.0.0.0/4294967296", "nginx"]),
         },

@@ -1,4 +1,4 @@
-//! A log that nobody reads, or that cannot be written, holds up nobody, and what is missing is counted.
+//! A log that no process reads, or that cannot be written, delays no client, and what is missing is counted.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};

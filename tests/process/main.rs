@@ -1,5 +1,5 @@
-//! The server and the client as processes: what each signal does, a log that nobody reads, outputs
-//! that are closed, flags at their bounds, addresses with passwords, and what a start says that fails.
+//! The server and the client as processes: what each signal does, a log that no process reads, outputs
+//! that are closed, flags at their bounds, addresses with passwords, and the error of a start that fails.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -22,7 +22,7 @@ use tempfile::TempDir;
 
 const CHAT_SERVER: &str = env!("CARGO_BIN_EXE_chat-server");
 
-/// Either program, without what the environment of whoever runs the tests says.
+/// Either program, without the settings in the environment of the test run.
 fn program(path: &str) -> Command {
     let mut command = Command::new(path);
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CHAT_") || name.starts_with("RUST_")) {

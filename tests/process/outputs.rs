@@ -1,4 +1,4 @@
-//! Outputs that nobody reads, or that cannot be written: both programs end as they would have.
+//! Outputs that no process reads, or that cannot be written: both programs end as they would have.
 
 use std::process::Command;
 

@@ -3,7 +3,7 @@
 use crate::support::{Client, MariaDb};
 use crate::{CHAT_SERVER, Running, outcome, program};
 
-/// Addresses that bear it, right ones and wrong ones. Nobody listens at port 1.
+/// Addresses that contain it, right ones and wrong ones. No server listens at port 1.
 const ADDRESSES: [&str; 34] = [
     "mysql://chat:SECRET@127.0.0.1:1/chat",
     "mariadb://chat:SECRET@127.0.0.1:1/chat",

@@ -107,7 +107,7 @@ fn a_second_signal_ends_at_once_but_a_terminal_that_closes_sends_two_hangups() {
         let database = rusqlite::Connection::open(server.dir.path().join("chat.db")).unwrap();
         database.execute_batch("BEGIN IMMEDIATE").unwrap();
         server.process.signal(first);
-        // It is taken when nobody can connect any more.
+        // The end has begun when no client can connect any more.
         eventually("the end to begin", || TcpStream::connect(server.address).is_err());
         server.process.signal(second);
         if hurries {
@@ -115,7 +115,7 @@ fn a_second_signal_ends_at_once_but_a_terminal_that_closes_sends_two_hangups() {
             status = Some(server.process.wait());
             assert!(began.elapsed() < Duration::from_secs(3), "{first}, {second}: {:?}", began.elapsed());
         }
-        drop(database); // and nobody but the server has the file open, which it then closes
+        drop(database); // and only the server has the file open, which it then closes
         let status = status.unwrap_or_else(|| server.process.wait());
         assert_eq!(status.code(), Some(if hurries { 130 } else { 0 }), "{first}, {second}");
     }

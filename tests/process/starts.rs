@@ -19,7 +19,7 @@ fn refused(setup: &str, words: &[&str], said: &[&str]) -> String {
     last
 }
 
-/// What root does to become a user who has nothing else and may nothing; anybody else is one who may nothing.
+/// How root becomes a user without other groups or capabilities; any user but root is without them already.
 fn without_rights(user: u32) -> String {
     let become_user = format!("setpriv --reuid {user} --clear-groups --bounding-set -all");
     format!("[ \"$(id -u)\" -ne 0 ] || exec {become_user} \"$0\" \"$@\"")

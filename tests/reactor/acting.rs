@@ -42,7 +42,7 @@ fn may(reactors: &Reactors, may: bool) {
     reactors.threads[HELD].may.store(may, SeqCst);
 }
 
-/// What the reactor that is held has told after a while, in which it looked several times.
+/// What the held reactor has reported after a while, in which it looked several times.
 fn told(reactors: &Reactors) -> Vec<Event> {
     let turns = || reactors.threads[HELD].counts.turns.get();
     let before = turns();

@@ -86,7 +86,7 @@ fn a_client_that_reads_nothing_for_a_second_holds_up_no_message_however_few_wait
     let took = began.elapsed();
     assert_eq!(recalled, 1);
     assert!(took >= Duration::from_millis(900) && took < Duration::from_secs(3), "after {took:?}");
-    // It is not over the mark, so nobody closes it for being slow.
+    // It is not over the mark, so it is not closed for being slow.
     reactors.pass(Duration::from_millis(9500));
     expect_bytes(&mut client, &vec![b'x'; JAM]);
     reactors.expect(&Event::Drained(conn));
@@ -268,7 +268,7 @@ fn a_message_for_many_is_not_copied_for_each() {
 
 #[test]
 fn an_idle_connection_holds_no_buffers() {
-    // So many that the few outboxes which a reactor keeps for the next ones do not weigh.
+    // Enough that the few outboxes which a reactor keeps for the next ones do not weigh.
     const CLIENTS: usize = 3000;
     let reactors = reactors();
     let before = reactors.ask(0, |_, _| probe::held());
@@ -282,7 +282,7 @@ fn an_idle_connection_holds_no_buffers() {
     assert!(each < 600, "{each} bytes for each idle connection");
 }
 
-/// All clients of the next tests together may have so much waiting; each has its share of it.
+/// The total that may wait for all clients of the next tests; each has its share of it.
 const TOTAL: usize = 2 << 20;
 const CLIENTS: usize = 8;
 
@@ -375,7 +375,7 @@ fn above_its_share_for_ten_seconds_while_memory_is_short_it_is_closed() {
     assert_eq!(why, format!("10 s after its queue has passed its share of all buffers, now {} bytes", TOTAL / CLIENTS));
 }
 
-/// What two reactors may have waiting: so much that it does not matter what more the kernel takes in a while.
+/// What may wait on both reactors: large enough that it does not matter what more the kernel takes in a while.
 const FOR_BOTH: usize = 16 << 20;
 
 fn two_reactors() -> Reactors {
@@ -383,7 +383,7 @@ fn two_reactors() -> Reactors {
     Setup { reactors: 2, limits, ..Setup::default() }.start()
 }
 
-/// Sends until a reactor's queues hold so much.
+/// Sends until a reactor's queues hold this number of bytes.
 fn fill_queue(reactors: &Reactors, conn: ConnId, bytes: usize) {
     let fill = move |io: &mut Io<Toy>| {
         io.send(conn, Message { manner: EXEMPT, ..message(&[b'x'; 256 * 1024], None) });

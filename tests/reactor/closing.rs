@@ -75,7 +75,7 @@ fn a_client_that_hangs_up_while_its_input_waits_is_told_of() {
     reactors.expect(&Event::HungUp(conn, HangUp::HalfClosed));
     reset(client);
     reactors.expect(&Event::HungUp(conn, HangUp::Gone));
-    // What came before that is given all the same, though no event speaks of it again.
+    // What came before that is given all the same, though no further event reports it.
     reactors.ask(0, move |_, io| io.resume(conn));
     reactors.expect(&Event::Input(conn, 4));
     reactors.ask(0, move |_, io| io.resume(conn));

@@ -1,4 +1,4 @@
-//! Rule 6: mailboxes; rule 11: nobody waits for a reactor.
+//! Rule 6: mailboxes; rule 11: no thread waits for a reactor.
 
 use std::collections::HashSet;
 use std::io::Write;

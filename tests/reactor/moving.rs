@@ -366,7 +366,7 @@ fn a_client_that_reads_nothing_is_found_out_there() {
     });
     assert_eq!((recalled, reactors.threads[1].counts.slow.of(Slowness::Stalled).get()), (1, 1));
     assert!(began.elapsed() < Duration::from_secs(3), "after {:?}", began.elapsed());
-    // And when it has caught up, that is told where it is by then.
+    // And when it has caught up, that is reported where it is by then.
     let conn = moved(&reactors, conn, 0);
     reactors.turns(0, 2);
     assert!(!reactors.told().iter().any(|event| matches!(event, Event::Drained(_))), "nobody has read");
@@ -481,7 +481,7 @@ fn one_that_is_being_closed_is_flushed_and_says_goodbye_there() {
     expect_bytes(&mut client, &vec![b'x'; JAM]);
     expect_end(&mut client);
     assert_eq!(reactors.closed(conn).0, CloseReason::Handler(Why::IdleTimeout));
-    // Its end was told of by now, so it does not move any more.
+    // Its end was reported by now, so it does not move any more.
     reactors.ask(1, move |_, io| io.move_to(conn, 0, 10));
     drop(client);
     (0..2).for_each(|reactor| reactors.wait_until_empty(reactor));
@@ -617,7 +617,7 @@ fn a_reactor_that_ends_waits_for_it() {
         io.move_to(conn, to, 12);
         let turns = counts.turns.get();
         mailboxes[to].post(Mail::Exit);
-        // It has nobody else to wait for.
+        // It has no other client to wait for.
         eventually("some turns, or its end", || counts.turns.get() > turns + 3 || !ends.exists());
     });
     expect_bytes(&mut client, b"bye");

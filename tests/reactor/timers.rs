@@ -1,4 +1,4 @@
-//! Rule 13: timers are lazy. (That a late one closes nobody stands in `bounds`.)
+//! Rule 13: timers are lazy. (`bounds` shows that a late one closes no connection.)
 
 use std::time::{Duration, Instant};
 

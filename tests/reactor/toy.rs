@@ -33,7 +33,7 @@ pub enum Tag {
     Reply(usize),
 }
 
-/// What the reactor told its handler.
+/// The calls that the reactor made to its handler.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event {
     Opened(ConnId, SocketAddr),
@@ -75,10 +75,10 @@ impl Reason for Why {
     }
 }
 
-/// What the toy tells another one of a connection.
+/// What a toy passes on to another one with a connection.
 pub type Moved = u32;
 
-/// The handler: reports what it is told, and answers by its script.
+/// The handler: reports its calls, and answers by its script.
 pub struct Toy {
     events: Sender<Event>,
     script: Script,
@@ -232,7 +232,7 @@ pub struct Setup {
     pub limits: Limits,
     pub max_connections: usize,
     pub script: Script,
-    /// Clients that connect before anybody accepts.
+    /// Clients that connect before any acceptor runs.
     pub early: usize,
 }
 
@@ -288,7 +288,7 @@ pub struct Thread {
 
 type Running = (JoinHandle<io::Result<()>>, PathBuf);
 
-/// Starts a thread, and tells its folder in /proc.
+/// Starts a thread, and returns its folder in /proc.
 fn spawn(run: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<Running> {
     let (tell, folder) = channel();
     let handle = std::thread::spawn(move || {
@@ -310,7 +310,7 @@ pub struct Reactors {
     /// The acceptor's folder in /proc.
     pub acceptor_proc: PathBuf,
     events: Receiver<Event>,
-    /// Events that nobody has waited for yet.
+    /// Events that no test has waited for yet.
     seen: RefCell<VecDeque<Event>>,
 }
 
@@ -440,7 +440,7 @@ impl Reactors {
         LOG.0.lock().unwrap().iter().filter(|(thread, _)| *thread == own).map(|(_, line)| line.clone()).collect()
     }
 
-    /// What has been told until now and nobody has waited for.
+    /// What has been reported until now and no test has waited for.
     pub fn told(&self) -> Vec<Event> {
         let mut seen = self.seen.borrow_mut();
         seen.extend(self.events.try_iter());
@@ -493,7 +493,7 @@ impl Reactors {
         handle.join().expect("it does not panic").expect("it does not fail");
     }
 
-    /// Waits for so long by a reactor's own clock.
+    /// Waits for this time by a reactor's own clock.
     #[track_caller]
     pub fn pass(&self, time: Duration) {
         const PASSED: u32 = u32::MAX;

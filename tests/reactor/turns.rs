@@ -75,7 +75,7 @@ fn what_the_end_of_a_turn_leads_to_has_an_end_of_its_own_at_once() {
     for round in 0..ROUNDS {
         at_the_end_of_a_quiet_turn(&reactors, move |toy, io| {
             io.recall(conn, Recall::All);
-            // Only then can it be told what was recalled.
+            // What was recalled is known only then.
             toy.at_turn_end = Some(Box::new(move |toy, _| toy.report(Event::Timer(round))));
         });
         reactors.expect(&Event::Timer(round));

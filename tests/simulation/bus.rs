@@ -155,7 +155,7 @@ pub struct Ends {
     unanswered: VecDeque<(u64, BusOp)>,
     next_command: u64,
     pub listens: bool,
-    /// To whose channel it listens, or would.
+    /// The users to whose channels it listens, or would.
     channels: BTreeMap<UserId, u64>,
     /// `Listen` and `Unlisten` that Redis has yet to confirm.
     changes: VecDeque<BusOp>,
@@ -267,7 +267,7 @@ impl World {
         }
     }
 
-    /// Nothing of this node is taken any more; all shards are told, on behalf of `asker`, if there is one.
+    /// Nothing of this node is taken any more; all shards are notified, on behalf of `asker`, if there is one.
     pub fn bury(&mut self, at: usize, node: NodeId, asker: Option<NodeId>) {
         self.nodes[at].ends.buried.insert(node);
         self.event(at, Port::Subscriber, BusEvent::Buried { node, asker });
@@ -320,7 +320,7 @@ impl World {
         true
     }
 
-    /// A node's subscriber takes what has come, or what it has been told to listen to.
+    /// A node's subscriber takes what has come, or what it has been asked to listen to.
     pub fn hear(&mut self, at: usize) -> bool {
         let node = &mut self.nodes[at];
         let Some(subscription) = self.redis.subscriptions.get_mut(&node.id).filter(|_| node.ends.listens) else {

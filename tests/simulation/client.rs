@@ -29,7 +29,7 @@ pub struct Seat {
     pub client: usize,
     /// The user who is logged in, if the client has not asked for anything else since.
     pub account: Option<UserId>,
-    /// Whose messages it reads.
+    /// The user whose messages it reads.
     reads_as: Option<UserId>,
     /// A LOGIN without a reply.
     asked: Option<Asked>,
@@ -71,7 +71,7 @@ impl Seat {
         self.asked.is_some()
     }
 
-    /// Whose session may be on its connection.
+    /// Whether the user's session may be on its connection.
     pub fn may_be(&self, user: UserId) -> bool {
         self.is_or_will_be() == Some(user) || self.reads_as == Some(user)
     }
@@ -144,7 +144,7 @@ impl World {
         if socket.side != Side::Open {
             return false;
         }
-        // Whose node is silent goes away some time.
+        // A client whose node is silent goes away some time.
         if !self.nodes[socket.node].is_started || self.nodes[socket.node].is_stopped {
             if self.rng.one_in(20) {
                 self.hang_up(id, Side::Reset);

@@ -11,7 +11,7 @@
 //! | nothing is repeated | without faults everything arrives exactly once |
 //! | offline messages | no row is removed that its owner has not got; once all is read, nothing is left in the store |
 //! | one session | a client that gets a login reply has the claim, and no other client is logged in to the account; no node acts whose claims were taken from it |
-//! | nobody is locked out | a login is refused only for a reason: it is in use, the password is wrong, the store has failed, 10 s are over. Some seconds after the faults have ended every user can log in, also while no client reads; a claim is released though no client reads |
+//! | no user is locked out | a login is refused only for a reason: it is in use, the password is wrong, the store has failed, 10 s are over. Some seconds after the faults have ended every user can log in, also while no client reads; a claim is released though no client reads |
 //! | members | a join that was acked counts for every later message to the group, from every node |
 //! | an answer to each `seq` | a client that is still there has got one for each request, and no second one |
 //! | an end | everything comes to rest, nothing is held any more, and every shard winds up when it is told to stop, with no user left online |
@@ -89,7 +89,7 @@ fn the_promises_hold_under_every_schedule() {
     assert!(seed == u64::MAX, "seed {seed} fails: CHAT_SEED={seed} cargo test --test simulation");
 }
 
-/// Otherwise a seed would tell nothing.
+/// Otherwise a seed would show nothing.
 #[test]
 fn a_seed_is_always_the_same_run() {
     for seed in 0..30 {

@@ -25,7 +25,7 @@ const AHEAD: Duration = Duration::from_millis(700);
 /// How long a beat counts.
 const BEAT: Duration = Duration::from_secs(2);
 
-/// Whose letters come in the order in which they were sent.
+/// A source whose letters arrive in the order in which they were sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Port {
     Shard(usize),
@@ -71,7 +71,7 @@ pub struct Node {
     pub lag: Duration,
     /// Its workers wait for the store until then.
     pub store_stands_still_until: Duration,
-    /// It was told to stop.
+    /// It has been asked to stop.
     pub is_ending: bool,
     pub wound_up: Vec<bool>,
     /// It has learned that it was taken for dead.

@@ -46,7 +46,7 @@ pub struct Socket {
     pub conn: Option<ConnId>,
     /// What the client has sent and the shard has not consumed.
     pub input: Vec<u8>,
-    /// So much of that the shard has looked at.
+    /// The number of these bytes that the shard has looked at.
     offered: usize,
     /// It may want to look again.
     again: bool,
@@ -61,7 +61,7 @@ pub struct Socket {
     recalled: bool,
     /// Something tagged was sent, behind what is past the mark.
     anew: bool,
-    /// It is told when it is drained.
+    /// The shard hears of it when it is drained.
     drains: bool,
     /// When it last took something, or its queue began to wait.
     progress: Duration,
@@ -334,7 +334,7 @@ impl World {
         times.into_iter().flatten().min()
     }
 
-    /// A connection is gone, and its shard is told.
+    /// A connection is gone, and its shard is notified.
     pub fn cut(&mut self, id: SocketId, reason: CloseReason<Reason>) {
         let Some(socket) = self.sockets.remove(&id) else { return };
         let Some(conn) = socket.conn else { panic!("it is between two shards") };

@@ -24,7 +24,7 @@ pub enum Trouble {
     Away,
     /// Writes fail, as with a full disk.
     ReadOnly,
-    /// Of some writes it is not known whether they were done, or will be.
+    /// For some writes it is not known whether they were done, or will be.
     LosesAnswers,
 }
 
@@ -56,7 +56,7 @@ pub struct Database {
     is_shared: bool,
     rng: Rng,
     password: String,
-    /// Of offline messages for one user.
+    /// The number of offline messages for one user.
     quota: Option<usize>,
     claims: BTreeMap<UserId, Claim>,
     /// Users whom C++ nodes see online although one of our nodes has them.

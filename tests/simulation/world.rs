@@ -162,7 +162,7 @@ pub struct World {
     pub record: Record,
     faults: Vec<Fault>,
     is_traced: bool,
-    /// Of all that happened.
+    /// The digest of all that happened.
     digest: u64,
 }
 

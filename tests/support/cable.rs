@@ -24,10 +24,10 @@ pub struct Cable {
     shared: Arc<Shared>,
 }
 
-/// The way of a piece of bytes.
+/// The direction of a piece of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
-    /// From who has connected to the target.
+    /// From the client to the target.
     There,
     Back,
 }
@@ -38,13 +38,13 @@ pub enum Verdict {
     Pass,
     /// It waits, with all that follows it, until another rule lets it pass.
     Hold,
-    /// It passes so much later.
+    /// It passes later by this time.
     Late(Duration),
     /// It is lost, and both ends of its line are closed.
     Cut,
 }
 
-/// What a rule is told of a line, and may note there.
+/// What a rule knows of a line, and may note there.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Line {
     /// It has sent a SUBSCRIBE to Redis.
@@ -72,7 +72,7 @@ struct State {
     next: usize,
     held: usize,
     cuts: usize,
-    /// Nobody is let in any more.
+    /// No further client is let in.
     is_gone: bool,
 }
 
@@ -115,7 +115,7 @@ impl Cable {
                 if of_lines.state().is_gone {
                     return;
                 }
-                // A target that is away ends whoever connects.
+                // A target that is away ends the client's connection.
                 if let Ok(far) = connect(target, buffer) {
                     of_lines.add(near, far);
                 }
@@ -144,19 +144,19 @@ impl Cable {
         self.rule(|_, _, _| Verdict::Pass);
     }
 
-    /// All lines are cut, and so is whoever connects.
+    /// All lines are cut, and so are clients that connect later.
     pub fn pull(&self) {
         self.rule(|_, _, _| Verdict::Cut);
         self.cut(|_| true);
     }
 
-    /// The same for those who subscribe, and nobody else.
+    /// The same for clients that subscribe, and no others.
     pub fn deafen(&self) {
         self.rule(|line, _, _| if line.subscribes { Verdict::Cut } else { Verdict::Pass });
         self.cut(|line| line.subscribes);
     }
 
-    /// Nothing passes any more, and no end of a line is told.
+    /// Nothing passes any more, and no end of a line is passed on.
     pub fn freeze(&self) {
         self.rule(|_, _, _| Verdict::Hold);
     }
@@ -171,7 +171,7 @@ impl Cable {
         self.rule(move |_, way, _| if way == Way::Back { Verdict::Late(time) } else { Verdict::Pass });
     }
 
-    /// No more comes back than so many bytes a second.
+    /// No more comes back than this number of bytes a second.
     pub fn slow(&self, bytes: u64) {
         self.shared.rate.store(bytes, Ordering::Relaxed);
     }
@@ -192,7 +192,7 @@ impl Cable {
         }
     }
 
-    /// Closes the target's ends of lines. A rule may keep back that the others are told.
+    /// Closes the target's ends of lines. A rule may keep the other ends from noticing.
     pub fn lose(&self, whom: impl Fn(&Line) -> bool) {
         for Ends { far, .. } in self.shared.state().lines.values().filter(|ends| whom(&ends.line)) {
             let _ = far.shutdown(Shutdown::Both);
@@ -224,7 +224,7 @@ impl Drop for Cable {
     fn drop(&mut self) {
         self.shared.state().is_gone = true;
         self.pull();
-        let _ = TcpStream::connect(self.address); // wakes who waits for others
+        let _ = TcpStream::connect(self.address); // wakes the thread that waits for others
     }
 }
 
@@ -255,7 +255,7 @@ impl Shared {
         }
     }
 
-    /// Carries what goes one way, until that ends.
+    /// Carries what goes in one direction, until that ends.
     fn carry(&self, number: usize, way: Way, mut from: TcpStream, mut to: TcpStream) {
         let mut piece = Vec::new();
         loop {
@@ -267,7 +267,7 @@ impl Shared {
                 Verdict::Pass | Verdict::Hold => {}
                 Verdict::Late(time) => {
                     thread::sleep(time);
-                    // What has come meanwhile belongs to it: nobody has got an answer.
+                    // What has come meanwhile belongs to it: no client has got an answer.
                     let _ = from.set_read_timeout(Some(Duration::from_millis(1)));
                     while !piece.is_empty() && read(&mut from, PIECE, &mut piece) > 0 {}
                     let _ = from.set_read_timeout(None);

@@ -38,7 +38,7 @@ impl ChatClient {
         ChatClient::watch(child, Box::new(stdin), stdout, None)
     }
 
-    /// With a terminal of so many columns, in a session of its own. The command begins with the
+    /// With a terminal of this number of columns, in a session of its own. The command begins with the
     /// program, or with a shell that starts it.
     pub fn spawn_on_terminal(command: &mut Command, columns: u16) -> ChatClient {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();

@@ -30,7 +30,7 @@ pub enum Ending {
 pub struct Client {
     pub stream: TcpStream,
     pub framing: Framing,
-    /// Whose session this is, after [`Client::login`].
+    /// The account of this session, after [`Client::login`].
     pub account: Option<Account>,
     /// The login reply.
     pub greeting: Value,
@@ -56,7 +56,7 @@ impl Client {
         Client::connect_with(address, |_| Ok(()))
     }
 
-    /// A client for whom the kernel takes no more than about `bytes` while it does not read. That
+    /// A client for which the kernel takes no more than about `bytes` while it does not read. That
     /// is set before it connects: a window that shrinks below what was offered has the kernel drop
     /// what it then receives, and the stream stalls.
     pub fn connect_with_receive_buffer(address: SocketAddr, bytes: usize) -> std::io::Result<Client> {

@@ -9,7 +9,7 @@ use super::{Launch, MariaDb, Redis, Server};
 pub struct Cluster {
     pub nodes: Vec<Server>,
     pub redis: Redis,
-    /// Where nobody else uses it.
+    /// The database, if this cluster has one of its own.
     pub mariadb: Option<MariaDb>,
     /// What each node begins with.
     pub launch: Launch,

@@ -83,7 +83,7 @@ struct Node {
 
 /// What all its threads share, behind its one lock.
 struct State {
-    /// Who is logged in here, and from where.
+    /// The users who are logged in here, and from where.
     users: HashMap<i64, (SocketAddr, TcpStream)>,
     /// All connections, so that its end closes them.
     connections: Vec<TcpStream>,
@@ -92,7 +92,7 @@ struct State {
     subscriber: TcpStream,
     /// When a login or a disconnect last was over.
     changed: Option<Instant>,
-    /// Who last wrote to another node, and when.
+    /// The user who last wrote to another node, and when.
     published: Option<(SocketAddr, Instant)>,
 }
 
@@ -120,16 +120,16 @@ impl CppNode {
         CppNode { address, node, acceptor: Some(acceptor), subscriber: Some(subscriber) }
     }
 
-    /// `kill -9`: whoever is logged in here stays online.
+    /// `kill -9`: users who are logged in here stay online.
     pub fn crash(self) {}
 
-    /// Ctrl-C, which sets everybody offline, wherever they are.
+    /// Ctrl-C, which sets all users offline, wherever they are.
     pub fn interrupt(self) {
         self.node.update("update User set state = 'offline' where state = 'online'");
     }
 
     /// The moment between a user's leaving and the end of the subscription: what comes now is for
-    /// nobody here.
+    /// no user here.
     pub fn lose(&self, user: u32) {
         self.node.state().users.remove(&user.into()).expect("is logged in here");
     }
@@ -407,7 +407,7 @@ impl Node {
 
     // -- MySQL and Redis --------------------------------------------------------------------
 
-    /// Of `select *`, by position.
+    /// A row of `select *`, by position.
     fn user(&self, id: i64) -> Option<User> {
         let rows = self.query(&format!("select * from User where id = {id}"));
         let row = rows.first()?;
@@ -461,7 +461,7 @@ impl State {
         assert!(kind == Kind::Copy || is_alone, "hiredis: two threads subscribe over one context, {since:?} apart");
     }
 
-    /// Nobody waits for the answer.
+    /// The answer is not waited for.
     fn tell_redis(&mut self, command: &str, channel: i64) {
         self.subscriber.write_all(&redis::cmd(command).arg(channel).get_packed_command()).unwrap();
     }
@@ -480,7 +480,7 @@ fn next_byte(input: &mut impl BufRead) -> std::io::Result<Option<u8>> {
     Ok(byte)
 }
 
-/// What nlohmann makes of it; it throws, and nobody catches.
+/// What nlohmann makes of it; it throws, and the exception is not caught.
 fn parsed(object: &[u8]) -> Value {
     let text = std::str::from_utf8(object).expect("json::parse: invalid UTF-8");
     serde_json::from_str(text).unwrap_or_else(|error| panic!("json::parse: {error} in {text:?}"))
@@ -558,7 +558,7 @@ impl CppClient {
     }
 
     /// Sends a request, and waits until it is handled: requests of a connection are handled in order,
-    /// and a login of nobody has a reply.
+    /// and a login to a missing account has a reply.
     #[track_caller]
     pub fn request(&mut self, request: &Value) {
         self.client.post(request);

@@ -92,7 +92,7 @@ impl MariaDb {
 is_a_process!(MariaDb);
 
 impl Drop for MariaDb {
-    /// Of a server that has ended by itself nothing else is left that says why.
+    /// If a server has ended by itself, nothing else is left that says why.
     fn drop(&mut self) {
         if std::thread::panicking() && !self.process.is_alive() {
             eprintln!("MariaDB has ended:\n{}", fs::read_to_string(self.dir.path().join("log")).unwrap_or_default());
@@ -161,7 +161,7 @@ fn command(program: &str) -> Command {
     command
 }
 
-/// MariaDB does not run as root unless it is told to.
+/// MariaDB runs as root only with this option.
 fn user_option() -> Option<&'static str> {
     let is_root = fs::metadata("/proc/self").expect("procfs").uid() == 0;
     is_root.then_some("--user=root")

@@ -57,7 +57,7 @@ pub fn eventually_within(time: Duration, what: &str, mut condition: impl FnMut()
     }
 }
 
-/// A port that nobody has at the moment. Whoever starts a server on it must be ready to try another.
+/// A port that is free at the moment. A test that starts a server on it must be ready to try another.
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     listener.local_addr().expect("an address").port()

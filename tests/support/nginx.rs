@@ -43,9 +43,9 @@ pub struct NginxOptions {
 /// child process. Dropping it ends it.
 pub struct Nginx {
     child: Child,
-    /// Of clients without TLS.
+    /// The port for clients without TLS.
     pub port: u16,
-    /// Of clients with TLS, where that is switched on.
+    /// The port for clients with TLS, where that is switched on.
     pub tls_port: u16,
     options: NginxOptions,
     log: Arc<Mutex<String>>,
@@ -63,7 +63,7 @@ impl Nginx {
         loop {
             match Nginx::try_start(backends, &options) {
                 Ok(nginx) => return nginx,
-                // Nobody holds a port between its choice and nginx's bind.
+                // The port is not reserved between its choice and nginx's bind.
                 Err(log) => assert!(
                     log.contains("Address already in use") && Instant::now() < deadline,
                     "nginx did not start:\n{log}"

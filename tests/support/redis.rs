@@ -31,7 +31,7 @@ impl Redis {
             if redis.comes_up() {
                 return redis;
             }
-            assert!(Instant::now() < deadline, "Redis did not start"); // somebody was faster with the port
+            assert!(Instant::now() < deadline, "Redis did not start"); // another process was faster with the port
         }
     }
 
@@ -68,7 +68,7 @@ impl Redis {
         Some(connection)
     }
 
-    /// A client of it, as anybody's.
+    /// An ordinary client of it.
     pub fn connect(&self) -> Connection {
         self.try_connect().expect("Redis answers")
     }

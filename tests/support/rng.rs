@@ -15,7 +15,7 @@ impl Rng {
         Rng(seed)
     }
 
-    /// A generator for somebody else, which this one decides about.
+    /// A generator for another purpose, seeded by this one.
     pub fn fork(&mut self) -> Rng {
         Rng(self.next())
     }

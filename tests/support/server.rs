@@ -35,7 +35,7 @@ impl Launch {
         }
         command.args(["--reactors", &self.reactors.to_string(), "--workers", &self.workers.to_string()]);
         command.args(&self.flags).arg("127.0.0.1").arg(self.port.to_string());
-        // The environment of whoever runs the tests must not change what they test.
+        // The environment of the test run must not change what the tests see.
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CHAT_")) {
             command.env_remove(name);
         }
@@ -78,7 +78,7 @@ impl Server {
         let lines = BufReader::new(child.stderr.take().expect("stderr is piped")).lines();
         let tail = log.clone();
         std::thread::spawn(move || {
-            // Dropping `listening` at the end of the log tells that the server has ended.
+            // Dropping `listening` at the end of the log signals that the server has ended.
             for line in lines.map_while(Result::ok) {
                 if let Some(port) = port_in(&line) {
                     let _ = listening.send(port);

@@ -25,7 +25,7 @@ pub struct Config {
     pub store: StoreKind,
     /// With more than one, a Redis is between them.
     pub nodes: usize,
-    /// Of each node.
+    /// The number of reactors of each node.
     pub reactors: usize,
     /// The world that tests share while any of them runs.
     shared: Mutex<Weak<Place>>,
@@ -57,7 +57,7 @@ impl Config {
         self.nodes > 1
     }
 
-    /// A world for tests that disturb nobody. It lives as long as any of them.
+    /// A world for tests that do not disturb others. It lives as long as any of them.
     pub fn shared(&'static self) -> World {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let place = shared.upgrade().unwrap_or_else(|| {
@@ -83,7 +83,7 @@ impl Config {
         World(Arc::new(Place::start(self, flags, "", Some(MariaDb::start()))))
     }
 
-    /// `--store` for a store that nobody else uses, below `dir` if it is a file.
+    /// `--store` for a store that no other server uses, below `dir` if it is a file.
     pub fn new_store(&self, dir: &Path) -> String {
         match self.store {
             StoreKind::Sqlite => format!("sqlite:{}", dir.join("chat.db").display()),
@@ -121,7 +121,7 @@ impl Place {
         all_flags.extend(redis.iter().flat_map(|redis| ["--redis".to_owned(), redis.url()]));
         let launch =
             Launch { store, reactors: config.reactors, workers: 2, flags: all_flags, setup: setup.to_owned(), port: 0 };
-        // Together: whoever finds the store empty makes it.
+        // Together: the node that finds the store empty creates the tables.
         let nodes = thread::scope(|scope| {
             let starts: Vec<_> = (0..config.nodes).map(|_| scope.spawn(|| Node::start(launch.clone()))).collect();
             starts.into_iter().map(|start| start.join().expect("the node starts")).collect()
@@ -180,7 +180,7 @@ impl World {
         Client::connect_from(self.server().address, source.into()).expect("the server accepts")
     }
 
-    /// A name that nobody else has.
+    /// A name that no other account or group has.
     pub fn name(&self, tag: &str) -> String {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         format!("{tag}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
