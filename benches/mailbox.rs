@@ -38,7 +38,7 @@ fn posting(criterion: &mut Criterion) {
             bencher.iter_batched(together, post_and_take, BatchSize::SmallInput);
         });
     }
-    // Somebody else's letters wait there: no wake is needed.
+    // Letters of another sender wait there: no wake is needed.
     group.throughput(Throughput::Elements(1));
     group.bench_function("1 posted behind others", |bencher| {
         mailbox.post(LETTER);

@@ -1,8 +1,9 @@
 //! A storm of returns: all clients of a node have lost their connections at once, and come back.
 //!
-//! `cargo bench --bench returns` starts a server with passwords at their default cost, logs everybody in once,
-//! resets all connections, and measures how long it takes until everybody is logged in again. Who is told that the
-//! account is still in use, since its last session has not ended yet, tries again; so does who is told to come back.
+//! `cargo bench --bench returns` starts a server with passwords at their default cost, logs all clients in once,
+//! resets all connections, and measures how long it takes until all are logged in again. A client that is refused
+//! because its account is still in use, since its last session has not ended yet, tries again; so does one that is
+//! asked to come back later.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -25,12 +26,12 @@ use support::{Client, Launch, Server};
 const PASSWORD: &str = "correct horse";
 /// How many register and log in side by side, before anything is measured.
 const SIDE_BY_SIDE: usize = 8;
-/// How soon somebody tries again whose last session has not ended yet.
+/// How soon a client tries again if its last session has not ended yet.
 const IN_USE_RETRY: Duration = Duration::from_millis(200);
-/// When whoever is not back by then is given up.
+/// How long the clients may take to come back; then those that are not are given up.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// How long until all are back whose connections were cut?
+/// How long until all clients are back after their connections were cut?
 #[derive(Debug, Parser)]
 #[command(name = "returns")]
 struct Flags {
@@ -48,7 +49,7 @@ struct Flags {
     reactors: usize,
     #[arg(long, default_value_t = 4)]
     workers: usize,
-    /// Exit status 1 if it takes longer than so many seconds
+    /// Exit status 1 if it takes longer than this, in seconds
     #[arg(long)]
     within: Option<f64>,
     /// Cargo passes it; without it this is a test
@@ -80,7 +81,7 @@ fn main() -> anyhow::Result<()> {
         setup: String::new(),
         port: 0,
     };
-    // At no cost; the first login then hashes each password as it is to be.
+    // Registered at no password cost; the first login then hashes each password as it is to be.
     let ids = register(&launch, flags.users)?;
     launch.flags.extend(["--password-cost".to_owned(), flags.password_cost.to_string()]);
     let server = Server::start(&launch);
@@ -146,7 +147,7 @@ fn first_logins(address: SocketAddr, ids: &[u64]) -> anyhow::Result<Vec<std::net
     Ok(streams)
 }
 
-/// One who comes back.
+/// A client that comes back.
 struct Returning {
     id: u64,
     stream: Option<TcpStream>,
@@ -168,7 +169,7 @@ struct Storm {
     address: SocketAddr,
     poll: Poll,
     clients: Vec<Returning>,
-    /// When who tries again.
+    /// The clients that try again later, with their times.
     later: BinaryHeap<Reverse<(Instant, usize)>>,
     began: Instant,
     back: Vec<Duration>,
@@ -178,7 +179,7 @@ struct Storm {
 }
 
 impl Storm {
-    /// Cuts all connections, and has everybody connect at once.
+    /// Cuts all connections, and has all clients connect at once.
     fn new(address: SocketAddr, ids: &[u64], cut: Vec<std::net::TcpStream>) -> anyhow::Result<Storm> {
         for stream in &cut {
             SockRef::from(stream).set_linger(Some(Duration::ZERO))?;
@@ -204,7 +205,7 @@ impl Storm {
         while self.back.len() < self.clients.len() {
             let now = Instant::now();
             ensure!(now < self.began + PATIENCE, "only {} of {} are back", self.back.len(), self.clients.len());
-            // Not all before the first reply is read.
+            // Only some of them, so that the first reply is read before all have begun.
             for _ in 0..256 {
                 match self.later.peek() {
                     Some(Reverse((at, _))) if *at <= now => {}

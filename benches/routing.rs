@@ -1,5 +1,5 @@
-//! What the service costs for a message, without sockets and threads: two shards, all of whose
-//! letters and jobs are carried out on the spot.
+//! What the service costs for a message, without sockets and threads: two shards. All their letters
+//! and jobs are carried out on the spot.
 
 use std::collections::VecDeque;
 use std::hint::black_box;
@@ -28,9 +28,9 @@ struct Node {
     runner: JobRunner,
     now: Now,
     effects: Effects,
-    /// Letters that wait, and whom they are for.
+    /// Letters that wait, and the shards that they are for.
     letters: VecDeque<(usize, Letter)>,
-    /// Of messages that were written, and not yet told of.
+    /// The tags of messages that were written, and not yet reported as written.
     tags: VecDeque<(ConnId, Tag)>,
     jobs: Vec<Job>,
     /// Messages that were written to sockets, if there were any.
@@ -111,7 +111,7 @@ impl Node {
         self.call(conn.reactor(), |shard, now, effects| _ = black_box(shard.input(conn, object, now, effects)));
     }
 
-    /// A user who is logged in, at home. Ids count from 1.
+    /// Logs a user in, at home. Ids count from 1.
     fn user(&mut self, id: u64) -> ConnId {
         let shard = HOMES.of_user(id as u32);
         let conn = self.ids[shard].allocate();

@@ -11,7 +11,7 @@ const ESCAPES: &[u8] = br#"{"msgid":6,"id":10001,"name":"zhang san","toid":10002
 
 const MAX_OBJECT: usize = 64 * 1024;
 
-/// As the C++ client sends them: each with a NUL behind it.
+/// Messages as the C++ client sends them: each with a NUL behind it.
 fn stream(messages: usize) -> Vec<u8> {
     [CHAT, b"\0"].concat().repeat(messages)
 }

@@ -32,12 +32,12 @@ pub struct Book {
     pub taken: usize,
     /// How many this run has made.
     pub made: usize,
-    /// Accounts that a workload has opened, and nobody has written down.
+    /// Accounts that a workload has opened, and that are not in [`Book::accounts`].
     pub opened: u64,
     pub groups: u64,
     /// Messages that the target said it has stored, less those that were read.
     pub messages: u64,
-    /// What was found out has been told before.
+    /// The findings have been reported before.
     pub is_quiet: bool,
     /// What each of its servers speaks.
     pub known: Vec<(SocketAddr, Capabilities)>,
@@ -65,12 +65,12 @@ impl Book {
         std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
     }
 
-    /// Nobody has an account any more: a new round begins.
+    /// Marks all accounts as free: a new round begins.
     pub fn give_back(&mut self) {
         self.taken = 0;
     }
 
-    /// The first account that nobody has in this round, and that is as it is wanted.
+    /// Takes the first account that is free in this round and fulfils `is_wanted`.
     pub fn take(&mut self, is_wanted: impl Fn(&Account) -> bool) -> Option<Account> {
         let at = self.taken + self.accounts[self.taken..].iter().position(is_wanted)?;
         self.accounts.swap(self.taken, at);
@@ -78,7 +78,7 @@ impl Book {
         Some(self.accounts[self.taken - 1].clone())
     }
 
-    /// A new account, which nobody has yet.
+    /// Adds a new account, which is free.
     pub fn enter(&mut self, account: Account) {
         self.accounts.push(account);
         self.made += 1;

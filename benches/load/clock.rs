@@ -11,7 +11,7 @@ use nix::sys::timerfd::{ClockId as AlarmClock, Expiration, TimerFd, TimerFlags, 
 use nix::time::ClockId;
 use nix::unistd::Pid;
 
-/// Nanoseconds of a clock that nobody sets.
+/// Nanoseconds of a clock that is never set.
 pub fn now() -> u64 {
     // A clock that every kernel has can be read.
     ClockId::CLOCK_MONOTONIC.now().map_or(0, nanoseconds)
@@ -26,9 +26,9 @@ fn nanoseconds(time: TimeSpec) -> u64 {
 pub struct CpuClock(ClockId);
 
 impl CpuClock {
-    /// Of this process, with all its threads.
+    /// The clock of this process, with all its threads.
     pub const PROCESS: CpuClock = CpuClock(ClockId::CLOCK_PROCESS_CPUTIME_ID);
-    /// Of the thread that reads it.
+    /// The clock of the thread that reads it.
     pub const THREAD: CpuClock = CpuClock(ClockId::CLOCK_THREAD_CPUTIME_ID);
 
     /// # Errors

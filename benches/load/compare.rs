@@ -28,7 +28,7 @@ const FREE: [&str; 6] = ["rounds", "machine", "version", "bench_version", "seed"
 pub struct File {
     pub title: String,
     pub settings: Value,
-    /// Of the server; each target's results stand beside it for who wants them.
+    /// The server's rounds. `results` has those of each target, for other readers of the file.
     pub rounds: Vec<Vec<Entry>>,
     pub results: Vec<Value>,
 }
@@ -173,7 +173,7 @@ fn in_turn(flags: &Flags, binaries: [&str; 2], problems: &mut Vec<String>) -> an
 struct Round {
     entries: Vec<Entry>,
     wrong: Option<String>,
-    /// By something else than the server.
+    /// Something else than the server limited the round.
     is_limited: bool,
 }
 

@@ -11,7 +11,7 @@ pub struct Condition {
     text: String,
     subject: Subject,
     is: Is,
-    /// Of a latency in microseconds.
+    /// The bound of a latency is in microseconds.
     bound: f64,
 }
 
@@ -90,7 +90,7 @@ fn subject(name: &str) -> Result<(Subject, Unit), String> {
     Ok((Subject::Latency(measure, part), Unit::Time))
 }
 
-/// Of `99`, `99.9`, `999` or `9999`: the last two are 99.9 and 99.99.
+/// Parses `99`, `99.9`, `999` or `9999`: the last two are 99.9 and 99.99.
 fn percentile(text: &str) -> Option<f64> {
     let digits = text.len();
     if !text.starts_with(|c: char| c.is_ascii_digit()) {
@@ -146,7 +146,7 @@ impl Condition {
         matches!(self.subject, Subject::Figure("cpu" | "cpu.user" | "cpu.system" | "rss"))
     }
 
-    /// What is to be said if these figures meet it, or cannot tell.
+    /// The message, if these figures meet the condition or do not suffice to decide it.
     pub fn met_by(&self, figures: &Figures) -> Option<String> {
         let counts = &figures.counts;
         let value = match self.subject {

@@ -14,7 +14,7 @@ use crate::target::{Endpoint, Target};
 use crate::users::{self, User};
 
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long each of those who could get a message is listened to, in turn.
+/// How long each possible recipient of a message is listened to, in turn.
 const GLANCE: Duration = Duration::from_millis(50);
 
 /// Each server of the target for itself.
@@ -41,7 +41,7 @@ pub fn find_out(target: &mut Target, book: &mut Book) -> anyhow::Result<()> {
 }
 
 fn ask(server: &Endpoint, book: &mut Book) -> anyhow::Result<Capabilities> {
-    // Until more is known, as to a server that bears nothing.
+    // Until more is known, the server is treated as one that bears nothing.
     let mut it = Capabilities { sturdy: false, acks: false, ..Capabilities::OURS };
     let careful = Endpoint { address: server.address, dialect: Dialect::Chat(it) };
     let name = users::new_name(0);
@@ -96,7 +96,7 @@ fn ask(server: &Endpoint, book: &mut Book) -> anyhow::Result<Capabilities> {
     Ok(it)
 }
 
-/// Logs in, with a `seq`: the reply. Whoever had this account may not be gone yet.
+/// Logs in, with a `seq`, and returns the reply. An earlier session of this account may not have ended yet.
 fn login(user: &mut User) -> anyhow::Result<Vec<u8>> {
     let deadline = Instant::now() + PATIENCE;
     let request = user.account.login_request();
@@ -129,7 +129,7 @@ fn written_to(first: &mut User, second: &mut User, text: &str) -> anyhow::Result
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
         for (is_second, user) in [(true, &mut *second), (false, &mut *first)] {
-            // What was stored for whoever had this account before is none of it.
+            // Messages that were stored for an earlier owner of this account do not count.
             if let Some(object) = user.next_within(GLANCE)?
                 && has(&object, text)
             {

@@ -47,9 +47,9 @@ pub struct Capabilities {
 /// How the id of a new group becomes known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GroupIds {
-    /// By the ack of its creation.
+    /// The ack of its creation has the id.
     Ack,
-    /// By its creator's next login.
+    /// The reply to its creator's next login has the id.
     Login,
     Never,
 }
@@ -114,14 +114,14 @@ impl fmt::Display for Capabilities {
 pub enum Piece {
     /// One object or line, in this part of the buffer.
     Whole { start: usize, end: usize },
-    /// Nothing whole is left; so many bytes are of no use.
+    /// Nothing whole is left; the first `skip` bytes are of no use.
     Partial { skip: usize },
 }
 
 /// Where one stream is to be cut.
 #[derive(Debug)]
 pub enum Cutter {
-    /// At each LF: nearly free.
+    /// The stream is cut at each LF: nearly free.
     Lines,
     /// Where an object ends, for servers that put nothing behind it.
     Objects(Splitter),
@@ -147,7 +147,7 @@ impl Cutter {
 }
 
 impl Dialect {
-    /// Of a server of the family.
+    /// The capabilities, if this is a server of the family.
     pub fn capabilities(self) -> Option<Capabilities> {
         match self {
             Dialect::Chat(capabilities) => Some(capabilities),

@@ -13,8 +13,8 @@ static SIGNAL: OnceLock<Arc<AtomicUsize>> = OnceLock::new();
 static HEIR: OnceLock<Mutex<ChildStdin>> = OnceLock::new();
 
 /// Outlives this process, however that ends: it reads which processes belong to it, and which do not any more, and
-/// at the end of its input kills those that are left, and whoever was started with something below the folder, and
-/// removes that.
+/// at the end of its input kills those that are left, and every process that was started with something below the
+/// folder, and removes the folder.
 const HEIR_SCRIPT: &str = r#"
 trap '' INT TERM HUP
 pids=' '
@@ -52,7 +52,7 @@ pub fn signal() -> Option<u8> {
     u8::try_from(number).ok().filter(|&number| number > 0)
 }
 
-/// Has whoever comes after this process remove this folder, and kill what [`adopt`] names.
+/// Starts the process that outlives this one, removes this folder, and kills what [`adopt`] names.
 pub fn leave_nothing(folder: &Path) -> anyhow::Result<()> {
     let mut shell = apart("sh", false);
     shell.args(["-c", HEIR_SCRIPT]).arg(folder);
@@ -81,14 +81,14 @@ fn tell_heir(line: &str) {
 }
 
 /// A program in a session of its own, so that a Ctrl-C at the terminal reaches this process alone, which then still
-/// has somebody to count with. `dies_with_us`: killed by the kernel at the end of the thread that starts it.
+/// can count what arrives. `dies_with_us`: killed by the kernel at the end of the thread that starts it.
 pub fn apart(program: &str, dies_with_us: bool) -> Command {
     let mut words: Vec<String> = launcher(dies_with_us).split_whitespace().map(str::to_owned).collect();
     words.push(program.to_owned());
     let mut command = Command::new(&words[0]);
     command.args(&words[1..]);
     let path = std::env::var("PATH").unwrap_or_default();
-    // Daemons stand in sbin, which is not on everyone's path.
+    // Daemons stand in sbin, which is not on every user's path.
     command.env("PATH", format!("{path}:/usr/local/sbin:/usr/sbin:/sbin"));
     command
 }
@@ -131,7 +131,7 @@ impl Owned {
 
 impl Drop for Owned {
     fn drop(&mut self) {
-        // Of its session and group it is the first; if it could not be made so, there is no such group.
+        // It leads its session and group; if it could not be made the leader, there is no such group.
         let group = nix::unistd::Pid::from_raw(self.pid() as i32);
         let _ = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL);
         let _ = self.0.kill();

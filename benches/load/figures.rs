@@ -8,9 +8,9 @@ use crate::stats::median;
 use crate::tally::Counts;
 use crate::timeline::{STEP, Timeline};
 
-/// Of all cores, or of one generator thread's time: more, and there was nothing left to wait with.
+/// The share of all cores, or of one generator thread's time, above which nothing was left to wait with.
 const FULL: f64 = 0.85;
-/// Of an open loop's acts: more that were late or not done at all, and it was not open.
+/// The share of an open loop's acts that may be late or not done at all; with more, the loop was not open.
 pub const TOO_LATE: f64 = 0.01;
 
 /// One round, or several taken together.
@@ -27,9 +27,9 @@ pub struct Figures {
     pub resident_kib: u64,
     pub counts: Counts,
     pub load: Load,
-    /// Of all rounds together.
+    /// The measures of all rounds together.
     pub measures: Measures,
-    /// Of the last round.
+    /// The samples of the last round.
     pub samples: Vec<Sample>,
     /// How a busy recipient was served; else none.
     pub services: Vec<Service>,
@@ -44,7 +44,7 @@ pub struct Service {
     pub name: &'static str,
     /// When it stood still, in nanoseconds.
     pub still: Range<u64>,
-    /// Of the last round.
+    /// The timeline of the last round.
     pub timeline: Timeline,
     /// How long after that it was served as before, in seconds; `None`: not any more. Of several rounds, the worst.
     pub back: Option<f64>,
@@ -66,7 +66,7 @@ pub struct Part {
 pub struct Load {
     /// Cores that this process used, …
     pub generator: f64,
-    /// … that everybody used, and how many there are.
+    /// … that all processes used, and how many there are.
     pub all: f64,
     pub cores: f64,
     /// The part of its time in which the busiest generator thread used a core.
@@ -144,7 +144,7 @@ impl Figures {
         self.limit().map_or("", Limit::mark)
     }
 
-    /// Who used the machine: "server 0.95 + generator 0.82 + others 0.03 of 2 cores".
+    /// The machine's use by its users: "server 0.95 + generator 0.82 + others 0.03 of 2 cores".
     pub fn shares(&self) -> String {
         let Load { generator, all, cores, .. } = self.load;
         let known = generator + self.parts.iter().map(|part| part.cores).sum::<f64>();

@@ -123,7 +123,7 @@ pub struct Flags {
     /// Keeps the accounts of a run in this file, and takes them from there in the next one. With --addr
     #[arg(long, value_name = "FILE")]
     pub accounts: Option<PathBuf>,
-    /// At the end, logs in whoever has messages stored, and reads them, so that none are left there. With --addr
+    /// At the end, logs in every user with stored messages, and reads them, so that none are left there. With --addr
     #[arg(long)]
     pub clean: bool,
     /// Fresh servers to start; several make a cluster with a MariaDB and a Redis of its own [default: 1; busy: 2]
@@ -139,7 +139,7 @@ pub struct Flags {
     /// sweep: 1,16]
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..))]
     pub window: Vec<u16>,
-    /// Of each message, as the whole object that is sent, in bytes [default: 150]
+    /// Size of each message, as the whole object that is sent, in bytes [default: 150]
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(SIZES))]
     pub size: Option<u32>,
     /// Ask for an ack for each message
@@ -168,7 +168,7 @@ pub struct Flags {
     /// How long each round is measured [default: 3; busy: 20]
     #[arg(long)]
     pub seconds: Option<f64>,
-    /// So many rounds: medians of throughput and CPU, latencies of all together [default: 1; compare: 7]
+    /// Number of rounds: medians of throughput and CPU, latencies of all together [default: 1; compare: 7]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     pub rounds: Option<u16>,
     /// Measure the least that a relay can do as well, in turn with the server (pairs, group); it gives no acks, and
@@ -207,16 +207,16 @@ pub struct Flags {
     /// Write that table, and what this machine is, into these files, between their marks
     #[arg(long, value_name = "FILE", value_delimiter = ',')]
     pub readme: Vec<PathBuf>,
-    /// Of the fresh server [default: 2; sweep: 1,2,4 and so on, to twice the cores]
+    /// Reactors of the fresh server [default: 2; sweep: 1,2,4 and so on, to twice the cores]
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=256))]
     pub reactors: Vec<u16>,
-    /// Of the fresh server [default: 4; sweep: 1,4]
+    /// Workers of the fresh server [default: 4; sweep: 1,4]
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: Vec<u16>,
-    /// Of the fresh server; cheap, unless passwords are what is to be measured [default: 8,1]
+    /// Password cost of the fresh server; cheap, unless passwords are what is to be measured [default: 8,1]
     #[arg(long, value_name = "KIB,PASSES")]
     pub password_cost: Option<String>,
-    /// Of the order in which users send in an open loop, and of the bootstrap [default: by the clock]
+    /// Seed of the order in which users send in an open loop, and of the bootstrap [default: by the clock]
     #[arg(long)]
     pub seed: Option<u64>,
     /// compare OLD NEW: two server binaries, or two files of --out
@@ -250,7 +250,7 @@ pub enum Mode {
 
 impl Flags {
     /// # Errors
-    /// As clap has it: also for `--help`.
+    /// The errors of clap, of which `--help` is one.
     pub fn read<I: Iterator<Item = String>>(words: I) -> Result<Flags, clap::Error> {
         let matches = Flags::command().try_get_matches_from(words)?;
         let mut flags = Flags::from_arg_matches(&matches)?;
@@ -281,7 +281,7 @@ impl Flags {
         self.users.unwrap_or(self.workload.usual_users())
     }
 
-    /// Of each group, if they are not all in one.
+    /// The members of each group, if not all users are in one.
     pub fn members(&self) -> Option<usize> {
         self.members.map(|members| members as usize)
     }
@@ -335,12 +335,12 @@ impl Flags {
         self.read_rate.unwrap_or(16_384)
     }
 
-    /// Every message of somebody is to be acked.
+    /// Some clients want an ack for each of their messages.
     pub fn wants_acks(&self) -> bool {
         self.seq || self.workload.always_acks() || self.workload == Workload::Mix
     }
 
-    /// For all threads together, if this is an open loop.
+    /// The rate of all threads together, if this is an open loop.
     pub fn rate(&self) -> Option<f64> {
         let users = self.users() as f64;
         match self.rate {
@@ -348,7 +348,7 @@ impl Flags {
             Some(Rate::Percent(_)) => None,
             // People do not wait for each other: one action for every four users and second.
             None if self.workload == Workload::Mix => Some(users / 4.0),
-            // From each node.
+            // 2000 a second from each node.
             None if self.workload == Workload::Busy => Some(2000.0 * self.nodes() as f64),
             // 500 a second to each recipient.
             None if self.workload.is_always_open() => Some((users - 2.0) / 2.0 * 500.0),

@@ -2,7 +2,7 @@
 //! once for each destination and turn. It parses nothing and checks nothing, so what it costs is
 //! what the kernel asks for. It believes that every object ends with LF, as the generator's do.
 //!
-//! For a message in a turn of its own that is one recv and one send, and a share of an epoll_wait.
+//! A message in a turn of its own costs one recv and one send, and a share of an epoll_wait.
 
 use std::io::{self, ErrorKind, Read, Write};
 
@@ -22,11 +22,11 @@ struct Connection {
 }
 
 struct Relay {
-    /// By token. A connection that has ended leaves a gap.
+    /// The connections by their tokens. A connection that has ended leaves a gap.
     connections: Vec<Option<Connection>>,
-    /// By user id less 1: the token of the connection that logged in last.
+    /// For each user id less 1, the token of the connection that logged in last.
     homes: Vec<usize>,
-    /// Who is to be written to at the end of the turn.
+    /// The tokens of connections with output that leaves at the end of the turn.
     dirty: Vec<usize>,
     toid: memmem::Finder<'static>,
 }
@@ -129,7 +129,7 @@ impl Relay {
         start
     }
 
-    /// Registers or logs in whoever asks.
+    /// Registers or logs in every client that asks.
     fn admit(&mut self, token: usize, line: &[u8]) {
         if msgid(line) == Some(4) {
             self.homes.push(token);

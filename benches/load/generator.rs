@@ -21,19 +21,19 @@ use crate::tally::Counts;
 use crate::timeline::Timeline;
 use crate::traffic::{Plan, Traffic};
 
-/// How long a thread waits, after the last thing it heard, for what is still on its way; …
+/// How long a thread waits, after the last thing it received, for what is still in flight; …
 const QUIET: u64 = 5_000_000_000;
-/// … how long if somebody waits for its end; …
+/// … how long if another thread waits for its end; …
 const QUIET_IN_A_HURRY: u64 = 1_000_000_000;
 /// … and how long while things do come.
 const DRAIN: u64 = 30_000_000_000;
 /// How often it looks whether it is to stop.
 const GLANCE: Duration = Duration::from_millis(20);
-/// How often readers who do not always read look whether they may.
+/// How often readers that do not always read check whether they may.
 const READING: Duration = Duration::from_millis(5);
 /// How often lost messages are looked for.
 const SWEEP: u64 = 250_000_000;
-/// An act so long after it was due is the generator's fault.
+/// An act this long after it was due, or later, is the generator's fault. Nanoseconds.
 const LATE: u64 = 10_000_000;
 /// Acts before the next look at what has come.
 const ACTS: usize = 64;
@@ -42,7 +42,7 @@ const FULL: usize = 256 * 1024;
 const ALARM: Token = Token(usize::MAX);
 const NOT_YET: u64 = u64::MAX;
 
-/// What all threads share with whoever measures.
+/// What all threads share with the one that measures.
 #[derive(Debug)]
 pub struct Shared {
     /// What was over after the first of these, and due before the second, is timed.
@@ -50,7 +50,7 @@ pub struct Shared {
     pub to: AtomicU64,
     /// Nothing more is begun.
     pub stopping: AtomicBool,
-    /// Somebody waits for the end.
+    /// Another thread waits for the end.
     pub hurry: AtomicBool,
     /// Messages that have arrived, or requests that were answered.
     pub done: AtomicU64,
@@ -95,7 +95,7 @@ struct Line {
     output: Vec<u8>,
     is_sturdy: bool,
     is_gone: bool,
-    /// There is something to read, maybe. Of readers who do not always read.
+    /// There may be something to read. Used for readers that do not always read.
     is_ready: bool,
     /// What it may read, in bytes, as of this time.
     allowance: f64,
@@ -119,9 +119,9 @@ pub struct Generator<'a> {
     alarm: Alarm,
     /// Clients with output that leaves at the end of the turn.
     dirty: Vec<usize>,
-    /// Clients who do not always read.
+    /// Clients that do not always read.
     readers: Vec<usize>,
-    /// Who sends in an open loop, and how often that has been.
+    /// The clients that send in an open loop, and how many acts they have had.
     senders: Vec<usize>,
     scheduled: u64,
     late: u64,
@@ -271,7 +271,7 @@ impl<'a> Generator<'a> {
         Ok(glance)
     }
 
-    /// From all senders in turn, each at its own time; what has come meanwhile is heard soon, however much is due.
+    /// Sends from all senders in turn, each at its own time; arrivals are read soon, however much is due.
     fn send_what_is_due(&mut self, rate: f64, started: u64, end: u64) {
         if self.senders.is_empty() {
             return;
@@ -290,7 +290,7 @@ impl<'a> Generator<'a> {
         }
     }
 
-    /// The last acts that were due; of those that are more than a moment's work, how many are not done.
+    /// Does the last acts that were due; if they are more than a moment's work, counts those that are not done.
     fn end_in_time(&mut self, started: u64) {
         let Some(rate) = self.rate.filter(|_| !self.senders.is_empty()) else { return };
         self.traffic.to = self.shared.to.load(Relaxed);
@@ -391,7 +391,7 @@ impl<'a> Generator<'a> {
                 }
                 Ok(Piece::Partial { skip }) => return at + skip,
                 Err(_) => {
-                    // No server of this language goes on so. Where the next object begins, nobody knows.
+                    // No server of this language goes on so. Where the next object begins is unknown.
                     self.traffic.counts.change(&input[at..]);
                     self.hang_up(n);
                     return input.len();
@@ -503,7 +503,7 @@ impl Cpu {
     }
 }
 
-/// In an order in which neighbours stand far apart, so that an open loop's roles mix.
+/// Puts the senders into an order in which neighbours stand far apart, so that an open loop's roles mix.
 fn scattered(mut senders: Vec<usize>, seed: u64) -> Vec<usize> {
     senders.sort_by_key(|&n| mix(n as u64 ^ seed));
     senders

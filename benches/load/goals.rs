@@ -181,7 +181,7 @@ fn measure(goal: &Goal) -> anyhow::Result<Row> {
     if run.shown[0].counts.wrong(&[]) > 0 || run.shown[0].cut_short.is_some() {
         told = (format!("{}; messages were lost or wrong", told.0), false);
     }
-    // Of the one that limited the most: the floor and the rivals beside it count, too.
+    // The generator's limit goes before any other one; those of the floor and the rivals count, too.
     let limits = || run.shown.iter().filter_map(Figures::limit);
     let limit = limits().find(|&limit| limit == Limit::Generator).or_else(|| limits().next());
     Ok(Row { told, limit, problems })

@@ -15,7 +15,7 @@ use crate::table;
 use crate::target::Target;
 use crate::users::{self, Arrival, User};
 
-/// Memory that has not changed for so long has settled…
+/// Memory that has not changed for this long has settled…
 const STILL: Duration = Duration::from_millis(300);
 /// …or it never will.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -70,7 +70,7 @@ pub fn measure(flags: &Flags, mut target: Target) -> anyhow::Result<Idle> {
     users::enroll(&target, &mut book, all)?;
     book.give_back();
     let target = &target;
-    // A few at a time, as people come: what a server takes for thousands who knock at once is not what they take later.
+    // A few at a time, as people come: the memory for thousands that connect at once is not what they take later.
     let mut sessions = |count: usize| -> anyhow::Result<Vec<User>> {
         let mut users = Vec::with_capacity(count);
         while users.len() < count {

@@ -1,4 +1,4 @@
-//! What /proc tells about this machine and its processes.
+//! What /proc reports about this machine and its processes.
 
 use std::io;
 
@@ -7,7 +7,7 @@ use nix::unistd::Pid;
 
 use crate::clock::CpuClock;
 
-/// Of the clock in which /proc/stat counts; the same on every Linux that Rust runs on.
+/// The rate of the clock in which /proc/stat counts; the same on every Linux that Rust runs on.
 const TICKS_PER_SECOND: f64 = 100.0;
 
 /// CPU time in seconds.
@@ -67,7 +67,7 @@ pub fn cores() -> f64 {
     std::thread::available_parallelism().map_or(1.0, |cores| usize::from(cores) as f64)
 }
 
-/// CPU time that anybody has used on those cores, in seconds; what a hypervisor took for others is used, too.
+/// CPU time that all processes have used on those cores, in seconds; what a hypervisor took for others is used, too.
 pub fn busy() -> f64 {
     let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
     let mine = sched_getaffinity(Pid::from_raw(0)).unwrap_or_else(|_| CpuSet::new());

@@ -15,7 +15,7 @@
 //! | `workload.rs`, `flags.rs` | the workloads, and the command line |
 //! | `dialect.rs`, `message.rs` | what goes over the wire |
 //! | `target.rs`, `rivals.rs`, `floor.rs` | what is put under load |
-//! | `book.rs`, `users.rs`, `detect.rs`, `preflight.rs`, `roles.rs` | who comes, to what, and who does what |
+//! | `book.rs`, `users.rs`, `detect.rs`, `preflight.rs`, `roles.rs` | the users, what they find, and their roles |
 //! | `traffic.rs`, `generator.rs` | a thread full of clients: what they send and get, and its loop |
 //! | `round.rs` | what is measured |
 //! | `table.rs`, `plot.rs`, `report.rs` | how it is shown |
@@ -72,7 +72,7 @@ fn main() -> ExitCode {
     let flags = match Flags::read(std::env::args()) {
         Ok(flags) => flags,
         Err(error) => {
-            // Help is no error; what cannot be printed is of no use to anybody.
+            // Help is no error; there is nothing else to do if it cannot be printed.
             let _ = error.print();
             return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }

@@ -2,30 +2,30 @@
 
 use hdrhistogram::Histogram;
 
-/// The longest time that is told from longer ones, in nanoseconds.
+/// The longest time that is distinguished from longer ones, in nanoseconds.
 const LONGEST: u64 = 600_000_000_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Measure {
-    /// From a chat's sending (or due time) to its arrival.
+    /// The time from a chat's sending (or due time) to its arrival.
     Chat,
     /// The same for a group message, at each member.
     Member,
-    /// From a group message's sending to its arrival at the last member.
+    /// The time from a group message's sending to its arrival at the last member.
     LastMember,
-    /// From a chat's sending to the ack that it was delivered.
+    /// The time from a chat's sending to the ack that it was delivered.
     Ack,
-    /// From a chat's sending to the ack that it is stored.
+    /// The time from a chat's sending to the ack that it is stored.
     Stored,
-    /// From a login's sending (or due time) to its reply.
+    /// The time from a login's sending (or due time) to its reply.
     Login,
-    /// From the same to the last of the messages that were stored for it.
+    /// The time from the same to the last of the messages that were stored for the user.
     Return,
-    /// From a registration to its reply.
+    /// The time from a registration to its reply.
     Register,
-    /// From a chat's due time to its arrival at who does not always read.
+    /// The time from a chat's due time to its arrival at a reader that does not always read.
     CatchUp,
-    /// From an open loop's due time to the moment when the generator had done it: its own delay.
+    /// The time from when an open loop's act was due until the generator had done it: its own delay.
     Lag,
 }
 
@@ -43,7 +43,7 @@ impl Measure {
         Measure::Lag,
     ];
 
-    /// As it stands in tables.
+    /// The name in tables.
     pub fn name(self) -> &'static str {
         match self {
             Measure::Chat => "chat",
@@ -59,7 +59,7 @@ impl Measure {
         }
     }
 
-    /// As it stands in JSON and conditions.
+    /// The name in JSON and conditions.
     pub fn key(self) -> String {
         self.name().replace(' ', "_")
     }
@@ -105,10 +105,10 @@ impl Measures {
         Measure::ALL.into_iter().filter(|&measure| self.count(measure) > 0)
     }
 
-    /// In microseconds: what this part of all times does not exceed. At 1 that is the maximum, exactly.
+    /// The time that this part of all times does not exceed, in microseconds. At 1 that is the maximum, exactly.
     pub fn quantile(&self, measure: Measure, part: f64) -> f64 {
         let times = &self.0[measure as usize];
-        // The histogram tells the upper end of a step of 0.1 %.
+        // The histogram returns the upper end of a step of 0.1 %.
         let nanoseconds = if part >= 1.0 { times.max } else { times.histogram.value_at_quantile(part).min(times.max) };
         nanoseconds as f64 / 1000.0
     }

@@ -31,9 +31,9 @@ pub struct Shape {
     name: String,
     /// What the recipient or the group is called, and is.
     to: (&'static str, u64),
-    /// Of a whole object, in bytes, where its fields leave room.
+    /// The size of a whole object, in bytes, where its fields leave room.
     size: usize,
-    /// Of this run: messages of another are none of it.
+    /// The salt of this run: messages of another run do not match.
     salt: u64,
 }
 
@@ -46,11 +46,11 @@ pub struct Mark {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Check {
-    /// As it was sent.
+    /// It arrived as it was sent.
     Whole(Mark),
-    /// Something about it is not as it was sent; which message it is can still be told.
+    /// Something about it is not as it was sent; which message it is can still be recognized.
     Changed(Mark),
-    /// Not even that can be told.
+    /// Not even that can be recognized.
     Unknown,
 }
 

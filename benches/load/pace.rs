@@ -13,7 +13,7 @@ const SETTLING: Duration = Duration::from_millis(100);
 
 static LAST: Mutex<Option<Instant>> = Mutex::new(None);
 
-/// Does this at once for a sturdy server; for others when nobody else does, and some time after whoever did last.
+/// Does this at once for a sturdy server; for others while no other thread does, and [`APART`] after the last one.
 pub fn keep<T>(is_sturdy: bool, what: impl FnOnce() -> T) -> T {
     if is_sturdy {
         return what();
@@ -58,8 +58,8 @@ pub fn farewell<S: Read>(is_sturdy: bool, stream: &mut S, shutdown: impl Fn(&S, 
     });
 }
 
-/// Lets the server read what it was sent before anything else is sent over the same connection. Nothing tells that it
-/// has.
+/// Lets the server read what it was sent before anything else is sent over the same connection. Nothing reports that
+/// it has.
 pub fn settle(is_sturdy: bool) {
     if !is_sturdy {
         std::thread::sleep(SETTLING);

@@ -4,7 +4,7 @@ use anyhow::anyhow;
 use plotters::prelude::*;
 
 const SIZE: (u32, u32) = (640, 360);
-/// Told apart by most eyes, also next to each other.
+/// Colours that most people can distinguish, also next to each other.
 const COLOURS: [RGBColor; 8] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -29,7 +29,7 @@ pub struct Plot<'a> {
     pub x_text: fn(f64) -> String,
     /// How many there are at most.
     pub x_labels: usize,
-    /// Of the y axis: powers of ten instead of equal steps.
+    /// The y axis has powers of ten instead of equal steps.
     pub log: bool,
     pub lines: Vec<Line>,
 }
@@ -98,7 +98,7 @@ impl Plot<'_> {
     }
 }
 
-/// From the smallest to the largest, and never empty.
+/// The range from the smallest value to the largest, and never empty.
 fn span(values: impl Iterator<Item = f64>) -> (f64, f64) {
     let (low, high) = values.fold((f64::MAX, f64::MIN), |(low, high), value| (low.min(value), high.max(value)));
     if low > high {

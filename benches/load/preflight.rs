@@ -1,4 +1,4 @@
-//! Looks, before anybody arrives, at what would stop them: descriptors, ports, limits, and what the target's servers
+//! Checks, before any user connects, what would stop users: descriptors, ports, limits, and what the target's servers
 //! cannot do.
 
 use std::net::SocketAddr;
@@ -14,10 +14,10 @@ use crate::workload::Workload;
 
 /// Descriptors that this process needs for itself.
 const RESERVE: u64 = 64;
-/// Of what the server that dies of half an object is known to get in one piece.
+/// The largest object, in bytes, that is known to arrive in one piece at the server that half an object crashes.
 const LARGEST_PIECE: usize = 1024;
 
-/// How many connections the workload makes, with those who are not there.
+/// The number of connections that the workload makes, with those of users that are absent later.
 fn connections(flags: &Flags) -> u64 {
     let absent = if flags.workload == Workload::Store { 2 } else { 1 };
     (flags.users() * absent) as u64
@@ -66,7 +66,7 @@ fn check_process(flags: &Flags, pid: u32, connections: u64) -> anyhow::Result<()
     if !is_ours {
         return Ok(());
     }
-    // As its command line has it, or its environment.
+    // The value in its command line, or in its environment.
     let told = |flag: &str| {
         let words = words.iter().enumerate().find_map(|(n, word)| {
             let rest = word.strip_prefix(flag)?;

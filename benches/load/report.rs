@@ -94,7 +94,7 @@ fn distribution(figures: &Figures, measure: Measure) -> Option<Line> {
 
 fn percent(nines: f64) -> String {
     let text = format!("{:.6}", 100.0 - 100.0 * 10f64.powf(-nines));
-    // As many digits as there are nines.
+    // It has as many digits as there are nines.
     let digits = (nines.round() as usize).saturating_sub(2);
     let end = text.find('.').map_or(text.len(), |point| if digits == 0 { point } else { point + 1 + digits });
     text[..end.min(text.len())].to_owned()

@@ -1,4 +1,4 @@
-//! Who does what: every workload is a cast of a few roles.
+//! The roles of the clients: every workload has a few of them.
 
 use std::ops::Range;
 
@@ -12,9 +12,9 @@ use crate::workload::Workload;
 const GROUP: usize = 20;
 /// What the pair beside a crowd sends, in messages a second.
 const PAIR_RATE: f64 = 1000.0;
-/// What the kernel takes for somebody who does not read, in bytes, more or less: the rest is the server's business.
+/// The receive buffer of a client that does not read, in bytes, more or less: the rest is the server's business.
 const SMALL_BUFFER: usize = 8192;
-/// The same for somebody who reads well, and stands still only once: it must not be what slows that one down.
+/// The same for a client that reads well, and stands still only once: the buffer must not be what slows it down.
 const USUAL_BUFFER: usize = 65_536;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,8 +81,8 @@ pub fn cast(flags: &Flags, target: &Target, book: &mut Book) -> anyhow::Result<V
     let arrival = Arrival { count, logs_in: true, in_turn: true, receive_buffer: &receive_buffer };
     let mut users = users::arrive(target, book, &arrival)?;
     if flags.together {
-        // Reactors have their users in turn, so those who came half the users apart are on the same one: half is a
-        // multiple of how many there are.
+        // Reactors have their users in turn, so users half the count apart in order of arrival are on the same one:
+        // half is a multiple of the number of reactors.
         let second = users.split_off(count / 2);
         users = users.into_iter().zip(second).flat_map(|(a, b)| [a, b]).collect();
     }
@@ -139,7 +139,7 @@ fn groups(users: &mut [User], those: Range<usize>, members: usize, book: &mut Bo
     for first in those.clone().step_by(members) {
         let end = (first + members).min(those.end);
         if end - first < 2 {
-            roles.push(Role::Idle); // nobody is left to talk to
+            roles.push(Role::Idle); // there is no other user to talk to
         } else {
             roles.extend(group(users, first..end, book)?);
         }
@@ -148,7 +148,7 @@ fn groups(users: &mut [User], those: Range<usize>, members: usize, book: &mut Bo
 }
 
 fn depositors(target: &Target, count: usize, book: &mut Book) -> anyhow::Result<Vec<Role>> {
-    // Where they belong is as it comes.
+    // Which reactor they belong to does not matter.
     let arrival = Arrival { count, logs_in: false, in_turn: false, receive_buffer: &|_| None };
     let absent = users::arrive(target, book, &arrival)?;
     Ok(absent.iter().map(|user| Role::Depositor { to: user.account.id }).collect())

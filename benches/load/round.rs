@@ -26,12 +26,12 @@ use crate::users;
 use crate::workload::Workload;
 
 const SAMPLE: Duration = Duration::from_millis(200);
-/// How often whoever watches looks for a signal, and for the end of the target.
+/// How often the watching thread looks for a signal, and for the end of the target.
 const GLANCE: Duration = Duration::from_millis(50);
 
 /// What was measured.
 pub struct Run {
-    /// As they were used: with a rate in place of a percentage.
+    /// The flags as they were used: with a rate in place of a percentage.
     pub flags: Flags,
     /// Each target's rounds, the server's first.
     pub rounds: Vec<Vec<Figures>>,
@@ -122,7 +122,7 @@ pub fn measure(flags: &Flags) -> anyhow::Result<Run> {
     Ok(Run { flags: flags.clone(), rounds, shown, left, speaks, failed })
 }
 
-/// Of a server that was there before.
+/// What stays at a server that was there before the run.
 fn left(flags: &Flags, book: &Book) -> Option<String> {
     (!flags.addr.is_empty()).then(|| format!("left at {}: {}", flags.addr.join(", "), book.left()))
 }
@@ -136,7 +136,7 @@ fn in_turn(flags: &Flags, round: u16, book: &mut Book, rounds: &mut Vec<Vec<Figu
     // The floor and the packages know pairs only, and give no acks.
     let plain = Flags { workload: Workload::Pairs, seq: false, members: None, ..flags.clone() };
     if flags.addr.is_empty() {
-        *book = Book::default(); // a fresh server knows nobody
+        *book = Book::default(); // a fresh server knows no accounts
     }
     book.give_back();
     let mut here = vec![once(flags, Target::server(flags)?, book)?];
@@ -164,7 +164,7 @@ fn in_turn(flags: &Flags, round: u16, book: &mut Book, rounds: &mut Vec<Vec<Figu
     Ok(())
 }
 
-/// With a rate that is a percentage replaced by what that is on this machine, of the target that is started so.
+/// Replaces a rate that is a percentage by its value on this machine, with the target that is started so.
 pub fn with_rate(
     flags: &Flags,
     start: impl Fn(&Flags) -> anyhow::Result<Target>,
@@ -250,7 +250,7 @@ fn watch(flags: &Flags, target: &Target, shared: &Shared, given_up: impl Fn() ->
     let cpus = || target.processes.iter().map(|of| machine::cpu(&of.pids)).collect::<Result<Vec<Cpu>, _>>();
     let pids: Vec<u32> = target.pids().collect();
     let (before, generator, all) = (cpus(), CpuClock::PROCESS.seconds()?, machine::busy());
-    // Of a target that ends, what was seen last.
+    // If the target ends, this is what was seen last.
     let mut now = before.as_ref().map_or(vec![Cpu::default(); target.processes.len()], Clone::clone);
     let before = now.clone();
     let mut resident_kib = machine::resident(&pids).unwrap_or(0);
@@ -264,7 +264,7 @@ fn watch(flags: &Flags, target: &Target, shared: &Shared, given_up: impl Fn() ->
         let (at, done, cpu) = (started.elapsed().as_secs_f64(), shared.done.load(Relaxed), sum(&now));
         let time = at - last;
         let (rate, cores) = ((done - last_done) as f64 / time, (cpu - last_cpu) / time);
-        // What is left of the last sample may be too short to tell anything.
+        // What is left of the last sample may be too short to say anything.
         if time > SAMPLE.as_secs_f64() / 2.0 || samples.is_empty() {
             samples.push(Sample { at, rate, cores, resident_kib });
         }

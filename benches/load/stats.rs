@@ -49,7 +49,7 @@ pub struct Ratio {
 }
 
 const RESAMPLES: usize = 10_000;
-/// Of all intervals together: that each of them has its true ratio.
+/// The confidence of all intervals together: the probability that each of them has its true ratio.
 const CONFIDENCE: f64 = 0.95;
 
 /// The ratio of the geometric means of each row, with an interval by bootstrap.
@@ -87,7 +87,7 @@ pub fn ratios(rows: &[Row], paired: bool, seed: u64) -> Vec<Ratio> {
     estimates.iter().map(interval).collect()
 }
 
-/// Logarithms of both sides; of a paired row, those of the ratios, as the new side.
+/// Logarithms of both sides; for a paired row those of the ratios, as the new side.
 fn logs(row: &Row, paired: bool) -> [Vec<f64>; 2] {
     let log = |values: &[f64]| values.iter().map(|value| value.max(f64::MIN_POSITIVE).ln()).collect::<Vec<_>>();
     let (old, new) = (log(&row.old), log(&row.new));

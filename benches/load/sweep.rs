@@ -38,7 +38,7 @@ pub fn run(flags: &Flags) -> anyhow::Result<Vec<String>> {
     flags.check()?;
     let points = points(flags)?;
     let mut rounds: Vec<Vec<Figures>> = vec![Vec::new(); points.len()];
-    // In turn, so that a noisy minute does not fall on one point alone.
+    // The points are measured in turn, so that a noisy minute does not fall on one of them alone.
     'all: for _ in 0..flags.rounds() {
         for (point, rounds) in points.iter().zip(&mut rounds) {
             let here = Flags {
@@ -123,8 +123,8 @@ fn show(flags: &Flags, points: &[Point], figures: &[Figures]) -> anyhow::Result<
     Ok(())
 }
 
-/// Of the settings that carry about as much as the best, over all windows, those with the fewest threads. One of
-/// which a figure is not the server's own is none of them.
+/// The setting with the fewest threads among those that carry about as much as the best, over all windows. A setting
+/// with a figure that is not the server's own is left out.
 fn best(points: &[Point], figures: &[Figures]) -> Option<Point> {
     let like = |of: &Point| points.iter().zip(figures).filter(move |(point, _)| point.is_like(of)).collect::<Vec<_>>();
     let windows = points.iter().map(|of| like(of).len()).max().unwrap_or(0);

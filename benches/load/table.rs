@@ -14,7 +14,7 @@ use crate::target::OURS;
 use crate::timeline::{STEP, Step};
 use crate::workload::Workload;
 
-/// Of a timeline: a second.
+/// A row of a timeline is a second.
 const STEPS_A_ROW: usize = (1_000_000_000 / STEP) as usize;
 
 pub fn text(run: &Run) -> Result<String, std::fmt::Error> {
@@ -189,7 +189,7 @@ pub fn version(binary: &str) -> String {
     said.ok().filter(|version| !version.is_empty()).unwrap_or_else(|| "version unknown".to_owned())
 }
 
-/// Who used the machine, and what that says of the figures.
+/// The machine's use by its users, and what that says of the figures.
 pub fn verdict(figures: &Figures) -> String {
     let (shares, late) = (figures.shares(), figures.load.late);
     let Some(limit) = figures.limit() else { return shares };

@@ -13,17 +13,17 @@ const SAMPLE: usize = 300;
 pub struct Order {
     /// All messages before this one have arrived, or are missing.
     awaited: u64,
-    /// In ascending order, without overlaps.
+    /// Ranges in ascending order, without overlaps.
     missing: Vec<Range<u64>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arrival {
-    /// The next one, but for so many that have not come.
+    /// The next one, after `gap` messages that have not come.
     New {
         gap: u64,
     },
-    /// After one that was sent later.
+    /// It came after one that was sent later.
     Late,
     Repeated,
 }
@@ -69,13 +69,13 @@ pub struct Acks {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ack {
-    /// For a request of this time. `late`: after one for a later request, as it may.
+    /// The ack of a request that was sent `at` this time. `late`: after one for a later request, as it may.
     Owed {
         at: u64,
         late: bool,
     },
     Repeated,
-    /// For a request that was never made.
+    /// The ack of a request that was never made.
     Unknown,
 }
 
@@ -110,7 +110,7 @@ impl Acks {
     }
 }
 
-/// Requests that were refused in one way.
+/// Requests that were refused with one errno.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
     pub count: u64,
@@ -134,7 +134,7 @@ pub struct Counts {
     /// Messages that arrived with another text, name, id or recipient, and objects that make no sense.
     pub changed: u64,
     pub changed_sample: Option<String>,
-    /// By errno.
+    /// The refusals by their errno.
     pub refused: BTreeMap<String, Refusal>,
     pub acks_lost: u64,
     pub acks_repeated: u64,
@@ -166,7 +166,7 @@ impl Counts {
         self.refused.values().map(|refusal| refusal.count).sum()
     }
 
-    /// What must not happen; of refusals, all but those of an errno that is expected.
+    /// The number of things that must not happen; refusals with an expected errno are left out.
     pub fn wrong(&self, expected: &[i64]) -> u64 {
         let is_expected = |errno: &str| errno.parse::<i64>().is_ok_and(|errno| expected.contains(&errno));
         let refused = self.refused.iter().filter(|(errno, _)| !is_expected(errno)).map(|(_, refusal)| refusal.count);

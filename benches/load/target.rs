@@ -21,7 +21,7 @@ use crate::support::{Launch, MariaDb, Server};
 /// How long the end of a process may take to be seen, once its connections are gone.
 const DYING: Duration = Duration::from_secs(1);
 const STARTING: Duration = Duration::from_secs(15);
-/// Of a dead server's log.
+/// The number of lines that are shown of a dead server's log.
 const LAST_LINES: usize = 20;
 /// Given to every server that takes one, so that it is known which reactor each user belongs to.
 const HOME_SEED: u64 = 1;
@@ -32,13 +32,13 @@ pub const OURS: &str = env!("CARGO_BIN_EXE_chat-server");
 pub struct Target {
     pub name: String,
     pub servers: Vec<Endpoint>,
-    /// Whose CPU and memory are measured; may be none.
+    /// The processes that are measured for CPU and memory; may be none.
     pub processes: Vec<Processes>,
     /// It was not started here, and stays.
     pub is_foreign: bool,
-    /// Nobody has looked yet at what it speaks.
+    /// It is not yet found out what it speaks.
     pub is_unknown: bool,
-    /// Which reactor each user belongs to, of each of its servers; none: it depends on the connection, or nobody knows.
+    /// The reactor that each user belongs to, by server; `None`: that depends on the connection, or is unknown.
     pub homes: Option<Homes>,
     keep: Keep,
 }
@@ -49,7 +49,7 @@ pub struct Endpoint {
     pub dialect: Dialect,
 }
 
-/// Those of one name: "server", "redis".
+/// The processes of one name: "server", "redis".
 #[derive(Debug, Clone)]
 pub struct Processes {
     pub name: String,
@@ -57,7 +57,7 @@ pub struct Processes {
 }
 
 enum Keep {
-    /// Somebody else's.
+    /// The processes were not started here, and are left alone.
     Foreign,
     /// Our own nodes, and what they stand on.
     Nodes {
@@ -103,7 +103,7 @@ impl Target {
 
     /// Servers of this binary, and what they stand on.
     pub fn fresh(flags: &Flags, name: &str, binary: &Path) -> anyhow::Result<Target> {
-        // In place of the shell that it would be started by, so that a signal at the terminal does not reach it.
+        // The server replaces the shell that starts it, and a signal at the terminal does not reach it.
         let start = format!("export RUST_LOG=info\nexec {}\"{}\" \"$@\"", ending::launcher(true), binary.display());
         let mut launch = Launch {
             store: String::new(),
@@ -190,7 +190,7 @@ impl Target {
         self.pids().find(|&pid| !machine::is_alive(pid))
     }
 
-    /// What can be said of a target that has failed: who has ended, how, and what was logged last.
+    /// What can be said of a target that has failed: which process has ended, how, and what was logged last.
     pub fn last_words(&mut self) -> String {
         match &mut self.keep {
             Keep::Foreign => {
@@ -224,8 +224,8 @@ impl Drop for Target {
     }
 }
 
-/// Does this server decide by a user's id where the user belongs? An earlier one, to whose reactors connections come in
-/// turn, knows no such flag, and refuses it before it does anything else.
+/// Does this server decide by a user's id where the user belongs? An earlier one, which gives its reactors the
+/// connections in turn, knows no such flag, and refuses it before it does anything else.
 fn has_homes(binary: &Path) -> anyhow::Result<bool> {
     let mut command = apart(&binary.display().to_string(), true);
     command.args(["--home-seed", "0", "--help"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -263,7 +263,7 @@ pub fn start_program(
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        // Somebody may have been faster with the port.
+        // Another process may have been faster with the port.
         tries -= 1;
         if tries == 0 || ending::signal().is_some() || process.is_alive() {
             bail!("{name} does not listen on {address}:\n{}", tail(&log_of(folder.path())));

@@ -6,19 +6,19 @@ use std::ops::Range;
 pub const STEP: u64 = 100_000_000;
 /// What is looked at together: a second, as a moment says nothing about a rate.
 const STEPS: usize = 10;
-/// Of the rate: with so much of it, a recipient is served as before.
+/// The share of the rate with which a recipient is served as before.
 const AS_BEFORE: f64 = 0.95;
 
-/// A step's messages, of one way that they take.
+/// A step's messages that take one route.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Step {
-    /// Those that were due in it.
+    /// Messages that were due in it.
     pub sent: u64,
-    /// Of these, those that were acked as delivered: they went to the recipient, and not through the store.
+    /// The part of these that was acked as delivered: they went to the recipient, and not through the store.
     pub live: u64,
-    /// Of these, those that were acked as stored.
+    /// The part of these that was acked as stored.
     pub stored: u64,
-    /// Those that arrived in it.
+    /// Messages that arrived in it.
     pub arrived: u64,
 }
 
@@ -42,7 +42,7 @@ impl Timeline {
         self.steps.resize((time / STEP) as usize, Step::default());
     }
 
-    /// The sums of so many steps each, and of those that are left.
+    /// The sums of this number of steps each, and of those that are left.
     pub fn by(&self, steps: usize) -> impl Iterator<Item = Step> {
         self.steps.chunks(steps.max(1)).map(sum)
     }
@@ -55,7 +55,7 @@ impl Timeline {
         let first = still.end.div_ceil(STEP) as usize;
         let is_as_before = |rest: &[Step]| {
             let is_live = rest.windows(STEPS).all(|steps| sum(steps).live as f64 >= enough(STEPS));
-            // From there on, not in each second, and a step late: what a moment of noise holds up comes in the next one.
+            // Counted from there on, not in each second, and a step late: what noise holds up comes in the next one.
             let keeps_up = (STEPS..=rest.len()).all(|end| sum(&rest[..end]).arrived as f64 >= enough(end - 1));
             is_live && keeps_up
         };

@@ -16,9 +16,9 @@ use crate::tally::{Ack, Acks, Arrival, Counts, Order, sample};
 use crate::timeline::{Step, Timeline};
 use crate::users::{new_id, register_request};
 
-/// A closed loop that has heard nothing of a message for so long has lost it, if others go on, …
+/// A closed loop that has heard nothing of a message for these nanoseconds has lost it, if others go on, …
 const LOST: u64 = 1_000_000_000;
-/// … and for so long if everything stands still.
+/// … and for these if everything stands still.
 const LOST_IN_SILENCE: u64 = 3_000_000_000;
 /// Others have gone on if they did so lately.
 const LATELY: u64 = 500_000_000;
@@ -30,12 +30,12 @@ pub struct Plan {
     pub seq: bool,
     /// What a client sends in one turn leaves in one write; else each message in its own.
     pub batch: bool,
-    /// Of each message, in bytes.
+    /// The size of each message, in bytes.
     pub size: usize,
-    /// Of this round: messages of another are none of it.
+    /// The salt of this round: messages of another round do not match.
     pub salt: u64,
     pub seed: u64,
-    /// A connection has one message on its way at most; what comes due meanwhile waits.
+    /// A connection has one message in flight at most; what comes due meanwhile waits.
     pub one_at_a_time: bool,
     /// How long a reader does not read, and then reads, in nanoseconds; 0: always. A recipient does so once.
     pub pause: u64,
@@ -55,14 +55,14 @@ struct Flight {
     progress: u64,
 }
 
-/// A group message on its way.
+/// A group message in flight.
 #[derive(Debug)]
 struct Talk {
     number: u64,
     at: u64,
-    /// Members who have not got it.
+    /// The number of members that have not got it.
     left: u64,
-    /// Somebody will not get it, or it has been given up: nothing is timed.
+    /// A member will not get it, or it has been given up: nothing is timed.
     spoiled: bool,
     /// Its place in the window has been filled again.
     excused: bool,
@@ -72,7 +72,7 @@ pub struct Client {
     account: Account,
     pub role: Role,
     dialect: Dialect,
-    /// Whom it writes to: the name of its neighbour.
+    /// The recipient of what it writes: the name of its neighbour.
     to: String,
     shape: Shape,
     /// The number of its next message.
@@ -81,19 +81,19 @@ pub struct Client {
     /// Messages that were refused: by number, and how many deliveries besides.
     refused: Vec<u64>,
     refused_unknown: u64,
-    /// Of what it hears; of a sender, what the recipient has heard of it.
+    /// The order of what it receives; for a sender, of what the recipient has received from it.
     order: Order,
-    /// What came so changed that nobody knows which message it was: in all, and not yet seen as a gap.
+    /// Messages that came too changed to be recognized: in all, and not yet seen as a gap.
     unplaced: u64,
     unplaced_open: u64,
     unplaced_acks: u64,
     flight: Flight,
     talks: VecDeque<Talk>,
-    /// When its login or registration was due that has not been answered.
+    /// When its login or registration was due, if that has not been answered.
     asked: Option<u64>,
     /// The same of the last login, until all that was stored is there.
     returning: u64,
-    /// Of a feeder: acks that are due. Of a sleeper: messages that it must still get.
+    /// For a feeder, the acks that are due; for a sleeper, the messages that it must still get.
     due: u64,
     /// A sleeper has left. A feeder's sleeper has not had everything.
     is_away: bool,
@@ -102,7 +102,7 @@ pub struct Client {
     /// An open loop's feeder: its sleeper comes back next.
     comes_back: bool,
     registered: u64,
-    /// Where one message at a time is on its way: how many are, and the due times of those that wait.
+    /// Where one message at a time is in flight: how many are, and the due times of those that wait.
     in_air: u64,
     waiting: VecDeque<u64>,
     /// The server has closed its connection.
@@ -115,7 +115,7 @@ pub struct Traffic {
     plan: Plan,
     is_open: bool,
     pub clients: Vec<Client>,
-    /// What is to be sent, one after the other; and by whom, up to where.
+    /// What is to be sent, one object after the other; and for each its sender and its end.
     pub out: Vec<u8>,
     pub sends: Vec<(usize, usize)>,
     pub counts: Counts,
@@ -129,7 +129,7 @@ pub struct Traffic {
     pub to: u64,
     /// Nothing more is begun.
     pub stopping: bool,
-    /// What has been done since somebody looked: messages that arrived, requests that were answered.
+    /// What has been done since the last look: messages that arrived, requests that were answered.
     pub done: u64,
     /// Deliveries, acks and replies that are owed, and that have come or cannot come any more.
     owed: u64,
@@ -204,7 +204,7 @@ impl Traffic {
         })
     }
 
-    /// Something is still on its way, as far as can be told.
+    /// Something is still in flight, as far as is known.
     pub fn is_owed_anything(&self) -> bool {
         self.settled < self.owed
     }
@@ -214,7 +214,7 @@ impl Traffic {
     /// What a closed loop begins with: its window.
     pub fn open_windows(&mut self, now: u64) {
         for n in 0..self.clients.len() {
-            // Of a pair the first begins; nobody registers or logs in twice at a time.
+            // The first of a pair begins; no client registers or logs in twice at a time.
             let window = match self.clients[n].role {
                 Role::Partner if n % 2 == 1 => 0,
                 Role::Feeder | Role::Visitor | Role::Registrar => 1,
@@ -270,7 +270,7 @@ impl Traffic {
         }
     }
 
-    /// Into the timeline of sender `n`.
+    /// Writes into the timeline of sender `n`.
     fn note(&mut self, n: usize, time: u64, note: impl FnOnce(&mut Step)) {
         if let Role::Sender { is_elsewhere } = self.clients[n].role
             && let Some(time) = time.checked_sub(self.from)
@@ -285,7 +285,7 @@ impl Traffic {
         flight.progress = flight.progress.max(at);
     }
 
-    /// To how many a message of client `n` goes.
+    /// The number of recipients of a message of client `n`.
     fn recipients(&self, n: usize) -> u64 {
         match self.clients[n].role {
             Role::Speaker { first, end, .. } => (end - first) as u64,
@@ -327,7 +327,7 @@ impl Traffic {
         self.request(n, &request);
     }
 
-    /// The same, with an ack when the client is gone for everybody.
+    /// The same, with an ack when all others see that the client is gone.
     fn leave(&mut self, n: usize, at: u64) {
         self.owed += 1;
         let client = &mut self.clients[n];
@@ -377,7 +377,7 @@ impl Traffic {
         }
     }
 
-    /// Nothing more is begun; whoever is away comes back for what was written.
+    /// Nothing more is begun; clients that are away come back for what was written.
     pub fn stop(&mut self, now: u64) {
         self.stopping = true;
         for n in 0..self.clients.len() {
@@ -409,7 +409,7 @@ impl Traffic {
 
     /// Whatever has been waited for in vain is begun anew, so that a loss does not thin out the load.
     pub fn refill(&mut self, now: u64) {
-        // Nobody knows whether a server that stands still would survive a second message.
+        // It is unknown whether a server that stands still would survive a second message.
         if self.is_open || self.stopping || self.plan.one_at_a_time {
             return;
         }
@@ -510,7 +510,7 @@ impl Traffic {
         }
     }
 
-    /// Whose messages client `n` gets, if it gets those of one.
+    /// The only sender whose messages client `n` gets, if there is just one.
     fn speaker(&self, n: usize) -> Option<usize> {
         match self.clients[n].role {
             Role::Partner | Role::Sleeper | Role::Reader => Some(n ^ 1),
@@ -585,7 +585,7 @@ impl Traffic {
         self.arrived(n, speaker, None, now);
     }
 
-    /// An ack of nothing that was asked for: one of those that were is not coming.
+    /// An ack of no request that was made: the ack of one that was made does not come.
     fn unknown_ack(&mut self, n: usize, object: &[u8], now: u64) {
         self.counts.acks_changed += 1;
         self.counts.changed_sample.get_or_insert_with(|| sample(object));
@@ -594,7 +594,7 @@ impl Traffic {
         self.acked(n, now);
     }
 
-    /// Client `n` has got one message more; `None`: it cannot be told which one.
+    /// Client `n` has got one message more; `None`: it is unknown which one.
     fn arrived(&mut self, n: usize, speaker: usize, which: Option<(u64, Arrival)>, now: u64) {
         let client = &mut self.clients[n];
         // Those before it have been lost, as far as is known, unless one of them came unrecognized.
@@ -644,7 +644,7 @@ impl Traffic {
         }
     }
 
-    /// So many of sender `n`'s messages are not on their way any more: what waits for that leaves.
+    /// `landed` messages of sender `n` are not in flight any more: what waits for that leaves.
     fn next_in_line(&mut self, n: usize, landed: u64) {
         let client = &mut self.clients[n];
         client.in_air = client.in_air.saturating_sub(landed);
@@ -656,7 +656,7 @@ impl Traffic {
         }
     }
 
-    /// Of the speaker's message `number`, or of its oldest one, one delivery is over; `is_lost`: not well.
+    /// One delivery of the speaker's message `number`, or of its oldest one, is over; `is_lost`: it failed.
     fn heard_by_one(&mut self, speaker: usize, number: Option<u64>, is_lost: bool, now: u64) {
         let talks = &mut self.clients[speaker].talks;
         let Some(first) = talks.front().map(|talk| talk.number) else { return };
@@ -667,7 +667,7 @@ impl Traffic {
         self.check_talk(speaker, index as usize, now);
     }
 
-    /// Has everybody got it?
+    /// Have all members got it?
     fn check_talk(&mut self, speaker: usize, index: usize, now: u64) {
         let talks = &mut self.clients[speaker].talks;
         let Some(talk) = talks.get(index).filter(|talk| talk.left == 0) else { return };
@@ -725,7 +725,7 @@ impl Traffic {
                 }
             }
             Role::Depositor { .. } if is_delivered => {
-                // To somebody who was never there.
+                // The recipient was never there.
                 self.counts.acks_changed += 1;
                 self.counts.changed_sample.get_or_insert_with(|| sample(object));
             }
@@ -743,7 +743,7 @@ impl Traffic {
         self.acked(n, now);
     }
 
-    /// Whoever waits for an ack goes on.
+    /// A client that waits for an ack goes on.
     fn acked(&mut self, n: usize, now: u64) {
         if self.clients[n].role == Role::Sleeper {
             self.clients[n ^ 1].flight.progress = now;

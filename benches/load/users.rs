@@ -24,21 +24,21 @@ const SIDE_BY_SIDE: usize = 64;
 /// takes a few.
 const TRIES: usize = 100;
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How often somebody who waits looks for a signal.
+/// How often a waiting thread looks for a signal.
 const GLANCE: Duration = Duration::from_millis(100);
 /// Stored messages follow a login's reply without a pause that is longer.
 const PAUSE: Duration = Duration::from_millis(200);
-/// Whoever left may not be gone yet.
+/// How long a session that was left may take to end.
 const LEAVING: Duration = Duration::from_secs(10);
-/// How often those who arrive are counted, on a terminal and elsewhere.
+/// How often the number of arrived users is shown, on a terminal and elsewhere.
 const SHOWN_EVERY: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(10)];
 
-/// Someone with an account and a connection.
+/// A user with an account and a connection.
 pub struct User {
     pub account: Account,
     pub dialect: Dialect,
     pub address: SocketAddr,
-    /// Until somebody else has it.
+    /// `None` once another owner has it.
     stream: Option<TcpStream>,
     /// The server ends its objects with LF.
     pub has_lines: bool,
@@ -49,7 +49,7 @@ pub struct User {
 }
 
 impl User {
-    /// `receive_buffer`: how much the kernel takes for somebody who does not read. It must be known before the
+    /// `receive_buffer`: how much the kernel takes for a client that does not read. It must be known before the
     /// connection is made: a window that shrinks later has the kernel drop what it then gets.
     pub fn connect(server: Endpoint, account: Account, receive_buffer: Option<usize>) -> anyhow::Result<User> {
         let Endpoint { address, dialect } = server;
@@ -75,7 +75,7 @@ impl User {
     }
 
     /// The same connection, for a loop that reads it from here on, and what has come of it already. It ends when
-    /// whoever has it says so.
+    /// its new owner says so.
     pub fn into_parts(mut self) -> anyhow::Result<(Account, TcpStream, Vec<u8>)> {
         let stream = self.stream.take().context("a user has a connection")?;
         Ok((self.account.clone(), stream, std::mem::take(&mut self.input)))
@@ -131,7 +131,7 @@ impl User {
         loop {
             let object = self.next()?;
             match msgid(&object) {
-                Some(6 | 10) => {} // for somebody who had this account before
+                Some(6 | 10) => {} // for an earlier owner of this account
                 None => return Ok(object),
                 Some(got) if got == wanted => return Ok(object),
                 Some(_) => bail!("{}", refused(&self.account.name, &object)),
@@ -203,8 +203,8 @@ impl User {
         })
     }
 
-    /// Waits until the server has done all that this user has asked for: it does that in order, and a login of
-    /// nobody has a reply.
+    /// Waits until the server has done all that this user has asked for: it does that in order, and a login to a
+    /// missing account has a reply.
     pub fn sync(&mut self) -> anyhow::Result<()> {
         let sturdy = self.dialect.is_sturdy();
         pace::settle(sturdy);
@@ -227,7 +227,7 @@ pub fn register_request(name: &str) -> String {
     format!("{{\"msgid\":4,\"name\":\"{name}\",\"password\":\"{PASSWORD}\"}}")
 }
 
-/// Of an account that has just been opened. Some servers report success for a name that is taken, and the id -1.
+/// The id of an account that has just been opened. Some servers report success for a name that is taken, and the id -1.
 pub fn new_id(reply: &[u8]) -> Option<u64> {
     number_after(reply, b"\"id\":").filter(|&id| id > 0)
 }
@@ -271,7 +271,7 @@ impl Names {
     }
 }
 
-/// Tells how far those who arrive have come, if that takes long.
+/// Reports how many users have arrived, if that takes long.
 struct Progress {
     what: &'static str,
     of: usize,
@@ -323,13 +323,13 @@ pub fn arrive(target: &Target, book: &mut Book, arrival: &Arrival<'_>) -> anyhow
         let server = target.servers[n % target.servers.len()];
         users.push(User::connect(server, account.unwrap_or_else(|| names.account()), receive_buffer(n))?);
         if homes.is_some() && n == count / 2 {
-            // One more puts those who follow out of step: they come to another reactor than their own, and move when
-            // they log in, as most do where nobody arranges it.
+            // One more connection puts the users that follow out of step: they come to another reactor than their own,
+            // and move when they log in, as most do where nothing arranges it.
             target.servers.iter().try_for_each(|server| TcpStream::connect(server.address).map(drop))?;
         }
         progress.at(n)?;
     }
-    // From the last one on: if there are too many, that one is told so, before all others have opened accounts.
+    // The last one begins: if there are too many, that one is refused, before all others have opened accounts.
     let mut progress = Progress::new("have logged in", count);
     let mut left = count;
     while left > 0 {
@@ -352,7 +352,7 @@ pub fn arrive(target: &Target, book: &mut Book, arrival: &Arrival<'_>) -> anyhow
             if !is_family {
                 break;
             }
-            // An account of another reactor is for somebody else, and whoever has opened it opens one more.
+            // An account of another reactor is for another user, and the one that has opened it opens one more.
             new.retain(|&n| {
                 let account = book.take(|account| fits(n, account));
                 let is_left = account.is_none();
@@ -386,7 +386,7 @@ pub fn arrive(target: &Target, book: &mut Book, arrival: &Arrival<'_>) -> anyhow
     Ok(users)
 }
 
-/// Has the book have so many accounts, registered over a few connections.
+/// Registers accounts over a few connections until the book has `count` of them.
 pub fn enroll(target: &Target, book: &mut Book, count: usize) -> anyhow::Result<()> {
     let clerks = (count - book.accounts.len().min(count)).min(if target.is_sturdy() { SIDE_BY_SIDE } else { 1 });
     let mut names = Names::new(book.accounts.len());
@@ -410,7 +410,7 @@ pub fn enroll(target: &Target, book: &mut Book, count: usize) -> anyhow::Result<
     Ok(())
 }
 
-/// Logs in one who may have left a moment ago: the reply.
+/// Logs in a user that may have left a moment ago, and returns the reply.
 fn come_in(user: &mut User) -> anyhow::Result<Vec<u8>> {
     let deadline = Instant::now() + LEAVING;
     loop {
@@ -424,7 +424,7 @@ fn come_in(user: &mut User) -> anyhow::Result<Vec<u8>> {
     }
 }
 
-/// Leaves, and comes back over a new connection: the login's reply.
+/// Leaves, and comes back over a new connection. Returns the login's reply.
 pub fn come_again(user: &mut User) -> anyhow::Result<Vec<u8>> {
     let server = Endpoint { address: user.address, dialect: user.dialect };
     let next = User::connect(server, user.account.clone(), None)?;
@@ -476,7 +476,7 @@ pub fn group_in(reply: &[u8], name: &str) -> Option<u64> {
     groups.find(|group: &Value| group["groupname"] == name)?["id"].as_u64()
 }
 
-/// Logs in everybody in the book, reads what is stored for them, and logs them out. Returns how many that were.
+/// Logs in every user in the book, reads what is stored for them, and logs them out. Returns the number of messages.
 pub fn clean(target: &Target, book: &Book) -> anyhow::Result<u64> {
     let (mut read, mut progress) = (0, Progress::new("have read what was stored", book.accounts.len()));
     for (n, account) in book.accounts.iter().enumerate() {
@@ -487,7 +487,7 @@ pub fn clean(target: &Target, book: &Book) -> anyhow::Result<u64> {
     Ok(read)
 }
 
-/// Until a login's reply has nothing stored.
+/// Logs in and out until a login's reply has nothing stored.
 fn read_stored(user: &mut User, read: &mut u64) -> anyhow::Result<()> {
     loop {
         let reply = serde_json::from_slice::<Value>(&come_in(user)?).unwrap_or_default();

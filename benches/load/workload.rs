@@ -15,7 +15,7 @@ pub enum Workload {
     Crowd,
     /// Sessions that do nothing: resident memory between a third of the users and all
     Idle,
-    /// Messages to users who are not there, with acks
+    /// Messages to users that are offline, with acks
     Store,
     /// The same, but each recipient comes back for them, again and again
     Drain,
@@ -52,7 +52,7 @@ impl Workload {
         }
     }
 
-    /// On how many nodes, where nothing is said.
+    /// The number of nodes, where nothing is said.
     pub fn usual_nodes(self) -> u16 {
         if self == Workload::Busy { 2 } else { 1 }
     }
@@ -67,7 +67,7 @@ impl Workload {
         !matches!(self, Workload::Idle | Workload::Login | Workload::Register)
     }
 
-    /// Keeps so many messages in flight.
+    /// Keeps a window of messages in flight.
     pub fn has_window(self) -> bool {
         matches!(self, Workload::Pairs | Workload::Group | Workload::Crowd | Workload::Store | Workload::Drain)
     }
