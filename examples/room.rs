@@ -18,7 +18,7 @@ use chat_server::reactor::{
 
 const REACTORS: usize = 2;
 const LIMITS: Limits = Limits { high_water: 64 << 10, hard: 1 << 20, total: 64 << 20 };
-/// In bytes, with its end.
+/// The longest line, in bytes, with its end.
 const LONGEST_LINE: usize = 1024;
 
 /// The part of the room that is in one reactor. No other thread can reach it, so that it needs no lock.

@@ -2,7 +2,7 @@
 # start, and their installation on Debian and its kin.
 # shellcheck shell=bash
 
-# Daemons stand in sbin, which is not on everyone's path.
+# Daemons stand in sbin, which is not on every user's path.
 PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 
 # Says what the script could not do, after its name.

@@ -66,13 +66,13 @@ fn check(heard: &Heard) {
     }
 }
 
-/// Each part goes to a shard that there is, and no user is left out or told twice.
+/// Each part goes to a shard that there is, and no user is left out or addressed twice.
 fn check_split(envelope: &Envelope) {
     let homes = Homes::new(7, 3);
     let users = |envelope: &Envelope| match envelope {
         Envelope::Chat { to, .. } => to.len(),
         Envelope::Answer(answers) => answers.len(),
-        // Of the whole node, and no shard's.
+        // These are for the whole node, and for no shard.
         Envelope::Dead { .. } | Envelope::Confirmed { .. } | Envelope::Beat { .. } => 0,
         _ => 1,
     };
@@ -134,7 +134,7 @@ pub fn run(data: &[u8]) {
     let (sizes, rest) = data.split_at(listed);
     let stream = rest.strip_prefix(&[0]).unwrap_or(rest);
     let (whole, cut, bytes) = (hear(stream, &[]), hear(stream, sizes), hear(stream, &[1]));
-    // The parser stumbles over anything else in more than one way.
+    // How the parser fails on anything else may depend on the cuts.
     if is_resp2(stream) {
         assert_eq!(cut, whole);
         assert_eq!(bytes, whole);

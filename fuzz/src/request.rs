@@ -23,7 +23,7 @@ fn ask_for_everything(request: &Request) {
 }
 
 pub fn run(data: &[u8]) {
-    // As the splitter hands it over: from brace to brace.
+    // The splitter hands objects over like this: from brace to brace.
     let object = data.trim_ascii();
     let Ok(request) = Request::parse(object) else { return };
     let mut before = fields(object);

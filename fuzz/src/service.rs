@@ -2,9 +2,9 @@
 //! send by a parser of its own says what must come of it: which reply each request gets, and that
 //! each message arrives once, in order, unchanged but for `name` and `time`.
 //!
-//! Whatever a client does has come to rest before the next thing is done, but for readers who stall. What
+//! Whatever a client does has come to rest before the next thing is done, but for readers that stall. What
 //! happens when things overlap, and when the store or another node fails, is the simulation's business.
-//! `CHAT_TRACE=1` prints what everybody does.
+//! `CHAT_TRACE=1` prints what every client does.
 
 mod memory;
 mod node;
@@ -76,7 +76,7 @@ struct Expected {
     fields: Vec<(&'static str, Value)>,
     /// A group chat's recipients: `delivered` and `stored` add up to it.
     recipients: Option<usize>,
-    /// It may come only when somebody reads who does not read now.
+    /// It may come only when a client reads that does not read now.
     may_be_late: bool,
 }
 
@@ -114,7 +114,7 @@ fn opened(value: &Value) -> Value {
 /// A message as it must arrive.
 struct Mail {
     fields: Vec<(String, Json)>,
-    /// Nothing had to change: the same bytes.
+    /// The same bytes, if nothing had to change.
     bytes: Option<Vec<u8>>,
 }
 
@@ -122,7 +122,7 @@ struct Mail {
 struct Line {
     socket: SocketId,
     user: Option<UserId>,
-    /// Whose messages the client takes what it reads for.
+    /// The user to whom the messages that the client reads now were sent.
     reads_as: Option<UserId>,
     /// An object that is not whole yet.
     partial: Vec<u8>,
@@ -144,14 +144,14 @@ struct World<'a> {
     bytes: Bytes<'a>,
     node: Node,
     lines: [Option<Line>; CLIENTS],
-    /// By id less one.
+    /// Name and password, by id less one.
     accounts: Vec<(String, String)>,
     friends: BTreeSet<(UserId, UserId)>,
     groups: Vec<(String, String, Vec<UserId>)>,
     inboxes: HashMap<UserId, Inbox>,
     next_seq: i64,
     next_text: u32,
-    /// Print what everybody does.
+    /// Print what every client does.
     trace: bool,
 }
 
@@ -214,7 +214,7 @@ fn integral(text: &str) -> Option<i64> {
     if is_zero(whole) && is_zero(fraction) {
         return Some(0);
     }
-    // No message is so long that its digits could make up for more.
+    // No message is long enough for its digits to make up for more.
     let moves: i32 = exponent.parse().ok().filter(|moves| (-10_000..10_000).contains(moves))?;
     let (mut whole, mut fraction) = (whole.to_owned(), fraction.to_owned());
     for _ in 0..moves.abs() {
@@ -318,7 +318,7 @@ impl<'a> World<'a> {
         });
     }
 
-    /// Somebody does something, and it comes to rest.
+    /// A client does something, and it comes to rest.
     fn step(&mut self) {
         let client = self.bytes.below(CLIENTS);
         let what = self.bytes.below(16);
@@ -381,7 +381,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Everything that is under way arrives, and is what it must be.
+    /// Everything that is in flight arrives, and is what it must be.
     fn settle(&mut self) {
         self.node.settle();
         while let Some((socket, bytes)) = self.node.read.pop_front() {
@@ -409,7 +409,7 @@ impl<'a> World<'a> {
     fn arrived(&mut self, client: usize, bytes: &[u8]) {
         let value: Value = serde_json::from_slice(bytes).expect("JSON");
         let line = self.lines[client].as_mut().expect("a connection");
-        // As its sender wrote it.
+        // The msgid of a chat is as its sender wrote it: it may be 6.0.
         let is_chat = matches!(value["msgid"].as_f64(), Some(6.0 | 10.0));
         if is_chat && value.get("errno").is_none() {
             let user = line.reads_as.expect("a message for nobody");
@@ -444,7 +444,7 @@ impl<'a> World<'a> {
         assert_eq!(fields, mail.fields, "not what was sent to {user}");
     }
 
-    /// Everybody reads, comes back, and has got everything.
+    /// All clients read, come back, and have got everything.
     fn finish(&mut self) {
         self.everybody_reads();
         (0..CLIENTS).for_each(|client| self.cut(client));
@@ -476,7 +476,7 @@ impl<'a> World<'a> {
         let msgid = self.bytes.pick(&[1, 6, 6, 10, 8, 9, 3, 7, 4, 206, 202, 1, 6, 10, 203, 77]);
         let style = self.bytes.next();
         let any = 1 + self.bytes.below(USERS as usize + 2) as UserId;
-        // Who is not logged in speaks for anybody; who is, mostly for himself.
+        // A client that is not logged in uses any id; one that is logged in mostly uses its own.
         let id = if msgid == 1 || style & 0x0f == 1 { any } else { me.unwrap_or(any) };
         self.next_text += 1;
         let number = self.next_text;
@@ -539,7 +539,7 @@ impl<'a> World<'a> {
         if self.trace {
             println!("client {client}: {}", bytes.escape_ascii());
         }
-        // Who sends reads as well.
+        // A client that sends reads as well.
         self.set_stalled(client, false);
         let Some(line) = &mut self.lines[client] else { return };
         line.partial.extend_from_slice(bytes);
@@ -567,7 +567,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Whose session ends waits for what it has sent, and so for those who do not read.
+    /// A session that ends waits for what it has sent, and so for clients that do not read.
     fn everybody_reads_but_keep_input(&mut self) {
         for line in self.lines.iter_mut().flatten() {
             line.stalled = false;
@@ -687,7 +687,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// A request was refused for any of these reasons, or else done; without `seq` nothing tells of that.
+    /// A request was refused for any of these reasons, or else done; without `seq` nothing reports that.
     fn done(
         &mut self,
         client: usize,
@@ -721,7 +721,7 @@ impl<'a> World<'a> {
         }
         self.set_user(client, Some(user));
         self.inboxes.entry(user).or_default();
-        // Whoever was logged in here before is just being shown offline.
+        // A user that was logged in here before is just being shown offline.
         let mut fields = if me.is_some() { Vec::new() } else { self.lists(user) };
         fields.push(("id", json!(user)));
         fields.push(("name", json!(self.accounts[user as usize - 1].0)));
@@ -796,8 +796,8 @@ impl<'a> World<'a> {
         self.inboxes.entry(to).or_default().mail.push(mail);
     }
 
-    /// Whether a message to this user is delivered; `None`: it may be or go by the store, since what is sent in
-    /// one turn passes a low mark, or since the user does not read.
+    /// Whether a message to this user is delivered; `None`: it may be delivered or go through the store, since what
+    /// is sent in one turn passes a low mark, or since the user does not read.
     fn delivered(&self, user: UserId) -> Option<bool> {
         match self.lines.iter().flatten().find(|line| line.user == Some(user)) {
             None => Some(false),

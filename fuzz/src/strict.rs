@@ -9,7 +9,7 @@ pub enum Json {
     Number(String),
     Text(String),
     Array(Vec<Json>),
-    /// In the order in which the fields stand there, doubles too.
+    /// The fields in the order in which they stand there, doubles too.
     Object(Vec<(String, Json)>),
 }
 
@@ -162,7 +162,7 @@ impl<'a> Reader<'a> {
         Some(Json::Number(number.to_owned()))
     }
 
-    /// At least one.
+    /// At least one digit.
     fn digits(&mut self) -> Option<&'a str> {
         let length = self.rest.bytes().take_while(u8::is_ascii_digit).count();
         let (digits, rest) = self.rest.split_at(length);

@@ -15,7 +15,7 @@ pub const NODE: NodeId = NodeId(1);
 /// A store in memory, with the semantics of the trait's documentation.
 #[derive(Default)]
 pub struct Memory {
-    /// By id less one: name and password.
+    /// Name and password, by id less one.
     accounts: Vec<(String, String)>,
     claims: BTreeMap<UserId, u64>,
     friends: BTreeSet<(UserId, UserId)>,

@@ -52,7 +52,7 @@ enum Mail {
     Moved(SocketId, Box<Moved>),
 }
 
-/// Shards, and what is under way between them, in one thread.
+/// Shards, and what is in flight between them, in one thread.
 pub struct Node {
     now: Now,
     pub shards: Vec<Shard>,
@@ -117,7 +117,7 @@ impl Node {
     pub fn call(&mut self, shard: usize, input: impl FnOnce(&mut Shard, Now, &mut Effects)) {
         let mut fx = Effects::default();
         input(&mut self.shards[shard], self.now, &mut fx);
-        // As the reactor does: when all effects are carried out, and before anything else comes.
+        // These are done as in the reactor: when all effects are carried out, and before anything else comes.
         let (mut to_recall, mut sent, mut to_abort) = (Vec::new(), Vec::new(), Vec::new());
         for effect in fx.list {
             match effect {
@@ -160,7 +160,7 @@ impl Node {
         self.sockets.get_mut(id).expect("a connection that is there")
     }
 
-    /// There is nobody else.
+    /// There is no other node.
     fn bus(&mut self, op: BusOp) {
         match op {
             BusOp::Listen { user, epoch } => {
