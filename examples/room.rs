@@ -1,4 +1,4 @@
-//! A room: what one client says in a line, all clients hear. Some of them are another reactor's, so a line goes there
+//! A room: all clients get each line that one of them sends. Some of them are another reactor's, so a line goes there
 //! by letter.
 //!
 //! ```text
@@ -47,7 +47,7 @@ impl Reason for Why {
 }
 
 impl Types for Room {
-    /// A line. It is never copied, however many hear it.
+    /// A line. It is never copied, however many clients get it.
     type Letter = Arc<[u8]>;
     type Tag = ();
     type Timer = ();

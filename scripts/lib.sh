@@ -1,5 +1,5 @@
 # Shared by the scripts beside it, which source it: the server programs that tests and the cluster
-# start, and their installation on Debian and its kin.
+# start, and their installation on Debian and its derivatives.
 # shellcheck shell=bash
 
 # Daemons stand in sbin, which is not on every user's path.
@@ -72,7 +72,7 @@ install_missing() {
         complain "installing failed: ${missing[*]}"
         return $status
     fi
-    # Nor at the next boot.
+    # They must not run at the next boot, either.
     if [ -d /run/systemd/system ] && [ ${#services[@]} -gt 0 ]; then
         "${as_root[@]}" systemctl disable --quiet "${services[@]}" || true
     fi

@@ -45,7 +45,7 @@ pub struct Book {
 
 impl Book {
     /// # Errors
-    /// The file cannot be read, or is none of accounts. That there is none yet is no error.
+    /// The file cannot be read, or is not a file of accounts. A missing file is no error.
     pub fn open(file: Option<&Path>) -> anyhow::Result<Book> {
         let Some(file) = file.filter(|file| file.exists()) else { return Ok(Book::default()) };
         let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;

@@ -47,7 +47,7 @@ impl CpuClock {
 /// Wakes a poll when its time has come. What epoll itself can wait for is whole milliseconds.
 pub struct Alarm {
     timer: TimerFd,
-    /// When it rings; `u64::MAX`: not at all.
+    /// The time when it rings; `u64::MAX`: it is not set.
     at: u64,
 }
 
@@ -58,7 +58,7 @@ impl Alarm {
         Ok(Alarm { timer, at: u64::MAX })
     }
 
-    /// Rings once, at this time of [`now`], or at once if that is over.
+    /// Rings once, at this time of [`now`], or at once if that is in the past.
     pub fn set(&mut self, at: u64) -> io::Result<()> {
         if at != self.at {
             let time = TimeSpec::from(Duration::from_nanos(at.max(1)));

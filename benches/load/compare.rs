@@ -120,7 +120,7 @@ pub fn run(flags: &Flags) -> anyhow::Result<Vec<String>> {
 }
 
 /// # Errors
-/// What the two runs do not share.
+/// The two runs were measured differently; the message names each setting that differs.
 fn same_settings(old: &Value, new: &Value) -> anyhow::Result<()> {
     let names = old.as_object().into_iter().flatten().map(|(name, _)| name.as_str());
     let differ = names.filter(|name| !FREE.contains(name) && old[*name] != new[*name]);
@@ -202,7 +202,7 @@ fn show(
         let of = rounds.iter().filter_map(|round| round.iter().find(|entry| entry.row == row));
         of.map(|entry| entry.value).collect()
     };
-    // A row that one of them has not in every round says nothing.
+    // A row that one of them lacks in any round says nothing.
     let kinds: Vec<&Entry> = old.first().into_iter().flatten().collect();
     let kinds = kinds.into_iter().filter(|entry| {
         let [old_values, new_values] = [values(old, &entry.row), values(new, &entry.row)];

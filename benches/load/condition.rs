@@ -30,7 +30,7 @@ enum Is {
     AtMost,
 }
 
-/// Names and units of what is no latency.
+/// Names and units of the figures that are no latencies.
 const FIGURES: [(&str, Unit); 18] = [
     ("rate", Unit::Count),
     ("back", Unit::Time),
@@ -124,7 +124,7 @@ fn number(text: &str, unit: Unit) -> Result<f64, String> {
 }
 
 impl Condition {
-    /// What must be timed for it to say anything.
+    /// The measure that must be timed for the condition to be decided.
     pub fn measure(&self) -> Option<Measure> {
         match self.subject {
             Subject::Latency(measure, _) => Some(measure),
@@ -136,12 +136,12 @@ impl Condition {
         self.subject == Subject::Figure("to_floor")
     }
 
-    /// A recipient that stands still.
+    /// The condition is about a recipient that stands still.
     pub fn needs_a_pause(&self) -> bool {
         self.subject == Subject::Figure("back")
     }
 
-    /// The CPU or the memory of the target.
+    /// The condition is about the CPU or the memory of the target.
     pub fn needs_pid(&self) -> bool {
         matches!(self.subject, Subject::Figure("cpu" | "cpu.user" | "cpu.system" | "rss"))
     }

@@ -1,4 +1,4 @@
-//! Finds out what a server speaks, with two accounts, and without anything that a server of the family dies of.
+//! Finds out what a server speaks, with two accounts, and without anything that crashes a server of the family.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long each possible recipient of a message is listened to, in turn.
 const GLANCE: Duration = Duration::from_millis(50);
 
-/// Each server of the target for itself.
+/// Finds out what each server of the target speaks.
 pub fn find_out(target: &mut Target, book: &mut Book) -> anyhow::Result<()> {
     for server in &mut target.servers {
         let known = book.known.iter().find(|(address, _)| *address == server.address);
@@ -41,7 +41,7 @@ pub fn find_out(target: &mut Target, book: &mut Book) -> anyhow::Result<()> {
 }
 
 fn ask(server: &Endpoint, book: &mut Book) -> anyhow::Result<Capabilities> {
-    // Until more is known, the server is treated as one that bears nothing.
+    // Until more is known, the server is treated as one that supports nothing.
     let mut it = Capabilities { sturdy: false, acks: false, ..Capabilities::OURS };
     let careful = Endpoint { address: server.address, dialect: Dialect::Chat(it) };
     let name = users::new_name(0);

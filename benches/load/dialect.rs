@@ -19,14 +19,14 @@ pub enum Dialect {
     Nats,
 }
 
-/// What one server of the family does, and does not. Each is found out by itself.
+/// What one server of the family supports. Each point is found out on its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capabilities {
     /// A request with `seq` is acked.
     pub acks: bool,
     /// Replies say `errno`; else `error`.
     pub errno: bool,
-    /// A login's reply bears a msgid, and its errno.
+    /// A login's reply has a msgid, and its errno.
     pub login_msgid: bool,
     pub login_errno: bool,
     /// The recipient is `toid`; else `to`.
@@ -39,7 +39,7 @@ pub struct Capabilities {
     /// Messages arrive with their keys in the alphabet's order.
     pub sorted: bool,
     pub ending: Ending,
-    /// It may be asked several things at a time. The C++ server dies of two objects in one read, and of logins or
+    /// It may get several requests at a time. The C++ server crashes on two objects in one read, and on logins or
     /// disconnects side by side.
     pub sturdy: bool,
 }
@@ -77,7 +77,7 @@ impl Capabilities {
         ending: Ending::Lf,
         sturdy: true,
     };
-    /// A relay that knows pairs only.
+    /// A relay that supports pairs only.
     pub const FLOOR: Capabilities =
         Capabilities { acks: false, logout: false, group_ids: GroupIds::Never, ..Capabilities::OURS };
 }
@@ -123,7 +123,7 @@ pub enum Piece {
 pub enum Cutter {
     /// The stream is cut at each LF: nearly free.
     Lines,
-    /// Where an object ends, for servers that put nothing behind it.
+    /// The stream is cut where an object ends, for servers that put nothing behind it.
     Objects(Splitter),
 }
 
@@ -155,7 +155,7 @@ impl Dialect {
         }
     }
 
-    /// It may be asked several things at a time, by many.
+    /// It may get several requests at a time, from many clients.
     pub fn is_sturdy(self) -> bool {
         self.capabilities().is_none_or(|capabilities| capabilities.sturdy)
     }
@@ -175,7 +175,7 @@ impl Dialect {
         out.extend_from_slice(if matches!(self, Dialect::Chat(_)) { b"\n" } else { b"\r\n" });
     }
 
-    /// What a server's own question wants to hear, if `line` is one.
+    /// The answer to a question of the server's own, if `line` is one.
     pub fn answer(self, line: &[u8]) -> Option<Vec<u8>> {
         let rest = line.strip_prefix(b"PING").filter(|_| !matches!(self, Dialect::Chat(_)))?;
         Some([b"PONG", rest].concat())

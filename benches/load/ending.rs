@@ -93,7 +93,7 @@ pub fn apart(program: &str, dies_with_us: bool) -> Command {
     command
 }
 
-/// What stands in front of a command so that it starts so. Both programs put themselves in their own place.
+/// The words in front of a command that start it as [`apart`] does. Both programs exec the next one in their place.
 pub fn launcher(dies_with_us: bool) -> String {
     let mut words = String::new();
     if is_installed("setsid") {

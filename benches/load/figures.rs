@@ -158,7 +158,7 @@ impl Figures {
         if !self.parts.is_empty() {
             rows.push(("CPU us".to_owned(), self.cpu(), false));
             if self.parts.len() > 1 {
-                // Without what stands beside it, a database or a Redis.
+                // The server alone, without a database or a Redis beside it.
                 rows.push(("CPU us, server".to_owned(), self.parts[0].cpu.total(), false));
             }
             rows.push(("RSS KiB".to_owned(), self.resident_kib as f64, false));

@@ -326,7 +326,7 @@ impl Flags {
         self.pause.unwrap_or(if self.workload == Workload::Busy { 2.6 } else { 1.0 })
     }
 
-    /// When a busy recipient ceases to read, in seconds after the begin of what is measured.
+    /// When a busy recipient ceases to read, in seconds after the start of the measurement.
     pub fn pauses_after(&self) -> f64 {
         self.seconds() / 4.0
     }
@@ -372,7 +372,7 @@ impl Flags {
     }
 
     /// # Errors
-    /// What does not go together, and what would not be used: nothing is ignored.
+    /// Flags that exclude each other, and flags that would not be used: nothing is ignored.
     pub fn check(&self) -> anyhow::Result<()> {
         for id in &self.given {
             if let Err(why) = self.use_of(id) {

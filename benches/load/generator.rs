@@ -37,7 +37,7 @@ const SWEEP: u64 = 250_000_000;
 const LATE: u64 = 10_000_000;
 /// Acts before the next look at what has come.
 const ACTS: usize = 64;
-/// What waits for the kernel to take it, of one client, before it does not act any more.
+/// How many bytes of one client may wait for the kernel; with more, the client does not act.
 const FULL: usize = 256 * 1024;
 const ALARM: Token = Token(usize::MAX);
 const NOT_YET: u64 = u64::MAX;
@@ -45,7 +45,7 @@ const NOT_YET: u64 = u64::MAX;
 /// What all threads share with the one that measures.
 #[derive(Debug)]
 pub struct Shared {
-    /// What was over after the first of these, and due before the second, is timed.
+    /// An act that ends after the first of these times, and was due before the second, is timed.
     pub from: AtomicU64,
     pub to: AtomicU64,
     /// Nothing more is begun.
@@ -82,7 +82,7 @@ pub struct Outcome {
     pub timelines: [Timeline; 2],
     /// All its connections were closed by the server.
     pub is_alone: bool,
-    /// It went away while things still came.
+    /// It ended while objects still arrived.
     pub was_cut_off: bool,
 }
 
@@ -97,7 +97,7 @@ struct Line {
     is_gone: bool,
     /// There may be something to read. Used for readers that do not always read.
     is_ready: bool,
-    /// What it may read, in bytes, as of this time.
+    /// The bytes that it may read, as of this time.
     allowance: f64,
     allowed_at: u64,
 }
@@ -318,7 +318,7 @@ impl<'a> Generator<'a> {
             }
             _ => return usize::MAX,
         }
-        // They do not all stop at the same time.
+        // The readers do not all stop at the same time.
         let phase = now - started + n as u64 * pause / 7;
         if pause > 0 && (phase / pause).is_multiple_of(2) {
             return 0;

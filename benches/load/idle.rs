@@ -1,4 +1,4 @@
-//! What a session takes that does nothing.
+//! The memory that an idle session takes.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -64,13 +64,13 @@ pub fn measure(flags: &Flags, mut target: Target) -> anyhow::Result<Idle> {
     if target.is_unknown {
         detect::find_out(&mut target, &mut book)?;
     }
-    // All accounts are there from the begin: sessions are measured, not the pages of the store that a
-    // server keeps in its memory. The first third is the warm-up, too: what it allocates once, it has then.
+    // All accounts are there from the start: sessions are measured, not the pages of the store that a server
+    // keeps in its memory. The first third is the warm-up, too: what the server allocates once, it has then.
     let (all, few) = (flags.users(), flags.users() / 3);
     users::enroll(&target, &mut book, all)?;
     book.give_back();
     let target = &target;
-    // A few at a time, as people come: the memory for thousands that connect at once is not what they take later.
+    // A few connect at a time, as people do: a crowd that connects at once takes memory that it does not need later.
     let mut sessions = |count: usize| -> anyhow::Result<Vec<User>> {
         let mut users = Vec::with_capacity(count);
         while users.len() < count {

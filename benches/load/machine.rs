@@ -27,7 +27,7 @@ impl Cpu {
     }
 }
 
-/// Over all of `pids`. The sum of both is exact. How it is shared between them is the kernel's estimate.
+/// The CPU time of all of `pids`. The sum of both parts is exact; how it is split is the kernel's estimate.
 ///
 /// # Errors
 /// One of them has ended.

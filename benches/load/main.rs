@@ -9,7 +9,7 @@
 //! | file | what |
 //! | --- | --- |
 //! | `stats.rs`, `bytes.rs`, `clock.rs`, `machine.rs` | numbers, bytes, clocks, /proc |
-//! | `ending.rs`, `pace.rs` | how a run ends, and servers that bear one thing at a time |
+//! | `ending.rs`, `pace.rs` | how a run ends, and the pace for servers that support one request at a time |
 //! | `measures.rs`, `tally.rs`, `timeline.rs` | the results: what is timed and counted |
 //! | `figures.rs`, `condition.rs` | the same, of a round or of several, and what fails |
 //! | `workload.rs`, `flags.rs` | the workloads, and the command line |

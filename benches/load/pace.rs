@@ -1,4 +1,4 @@
-//! One at a time, for servers that die of logins or disconnects side by side.
+//! Logins and disconnects one at a time, for servers that crash on several side by side.
 
 use std::io::{self, ErrorKind, Read};
 use std::net::Shutdown;
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Between two of them.
+/// The time between two of them.
 const APART: Duration = Duration::from_millis(15);
 /// A request without a reply is read by then.
 const SETTLING: Duration = Duration::from_millis(100);

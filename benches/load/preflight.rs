@@ -24,7 +24,7 @@ fn connections(flags: &Flags) -> u64 {
 }
 
 /// # Errors
-/// What is not there, by its number.
+/// A limit does not suffice for the workload; the message has its number.
 pub fn check(flags: &Flags, target: &Target) -> anyhow::Result<()> {
     let users = connections(flags);
     if let Some((limit, _)) = machine::descriptors(std::process::id()) {
@@ -116,10 +116,10 @@ fn check_process(flags: &Flags, pid: u32, connections: u64) -> anyhow::Result<()
     Ok(())
 }
 
-/// What this workload needs, and one of the servers cannot do.
+/// Checks that each server can do what this workload needs.
 ///
 /// # Errors
-/// The reason.
+/// A server cannot; the message has the reason.
 pub fn check_capabilities(flags: &Flags, target: &Target) -> anyhow::Result<()> {
     let is_cluster = target.servers.len() > 1;
     for server in &target.servers {
@@ -162,10 +162,10 @@ fn missing(flags: &Flags, it: &Capabilities, is_cluster: bool) -> Option<String>
     None
 }
 
-/// What is installed of the rivals.
+/// Checks that the rivals are installed.
 ///
 /// # Errors
-/// The package that is missing.
+/// A rival is not installed; the message names its package.
 pub fn check_rivals(flags: &Flags) -> anyhow::Result<()> {
     flags.rivals().try_for_each(Rival::need)
 }

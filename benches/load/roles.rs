@@ -21,7 +21,7 @@ const USUAL_BUFFER: usize = 65_536;
 pub enum Role {
     /// Chats with its neighbour: 2n with 2n + 1.
     Partner,
-    /// Talks to its group: those of these indexes.
+    /// Talks to its group: the clients of these indexes.
     Speaker {
         group: u64,
         first: usize,
@@ -88,8 +88,8 @@ pub fn cast(flags: &Flags, target: &Target, book: &mut Book) -> anyhow::Result<V
     }
     if flags.workload.has_a_pair_beside() {
         let mut others = users.split_off(2);
-        // A thread of its own, which does not have to hear the others first, and a rate, so that a moment in
-        // which the server does not answer counts for as long as it is.
+        // The pair has a thread of its own, which does not have to read for the others first, and a rate, so that
+        // a moment in which the server does not answer counts with its whole length.
         let pair = Troupe { users, roles: vec![Role::Partner; 2], rate: Some(PAIR_RATE) };
         let beside = if flags.workload == Workload::Crowd {
             let end = others.len();
@@ -125,7 +125,7 @@ pub fn cast(flags: &Flags, target: &Target, book: &mut Book) -> anyhow::Result<V
     Ok(troupes)
 }
 
-/// Those of these indexes become one group: the first one talks to the others.
+/// The users of these indexes become one group: the first one talks to the others.
 fn group(users: &mut [User], those: Range<usize>, book: &mut Book) -> anyhow::Result<Vec<Role>> {
     let Range { start, end } = those.clone();
     let group = users::make_group(&mut users[those], book)?;

@@ -16,7 +16,7 @@ use crate::target::{OURS, Target};
 
 /// Throughput that is less than this part of the best is worse; more would be noise.
 const AS_GOOD: f64 = 0.95;
-/// A quarter of an hour at most, in one round of 3 s.
+/// The largest number of points: a quarter of an hour, with one round of 3 s.
 const MAX_POINTS: usize = 150;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +27,7 @@ struct Point {
 }
 
 impl Point {
-    /// The server is started the same.
+    /// The server is started with the same flags.
     fn is_like(&self, other: &Point) -> bool {
         (self.reactors, self.workers) == (other.reactors, other.workers)
     }

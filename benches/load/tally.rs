@@ -63,7 +63,7 @@ pub struct Acks {
     /// When each was asked for; `None`: its ack has come.
     asked: VecDeque<Option<u64>>,
     pending: u64,
-    /// The highest `seq` that has come, and one.
+    /// One more than the highest `seq` that has come.
     highest: u64,
 }
 
@@ -118,7 +118,7 @@ pub struct Refusal {
     pub sample: String,
 }
 
-/// Over a whole round, from the first message to the last, also while nothing is timed.
+/// Counts over a whole round, from the first message to the last, also while nothing is timed.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Messages that arrived, each counted once.
@@ -138,7 +138,7 @@ pub struct Counts {
     pub refused: BTreeMap<String, Refusal>,
     pub acks_lost: u64,
     pub acks_repeated: u64,
-    /// Acks of what was never sent.
+    /// Acks of requests that were never sent.
     pub acks_changed: u64,
     /// Acks after one for a later request, which is no fault.
     pub acks_out_of_order: u64,

@@ -36,7 +36,7 @@ pub struct Target {
     pub processes: Vec<Processes>,
     /// It was not started here, and stays.
     pub is_foreign: bool,
-    /// It is not yet found out what it speaks.
+    /// What it speaks has not been found out yet.
     pub is_unknown: bool,
     /// The reactor that each user belongs to, by server; `None`: that depends on the connection, or is unknown.
     pub homes: Option<Homes>,

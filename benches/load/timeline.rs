@@ -4,7 +4,7 @@ use std::ops::Range;
 
 /// The width of a step, in nanoseconds.
 pub const STEP: u64 = 100_000_000;
-/// What is looked at together: a second, as a moment says nothing about a rate.
+/// The steps that are judged together: a second, as a moment says nothing about a rate.
 const STEPS: usize = 10;
 /// The share of the rate with which a recipient is served as before.
 const AS_BEFORE: f64 = 0.95;

@@ -39,7 +39,7 @@ pub struct Plan {
     pub one_at_a_time: bool,
     /// How long a reader does not read, and then reads, in nanoseconds; 0: always. A recipient does so once.
     pub pause: u64,
-    /// When it does so, in nanoseconds after the begin of what is measured.
+    /// When it does so, in nanoseconds after the start of the measurement.
     pub pauses_after: u64,
     /// What a reader reads at most, in bytes a second; 0: all.
     pub read_rate: u32,
@@ -124,7 +124,7 @@ pub struct Traffic {
     pub timelines: [Timeline; 2],
     /// Senders by their ids.
     senders: HashMap<u64, usize>,
-    /// What was over after the first of these, and due before the second, is timed.
+    /// An act that ends after the first of these times, and was due before the second, is timed.
     pub from: u64,
     pub to: u64,
     /// Nothing more is begun.
@@ -134,7 +134,7 @@ pub struct Traffic {
     /// Deliveries, acks and replies that are owed, and that have come or cannot come any more.
     owed: u64,
     settled: u64,
-    /// When anything was last heard.
+    /// When anything was last received.
     heard: u64,
     scratch: Vec<u8>,
 }
@@ -887,7 +887,7 @@ impl Traffic {
     pub fn finish(&mut self) {
         let mut missing = vec![0; self.clients.len()];
         for n in 0..self.clients.len() {
-            // What was heard of a sender is noted there.
+            // What was received from a sender is noted there.
             let speaker = if let Role::Sender { .. } = self.clients[n].role { Some(n) } else { self.speaker(n) };
             let Some(speaker) = speaker else { continue };
             let (client, from) = (&self.clients[n], &self.clients[speaker]);

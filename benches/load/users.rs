@@ -1,5 +1,5 @@
 //! Accounts and sessions, before anything is measured: blocking, a few dozen at a time, and one at a time where the
-//! server bears no more.
+//! server supports no more.
 
 use std::io::{ErrorKind, IsTerminal, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -295,7 +295,7 @@ impl Progress {
     }
 }
 
-/// How they arrive.
+/// How users arrive.
 pub struct Arrival<'a> {
     pub count: usize,
     pub logs_in: bool,
@@ -306,7 +306,7 @@ pub struct Arrival<'a> {
     pub receive_buffer: &'a dyn Fn(usize) -> Option<usize>,
 }
 
-/// Connects users, registers those for whom the book has no account, and logs them in. Addresses are taken in turn.
+/// Connects users, registers those without an account in the book, and logs them in. Addresses are taken in turn.
 pub fn arrive(target: &Target, book: &mut Book, arrival: &Arrival<'_>) -> anyhow::Result<Vec<User>> {
     let Arrival { count, logs_in, in_turn, receive_buffer } = *arrival;
     let is_family = matches!(target.servers[0].dialect, Dialect::Chat(_));

@@ -1,5 +1,5 @@
-//! However what Redis says is cut, the same is heard; what is no RESP2 ends the line, or is heard as
-//! something, and does nothing else; and what our nodes say to each other is what is read.
+//! However the stream from Redis is cut, it is read the same; what is no RESP2 breaks the connection or is read
+//! as something, and does nothing else; and what our nodes write to each other is what is read.
 //!
 //! The input is a list of chunk sizes, ended by 0 or by the 8th, and then the stream.
 
@@ -33,7 +33,7 @@ impl Read for Socket<'_> {
     }
 }
 
-/// All that is heard, as text, and whether the line broke.
+/// All that is read, as text, and whether the connection broke.
 fn hear(stream: &[u8], sizes: &[u8]) -> (Vec<String>, bool) {
     let mut socket = Socket { rest: stream, sizes: sizes.iter().cycle(), chunk: 0 };
     let (mut hearing, mut all) = (Hearing::default(), Vec::new());
@@ -118,7 +118,7 @@ fn value(stream: &[u8], depth: usize) -> Option<Option<usize>> {
     Some(Some(length))
 }
 
-/// Whether that is RESP2 from its begin to its end.
+/// Whether that is RESP2 from its start to its end.
 fn is_resp2(mut stream: &[u8]) -> bool {
     loop {
         match value(stream, 0) {

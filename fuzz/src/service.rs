@@ -70,9 +70,9 @@ impl<'a> Bytes<'a> {
 struct Expected {
     msgid: i64,
     seq: Option<i64>,
-    /// Any of these; none: the reply bears no `errno`.
+    /// Any of these; if there is none, the reply has no `errno`.
     errno: Vec<i64>,
-    /// What else stands in it. Lists are opened: their strings are JSON.
+    /// Its other fields. Lists are opened: their strings are JSON.
     fields: Vec<(&'static str, Value)>,
     /// A group chat's recipients: `delivered` and `stored` add up to it.
     recipients: Option<usize>,
@@ -159,7 +159,7 @@ struct World<'a> {
 struct Fields<'a>(&'a [(String, Json)]);
 
 impl Fields<'_> {
-    /// `Err`: it stands there twice.
+    /// `Err`: the field appears twice.
     fn get(&self, key: &str) -> Result<Option<&Json>, ()> {
         let mut found = self.0.iter().filter(|(name, _)| name == key).map(|(_, value)| value);
         match (found.next(), found.next()) {

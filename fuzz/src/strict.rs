@@ -1,5 +1,5 @@
 //! A strict JSON reader that shares nothing with the server's: RFC 8259 to the letter, and what C++
-//! peers die of besides: no invalid UTF-8, no lone surrogate, no number outside double range.
+//! peers crash on besides: no invalid UTF-8, no lone surrogate, no number outside double range.
 
 /// A value. Numbers stay as they are written, so that nothing is lost in comparing them.
 #[derive(Debug, Clone, PartialEq)]
