@@ -27,7 +27,7 @@ const SPARE: usize = 64 << 10;
 const LAST_LINES: Duration = Duration::from_millis(500);
 /// How soon a stderr that another process made non-blocking is tried again.
 const RETRY: Duration = Duration::from_millis(20);
-/// Of lines that are logged, where RUST_LOG does not say.
+/// The filter of logged lines where RUST_LOG is not set.
 const DEFAULT_FILTER: &str = "info";
 
 static QUEUE: OnceLock<Arc<Queue>> = OnceLock::new();

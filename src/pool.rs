@@ -250,7 +250,7 @@ fn next_turn<J>(state: &mut State<J>, max_free: usize) -> Option<Turn> {
 /// Returns since when it, or else the first of those, has waited.
 fn take_free<W: Worker>(state: &mut State<W::Job>, batch: &mut Vec<W::Job>) -> Option<Instant> {
     let mut first = None;
-    // Those who let all others go first may never have their turn; they are given up in their order.
+    // Jobs that let all others go first may never have their turn; they are given up in their order.
     let is_abandoned = |(_, job): &mut (Instant, W::Job)| W::standing(job) == Standing::Abandoned;
     while let Some((since, job)) = state.last.pop_front_if(is_abandoned) {
         batch.push(job);

@@ -7,7 +7,7 @@ use std::fs;
 use super::cell::Kind;
 use super::watched::{Watched, label};
 
-/// Of `/proc/…/stat`, on every architecture.
+/// The clock ticks of `/proc/…/stat` in a second, on every architecture.
 const TICKS_A_SECOND: f64 = 100.0;
 
 pub(super) fn watched() -> Vec<Watched> {

@@ -107,7 +107,7 @@ impl<T> ConnMap<T> {
         self.slots[id.slot()].take().map(|(_, value)| value)
     }
 
-    /// Who owns a slot now: for an event, which knows no more than its token.
+    /// The connection that owns a slot now: for an event, which knows no more than its token.
     pub(super) fn owner(&self, slot: usize) -> Option<ConnId> {
         self.slots.get(slot)?.as_ref().map(|(id, _)| *id)
     }

@@ -41,7 +41,7 @@ pub struct Outbox<T> {
     written: usize,
     /// What is queued and not written, in bytes.
     bytes: usize,
-    /// Of those, bytes that do not count towards the high-water mark.
+    /// The part of `bytes` that does not count towards the high-water mark.
     exempt: usize,
     /// Messages that are not simply the next bytes of `copied`: shared ones, and those that stand
     /// alone.

@@ -187,7 +187,7 @@ mod tests {
     }
     use Input::*;
 
-    /// At so many ms comes this, and then these steps are due, and the next moment is that one.
+    /// At this time in ms comes this input, and then these steps are due, and the next moment is that one.
     type Row = (u64, Input, Vec<Step>, Option<u64>);
 
     fn check(what: &str, rows: Vec<Row>) {

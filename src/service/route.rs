@@ -364,7 +364,7 @@ impl Route {
         }
     }
 
-    /// A node was marked so long ago that it does nothing any more.
+    /// The time is over after which a marked node does nothing any more.
     pub fn holder_died(&mut self, node: NodeId, cx: &mut Context) {
         let (State::Via(Holder::Node(claim)) | State::Halted(Holder::Node(claim))) = self.state else { return };
         if claim.node != node {

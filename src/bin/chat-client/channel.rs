@@ -20,13 +20,13 @@ use socket2::{SockRef, TcpKeepalive};
 use crate::loss::Loss;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A server that takes nothing for so long is as good as gone.
+/// A server that accepts no bytes for this time counts as gone.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// After so long without a word, TCP looks if the other end is still there, and again in steps of...
+/// After this time of silence, TCP probes whether the other end is still there, and again in steps of...
 const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVE_STEP: Duration = Duration::from_secs(5);
-/// ...until this. It bounds as well how long what was sent may stay unacknowledged.
+/// ...until this. It also bounds how long sent bytes may stay unacknowledged.
 const GONE: Duration = Duration::from_secs(20);
 
 /// Where the server is, and how it is spoken to.

@@ -28,14 +28,14 @@ pub struct Greeting {
 
 /// How long the ping is waited for; a C++ node never answers it.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(1);
-/// After so long without a word, less by chance, a server that knows pings is asked for one...
+/// After this time of silence, less by chance, a server that knows pings is asked for one...
 const SILENCE: Duration = Duration::from_secs(12);
-/// ...and so long it has for it. Together they bound how long a network that went away is not missed.
+/// ...and has this time to answer. Together they bound how long the loss of a network goes unnoticed.
 const PONG_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long to wait, less by chance, before the connection is made again. Twice as long each time...
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 const LAST_BACKOFF: Duration = Duration::from_secs(10);
-/// ...until one has worked for so long.
+/// ...until one has worked for this time.
 const WORKED: Duration = Duration::from_secs(30);
 /// The largest object that is taken from a server: a login reply lists every group's members.
 const MAX_OBJECT: usize = 64 << 20;

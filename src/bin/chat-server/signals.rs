@@ -31,7 +31,7 @@ pub const INTERRUPTED: u8 = 130;
 const HURRY: [c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT];
 /// These end it in order, too.
 const END: [c_int; 3] = [libc::SIGHUP, libc::SIGXCPU, libc::SIGPWR];
-/// Of those, the ones that the parent process may have wanted ignored. A shell without job control also
+/// The signals above that the parent process may have wanted ignored. A shell without job control also
 /// ignores INT for background processes, but INT has always ended this server.
 const LEFT_IGNORED: [c_int; 2] = [libc::SIGHUP, libc::SIGQUIT];
 /// These would end it, and are not meant for it. Beside them, the real-time signals.

@@ -261,7 +261,7 @@ mod tests {
         let (mut address, says) = resolved_by_hand();
         says.send(Ok(vec![ip(1)])).unwrap();
         assert!(matches!(resolved(&mut address, A_WHILE), (true, Ok(at)) if at == ip(1)));
-        // It does not answer, and nobody waits for it once more.
+        // It does not answer, and no call waits for it once more.
         for _ in 0..2 {
             assert!(matches!(resolved(&mut address, A_MOMENT), (false, Ok(at)) if at == ip(1)));
         }

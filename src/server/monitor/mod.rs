@@ -358,7 +358,7 @@ impl Handler for Web {
 
     fn timer(&mut self, io: &mut Io<Self>, timer: Late) {
         match timer {
-            // Of one that has asked by now, nothing is left to be closed.
+            // If it has asked by now, nothing is left to be closed.
             Late::Request(conn) => io.close(conn, ()),
             Late::Store(conn) => {
                 if let Some(is_head) = self.asking.remove(&conn) {

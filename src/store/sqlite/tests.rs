@@ -704,7 +704,7 @@ fn the_log_is_bounded_while_readers_overlap_without_a_gap() {
     let begin = |reader: &rusqlite::Connection| reader.execute_batch("BEGIN; SELECT count(*) FROM User").unwrap();
     let end = |reader: &rusqlite::Connection| reader.execute_batch("COMMIT").unwrap();
     begin(&one);
-    // A reader that stays keeps the log from being emptied, but nobody from writing.
+    // A reader that stays keeps the log from being emptied, but does not keep others from writing.
     while size() < 2 * WAL_LIMIT {
         fixture.write(&two_megabytes);
     }
@@ -814,7 +814,7 @@ fn notices(harm: impl Fn(&Fixture), mend: impl Fn(&Fixture), expected: &str) {
         harm(&fixture);
         let before = names_in(fixture.directory.path());
         let error = if idle {
-            // Nobody writes, and it is noticed all the same.
+            // Nothing is written, and it is noticed all the same.
             let mut error = None;
             wait_for(|| {
                 error = fixture.connection.account(ann).err();
