@@ -251,7 +251,7 @@ const NODES: usize = 3;
 const PLAYERS: usize = 12;
 const MEMBERS: [usize; 4] = [0, 2, 4, 6];
 
-/// Three nodes that log everything, an nginx before them, and people who do not know of more than
+/// Three nodes that log everything, an nginx before them, and users who know of only
 /// one server.
 fn cluster_behind(options: NginxOptions) -> (Cluster, Nginx) {
     let flags: &[&str] = if options.proxy_protocol { &["--proxy-protocol", "127.0.0.1/32"] } else { &[] };

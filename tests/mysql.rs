@@ -2973,7 +2973,7 @@ fn who_was_set_offline_by_a_cpp_server_is_online_again_unless_he_was_not_shown_y
 #[test]
 fn what_a_server_that_says_gbk_writes_is_read_as_its_clients_meant_it() {
     let (_fixture, mut node, mut foreign) = mixed();
-    // A client of UTF-8, whose bytes are passed on.
+    // A client with UTF-8, whose bytes are passed on.
     foreign.query_drop("insert into User(name,password,state) values('张三', '密码', 'offline')").unwrap();
     foreign.query_drop("insert into OfflineMessage values(1, '{\"msg\":\"你好\",\"n\":\"é\"}')").unwrap();
     // One of GBK: the text is what it is called.

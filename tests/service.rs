@@ -1,6 +1,6 @@
 //! What the service has others do: the jobs that a request comes to, and their lanes. Seen from outside these cost
-//! time or none, which a test cannot tell from a slow machine. And schedules that the simulation has found, step by
-//! step: a change of its dice must not lose them.
+//! time or none, which a test cannot distinguish from a slow machine. And schedules that the simulation has found,
+//! step by step: a change of its dice must not lose them.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -87,7 +87,7 @@ impl Node {
         Node::with_shards(1)
     }
 
-    /// A node of this number of shards. Of two, each is the home of half of all users.
+    /// A node of this number of shards. If there are two, each is the home of half of all users.
     fn with_shards(shards: usize) -> Node {
         let folder = tempfile::tempdir().expect("a temporary directory");
         let store = SqliteStore::open(&folder.path().join("chat.db"), NodeId(1), Quotas::default()).expect("a store");
@@ -675,7 +675,7 @@ fn a_group_message_is_one_job_for_each_lane_with_all_its_recipients() {
         node.ask(conn, &request);
     }
     let chat = r#"{"msgid":10,"id":1,"groupid":1,"msg":"m"}"#;
-    node.ask(conn, chat); // reads who the members are
+    node.ask(conn, chat); // reads the list of members
     let mut recipients = 0;
     let jobs = node.ask(conn, chat);
     assert_eq!(jobs.len(), LANES, "{jobs:?}");

@@ -1,4 +1,4 @@
-//! What only several nodes can show: one session in the whole cluster, who is online as the others
+//! What only several nodes can show: one session in the whole cluster, which users are online as the others
 //! see it, groups across nodes, and users who move. The promises are those of
 //! `docs/PROTOCOL.md#8-order-and-other-promises`, which hold between nodes as on one.
 

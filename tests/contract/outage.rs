@@ -34,7 +34,7 @@ impl Scene {
         let group = sender.create_group(&world.name("group"));
         recipient.join(group);
         let mut scene = Scene { world, sender, recipient, group, absent, stored: 0 };
-        // Where the recipient is, and who is in the group, is known from now on.
+        // Where the recipient is, and which users are in the group, is known from now on.
         scene.chat_online();
         for _ in 0..20 {
             assert!(scene.store_one());

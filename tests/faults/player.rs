@@ -82,7 +82,7 @@ impl Game {
         players.into_iter().map(|player| std::thread::spawn(move || player.play())).collect()
     }
 
-    /// Has all players end, when everything has arrived. Returns what they saw, and who should have got what.
+    /// Has all players end, when everything has arrived. Returns what they saw, and what each should have got.
     pub fn finish(&self, players: Vec<JoinHandle<Log>>) -> (Vec<Log>, HashMap<Stream, Vec<usize>>) {
         self.end.set(Instant::now() + END).expect("it ends once");
         let logs = players.into_iter().map(|player| player.join().expect("a player does not fail")).collect();

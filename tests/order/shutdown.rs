@@ -94,7 +94,7 @@ fn an_end_stores_what_is_queued_for_who_has_just_ceased_to_read() {
     ends_under_a_reader(Cable::freeze_answers);
 }
 
-/// A C++ client, whose messages leave one by one, and those who have just written to it.
+/// A C++ client, whose messages leave one by one, and the clients that have just written to it.
 fn cpp_reader(place: &Place) -> (Account, Client, [Client; SENDERS]) {
     let [account] = accounts(place.node(), "cpp");
     let mut client = Client::connect(place.node()).framed(Framing::Nul);

@@ -32,7 +32,6 @@
 //! Redis was away. And from every state, if nothing more fails, all comes to rest: no route is stuck, no user is locked
 //! out, and the recipient gets what is stored. That is tried for three futures: what is broken is mended, it stays as
 //! it is for good, Redis stays away for good.
-//! for good, Redis stays away for good.
 //!
 //! # Where to look
 //!

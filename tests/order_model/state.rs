@@ -173,7 +173,7 @@ pub struct Published {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Toward {
-    /// The store is asked who has the recipient.
+    /// The store is asked which node has the recipient.
     #[default]
     Ask,
     /// Messages are launched to the node that holds this claim.

@@ -617,7 +617,7 @@ fn a_reactor_that_ends_waits_for_it() {
         io.move_to(conn, to, 12);
         let turns = counts.turns.get();
         mailboxes[to].post(Mail::Exit);
-        // It has no other client to wait for.
+        // It has nothing else to wait for.
         eventually("some turns, or its end", || counts.turns.get() > turns + 3 || !ends.exists());
     });
     expect_bytes(&mut client, b"bye");

@@ -386,7 +386,7 @@ impl World {
 
     // -- what breaks --------------------------------------------------------------------------------
 
-    /// The connection on which a node publishes is gone. Of what is under way on it some may still be executed.
+    /// The connection on which a node publishes is gone. Some of what is in flight on it may still be executed.
     pub fn break_publisher(&mut self, at: usize) {
         let node = &mut self.nodes[at];
         if !std::mem::take(&mut node.ends.publishes) {

@@ -144,7 +144,7 @@ impl World {
         if socket.side != Side::Open {
             return false;
         }
-        // A client whose node is silent goes away some time.
+        // A client whose node is silent disconnects at some point.
         if !self.nodes[socket.node].is_started || self.nodes[socket.node].is_stopped {
             if self.rng.one_in(20) {
                 self.hang_up(id, Side::Reset);

@@ -56,7 +56,7 @@ pub struct Database {
     is_shared: bool,
     rng: Rng,
     password: String,
-    /// The number of offline messages for one user.
+    /// The quota of offline messages for one user.
     quota: Option<usize>,
     claims: BTreeMap<UserId, Claim>,
     /// Users whom C++ nodes see online although one of our nodes has them.
@@ -258,7 +258,7 @@ impl Database {
         Ok(())
     }
 
-    /// At the end of a node that was told to stop.
+    /// Strikes a node off the roll at the end of its shutdown, with all its claims.
     pub fn release_all(&mut self, node: NodeId) -> Result<(), StoreError> {
         match self.trouble_of(node) {
             Trouble::None => {}

@@ -703,7 +703,7 @@ impl World {
                 self.hang_up(id, side);
             }
         }
-        // Those whose node was just killed, or stood still, wait longer.
+        // Users whose node was just killed, or stood still, wait longer.
         let time = if self.plan.faults { AFTER_FAULTS } else { NOBODY_READS };
         self.run_for(time);
         for user in 1..=CLIENTS as UserId {
