@@ -103,7 +103,7 @@ impl Target {
 
     /// Servers of this binary, and what they stand on.
     pub fn fresh(flags: &Flags, name: &str, binary: &Path) -> anyhow::Result<Target> {
-        // The server replaces the shell that starts it, and a signal at the terminal does not reach it.
+        // The server replaces the shell that starts it, so that a signal at the terminal does not reach it.
         let start = format!("export RUST_LOG=info\nexec {}\"{}\" \"$@\"", ending::launcher(true), binary.display());
         let mut launch = Launch {
             store: String::new(),
