@@ -52,7 +52,7 @@ impl Drop for Example {
 #[test]
 fn echo_sends_back_what_came_and_closes_behind_it() {
     let echo = Example::start("echo");
-    // As many as land on both reactors.
+    // Enough clients that some land on each reactor.
     for text in ["hello\n", "again\n", "and again\n"] {
         let mut client = echo.client();
         client.write_all(text.as_bytes()).unwrap();

@@ -67,7 +67,7 @@ fn status(reply: &Reply) -> &str {
 #[derive(Debug, Default)]
 struct Family {
     kind: String,
-    /// By `name{labels}` as they stand there.
+    /// The samples by `name{labels}`, as they are written there.
     samples: BTreeMap<String, f64>,
     /// The names of its labels.
     labels: BTreeSet<String>,

@@ -994,7 +994,7 @@ fn a_node_with_claims_but_without_rows_is_marked_and_whoever_is_alone_needs_none
     assert!(roll.mark(alone.id, 0).unwrap());
     assert_eq!(roll.free(alone.id).unwrap(), 2);
     assert_eq!((roll.nodes().unwrap(), rows(&mut root)), (vec![], 2));
-    // One row of the two is as good as none.
+    // One row of the two counts as none.
     for table in ["NodeMark", "NodeLooks"] {
         let half = fixture.node(8);
         root.query_drop(format!("DELETE FROM {table} WHERE node = 8")).unwrap();
@@ -1660,7 +1660,7 @@ fn many_connections_keep_to_the_same_users_and_nothing_is_lost_or_out_of_order()
                 let mut rng = Rng::new();
                 start.wait();
                 for round in 0..ROUNDS {
-                    // To all of them, in any order, in two writes.
+                    // Writes to all of them, in any order, in two writes.
                     let mut order: Vec<UserId> = users.to_vec();
                     (0..order.len()).for_each(|index| order.swap(index, rng.below(users.len())));
                     let text = format!("{sender} {round}");
@@ -2065,7 +2065,7 @@ fn what_can_never_work_is_refused_at_the_start_alone_and_with_others() {
             for flags in nodes {
                 let text = refused(&store, flags);
                 assert!(text.contains(remedy), "{harm}, tables made: {made}: {text}");
-                // The cause stands there once.
+                // The cause appears there once.
                 let cause = text.split("(error ").count();
                 assert!(cause <= 2, "{text}");
             }
@@ -2547,7 +2547,7 @@ fn names_that_cpp_servers_add_are_seen_before_the_next_of_ours_and_cost_no_id() 
     let of = |name: &str| state.iter().find(|(own, ..)| own == name).unwrap().clone();
     assert_eq!(of("Bob"), ("Bob".into(), true, None));
     assert_eq!(of("ANN"), ("ANN".into(), false, Some(ann)));
-    // A name that was changed by hand, with its old key: what stands there counts, too.
+    // A name that was changed by hand, with its old key: the name in the row counts, too.
     foreign.query_drop("UPDATE User SET name = 'renamed' WHERE name = 'Bob'").unwrap();
     assert_eq!(node.write(&[register("renamed"), register("bob")]), [Outcome::Already, Outcome::Already]);
     assert_eq!(node.user("z"), next_user + 1);
@@ -2648,7 +2648,7 @@ fn many_names_get_their_keys_in_batches_by_several_nodes_at_once_and_after_a_cra
     // If two are the same, the first has the key.
     let later: u32 = old.conn.query_first("SELECT COUNT(*) FROM User WHERE namesake = id - 1").unwrap().unwrap();
     assert_eq!(later, 2599 / 4);
-    // As after a crash between two batches, and with more from C++ servers.
+    // The state after a crash between two batches, and with more from C++ servers.
     old.run("UPDATE User SET namekey = NULL, namesake = NULL WHERE id > 700 AND id % 3 > 0");
     old.run(&names(3001, 3200));
     open_four(&old);
@@ -2912,7 +2912,7 @@ fn cpp_servers_see_a_claim_only_when_it_is_shown() {
         let mut write = |write: Write| node.write(&[&[write], rest].concat()).remove(0);
         let show = |epoch| Write::Show { user: ann, epoch };
         assert_eq!(write(claim(ann, 1)), Outcome::Done);
-        // As after an answer that was lost.
+        // The claim is repeated, as after an answer that was lost.
         assert_eq!(write(claim(ann, 1)), Outcome::Done);
         assert_eq!(state(), "offline", "nobody listens for her yet");
         assert_eq!(write(claim(ann, 2)), Outcome::InUse(Holder::Node(Claim { node: NodeId(5), epoch: 1 })));

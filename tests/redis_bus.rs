@@ -347,9 +347,9 @@ impl Flow {
 struct Wire {
     client: TcpStream,
     server: TcpStream,
-    /// To Redis.
+    /// The flow to Redis.
     up: Flow,
-    /// From Redis.
+    /// The flow from Redis.
     down: Flow,
     subscribes: AtomicBool,
 }
@@ -683,7 +683,7 @@ fn everything_is_as_before_when_a_killed_redis_is_back() {
     ]);
     assert_eq!([2, 3].map(|key| one.reached(ticket(key))), [None; 2]);
     assert_eq!([2, 3].map(|_| key_of(&one.unsent(two.id))), [2, 3]);
-    // Nor for what is not even tried.
+    // There is no count either for what is not even tried.
     one.send_all(vec![BusOp::ToNode(two.id, chat_for(3, 4, b"{}")), BusOp::CountListeners(17, ticket(4))]);
     assert_eq!((one.reached(ticket(4)), key_of(&one.unsent(two.id))), (None, 4));
     one.listening(5000, 1);

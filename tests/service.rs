@@ -35,7 +35,7 @@ struct Node {
     runner: JobRunner,
     now: Now,
     lines: HashMap<ConnId, Line>,
-    /// By what name a connection is known that has moved.
+    /// The new name of each connection that has moved.
     moved: HashMap<ConnId, ConnId>,
     jobs: Vec<(Lane, Op)>,
     /// What clients have read.
@@ -1607,7 +1607,7 @@ fn passwords_of_clients_that_are_gone_are_not_hashed() {
     assert_eq!((node.passwords(PasswordWork::Spared), node.passwords(PasswordWork::Hashed)), (10, before + 1));
     assert!(node.reply().contains("\"errno\":1,"));
     assert_eq!(node.hashes.length(false), Duration::ZERO);
-    // Nor is there a hash for a client that went while the account was read.
+    // There is no hash either for a client that went while the account was read.
     node.waits = |op| matches!(op, Op::Account { .. });
     node.ask(conns[9], LOGIN);
     node.call_for(conns[9], |shard, conn, now, fx| shard.hung_up(conn, HangUp::Gone, now, fx));
@@ -1621,7 +1621,7 @@ fn at_the_end_of_the_server_nothing_is_hashed_any_more() {
     node.call(0, |shard, now, fx| shard.stop(now, fx));
     assert!(node.reply().contains("{\"msgid\":2,\"errno\":22,"), "{:?}", node.sent);
     assert_eq!(node.waiting[0].op.standing(), Standing::Abandoned);
-    // Nor for a client that is logged in and registers another account.
+    // The hash for a client that is logged in and registers another account is given up, too.
     let (mut node, conn) = Node::log_in_up_to(|op| matches!(op, Op::Register { .. }));
     node.ask(conn, r#"{"msgid":4,"name":"another","password":"p","seq":9}"#);
     node.call(0, |shard, now, fx| shard.stop(now, fx));

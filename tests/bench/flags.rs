@@ -207,7 +207,7 @@ fn readers_who_pause_or_are_slow_get_everything() {
 
 #[test]
 fn a_recipient_that_stands_still_once_is_served_as_before_soon_after() {
-    // As much as makes it a slow reader.
+    // A load that makes it a slow reader.
     let load = "--rate 200 --size 2000 --seconds 12 --pause 2.6";
     let said = run(&format!("--workload busy {load} --json --fail-if back>60s"));
     let result = said.result();

@@ -212,7 +212,7 @@ fn a_stranger_who_guesses_a_password_locks_himself_out_and_not_the_owner(config:
     let world = config.own(&["--max-failed-logins", "3"]);
     let (account, other) = (world.account("owner"), world.account("other"));
     let mut owner = world.client_from(OWNER);
-    // Also many at once, on as many connections, are three.
+    // Many guesses at once, on as many connections, count as three, too.
     let mut stranger: Vec<Client> = (0..20).map(|_| world.client_from(STRANGER)).collect();
     let guesses: Vec<i64> = stranger.iter_mut().map(|client| client.start(login(&wrong(&account)))).collect();
     let replies: Vec<Value> = stranger.iter_mut().zip(guesses).map(|(client, seq)| client.reply(seq)).collect();
@@ -236,7 +236,7 @@ fn a_stranger_who_guesses_a_password_locks_himself_out_and_not_the_owner(config:
     expect_error_20(&stranger.try_login(&nobody));
     assert_eq!(stranger.try_login(&third)["errno"], 0);
     owner.login(&account);
-    // A right password makes up for wrong ones, and an account in use is no failure.
+    // A right password clears the wrong ones, and an account in use is no failure.
     let mut again = world.client_from(OWNER);
     for _ in 0..3 {
         (0..2).for_each(|_| assert_eq!(again.try_login(&wrong(&account))["errno"], 1));
@@ -337,7 +337,7 @@ fn who_answers_pings_is_never_idle_and_who_knows_none_is_sent_none(config: &'sta
     let world = config.own(&["--idle-timeout", "1s"]);
     let (mut answering, mut mute) = (world.online("answering"), world.online("mute"));
     let account = world.account("plain");
-    // As the clients of the original do it.
+    // A client of the original logs in like this.
     let mut plain = world.client();
     plain.post(&login(&account));
     assert_eq!(plain.recv()["errno"], 0);

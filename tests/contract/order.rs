@@ -131,7 +131,7 @@ fn race(world: &World, sender: &mut Client, recipient: &Account, chat: Value, ro
             stream.finish();
             stream.sent
         });
-        // Also when an assertion fails: the scope waits for the sender.
+        // The stream is stopped also when an assertion fails: the scope waits for the sender.
         struct Stop<'a>(&'a AtomicBool);
         impl Drop for Stop<'_> {
             fn drop(&mut self) {

@@ -235,7 +235,7 @@ pub struct Stage {
 
 fn launch(file: &Path, flags: &[String]) -> Launch {
     let store = format!("sqlite:{}", file.display());
-    // By one worker, what is asked for is done in one order.
+    // With one worker, requests are carried out in one order.
     Launch { store, reactors: 1, workers: 1, flags: flags.to_vec(), setup: String::new(), port: 0 }
 }
 

@@ -159,7 +159,7 @@ fn who_moves_away_from_a_node_without_redis_does_not_overtake_himself_at_one_who
     let (redis, _of_cut_off) = cluster.add_node_behind();
     let (_of_slow, database) = cluster.add_node_behind();
     let [healthy, cut_off, slow] = cluster.addresses()[..] else { unreachable!() };
-    // As many as it has workers, which each wait for the database.
+    // One writer for each of its workers, which all wait for the database.
     let (writers, readers): ([_; 2], [_; 2]) = (accounts(healthy, "writer"), accounts(healthy, "reader"));
     let mut readers = readers.map(|account| login(slow, &account));
     let mut clients = writers.each_ref().map(|account| login(cut_off, account));

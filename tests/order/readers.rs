@@ -329,7 +329,7 @@ fn a_page_is_due_again(node: SocketAddr, database: &Cable, [former, next, sender
 
 #[test]
 fn a_page_that_is_read_again_for_a_session_that_is_over_is_none_of_the_next_one() {
-    // By one worker, so that one page is asked for behind the other.
+    // With one worker, so that one page is asked for behind the other.
     let database = Cable::to(MariaDb::shared().port());
     let server = start_alone(&database, 1);
     let is_in_time = |round| a_page_is_due_again(server.address, &database, &accounts(server.address, round));

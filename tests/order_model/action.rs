@@ -91,7 +91,7 @@ kinds! {
     Resume,
     /// The node's lease runs out, in Redis and by its own clock.
     LapseLease,
-    /// By its own clock only, after Redis has lost it.
+    /// The node's lease runs out by its own clock only, after Redis has lost it.
     LapseOwnLease,
     RenewLease,
     /// The look behind a renewal.

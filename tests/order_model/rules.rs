@@ -139,7 +139,7 @@ rules! {
     ToldSessionsReadTheStore,
     /// A missing lease does not count on a Redis that has started anew.
     RestartedRedisProvesNothing,
-    /// Nor for a reaper that has itself been without a lease.
+    /// A missing lease does not count for a reaper that has itself been without one.
     ReaperNeedsALeaseOfItsOwn,
 }
 

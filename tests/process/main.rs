@@ -87,7 +87,7 @@ impl Running {
         Running::spawn(server_after(setup, &dir, &[flags, place].concat()), dir)
     }
 
-    /// By a command of [`server_after`].
+    /// Starts the server by a command of [`server_after`].
     #[track_caller]
     fn spawn(mut command: Command, dir: TempDir) -> Running {
         let mut process = Process(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());

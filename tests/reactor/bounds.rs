@@ -414,7 +414,7 @@ fn the_queues_of_all_reactors_together_are_bounded_although_none_of_them_has_too
     // What one has published at the end of a turn, the other one knows.
     reactors.turns(clients[1].1.reactor(), 1);
     assert!(is_tight(&reactors, 0) && is_tight(&reactors, 1));
-    // Also the one that has nothing to do looks at its own.
+    // The reactor that has nothing to do looks at its own queues, too.
     eventually("both to look", || found(&reactors, 0) == 1 && found(&reactors, 1) == 1);
 }
 

@@ -65,7 +65,7 @@ pub struct Node {
     pub keeper: Keeper,
     /// Its rows stand in the roll, and it takes connections.
     pub is_started: bool,
-    /// By SIGSTOP, or with its machine.
+    /// It was stopped by SIGSTOP, or together with its machine.
     pub is_stopped: bool,
     /// How much its own clock is behind: it stood still while the machine was suspended.
     pub lag: Duration,

@@ -514,7 +514,7 @@ impl Line {
         Line { database: Arc::clone(database), node }
     }
 
-    /// To read from. `is_checked`: the transaction looks at the node's mark first.
+    /// Locks the database for reading. `is_checked`: the transaction looks at the node's mark first.
     fn read(&self, is_checked: bool) -> Result<MutexGuard<'_, Database>, StoreError> {
         let mut database = self.database.lock().expect("a database");
         let is_lost = match database.trouble_of(self.node) {

@@ -91,7 +91,7 @@ impl Shared {
 }
 
 impl Cable {
-    /// To a port of this machine.
+    /// A cable to a port of this machine.
     pub fn to(target: u16) -> Cable {
         Cable::with_buffer(target, None)
     }

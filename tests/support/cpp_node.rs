@@ -1,5 +1,5 @@
 //! A stand-in for a node of the C++ ChatServer: what it asks of MySQL and Redis, word for word, and
-//! what it dies of. There are two of them: a copy as most are, and the reference with all its faults.
+//! what crashes it. There are two of them: a copy as most are, and the reference with all its faults.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -63,7 +63,7 @@ pub enum Kind {
     Reference,
 }
 
-/// A node, on a port of its own. Whatever the C++ one dies of fails the test, at the latest when
+/// A node, on a port of its own. Whatever crashes the C++ one fails the test, at the latest when
 /// this is dropped.
 pub struct CppNode {
     pub address: SocketAddr,
