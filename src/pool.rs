@@ -65,7 +65,7 @@ struct Lane<J> {
     scheduled: bool,
 }
 
-struct State<J> {
+struct Queues<J> {
     lanes: Vec<Lane<J>>,
     /// Lanes with jobs that no worker has.
     ready: VecDeque<usize>,
@@ -79,14 +79,14 @@ struct State<J> {
 }
 
 struct Shared<J> {
-    state: Mutex<State<J>>,
+    state: Mutex<Queues<J>>,
     work: Condvar,
     /// The number of jobs of no lane that may run at once.
     max_free: usize,
 }
 
 impl<J> Shared<J> {
-    fn state(&self) -> MutexGuard<'_, State<J>> {
+    fn state(&self) -> MutexGuard<'_, Queues<J>> {
         // Jobs run outside the lock; nothing inside it can panic half-way.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -168,7 +168,7 @@ impl<J: Send + 'static> Pool<J> {
         let since = Instant::now();
         let lanes = (0..lanes).map(|_| Lane { queue: Vec::new(), since, scheduled: false }).collect();
         let (ready, free, last) = (VecDeque::new(), VecDeque::new(), VecDeque::new());
-        let state = State { lanes, ready, free, last, free_running: 0, closed: false };
+        let state = Queues { lanes, ready, free, last, free_running: 0, closed: false };
         let max_free = free_places(count, max_free);
         let shared = Arc::new(Shared { state: Mutex::new(state), work: Condvar::new(), max_free });
         let threads = workers
@@ -216,7 +216,7 @@ impl<J> Drop for Pool<J> {
             state.closed = true;
             state.ready.clear();
             dropped.extend(state.lanes.iter_mut().map(|lane| std::mem::take(&mut lane.queue)));
-            let State { free, last, .. } = &mut *state;
+            let Queues { free, last, .. } = &mut *state;
             dropped.push(free.drain(..).chain(last.drain(..)).map(|(_, job)| job).collect());
         }
         self.shared.work.notify_all();
@@ -234,7 +234,7 @@ enum Turn {
     Free,
 }
 
-fn next_turn<J>(state: &mut State<J>, max_free: usize) -> Option<Turn> {
+fn next_turn<J>(state: &mut Queues<J>, max_free: usize) -> Option<Turn> {
     let free = !state.free.is_empty() || !state.last.is_empty();
     // Lanes first, since their jobs are short; yet hashing must go on, however busy the lanes are.
     if free && state.free_running == 0 {
@@ -248,7 +248,7 @@ fn next_turn<J>(state: &mut State<J>, max_free: usize) -> Option<Turn> {
 
 /// Takes the next job of no lane whose answer is waited for, and all abandoned ones before it.
 /// Returns since when it, or else the first of those, has waited.
-fn take_free<W: Worker>(state: &mut State<W::Job>, batch: &mut Vec<W::Job>) -> Option<Instant> {
+fn take_free<W: Worker>(state: &mut Queues<W::Job>, batch: &mut Vec<W::Job>) -> Option<Instant> {
     let mut first = None;
     // Jobs that let all others go first may never have their turn; they are given up in their order.
     let is_abandoned = |(_, job): &mut (Instant, W::Job)| W::standing(job) == Standing::Abandoned;
@@ -444,7 +444,7 @@ mod tests {
         let last = jobs(&[(1, Standing::Abandoned), (2, Standing::Abandoned), (3, Standing::Last)]);
         let free = jobs(&[(4, Standing::Due), (5, Standing::Due)]);
         let (lanes, ready) = (Vec::new(), VecDeque::new());
-        let mut state = State { lanes, ready, free, last, free_running: 0, closed: false };
+        let mut state = Queues { lanes, ready, free, last, free_running: 0, closed: false };
         let mut batch = Vec::new();
         assert!(take_free::<Report>(&mut state, &mut batch).is_some());
         let taken = batch.iter().map(|job| if let Job::Standing(n, _) = job { *n } else { 0 });

@@ -36,8 +36,8 @@ fn is_ready(monitor: SocketAddr) -> bool {
     get(monitor, "/readyz").0.starts_with("HTTP/1.1 200")
 }
 
-/// The nodes that stand in the roll, and whether they are marked.
-fn roll(database: &mut mysql::Conn) -> Vec<(u64, bool)> {
+/// The nodes that stand in the membership, and whether they are marked.
+fn membership(database: &mut mysql::Conn) -> Vec<(u64, bool)> {
     database.query("SELECT node, marked FROM NodeMark ORDER BY node").expect("the database answers")
 }
 
@@ -71,7 +71,7 @@ fn a_node_that_is_marked_ends_its_sessions_and_begins_anew_under_another_number_
     let node = &cluster.nodes[0];
     let monitor = monitor_of(node);
     let account = Client::connect(node.address).register("someone", "secret");
-    let mut numbers = vec![roll(&mut database)[0].0];
+    let mut numbers = vec![membership(&mut database)[0].0];
     let mut held = Vec::new();
     for life in 1..=LIVES {
         let (mut client, mut stranger) = (Client::connect(node.address), Client::connect(node.address));
@@ -84,10 +84,10 @@ fn a_node_that_is_marked_ends_its_sessions_and_begins_anew_under_another_number_
         eventually("the node to be ready", || is_ready(monitor));
         // The new one frees what the old one had.
         eventually_within(REAPED, "the old one to be struck off", || {
-            let left = roll(&mut database);
+            let left = membership(&mut database);
             left.len() == 1 && !left[0].1 && !numbers.contains(&left[0].0)
         });
-        numbers.push(roll(&mut database)[0].0);
+        numbers.push(membership(&mut database)[0].0);
         held.push((threads(node), node.descriptors()));
     }
     numbers.sort_unstable();
@@ -109,7 +109,7 @@ fn a_node_that_cannot_begin_anew_is_not_ready_turns_clients_away_and_tries_until
     let account = client.register("someone", "secret");
     client.login(&account);
     assert!(is_ready(monitor) && get(monitor, "/metrics").1.contains("chat_sessions"));
-    let number = roll(&mut database)[0].0;
+    let number = membership(&mut database)[0].0;
     cluster.redis.kill();
     mark(&mut database, number);
     client.expect_end();
@@ -140,7 +140,7 @@ fn a_node_that_cannot_begin_anew_can_end() {
     let mut client = Client::connect(cluster.nodes[0].address);
     client.sync();
     cluster.redis.kill();
-    let number = roll(&mut database)[0].0;
+    let number = membership(&mut database)[0].0;
     mark(&mut database, number);
     client.expect_end();
     eventually("it to be told", || cluster.nodes[0].log_tail().contains("cannot begin anew yet"));
@@ -155,7 +155,7 @@ fn what_a_node_has_half_done_when_it_is_marked_is_not_acked() {
     let [me, absent] = ["someone", "absent"].map(|name| client.register(name, "secret"));
     client.login(&me);
     assert!(!client.chat(absent.id, "before"));
-    let number = roll(&mut database)[0].0;
+    let number = membership(&mut database)[0].0;
     // The transaction that marks it waits until nothing of it is open.
     database.query_drop("START TRANSACTION").expect("it begins");
     mark(&mut database, number);

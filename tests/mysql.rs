@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use chat_server::store::mysql::{MySqlStore, OpenError, Options};
 use chat_server::store::{
-    Account, Claim, Connection, Entry, Friend, Group, GroupId, Holder, Kept, Member, NodeId, Outcome, Parcel, Quota,
-    Quotas, Roll, RowId, Store, StoreError, UserId, Write,
+    Account, Claim, Connection, Entry, Friend, Group, GroupId, Holder, Kept, Member, Membership, NodeId, Outcome,
+    Parcel, Quota, Quotas, RowId, Store, StoreError, UserId, Write,
 };
 use mysql::Conn;
 use mysql::prelude::Queryable;
@@ -39,7 +39,7 @@ fn options(url: String, node: u64) -> Options {
         node: NodeId(node),
         charset: "utf8mb4".into(),
         mixed: false,
-        alone: false,
+        single_node: false,
         quotas: Quotas::default(),
     }
 }
@@ -54,8 +54,8 @@ struct Node {
 impl Node {
     fn open(options: Options) -> Node {
         let node = Node::not_enlisted(options);
-        if let Some(mut roll) = node.store.roll() {
-            roll.enlist().unwrap();
+        if let Some(mut membership) = node.store.membership() {
+            membership.enlist().unwrap();
         }
         node
     }
@@ -110,16 +110,16 @@ impl Node {
         texts
     }
 
-    fn roll(&self) -> Box<dyn Roll> {
-        self.store.roll().expect("it shares its database")
+    fn membership(&self) -> Box<dyn Membership> {
+        self.store.membership().expect("it shares its database")
     }
 
     /// Whether it was marked, and its users set offline, by another one.
     fn end_by(&self, other: &Node) -> u64 {
-        let mut roll = other.roll();
-        let looks = looks(&mut *roll, self.id);
-        assert!(roll.mark(self.id, looks).unwrap());
-        roll.free(self.id).unwrap()
+        let mut membership = other.membership();
+        let looks = looks(&mut *membership, self.id);
+        assert!(membership.mark(self.id, looks).unwrap());
+        membership.free(self.id).unwrap()
     }
 
     fn claimed_as(&self, epoch: u64) -> Holder {
@@ -128,12 +128,12 @@ impl Node {
 }
 
 /// What others see of a node.
-fn entry(roll: &mut dyn Roll, node: NodeId) -> Option<Entry> {
-    roll.nodes().unwrap().into_iter().find(|entry| entry.node == node)
+fn entry(membership: &mut dyn Membership, node: NodeId) -> Option<Entry> {
+    membership.nodes().unwrap().into_iter().find(|entry| entry.node == node)
 }
 
-fn looks(roll: &mut dyn Roll, node: NodeId) -> u64 {
-    entry(roll, node).map_or(0, |entry| entry.looks)
+fn looks(membership: &mut dyn Membership, node: NodeId) -> u64 {
+    entry(membership, node).map_or(0, |entry| entry.looks)
 }
 
 fn joined(already: bool, nodes: &[u64]) -> Outcome {
@@ -282,8 +282,8 @@ fn a_cpp_servers_user_is_foreign_and_state_stays_true_for_it() {
     let bob = node.user("bob");
     node.one(Write::AddFriend { user: bob, friend: ann });
     assert_eq!(node.connection.friends(bob).unwrap()[0].state, "online");
-    let mut roll = node.roll();
-    assert_eq!((roll.reassert().unwrap(), roll.reassert().unwrap()), (1, 0));
+    let mut membership = node.membership();
+    assert_eq!((membership.reassert().unwrap(), membership.reassert().unwrap()), (1, 0));
     assert_eq!(
         foreign.query_first::<String, _>("SELECT state FROM User WHERE name = 'ann'").unwrap().unwrap(),
         "online"
@@ -299,7 +299,7 @@ fn the_roll_tells_who_has_users_and_sets_a_dead_nodes_users_offline() {
     let (of_one, of_two) = users.split_at(1201);
     one.write(&of_one.iter().map(|&user| claim(user, u64::from(user) << 32)).collect::<Vec<_>>());
     two.write(&of_two.iter().map(|&user| claim(user, 3)).collect::<Vec<_>>());
-    let (mut of_one, mut of_two) = (one.roll(), two.roll());
+    let (mut of_one, mut of_two) = (one.membership(), two.membership());
     let seen = |node, looks, marked, has_claims| Entry { node, looks, marked, has_claims };
     let mut nodes = of_two.nodes().unwrap();
     nodes.sort_unstable_by_key(|entry| entry.node);
@@ -312,7 +312,7 @@ fn the_roll_tells_who_has_users_and_sets_a_dead_nodes_users_offline() {
     assert!(matches!(of_one.look(), Err(StoreError::Marked)), "and still marked");
     assert_eq!(two.one(claim(users[0], 4)), Outcome::Done);
     two.store.release_all().unwrap();
-    assert_eq!(fixture.node.roll().nodes().unwrap(), []);
+    assert_eq!(fixture.node.membership().nodes().unwrap(), []);
     let mut three = fixture.node(13);
     assert_eq!(three.one(claim(users[1202], 1)), Outcome::Done);
 }
@@ -327,7 +327,7 @@ fn a_node_that_is_alone_begins_with_nobody_online_and_others_leave_claims_alone(
     let mut two = fixture.node(12);
     assert_eq!(two.one(claim(ann, 1)), Outcome::InUse(one.claimed_as(1)));
     assert_eq!(two.one(claim(bob, 1)), Outcome::InUse(Holder::Foreign));
-    let mut three = Node::open(Options { alone: true, ..options(fixture.server.url(&fixture.database), 13) });
+    let mut three = Node::open(Options { single_node: true, ..options(fixture.server.url(&fixture.database), 13) });
     assert_eq!(three.write(&[claim(ann, 1), claim(bob, 1)]), [Outcome::Done, Outcome::Done]);
 }
 
@@ -775,7 +775,7 @@ fn every_job(node: &Node, users: [UserId; 3], group: GroupId, rows: &[RowId]) ->
         }
     }
     let (mut page, mut load) = (node.store.connection(), node.store.connection());
-    let (mut reassert, mut mark, mut free) = (node.roll(), node.roll(), node.roll());
+    let (mut reassert, mut mark, mut free) = (node.membership(), node.membership(), node.membership());
     jobs.push(("page".into(), Box::new(move || page.page(robbed, 1 << 18).map(drop))));
     jobs.push(("load".into(), Box::new(move || load.load(robbed, 1 << 18).map(drop))));
     jobs.push(("reassert".into(), Box::new(move || reassert.reassert().map(drop))));
@@ -837,10 +837,10 @@ fn a_mark_holds_up_every_transaction_of_its_node_and_then_fails_it() {
         node.connection.friends(held).unwrap();
         node.connection.groups(held).unwrap();
         node.connection.members(group).unwrap();
-        let mut roll = node.roll();
-        roll.look().unwrap();
-        roll.glance().unwrap();
-        roll.nodes().unwrap();
+        let mut membership = node.membership();
+        membership.look().unwrap();
+        membership.glance().unwrap();
+        membership.nodes().unwrap();
         reaper.query_drop("COMMIT").unwrap();
         running.into_iter().map(|(name, job)| (name, job.join().unwrap())).collect()
     });
@@ -848,10 +848,10 @@ fn a_mark_holds_up_every_transaction_of_its_node_and_then_fails_it() {
         assert!(matches!(result, Err(StoreError::Marked)), "{name}: {result:?}");
     }
     assert_eq!(content(&mut root), before);
-    let mut roll = node.roll();
-    assert!(matches!(roll.look(), Err(StoreError::Marked)));
-    assert!(matches!(roll.glance(), Err(StoreError::Marked)));
-    assert!(matches!(roll.enlist(), Err(StoreError::Marked)));
+    let mut membership = node.membership();
+    assert!(matches!(membership.look(), Err(StoreError::Marked)));
+    assert!(matches!(membership.glance(), Err(StoreError::Marked)));
+    assert!(matches!(membership.enlist(), Err(StoreError::Marked)));
     assert!(matches!(node.store.release_all(), Err(StoreError::Marked)));
     assert_eq!(content(&mut root), before);
 }
@@ -867,19 +867,19 @@ fn a_node_that_is_struck_off_does_nothing_any_more() {
         let expected = if name == "reassert" { "Ok(())" } else { "Err(Marked)" };
         assert_eq!(format!("{:?}", job()), expected, "{name}");
     }
-    let mut roll = node.roll();
-    assert!(matches!(roll.look(), Err(StoreError::Marked)));
-    assert!(matches!(roll.glance(), Err(StoreError::Marked)));
+    let mut membership = node.membership();
+    assert!(matches!(membership.look(), Err(StoreError::Marked)));
+    assert!(matches!(membership.glance(), Err(StoreError::Marked)));
     assert!(matches!(node.store.release_all(), Err(StoreError::Marked)));
     assert_eq!(content(&mut root), before);
-    assert_eq!(fixture.node.roll().nodes().unwrap(), [], "nothing is left of it");
+    assert_eq!(fixture.node.membership().nodes().unwrap(), [], "nothing is left of it");
 }
 
 #[test]
 fn a_look_waits_for_no_transaction_and_a_mark_for_all_that_are_open() {
     let fixture = Fixture::on(Arc::new(MariaDb::start()));
     let (node, mut open) = (fixture.node(5), fixture.foreign());
-    let (mut own, mut reaper) = (node.roll(), fixture.node.roll());
+    let (mut own, mut reaper) = (node.membership(), fixture.node.membership());
     // The node is in the middle of one.
     let lock = "START TRANSACTION; SELECT marked FROM NodeMark WHERE node = 5 LOCK IN SHARE MODE";
     open.query_drop(lock).unwrap();
@@ -899,7 +899,7 @@ fn a_look_waits_for_no_transaction_and_a_mark_for_all_that_are_open() {
     });
     // A mark that has not come to be leaves no trace.
     let node = fixture.node(6);
-    let mut own = node.roll();
+    let mut own = node.membership();
     assert_eq!(own.look().unwrap(), [NodeId(5)], "it hears who is marked");
     assert!(matches!(reaper.mark(node.id, 0), Ok(false)), "it has looked since");
     own.look().unwrap();
@@ -907,7 +907,7 @@ fn a_look_waits_for_no_transaction_and_a_mark_for_all_that_are_open() {
     assert_eq!(looks(&mut *reaper, node.id), 2, "a glance raises nothing");
     assert!(matches!(reaper.mark(node.id, 2), Ok(true)));
     assert!(matches!(reaper.mark(node.id, 2), Ok(true)), "twice is once");
-    assert_eq!(fixture.node(7).roll().look().unwrap().len(), 2);
+    assert_eq!(fixture.node(7).membership().look().unwrap().len(), 2);
 }
 
 #[test]
@@ -918,7 +918,7 @@ fn of_a_look_and_a_mark_that_meet_one_fails() {
         let mut node = fixture.node(round);
         let user = node.user(&format!("user {round}"));
         node.one(claim(user, 1));
-        let (mut own, mut connection, id) = (node.roll(), node.store.connection(), node.id);
+        let (mut own, mut connection, id) = (node.membership(), node.store.connection(), node.id);
         let (looked, written) = (AtomicU64::new(0), AtomicU64::new(0));
         let reaped: Vec<(u64, usize, u64)> = thread::scope(|scope| {
             scope.spawn(|| {
@@ -939,12 +939,12 @@ fn of_a_look_and_a_mark_that_meet_one_fails() {
                 .iter_mut()
                 .map(|reaper| {
                     scope.spawn(move || {
-                        let mut roll = reaper.roll();
+                        let mut membership = reaper.membership();
                         loop {
-                            let seen = looks(&mut *roll, id);
-                            if roll.mark(id, seen).unwrap() {
+                            let seen = looks(&mut *membership, id);
+                            if membership.mark(id, seen).unwrap() {
                                 let kept = reaper.connection.page(user, usize::MAX).unwrap().messages.len();
-                                return (seen, kept, roll.free(id).unwrap());
+                                return (seen, kept, membership.free(id).unwrap());
                             }
                         }
                     })
@@ -959,7 +959,7 @@ fn of_a_look_and_a_mark_that_meet_one_fails() {
         assert!(reaped.iter().all(|(_, kept, _)| *kept as u64 == written), "{written}: {reaped:?}");
         assert_eq!(reapers[0].connection.page(user, usize::MAX).unwrap().messages.len() as u64, written);
         assert_eq!(reaped.iter().map(|(.., freed)| freed).sum::<u64>(), 1);
-        assert_eq!(reapers[0].roll().nodes().unwrap().iter().filter(|entry| entry.node == id).count(), 0);
+        assert_eq!(reapers[0].membership().nodes().unwrap().iter().filter(|entry| entry.node == id).count(), 0);
     }
 }
 
@@ -971,8 +971,8 @@ fn a_node_with_claims_but_without_rows_is_marked_and_whoever_is_alone_needs_none
     let [ann, bob] = old.users(["ann", "bob"]);
     old.one(claim(ann, 1));
     // One that is alone, while that stands still: it is struck off, and finds it out.
-    let mut alone = Node::open(Options { alone: true, ..options(url, 6) });
-    assert!(alone.store.roll().is_none());
+    let mut alone = Node::open(Options { single_node: true, ..options(url, 6) });
+    assert!(alone.store.membership().is_none());
     let rows = |conn: &mut Conn| {
         let rows = "SELECT (SELECT COUNT(*) FROM NodeMark) + (SELECT COUNT(*) FROM NodeLooks)";
         conn.query_first::<u32, _>(rows).unwrap().unwrap()
@@ -988,21 +988,21 @@ fn a_node_with_claims_but_without_rows_is_marked_and_whoever_is_alone_needs_none
     assert_eq!(rows(&mut root), 0);
     // It has crashed, and a cluster uses the database.
     let node = fixture.node(7);
-    let mut roll = node.roll();
+    let mut membership = node.membership();
     let left = Entry { node: alone.id, looks: 0, marked: true, has_claims: true };
-    assert_eq!(roll.nodes().unwrap(), [left]);
-    assert!(roll.mark(alone.id, 0).unwrap());
-    assert_eq!(roll.free(alone.id).unwrap(), 2);
-    assert_eq!((roll.nodes().unwrap(), rows(&mut root)), (vec![], 2));
+    assert_eq!(membership.nodes().unwrap(), [left]);
+    assert!(membership.mark(alone.id, 0).unwrap());
+    assert_eq!(membership.free(alone.id).unwrap(), 2);
+    assert_eq!((membership.nodes().unwrap(), rows(&mut root)), (vec![], 2));
     // One row of the two counts as none.
     for table in ["NodeMark", "NodeLooks"] {
         let half = fixture.node(8);
         root.query_drop(format!("DELETE FROM {table} WHERE node = 8")).unwrap();
-        assert!(entry(&mut *roll, half.id).unwrap().marked);
-        assert!(matches!(half.roll().look(), Err(StoreError::Marked)));
-        assert!(roll.mark(half.id, 0).unwrap());
-        assert_eq!(roll.free(half.id).unwrap(), 0);
-        assert_eq!(roll.nodes().unwrap(), []);
+        assert!(entry(&mut *membership, half.id).unwrap().marked);
+        assert!(matches!(half.membership().look(), Err(StoreError::Marked)));
+        assert!(membership.mark(half.id, 0).unwrap());
+        assert_eq!(membership.free(half.id).unwrap(), 0);
+        assert_eq!(membership.nodes().unwrap(), []);
     }
     // At its own end a node leaves nothing.
     node.store.release_all().unwrap();
@@ -1015,7 +1015,7 @@ fn a_join_tells_of_every_node_that_may_have_read_the_members_without_it() {
     let [ann, bob, eve] = users[..] else { unreachable!() };
     let group = fixture.node.group(eve, "readers");
     let marked = fixture.node(50);
-    assert!(fixture.node.roll().mark(marked.id, 0).unwrap());
+    assert!(fixture.node.membership().mark(marked.id, 0).unwrap());
     let join = |user| Write::JoinGroup { user, group };
     let mut connection = node.store.connection();
     assert_eq!(connection.write(&[join(ann)]).unwrap(), [joined(false, &[1])], "no marked one, and not itself");
@@ -1025,7 +1025,7 @@ fn a_join_tells_of_every_node_that_may_have_read_the_members_without_it() {
     let outcomes = thread::scope(|scope| {
         let joining = scope.spawn(|| connection.write(&[join(ann), join(bob), keep(&[eve], "{}")]));
         eventually("the join to be there but for its COMMIT", || proxy.cut.stopped.load(Ordering::SeqCst));
-        new.roll().enlist().unwrap();
+        new.membership().enlist().unwrap();
         assert_eq!(new.connection.members(group).unwrap(), Some(vec![ann, eve]));
         proxy.cut.go_on();
         joining.join().unwrap().unwrap()
@@ -1199,7 +1199,7 @@ fn a_node_that_was_stopped_in_the_middle_of_a_transaction_is_marked_all_the_same
                         _ => node.connection.write(&[keep(&[ann], large)]).map(drop),
                     });
                     eventually("the node to be stopped", || proxy.cut.stopped.load(Ordering::SeqCst));
-                    let marked = fixture.node.roll().mark(node.id, 0);
+                    let marked = fixture.node.membership().mark(node.id, 0);
                     assert!(matches!(marked, Ok(true)), "{stop:?}: {marked:?}");
                     proxy.cut.go_on();
                     running.join().unwrap()
@@ -1210,7 +1210,7 @@ fn a_node_that_was_stopped_in_the_middle_of_a_transaction_is_marked_all_the_same
                 });
                 let count = format!("SELECT COUNT(*) FROM OfflineMessage WHERE userid = {ann}");
                 assert_eq!(fixture.foreign().query_first::<u32, _>(count).unwrap(), Some(16), "{stop:?}");
-                assert_eq!(fixture.node.roll().free(node.id).unwrap(), 1);
+                assert_eq!(fixture.node.membership().free(node.id).unwrap(), 1);
             });
         }
     });
@@ -1522,7 +1522,7 @@ fn a_database_that_is_killed_is_unavailable_at_once_and_comes_back_with_all_that
         assert!(node.connection.write(&[keep(&[ann], "lost"), claim(ann, 1)]).is_err());
         assert!(node.connection.account(ann).is_err());
         assert!(other.page(ann, 100).is_err());
-        assert!(node.roll().nodes().is_err());
+        assert!(node.membership().nodes().is_err());
     }
     assert!(node.store.release_all().is_err());
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
@@ -1706,13 +1706,13 @@ fn a_keep_comes_before_or_after_a_claim_and_the_lower_row_is_never_seen_later() 
             });
         }
         let watch = Arc::downgrade(&running);
-        let mut roll = reaper.roll();
+        let mut membership = reaper.membership();
         scope.spawn(move || {
             // A node that finds claims of the dead while others claim: no deadlock comes out.
             while !ended(&watch) {
-                roll.free(NodeId(99)).unwrap();
-                roll.nodes().unwrap();
-                roll.look().unwrap();
+                membership.free(NodeId(99)).unwrap();
+                membership.nodes().unwrap();
+                membership.look().unwrap();
             }
         });
         let mut last_row = 0;
@@ -2943,23 +2943,23 @@ fn who_was_set_offline_by_a_cpp_server_is_online_again_unless_he_was_not_shown_y
     let write = |write: fn(UserId) -> Write| users.iter().map(|&user| write(user)).collect::<Vec<_>>();
     node.write(&write(|user| claim(user, 1)));
     let mut online = move || foreign.query_first::<u32, _>("select count(*) from User where state = 'online'").unwrap();
-    let mut roll = node.roll();
-    assert_eq!((roll.reassert().unwrap(), online()), (0, Some(0)), "nobody listens for any of them yet");
+    let mut membership = node.membership();
+    assert_eq!((membership.reassert().unwrap(), online()), (0, Some(0)), "nobody listens for any of them yet");
     // A login of another user changes nothing, nor does a release of a claim that does not exist.
     node.write(&write(|user| claim(user, 2)));
     node.write(&write(|user| Write::Release { user, epoch: 2 }));
-    assert_eq!((roll.reassert().unwrap(), online()), (0, Some(0)));
+    assert_eq!((membership.reassert().unwrap(), online()), (0, Some(0)));
     let (shown, hidden) = users.split_at(1201);
     node.write(&shown.iter().map(|&user| Write::Show { user, epoch: 1 }).collect::<Vec<_>>());
-    assert_eq!((roll.reassert().unwrap(), online()), (0, Some(1201)));
+    assert_eq!((membership.reassert().unwrap(), online()), (0, Some(1201)));
     robber.query_drop("update User set state = 'offline'").unwrap();
-    assert_eq!((roll.reassert().unwrap(), online()), (1201, Some(1201)));
+    assert_eq!((membership.reassert().unwrap(), online()), (1201, Some(1201)));
     // Alone, too; and a user who comes back while the former session ends is not shown by the former claim.
     assert_eq!(node.one(Write::Show { user: hidden[0], epoch: 1 }), Outcome::Done);
     let past = Some(node.claimed_as(1));
     assert_eq!(node.one(Write::Claim { user: shown[0], epoch: 3, past }), Outcome::Done);
     robber.query_drop("update User set state = 'offline'").unwrap();
-    assert_eq!((roll.reassert().unwrap(), online()), (1201, Some(1201)));
+    assert_eq!((membership.reassert().unwrap(), online()), (1201, Some(1201)));
     // A claim of which no client has heard is given back, and the next one is another.
     assert_eq!(node.one(Write::Release { user: hidden[1], epoch: 1 }), Outcome::Done);
     assert_eq!(
@@ -2967,7 +2967,7 @@ fn who_was_set_offline_by_a_cpp_server_is_online_again_unless_he_was_not_shown_y
         [Outcome::Done, Outcome::Done]
     );
     robber.query_drop("update User set state = 'offline'").unwrap();
-    assert_eq!((roll.reassert().unwrap(), online()), (1202, Some(1202)));
+    assert_eq!((membership.reassert().unwrap(), online()), (1202, Some(1202)));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use chat_server::bus::envelope::{self, Payload};
 use chat_server::bus::redis::{LEASE_TTL, Leases, PATIENCE, RedisBus, Setup, StartError};
-use chat_server::bus::{Addressee, Answered, Bus, BusEvent, BusOp, Envelope, Fate, Listener, Ticket};
+use chat_server::bus::{Addressee, Answered, Bus, BusEvent, BusOp, Delivery, Envelope, Listener, Ticket};
 use chat_server::clock;
 use chat_server::home::Homes;
 use chat_server::store::{NodeId, UserId};
@@ -834,7 +834,7 @@ fn chats_and_nudges_for_a_node_that_is_not_there_come_back_in_order() {
     let redis = Redis::start();
     let node = Node::start(&redis, 1);
     const NOBODY: NodeId = NodeId(9);
-    let answer = Envelope::Answer(vec![Answered { user: 1, number: 1, fate: Fate::Stored }]);
+    let answer = Envelope::Answer(vec![Answered { user: 1, number: 1, delivery: Delivery::Stored }]);
     let of = |number| match number % 4 {
         0 => seen(number),
         1 => chat_for(1, number, b"{}"),

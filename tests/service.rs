@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chat_server::bus::{Addressee, Answered, BusEvent, BusOp, Envelope, Fate};
+use chat_server::bus::{Addressee, Answered, BusEvent, BusOp, Delivery, Envelope};
 use chat_server::home::Homes;
 use chat_server::password::{Cost, Hasher};
 use chat_server::pool::Standing;
@@ -96,7 +96,7 @@ impl Node {
         let hashes = HashQueue::new(1);
         let homes = Homes::new(1, shards);
         let settings =
-            Settings { homes, lanes: LANES, alone: false, hashes: Arc::clone(&hashes), ..Settings::default() };
+            Settings { homes, lanes: LANES, single_node: false, hashes: Arc::clone(&hashes), ..Settings::default() };
         let memo = Memo::new().expect("a secret");
         Node {
             shards: (0..shards).map(|index| Shard::new(index, settings.clone(), now)).collect(),
@@ -1260,10 +1260,10 @@ fn who_waits_for_another_node_can_log_in_here_at_once_and_the_claim_waits_on() {
     );
     let jobs = node.ask(conn, LOGOUT);
     assert!(jobs.is_empty(), "{jobs:?}");
-    let answered = |number, fate| Envelope::Answer(vec![Answered { user: 2, number, fate }]);
-    node.hear_from_there(answered(number, Fate::Delivered));
+    let answered = |number, delivery| Envelope::Answer(vec![Answered { user: 2, number, delivery }]);
+    node.hear_from_there(answered(number, Delivery::Delivered));
     assert!(node.jobs.is_empty() && node.sent.is_empty(), "{:?}, {:?}", node.jobs, node.sent);
-    node.hear_from_there(answered(number + 1, Fate::Delivered));
+    node.hear_from_there(answered(number + 1, Delivery::Delivered));
     assert!(matches!(node.jobs[..], [(_, Op::Write(Write::Release { user: 1, .. }))]), "{:?}", node.jobs);
 }
 
@@ -1281,9 +1281,9 @@ fn a_return_that_fails_leaves_the_account_to_the_session_that_is_ending() {
     // Others know the account by this claim now.
     node.published.clear();
     node.hear_from_there(launched("1", epoch, 1, 0));
-    assert_eq!(node.published_there(), [answer(1, Fate::Stored)]);
+    assert_eq!(node.published_there(), [answer(1, Delivery::Stored)]);
     node.jobs.clear();
-    node.hear_from_there(Envelope::Answer(vec![Answered { user: 2, number, fate: Fate::Delivered }]));
+    node.hear_from_there(Envelope::Answer(vec![Answered { user: 2, number, delivery: Delivery::Delivered }]));
     assert!(node.jobs.iter().all(|(_, op)| is_release(op)), "{:?}", node.jobs);
     let conn = node.connect();
     node.sent.clear();
@@ -1333,8 +1333,8 @@ fn launched(text: &str, epoch: u64, number: u64, after: u64) -> Envelope {
     Envelope::Chat { body, to: vec![Addressee { user: 1, epoch, number, after }] }
 }
 
-fn answer(number: u64, fate: Fate) -> Envelope {
-    Envelope::Answer(vec![Answered { user: 1, number, fate }])
+fn answer(number: u64, delivery: Delivery) -> Envelope {
+    Envelope::Answer(vec![Answered { user: 1, number, delivery }])
 }
 
 #[test]
@@ -1344,11 +1344,11 @@ fn what_does_not_follow_on_the_last_that_came_goes_back_until_the_next_nudge() {
     node.hear_from_there(launched("3", epoch, 3, 2));
     node.hear_from_there(launched("4", epoch, 4, 0));
     let published = node.published_there();
-    assert_eq!(published, [answer(1, Fate::Delivered), answer(3, Fate::Gone), answer(4, Fate::Gone)]);
+    assert_eq!(published, [answer(1, Delivery::Delivered), answer(3, Delivery::Gone), answer(4, Delivery::Gone)]);
     node.hear_from_there(Envelope::Nudge { user: 1, epoch, number: 5 });
     node.hear_from_there(launched("6", epoch, 6, 5));
     let published = node.published_there();
-    assert_eq!(published, [Envelope::Nudged { user: 1, number: 5 }, answer(6, Fate::Delivered)]);
+    assert_eq!(published, [Envelope::Nudged { user: 1, number: 5 }, answer(6, Delivery::Delivered)]);
     assert_texts(&node.sent, &["1", "6"]);
 }
 
@@ -1357,7 +1357,7 @@ fn what_is_for_a_session_that_is_not_there_goes_back_and_nobody_waits_for_its_nu
     let (mut node, _, epoch) = with_somebody_here();
     node.hear_from_there(launched("1", epoch + 1, 1, 0));
     node.hear_from_there(Envelope::Nudge { user: 1, epoch: epoch + 1, number: 2 });
-    assert_eq!(node.published_there(), [answer(1, Fate::Gone), Envelope::Nudged { user: 1, number: 2 }]);
+    assert_eq!(node.published_there(), [answer(1, Delivery::Gone), Envelope::Nudged { user: 1, number: 2 }]);
     assert!(node.sent.is_empty() && node.jobs.is_empty(), "{:?}, {:?}", node.sent, node.jobs);
 }
 
@@ -1373,7 +1373,7 @@ fn a_nudge_is_answered_when_all_before_it_is_stored_and_nobody_waits_for_the_rea
     assert_texts(&stored_by(&node.waiting[0].op), &["queued"]);
     node.wait_no_more();
     let published = node.published_there();
-    assert_eq!(published[..2], [answer(1, Fate::Stored), Envelope::Nudged { user: 1, number: 2 }], "{published:?}");
+    assert_eq!(published[..2], [answer(1, Delivery::Stored), Envelope::Nudged { user: 1, number: 2 }], "{published:?}");
     // The store is read before what came behind the nudge.
     node.read(conn);
     node.pass(Duration::from_secs(1));
@@ -1389,10 +1389,10 @@ fn what_the_store_refuses_of_another_node_keeps_the_rest_of_it_out_until_a_nudge
     node.store_is_away = true;
     node.falls_behind(conn);
     node.store_is_away = false;
-    let refused = Fate::Failed(chat_server::wire::Errno::StoreUnavailable);
+    let refused = Delivery::Failed(chat_server::wire::Errno::StoreUnavailable);
     assert_eq!(node.published_there(), [answer(1, refused), answer(2, refused)]);
     node.hear_from_there(launched("3", epoch, 3, 2));
-    assert_eq!(node.published_there(), [answer(3, Fate::Gone)]);
+    assert_eq!(node.published_there(), [answer(3, Delivery::Gone)]);
     node.hear_from_there(Envelope::Nudge { user: 1, epoch, number: 4 });
     node.hear_from_there(launched("5", epoch, 5, 4));
     node.read(conn);

@@ -59,7 +59,7 @@ pub struct Addressee {
 
 /// What became of a message for one user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Fate {
+pub enum Delivery {
     /// The kernel took its last byte for the recipient's connection.
     Delivered,
     /// It is committed to the store.
@@ -75,7 +75,7 @@ pub enum Fate {
 pub struct Answered {
     pub user: UserId,
     pub number: u64,
-    pub fate: Fate,
+    pub delivery: Delivery,
 }
 
 /// The order of the variants is part of the encoding: see the [module](self).
@@ -340,16 +340,16 @@ mod tests {
         Addressee { user, epoch, number: 9, after: 7 }
     }
 
-    fn answered(user: UserId, fate: Fate) -> Answered {
-        Answered { user, number: 300, fate }
+    fn answered(user: UserId, delivery: Delivery) -> Answered {
+        Answered { user, number: 300, delivery }
     }
 
     /// One of each kind, by its number.
     fn all() -> Vec<(u8, Envelope)> {
-        let fates = [Fate::Delivered, Fate::Stored, Fate::Failed(Errno::NoSuchUser), Fate::Gone];
+        let fates = [Delivery::Delivered, Delivery::Stored, Delivery::Failed(Errno::NoSuchUser), Delivery::Gone];
         vec![
             (0, Envelope::Chat { body: b"{\"msg\":\"x\"}"[..].into(), to: vec![to(1, 2), to(u32::MAX, u64::MAX)] }),
-            (1, Envelope::Answer(fates.map(|fate| answered(5, fate)).to_vec())),
+            (1, Envelope::Answer(fates.map(|delivery| answered(5, delivery)).to_vec())),
             (2, Envelope::Nudge { user: 1, epoch: 2, number: 3 }),
             (3, Envelope::Nudged { user: 1, number: 3 }),
             (4, Envelope::Joined { group: 1, user: 2, ticket: TICKET }),
@@ -395,8 +395,8 @@ mod tests {
         assert_eq!(payload(&[]), header);
         let chat = Envelope::Chat { body: b"{}"[..].into(), to: vec![to(300, 2)] };
         assert_eq!(bytes(chat), [10, 0, 0, 0, 0, 2, b'{', b'}', 1, 0xac, 2, 2, 9, 7]);
-        let fates = [Fate::Delivered, Fate::Stored, Fate::Failed(Errno::Busy), Fate::Gone];
-        let answers = fates.map(|fate| Answered { user: 5, number: 6, fate });
+        let fates = [Delivery::Delivered, Delivery::Stored, Delivery::Failed(Errno::Busy), Delivery::Gone];
+        let answers = fates.map(|delivery| Answered { user: 5, number: 6, delivery });
         let answers = bytes(Envelope::Answer(answers.to_vec()));
         assert_eq!(answers, [15, 0, 0, 0, 1, 4, 5, 6, 0, 5, 6, 1, 5, 6, 2, 20, 5, 6, 3]);
         assert_eq!(bytes(Envelope::Nudge { user: 1, epoch: 2, number: 300 }), [5, 0, 0, 0, 2, 1, 2, 0xac, 2]);
@@ -490,7 +490,7 @@ mod tests {
         let homes = Homes::new(7, 3);
         let users = [1, 2, 3, 4, 5, 6, 7, 8];
         let chat = Envelope::Chat { body: b"{}"[..].into(), to: users.map(|user| to(user, 2)).to_vec() };
-        let answer = Envelope::Answer(users.map(|user| answered(user, Fate::Gone)).to_vec());
+        let answer = Envelope::Answer(users.map(|user| answered(user, Delivery::Gone)).to_vec());
         for envelope in [chat, answer] {
             let mut seen = Vec::new();
             let mut last = None;
@@ -511,7 +511,7 @@ mod tests {
         for user in users {
             let home = vec![homes.of_user(user)];
             assert_eq!(of(Envelope::Chat { body: b"{}"[..].into(), to: vec![to(user, 1)] }), home);
-            assert_eq!(of(Envelope::Answer(vec![answered(user, Fate::Stored)])), home);
+            assert_eq!(of(Envelope::Answer(vec![answered(user, Delivery::Stored)])), home);
             assert_eq!(of(Envelope::Nudge { user, epoch: 1, number: 2 }), home);
             assert_eq!(of(Envelope::Nudged { user, number: 2 }), home);
             assert_eq!(of(Envelope::Joined { group: user, user: 1, ticket: TICKET }), [homes.of_group(user)]);

@@ -5,14 +5,14 @@
 //! its events come through the [`Listener`] that it was made with. Nothing on it is certain:
 //! what must arrive is confirmed by its recipient, or stored.
 
-pub mod alone;
 pub mod envelope;
+pub mod local;
 pub mod redis;
 
 use std::sync::Arc;
 
-pub use alone::Alone;
-pub use envelope::{Addressee, Answered, Envelope, Fate, Ticket};
+pub use envelope::{Addressee, Answered, Delivery, Envelope, Ticket};
+pub use local::Local;
 
 use crate::home::Homes;
 use crate::store::{NodeId, UserId};

@@ -96,7 +96,7 @@ enum NoPlace {
 
 /// Why the acceptor does not accept although clients may wait. Each state names what ends it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum AcceptState {
     /// The listener was drained; its next event.
     Waiting,
     /// The budget of a turn was used up; the next turn.
@@ -115,7 +115,7 @@ pub struct Acceptor<H: Types> {
     common: CommonPlace,
     admission: Admission,
     stop: Arc<AtomicBool>,
-    state: State,
+    state: AcceptState,
     /// What is lacking now has been logged.
     complained: bool,
     crowd: Crowd,
@@ -161,7 +161,7 @@ impl<H: Types> Acceptor<H> {
             common: CommonPlace::default(),
             admission,
             stop,
-            state: State::Ready,
+            state: AcceptState::Ready,
             complained: false,
             crowd: Crowd::default(),
             looked: Instant::now(),
@@ -180,23 +180,23 @@ impl<H: Types> Acceptor<H> {
         let mut events = Events::with_capacity(16);
         while !self.stop.load(Ordering::SeqCst) {
             let timeout = match self.state {
-                State::Ready => Duration::ZERO,
-                State::Waiting => Duration::from_secs(1),
-                State::Failed { until } => until.saturating_duration_since(Instant::now()),
+                AcceptState::Ready => Duration::ZERO,
+                AcceptState::Waiting => Duration::from_secs(1),
+                AcceptState::Failed { until } => until.saturating_duration_since(Instant::now()),
             };
             match self.poll.poll(&mut events, Some(timeout)) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
                 _ => {}
             }
-            if events.iter().any(|event| event.token() == LISTENER) && self.state == State::Waiting {
-                self.state = State::Ready;
+            if events.iter().any(|event| event.token() == LISTENER) && self.state == AcceptState::Waiting {
+                self.state = AcceptState::Ready;
             }
             let now = Instant::now();
             self.resume(now)?;
             self.tidy(now);
-            if self.state == State::Ready {
+            if self.state == AcceptState::Ready {
                 self.state = self.accept_some();
-                if let State::Failed { .. } = self.state {
+                if let AcceptState::Failed { .. } = self.state {
                     self.counts.pauses.add(1);
                     self.poll.registry().deregister(&mut self.listener)?;
                 }
@@ -218,16 +218,16 @@ impl<H: Types> Acceptor<H> {
     /// Ends a state whose cause is gone.
     fn resume(&mut self, now: Instant) -> io::Result<()> {
         match self.state {
-            State::Failed { until } if until <= now => {
+            AcceptState::Failed { until } if until <= now => {
                 self.poll.registry().register(&mut self.listener, LISTENER, Interest::READABLE)?;
-                self.state = State::Ready;
+                self.state = AcceptState::Ready;
             }
             _ => {}
         }
         Ok(())
     }
 
-    fn accept_some(&mut self) -> State {
+    fn accept_some(&mut self) -> AcceptState {
         for _ in 0..ACCEPT_BUDGET {
             match self.listener.accept() {
                 Ok((stream, peer)) => {
@@ -242,18 +242,18 @@ impl<H: Types> Acceptor<H> {
                     }
                 }
                 Err(error) => match error.kind() {
-                    io::ErrorKind::WouldBlock => return State::Waiting,
+                    io::ErrorKind::WouldBlock => return AcceptState::Waiting,
                     io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset => {}
                     _ => {
                         if !std::mem::replace(&mut self.complained, true) {
                             log::warn!("cannot accept: {error}; trying again every {} ms", RETRY.as_millis());
                         }
-                        return State::Failed { until: Instant::now() + RETRY };
+                        return AcceptState::Failed { until: Instant::now() + RETRY };
                     }
                 },
             }
         }
-        State::Ready
+        AcceptState::Ready
     }
 
     fn admit(&self, peer: SocketAddr) -> Result<ConnectionSlot, NoPlace> {

@@ -10,7 +10,7 @@ use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 
 use super::id::ConnId;
-use super::outbox::{Outbox, Progress};
+use super::outbox::{Outbox, WriteResult};
 use super::pressure::Pressure;
 use super::reason::CloseReason;
 use super::slot::ConnectionSlot;
@@ -161,11 +161,11 @@ impl<H: Types> Connection<H> {
 
     /// Writes its queue as far as the socket takes it; of a paced connection, one message. `tags` receives the tags of
     /// the messages that were written whole.
-    pub fn write(&mut self, tags: &mut Vec<H::Tag>) -> io::Result<Progress> {
+    pub fn write(&mut self, tags: &mut Vec<H::Tag>) -> io::Result<WriteResult> {
         loop {
-            let Some(outbox) = &mut self.output.outbox else { return Ok(Progress::Empty) };
+            let Some(outbox) = &mut self.output.outbox else { return Ok(WriteResult::Empty) };
             match outbox.write_to(&mut self.stream, tags) {
-                Ok(Progress::Boundary) if self.output.pace == Pace::Unpaced => {}
+                Ok(WriteResult::Boundary) if self.output.pace == Pace::Unpaced => {}
                 other => return other,
             }
         }

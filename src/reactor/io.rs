@@ -15,7 +15,7 @@ use super::connection::{Connection, Life, PACE, Pace};
 use super::counts::ReactorCounts;
 use super::id::{ConnId, ConnIds, ConnMap};
 use super::mailbox::{Mail, Mailbox, Moving};
-use super::outbox::{Manner, Message, Outbox, Unwritten};
+use super::outbox::{Message, Outbox, SendOptions, Unwritten};
 use super::pressure::{Anew, Limits, Marks, SLOW_CONSUMER, STALLED};
 use super::reason::CloseReason;
 use super::timers::Timers;
@@ -181,7 +181,7 @@ impl<H: Types> Io<H> {
         }
         let output = &mut connection.output;
         let outbox = output.outbox.get_or_insert_with(|| self.spare.pop().unwrap_or_default());
-        let alone = message.manner.alone || output.pace != Pace::Unpaced;
+        let own_write = message.options.own_write || output.pace != Pace::Unpaced;
         self.counts.queued.add(message.body.bytes().len() + message.terminator.len());
         if message.tag.is_some() {
             match connection.pressure.queued_anew() {
@@ -196,7 +196,7 @@ impl<H: Types> Io<H> {
                 Anew::Watch | Anew::Nothing => {}
             }
         }
-        outbox.push(message.body, message.terminator, message.tag, Manner { alone, ..message.manner });
+        outbox.push(message.body, message.terminator, message.tag, SendOptions { own_write, ..message.options });
         if connection.pressure.is_news(outbox.counted(), self.limits.high_water, self.limits.hard) {
             self.over.push(conn);
         }

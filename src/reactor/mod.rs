@@ -66,7 +66,7 @@ pub use handler::{Handler, Taken};
 pub use id::{ConnId, ConnIds, ConnMap};
 pub use io::Io;
 pub use mailbox::{Mail, Mailbox, Moving, mailboxes};
-pub use outbox::{Body, Manner, Message, Outbox, Progress, Unwritten};
+pub use outbox::{Body, Message, Outbox, SendOptions, Unwritten, WriteResult};
 pub use pressure::Limits;
 pub use reason::{CloseReason, Mark, Reason};
 pub use slot::ConnectionSlot;

@@ -42,7 +42,7 @@ pub struct Outbox<T> {
     /// What is queued and not written, in bytes.
     bytes: usize,
     /// The part of `bytes` that does not count towards the high-water mark.
-    exempt: usize,
+    uncounted: usize,
     /// Messages that are not simply the next bytes of `copied`: shared ones, and those that stand
     /// alone.
     special: usize,
@@ -61,25 +61,25 @@ struct Queued<T> {
     len: u32,
     terminator: &'static [u8],
     /// Leaves in a write of its own.
-    alone: bool,
+    own_write: bool,
     /// Does not count towards the high-water mark.
-    exempt: bool,
+    uncounted: bool,
     tag: Option<T>,
 }
 
 impl<T> Queued<T> {
     fn is_special(&self) -> bool {
-        self.shared.is_some() || self.alone
+        self.shared.is_some() || self.own_write
     }
 }
 
 /// How one message differs from others in the queue.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Manner {
+pub struct SendOptions {
     /// It leaves in a write of its own, for clients that lose what shares a segment.
-    pub alone: bool,
+    pub own_write: bool,
     /// It does not count towards the high-water mark.
-    pub exempt: bool,
+    pub uncounted: bool,
 }
 
 /// One message to be written.
@@ -90,13 +90,13 @@ pub struct Message<'a, T> {
     /// Comes back through [`Handler::written`](super::Handler::written) once the kernel has taken the last byte, or
     /// through [`Handler::closed`](super::Handler::closed) if it never does.
     pub tag: Option<T>,
-    pub manner: Manner,
+    pub options: SendOptions,
 }
 
 impl<'a, T> Message<'a, T> {
     /// Bytes as they are, with no terminator and no tag.
     pub fn plain(bytes: &'a [u8]) -> Self {
-        Message { body: Body::Borrowed(bytes), terminator: b"", tag: None, manner: Manner::default() }
+        Message { body: Body::Borrowed(bytes), terminator: b"", tag: None, options: SendOptions::default() }
     }
 
     /// The same of bytes that many connections are sent.
@@ -117,7 +117,7 @@ pub struct Unwritten<T> {
 
 /// How far one call of [`Outbox::write_to`] came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Progress {
+pub enum WriteResult {
     /// All is written.
     Empty,
     /// The socket takes no more; its writable event goes on.
@@ -134,7 +134,7 @@ impl<T> Default for Outbox<T> {
             copied_head: 0,
             written: 0,
             bytes: 0,
-            exempt: 0,
+            uncounted: 0,
             special: 0,
             progress: None,
             over_since: None,
@@ -145,8 +145,8 @@ impl<T> Default for Outbox<T> {
 impl<T> Outbox<T> {
     /// Appends a message and its terminator. An empty one with a tag is a barrier: it counts as
     /// written when all before it is.
-    pub fn push(&mut self, body: Body<'_>, terminator: &'static [u8], tag: Option<T>, manner: Manner) {
-        let Manner { alone, exempt } = manner;
+    pub fn push(&mut self, body: Body<'_>, terminator: &'static [u8], tag: Option<T>, options: SendOptions) {
+        let SendOptions { own_write, uncounted } = options;
         let shared = match body {
             Body::Shared(bytes) if bytes.len() >= COPY_BELOW => Some(Arc::clone(bytes)),
             _ => None,
@@ -158,8 +158,8 @@ impl<T> Outbox<T> {
             self.copied.extend_from_slice(terminator);
         }
         self.bytes += len;
-        if exempt {
-            self.exempt += len;
+        if uncounted {
+            self.uncounted += len;
         }
         // An untagged message is never asked for again, so it joins its untagged neighbour.
         if let Some(last) = self.messages.back_mut()
@@ -167,15 +167,15 @@ impl<T> Outbox<T> {
             && last.shared.is_none()
             && last.tag.is_none()
             && tag.is_none()
-            && !last.alone
-            && !last.exempt
-            && manner == Manner::default()
+            && !last.own_write
+            && !last.uncounted
+            && options == SendOptions::default()
             && let Ok(joined) = u32::try_from(last.len as usize + len)
         {
             last.len = joined;
             return;
         }
-        let message = Queued { shared, len: len as u32, terminator, alone, exempt, tag };
+        let message = Queued { shared, len: len as u32, terminator, own_write, uncounted, tag };
         self.special += usize::from(message.is_special());
         self.messages.push_back(message);
     }
@@ -187,7 +187,7 @@ impl<T> Outbox<T> {
 
     /// Bytes that count towards the high-water mark.
     pub fn counted(&self) -> usize {
-        self.bytes - self.exempt
+        self.bytes - self.uncounted
     }
 
     pub fn is_empty(&self) -> bool {
@@ -196,10 +196,10 @@ impl<T> Outbox<T> {
 
     /// Writes until all is gone, the socket is full, or a message that stands alone was written.
     /// The tags of messages that were written whole are appended to `done`.
-    pub fn write_to(&mut self, socket: &mut impl Write, done: &mut Vec<T>) -> io::Result<Progress> {
+    pub fn write_to(&mut self, socket: &mut impl Write, done: &mut Vec<T>) -> io::Result<WriteResult> {
         self.finish_written(0, done); // barriers at the front
         while !self.messages.is_empty() {
-            let alone = self.messages[0].alone;
+            let own_write = self.messages[0].own_write;
             let (offered, wrote) = self.offer(socket);
             match wrote {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -212,16 +212,16 @@ impl<T> Outbox<T> {
                         // A short write means a full socket, yet only WouldBlock promises an event.
                         continue;
                     }
-                    if alone {
-                        return Ok(Progress::Boundary);
+                    if own_write {
+                        return Ok(WriteResult::Boundary);
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Progress::Blocked),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(WriteResult::Blocked),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(Progress::Empty)
+        Ok(WriteResult::Empty)
     }
 
     /// One write. Returns how many bytes it was offered, and took.
@@ -250,7 +250,7 @@ impl<T> Outbox<T> {
         let mut skip = self.written;
         let mut room = true;
         for (i, message) in self.messages.iter().enumerate() {
-            if !room || (message.alone && i > 0) {
+            if !room || (message.own_write && i > 0) {
                 break;
             }
             let len = message.len as usize;
@@ -273,7 +273,7 @@ impl<T> Outbox<T> {
                 }
             }
             skip = 0;
-            if message.alone {
+            if message.own_write {
                 break;
             }
         }
@@ -291,8 +291,8 @@ impl<T> Outbox<T> {
             let of_first = n.min(len - self.written);
             n -= of_first;
             self.written += of_first;
-            if first.exempt {
-                self.exempt -= of_first;
+            if first.uncounted {
+                self.uncounted -= of_first;
             }
             if self.written < len {
                 break;
@@ -349,8 +349,8 @@ impl<T> Outbox<T> {
                 kept.copied.extend_from_slice(&self.copied[start..start + len]);
             }
             kept.bytes += len - begun;
-            if message.exempt {
-                kept.exempt += len - begun;
+            if message.uncounted {
+                kept.uncounted += len - begun;
             }
             kept.special += usize::from(message.is_special());
             kept.messages.push_back(message);
@@ -404,10 +404,10 @@ mod tests {
         }
     }
 
-    const PLAIN: Manner = Manner { alone: false, exempt: false };
+    const PLAIN: SendOptions = SendOptions { own_write: false, uncounted: false };
 
-    fn alone(alone: bool) -> Manner {
-        Manner { alone, ..PLAIN }
+    fn own_write(own_write: bool) -> SendOptions {
+        SendOptions { own_write, ..PLAIN }
     }
 
     fn text(pieces: &[Vec<u8>]) -> Vec<u8> {
@@ -427,7 +427,7 @@ mod tests {
             expected.push(b'\n');
         }
         let (mut socket, mut done) = (Socket { room: usize::MAX, ..Socket::default() }, Vec::new());
-        assert_eq!(outbox.write_to(&mut socket, &mut done).unwrap(), Progress::Empty);
+        assert_eq!(outbox.write_to(&mut socket, &mut done).unwrap(), WriteResult::Empty);
         assert_eq!((socket.got.len(), done), (1, (0..10).collect()));
         assert_eq!(text(&socket.got), expected);
     }
@@ -439,7 +439,7 @@ mod tests {
             let (mut outbox, mut expected) = (Outbox::default(), Vec::new());
             for i in 0..6 {
                 let body = if i % 3 == 1 { Body::Shared(&big) } else { Body::Borrowed(b"0123456") };
-                outbox.push(body.clone(), b"\r\n", (i % 2 == 0).then_some(i), alone(i == 4));
+                outbox.push(body.clone(), b"\r\n", (i % 2 == 0).then_some(i), own_write(i == 4));
                 expected.extend_from_slice(match &body {
                     Body::Borrowed(bytes) => bytes,
                     Body::Shared(bytes) => bytes,
@@ -448,7 +448,7 @@ mod tests {
             }
             let (mut socket, mut done) = (Socket { room: cut, ..Socket::default() }, Vec::new());
             let mut turns = 0;
-            while outbox.write_to(&mut socket, &mut done).unwrap() != Progress::Empty {
+            while outbox.write_to(&mut socket, &mut done).unwrap() != WriteResult::Empty {
                 socket.room += 700;
                 turns += 1;
                 assert!(turns < 20);
@@ -461,11 +461,11 @@ mod tests {
     fn a_message_that_stands_alone_shares_its_write_with_nobody() {
         let mut outbox: Outbox<()> = Outbox::default();
         for (text, is_alone) in [("a", false), ("b", false), ("ACK", true), ("c", false), ("d", false)] {
-            outbox.push(Body::Borrowed(text.as_bytes()), b"", None, alone(is_alone));
+            outbox.push(Body::Borrowed(text.as_bytes()), b"", None, own_write(is_alone));
         }
         let (mut socket, mut done) = (Socket { room: 100, ..Socket::default() }, Vec::new());
-        assert_eq!(outbox.write_to(&mut socket, &mut done).unwrap(), Progress::Boundary);
-        assert_eq!(outbox.write_to(&mut socket, &mut done).unwrap(), Progress::Empty);
+        assert_eq!(outbox.write_to(&mut socket, &mut done).unwrap(), WriteResult::Boundary);
+        assert_eq!(outbox.write_to(&mut socket, &mut done).unwrap(), WriteResult::Empty);
         assert_eq!(socket.got, [b"ab".to_vec(), b"ACK".to_vec(), b"cd".to_vec()]);
     }
 
@@ -477,12 +477,12 @@ mod tests {
             outbox.push(Body::Borrowed(b"ack"), b"\n", None, PLAIN);
         }
         let (mut socket, mut done) = (Socket { room: 3, ..Socket::default() }, Vec::new());
-        assert_eq!(outbox.write_to(&mut socket, &mut done).unwrap(), Progress::Blocked);
+        assert_eq!(outbox.write_to(&mut socket, &mut done).unwrap(), WriteResult::Blocked);
         let recalled = outbox.recall(|tag| *tag != 2);
         let seen: Vec<_> = recalled.iter().map(|m| (m.tag, &*m.body, m.begun)).collect();
         assert_eq!(seen, [(0, &b"message0"[..], true), (1, b"message1", false), (3, b"message3", false)]);
         socket.room = usize::MAX;
-        assert_eq!(outbox.write_to(&mut socket, &mut done).unwrap(), Progress::Empty);
+        assert_eq!(outbox.write_to(&mut socket, &mut done).unwrap(), WriteResult::Empty);
         assert_eq!(text(&socket.got), b"message0\nack\nack\nmessage2\nack\nack\n");
         assert_eq!((done, outbox.counted()), (vec![0, 2], 0));
     }
@@ -496,10 +496,10 @@ mod tests {
         assert_eq!(done, [1]);
         outbox.push(Body::Borrowed(b"abc"), b"", Some(2), PLAIN);
         outbox.push(Body::Borrowed(b""), b"", Some(3), PLAIN);
-        assert_eq!(outbox.write_to(&mut socket, &mut done).unwrap(), Progress::Blocked);
+        assert_eq!(outbox.write_to(&mut socket, &mut done).unwrap(), WriteResult::Blocked);
         assert_eq!(done, [1]);
         socket.room = 1;
-        assert_eq!(outbox.write_to(&mut socket, &mut done).unwrap(), Progress::Empty);
+        assert_eq!(outbox.write_to(&mut socket, &mut done).unwrap(), WriteResult::Empty);
         assert_eq!(done, [1, 2, 3]);
     }
 
@@ -507,7 +507,7 @@ mod tests {
     fn exempt_bytes_do_not_count_wherever_they_stand() {
         let mut outbox = Outbox::default();
         outbox.push(Body::Borrowed(b"chat"), b"", Some(1), PLAIN);
-        outbox.push(Body::Borrowed(&[b'r'; 1000]), b"", Some(2), Manner { exempt: true, ..PLAIN });
+        outbox.push(Body::Borrowed(&[b'r'; 1000]), b"", Some(2), SendOptions { uncounted: true, ..PLAIN });
         outbox.push(Body::Borrowed(b"more"), b"", Some(3), PLAIN);
         assert_eq!((outbox.counted(), outbox.len()), (8, 1008));
         let mut socket = Socket { room: 104, ..Socket::default() };

@@ -26,7 +26,7 @@
 //!
 //! | mark | value | what counts |
 //! | --- | --- | --- |
-//! | soft | [`Limits::high_water`] | messages that are not [`Manner::exempt`](super::Manner::exempt) |
+//! | soft | [`Limits::high_water`] | messages that are not [`SendOptions::uncounted`](super::SendOptions::uncounted) |
 //! | hard | [`Limits::hard`] | the same |
 //! | soft, while all queues together hold more than [`Limits::total`] | an equal share of `total`, or `high_water` if that is less | all messages |
 //! | hard, while they hold more than twice as much | an equal share of `total` | all messages |

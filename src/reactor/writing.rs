@@ -7,7 +7,7 @@ use super::event_loop::Running;
 use super::handler::Handler;
 use super::id::ConnId;
 use super::io::{LINGER, LoopTimer, set_close_by};
-use super::outbox::Progress;
+use super::outbox::WriteResult;
 use super::pressure::{Pressure, STALLED};
 use super::reason::CloseReason;
 
@@ -78,8 +78,8 @@ impl<H: Handler> Running<H> {
         if let Err(error) = &result {
             log::debug!("{id}: {error}");
         }
-        self.note_written(id, matches!(result, Ok(Progress::Blocked)), written > 0);
-        let is_drained = matches!(result, Ok(Progress::Empty)) && self.note_empty(id);
+        self.note_written(id, matches!(result, Ok(WriteResult::Blocked)), written > 0);
+        let is_drained = matches!(result, Ok(WriteResult::Empty)) && self.note_empty(id);
         if result.is_err() {
             self.io.kill(id, CloseReason::SocketError);
         }

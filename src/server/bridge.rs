@@ -80,12 +80,12 @@ impl Bridge {
         let mut wound_up = false;
         for effect in list.drain(..) {
             match effect {
-                Effect::Send { conn, body, framing, tag, manner } => {
+                Effect::Send { conn, body, framing, tag, options } => {
                     let body = match &body {
                         Payload::Own(range) => Body::Borrowed(&bytes[range.clone()]),
                         Payload::Shared(bytes) => Body::Shared(bytes),
                     };
-                    io.send(conn, Message { body, terminator: framing.terminator(), tag, manner });
+                    io.send(conn, Message { body, terminator: framing.terminator(), tag, options });
                 }
                 Effect::Pause(conn) => io.pause(conn),
                 Effect::Resume(conn) => io.resume(conn),
@@ -323,10 +323,10 @@ impl Worker for StoreWorker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bus::{Answered, Fate};
+    use crate::bus::{Answered, Delivery};
 
     fn answer(node: u64, number: u64) -> BusOp {
-        BusOp::ToNode(NodeId(node), Envelope::Answer(vec![Answered { user: 1, number, fate: Fate::Stored }]))
+        BusOp::ToNode(NodeId(node), Envelope::Answer(vec![Answered { user: 1, number, delivery: Delivery::Stored }]))
     }
 
     #[test]

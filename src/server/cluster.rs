@@ -25,7 +25,7 @@ use crate::config::Config;
 use crate::store::NodeId;
 use crate::store::mysql::Lock;
 
-/// A node that is part of the cluster: it hears the others, has a lease, and is listed in the store's roll. Its threads
+/// A node that is part of the cluster: it hears the others, has a lease, and is listed in the store's membership. Its threads
 /// are not started yet.
 pub(super) struct Joined {
     keeper: LeaseKeeper,
@@ -49,7 +49,7 @@ impl Joined {
         listener: impl FnOnce(Sender<Notice>) -> BusListener,
     ) -> Result<Joined> {
         let node = *node;
-        let roll = || store.roll().context("no nodes can share this store");
+        let membership = || store.membership().context("no nodes can share this store");
         let dialect = config.dialect.as_deref().map(str::parse).transpose().context("--dialect cannot be read")?;
         let setup = Setup { dialect: dialect.unwrap_or_default(), ..Setup::default() };
         let (tell_reaper, notices) = unbounded();
@@ -69,14 +69,14 @@ impl Joined {
                 reaper: tell_reaper,
             },
             lookout: Lookout {
-                roll: roll()?,
+                membership: membership()?,
                 bus: Arc::clone(&bus),
                 validity: Arc::clone(&validity),
                 buried: BTreeSet::new(),
             },
             reaper: Reaper {
                 own: node,
-                roll: roll()?,
+                membership: membership()?,
                 bus,
                 validity,
                 reaping: Reaping::new(node),
@@ -89,9 +89,9 @@ impl Joined {
         };
         // So that it has come back by the time that the lease is renewed.
         joined.keeper.bus.beat();
-        // The lease comes before the roll: a node that is listed there without a lease is dead.
+        // The lease comes before the membership: a node that is listed there without a lease is dead.
         joined.keeper.take()?;
-        joined.lookout.roll.enlist()?;
+        joined.lookout.membership.enlist()?;
         if let Some(lock) = lock {
             joined.check_cluster(lock)?;
         }
@@ -104,7 +104,7 @@ impl Joined {
     fn check_cluster(&mut self, lock: &mut Lock) -> Result<()> {
         let begun = Instant::now();
         loop {
-            let nodes: Vec<NodeId> = self.lookout.roll.nodes()?.iter().map(|entry| entry.node).collect();
+            let nodes: Vec<NodeId> = self.lookout.membership.nodes()?.iter().map(|entry| entry.node).collect();
             let living = lock.living(&nodes)?;
             if living.is_empty() || !self.keeper.leases.look(&nodes)?.living.is_empty() {
                 return Ok(());

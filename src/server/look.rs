@@ -15,7 +15,7 @@ use super::complaints::Complaints;
 use super::validity::Validity;
 use crate::bus::redis::RedisBus;
 use crate::clock::since_boot;
-use crate::store::{NodeId, Roll, StoreError};
+use crate::store::{Membership, NodeId, StoreError};
 
 /// A glance begins when the node may act for no longer than this.
 const AHEAD: Duration = Duration::from_millis(700);
@@ -23,7 +23,7 @@ const AHEAD: Duration = Duration::from_millis(700);
 const PAUSE: Duration = Duration::from_millis(250);
 
 pub(super) struct Lookout {
-    pub roll: Box<dyn Roll>,
+    pub membership: Box<dyn Membership>,
     pub bus: Arc<RedisBus>,
     pub validity: Arc<Validity>,
     /// Other nodes that were marked at the last look.
@@ -61,7 +61,7 @@ impl Lookout {
     }
 
     fn glance(&mut self, begun: Duration) -> Result<(), StoreError> {
-        self.roll.glance()?;
+        self.membership.glance()?;
         self.validity.glanced(begun);
         Ok(())
     }
@@ -71,7 +71,7 @@ impl Lookout {
     /// # Errors
     /// [`StoreError::Marked`]: this node is marked as dead.
     pub fn look(&mut self, begun: Duration) -> Result<(), StoreError> {
-        let marked: BTreeSet<NodeId> = self.roll.look()?.into_iter().collect();
+        let marked: BTreeSet<NodeId> = self.membership.look()?.into_iter().collect();
         self.validity.looked(begun);
         for node in marked.difference(&self.buried) {
             self.bus.bury(*node, None);

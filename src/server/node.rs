@@ -21,7 +21,7 @@ use super::ending::{self, Hurried, Hurry, Remains, Unfinished};
 use super::monitor::Sources;
 use super::opened::Opened;
 use super::threads::{thread, vital_thread};
-use crate::bus::{Alone, Bus};
+use crate::bus::{Bus, Local};
 use crate::config::Config;
 use crate::home::Homes;
 use crate::password::Hasher;
@@ -137,7 +137,7 @@ impl Ready {
                 (joined.bus(), Some(joined))
             }
             // A node that is alone is sent no confirmations, so its listener needs no reaper.
-            None => (Arc::new(Alone::new(Arc::new(listener(bounded(0).0)))), None),
+            None => (Arc::new(Local::new(Arc::new(listener(bounded(0).0)))), None),
         };
         Ok(Ready { opened, polls, mailboxes, bus, joined })
     }
@@ -233,7 +233,7 @@ fn settings(lasting: &Lasting, node: NodeId, lanes: usize) -> Settings {
         high_water: config.high_water,
         lanes,
         legacy_client: config.legacy_client,
-        alone: config.redis.is_none(),
+        single_node: config.redis.is_none(),
         mixed: config.mixed,
         proxies: config.proxies.clone().into(),
         limits: service::Limits {

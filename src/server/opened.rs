@@ -35,8 +35,8 @@ impl Opened {
             StoreUrl::Sqlite(path) => (Arc::new(SqliteStore::open(Path::new(path), node, quotas)?), None),
             StoreUrl::MySql(url) => {
                 let (url, charset, mixed) = (url.reveal().to_owned(), config.mysql_charset.clone(), config.mixed);
-                let alone = config.redis.is_none();
-                let store = MySqlStore::open(mysql::Options { url, node, charset, mixed, alone, quotas })?;
+                let single_node = config.redis.is_none();
+                let store = MySqlStore::open(mysql::Options { url, node, charset, mixed, single_node, quotas })?;
                 let lock = store.lock()?;
                 (Arc::new(store), Some(lock))
             }

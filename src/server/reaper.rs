@@ -27,14 +27,14 @@ use super::validity::Validity;
 use crate::bus::redis::RedisBus;
 use crate::bus::{Bus, BusOp, Envelope};
 use crate::clock::since_boot;
-use crate::store::{NodeId, Roll, StoreError};
+use crate::store::{Membership, NodeId, StoreError};
 
 /// A death that has not been freed for this long is reported in the log.
 const OVERDUE: Duration = Duration::from_secs(10);
 
 pub(super) struct Reaper {
     pub own: NodeId,
-    pub roll: Box<dyn Roll>,
+    pub membership: Box<dyn Membership>,
     pub bus: Arc<RedisBus>,
     pub validity: Arc<Validity>,
     pub reaping: Reaping,
@@ -80,24 +80,24 @@ impl Reaper {
         }
     }
 
-    /// Marks the nodes that were found without a lease, all of them even if one fails, and reads the roll.
+    /// Marks the nodes that were found without a lease, all of them even if one fails, and reads the membership.
     fn round(&mut self, missing: &[Suspect]) -> Result<(), StoreError> {
         if self.mixed {
-            let users = self.roll.reassert()?;
+            let users = self.membership.reassert()?;
             if users > 0 {
                 log::info!("{users} users of this node had been set offline by another node, and are online again");
             }
         }
         let suspects = self.reaping.missing(missing).into_iter();
         let marked = suspects.map(|suspect| self.mark(suspect)).fold(Ok(()), Result::and);
-        let entries = self.roll.nodes()?;
+        let entries = self.membership.nodes()?;
         self.reaping.read(&entries, since_boot());
         *self.suspects.lock().unwrap_or_else(PoisonError::into_inner) = self.reaping.suspects();
         marked
     }
 
     fn mark(&mut self, Suspect { node, looks }: Suspect) -> Result<(), StoreError> {
-        if self.roll.mark(node, looks)? {
+        if self.membership.mark(node, looks)? {
             log::warn!("node {node} is dead: its lease has expired");
             self.reaping.marked(node, since_boot());
         }
@@ -118,7 +118,7 @@ impl Reaper {
     }
 
     fn free(&mut self, node: NodeId) -> Result<(), StoreError> {
-        let users = self.roll.free(node)?;
+        let users = self.membership.free(node)?;
         // Another node may have been faster.
         let level = if users > 0 { log::Level::Info } else { log::Level::Debug };
         log::log!(level, "{users} users of the dead node {node} are offline");

@@ -61,7 +61,7 @@ impl Reaping {
         Reaping { own, living: BTreeMap::new(), dead: BTreeMap::new() }
     }
 
-    /// The roll was read.
+    /// The membership was read.
     pub fn read(&mut self, entries: &[Entry], now: Duration) {
         let others = || entries.iter().filter(|entry| entry.node != self.own);
         self.living = others().filter(|entry| !entry.marked).map(|entry| (entry.node, entry.looks)).collect();

@@ -16,8 +16,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::receipts::{Bounds, Receipt, Waiting};
-use crate::bus::Fate;
+use super::receipts::{Bounds, Receipt, Undelivered};
+use crate::bus::Delivery;
 use crate::store::{Kept, NodeId, Parcel, RowId, UserId};
 use crate::wire::Errno;
 
@@ -39,8 +39,8 @@ pub(super) enum Step {
     Forget(Vec<RowId>),
     /// The session is live: [`Step::Deliver`] follows for what was held.
     Live,
-    Deliver(Waiting),
-    Settle(Receipt, Fate),
+    Deliver(Undelivered),
+    Settle(Receipt, Delivery),
     /// The store has refused a message of this node: nothing more of it is taken until its next nudge.
     Fence(NodeId),
     Nudged(Nudger),
@@ -74,11 +74,11 @@ pub(super) struct Backlog {
     /// The connection's queue is being taken back: what is held stands behind that.
     recalling: bool,
     /// Oldest first.
-    held: VecDeque<Waiting>,
+    held: VecDeque<Undelivered>,
     /// When what is held is held no longer.
     until: Instant,
     /// What a job is storing.
-    storing: Vec<Waiting>,
+    storing: Vec<Undelivered>,
     /// Bytes in `held` and `storing`.
     bytes: usize,
     /// What is held is to be stored, as soon as no job is storing anything.
@@ -225,7 +225,7 @@ impl Backlog {
     }
 
     /// Takes a message. With more bytes than `most` it is held no longer.
-    pub fn hold(&mut self, message: Waiting, most: usize, cx: &mut Context) {
+    pub fn hold(&mut self, message: Undelivered, most: usize, cx: &mut Context) {
         self.bytes += message.body.len();
         self.held.push_back(message);
         if self.bytes > most || !self.is_in_time(cx.now) {
@@ -322,9 +322,12 @@ impl Backlog {
     pub fn parcels(&self) -> Vec<Parcel> {
         let half = usize::from(matches!(self.half, Some(Half::Storing(_)))).min(self.storing.len());
         let (half, rest) = self.storing.split_at(half);
-        let body = |message: &Waiting| Arc::clone(&message.body);
-        let parcel =
-            |messages: &[Waiting]| Parcel { to: self.user, messages: messages.iter().map(body).collect(), past: None };
+        let body = |message: &Undelivered| Arc::clone(&message.body);
+        let parcel = |messages: &[Undelivered]| Parcel {
+            to: self.user,
+            messages: messages.iter().map(body).collect(),
+            past: None,
+        };
         [half, rest].into_iter().filter(|messages| !messages.is_empty()).map(parcel).collect()
     }
 
@@ -345,7 +348,7 @@ impl Backlog {
         self.advance(cx);
     }
 
-    fn half_stored(&mut self, half: &Waiting, rest: Rest, kept: Option<Kept>, cx: &mut Context) {
+    fn half_stored(&mut self, half: &Undelivered, rest: Rest, kept: Option<Kept>, cx: &mut Context) {
         self.half = None;
         match (kept, rest) {
             (Some(Kept::Stored(row) | Kept::Past(row)), rest) => {
@@ -355,9 +358,9 @@ impl Backlog {
                     Rest::Written => cx.steps.push(Step::Forget(vec![row])),
                     Rest::Cut => {}
                 }
-                cx.steps.push(Step::Settle(half.receipt, Fate::Stored));
+                cx.steps.push(Step::Settle(half.receipt, Delivery::Stored));
             }
-            (_, Rest::Written) => cx.steps.push(Step::Settle(half.receipt, Fate::Delivered)),
+            (_, Rest::Written) => cx.steps.push(Step::Settle(half.receipt, Delivery::Delivered)),
             (kept, Rest::Cut) => self.refuse(half, errno(kept), cx),
             (kept, Rest::Waits) => {
                 self.half = Some(Half::Refused(errno(kept)));
@@ -366,7 +369,7 @@ impl Backlog {
         }
     }
 
-    fn rest_stored(&mut self, mut messages: Vec<Waiting>, kept: Option<Kept>, cx: &mut Context) {
+    fn rest_stored(&mut self, mut messages: Vec<Undelivered>, kept: Option<Kept>, cx: &mut Context) {
         let all = messages.len();
         // How many are stored, and how many of those behind them were refused.
         let (stored, refused) = match kept {
@@ -377,7 +380,7 @@ impl Backlog {
         };
         let untried = messages.split_off(refused);
         let failed = messages.split_off(stored);
-        cx.steps.extend(messages.iter().map(|message| Step::Settle(message.receipt, Fate::Stored)));
+        cx.steps.extend(messages.iter().map(|message| Step::Settle(message.receipt, Delivery::Stored)));
         self.flush |= !untried.is_empty();
         for message in untried.into_iter().rev() {
             self.bytes += message.body.len();
@@ -386,8 +389,8 @@ impl Backlog {
         failed.iter().for_each(|message| self.refuse(message, errno(kept), cx));
     }
 
-    fn refuse(&mut self, message: &Waiting, errno: Errno, cx: &mut Context) {
-        cx.steps.push(Step::Settle(message.receipt, Fate::Failed(errno)));
+    fn refuse(&mut self, message: &Undelivered, errno: Errno, cx: &mut Context) {
+        cx.steps.push(Step::Settle(message.receipt, Delivery::Failed(errno)));
         self.fence(message.receipt, cx);
     }
 
@@ -402,7 +405,7 @@ impl Backlog {
             first = false;
             if !stays {
                 *bytes -= message.body.len();
-                cx.steps.push(Step::Settle(message.receipt, Fate::Gone));
+                cx.steps.push(Step::Settle(message.receipt, Delivery::Gone));
             }
             stays
         });
@@ -418,7 +421,7 @@ impl Backlog {
 
     /// What was taken back from the connection's queue; `true`: some of it was written. It stands before all that
     /// is held. `has_half_row`: some of an offline message of a session that is ending was.
-    pub fn recalled(&mut self, messages: Vec<(Waiting, bool)>, has_half_row: bool, cx: &mut Context) {
+    pub fn recalled(&mut self, messages: Vec<(Undelivered, bool)>, has_half_row: bool, cx: &mut Context) {
         self.recalling = false;
         if has_half_row {
             self.half = Some(Half::Row);

@@ -25,7 +25,7 @@ pub(super) struct Client {
     pub user: Option<Box<LoggedIn>>,
     /// The user who was logged in and whose session is still ending.
     pub leaving: Option<UserId>,
-    /// Requests that are not settled: replies owed, and chats whose fate is open.
+    /// Requests that are not settled: replies owed, and chats whose delivery is open.
     pub pending: u32,
     /// Changes that its requests have made to what later ones read, and that are not settled: to
     /// friends, to groups, and to the users who are online.

@@ -11,7 +11,7 @@ use super::route::PATIENCE;
 use super::shard::Shard;
 use super::users::{Early, User};
 use super::{Answer, Effect, Then};
-use crate::bus::{Addressee, Answered, BusEvent, BusOp, Envelope, Fate, Ticket};
+use crate::bus::{Addressee, Answered, BusEvent, BusOp, Delivery, Envelope, Ticket};
 use crate::store::{NodeId, Outcome, StoreError, UserId, Write};
 use crate::wire::Request;
 
@@ -69,10 +69,10 @@ impl Shard {
                 }
             }
             Envelope::Answer(answers) => {
-                for Answered { user, number, fate } in answers {
+                for Answered { user, number, delivery } in answers {
                     let mut took = None;
                     self.with_route(user, |route, cx| {
-                        took = route.answered(number, fate, cx);
+                        took = route.answered(number, delivery, cx);
                     });
                     if let Some(took) = took {
                         self.counts.answers.observe(took);
@@ -111,7 +111,7 @@ impl Shard {
     pub(super) fn refuse_early(&mut self, user: UserId, early: Early) {
         match early {
             Early::Chat { from, number, .. } => {
-                self.settle(Receipt::Node { node: from, to: user, number }, Fate::Gone, false);
+                self.settle(Receipt::Node { node: from, to: user, number }, Delivery::Gone, false);
             }
             Early::Nudge { from, number } => {
                 self.fx.send_to_node(from, Envelope::Nudged { user, number });
@@ -129,7 +129,7 @@ impl Shard {
                 peer.last = number;
                 let receipt = Receipt::Node { node: from, to: user, number };
                 if peer.fenced {
-                    return self.settle(receipt, Fate::Gone, false);
+                    return self.settle(receipt, Delivery::Gone, false);
                 }
                 self.counts.from_nodes.add(1);
                 self.take(user, Text::Shared(body), receipt);
@@ -255,8 +255,8 @@ impl Shard {
         match self.questions.open.remove(&key) {
             Some(Question::Listeners(login)) => self.listeners_counted(login, count),
             Some(Question::Published { user, number }) => {
-                let fate = if matches!(count, Some(1..)) { Fate::Delivered } else { Fate::Gone };
-                self.with_route(user, |route, cx| _ = route.answered(number, fate, cx));
+                let delivery = if matches!(count, Some(1..)) { Delivery::Delivered } else { Delivery::Gone };
+                self.with_route(user, |route, cx| _ = route.answered(number, delivery, cx));
             }
             Some(join @ Question::Join { .. }) => _ = self.questions.open.insert(key, join),
             None => {}

@@ -7,13 +7,13 @@ use super::jobs::Stored;
 use super::letters::Timer;
 use super::limits::store_is_full;
 use super::questions::{Question, Waiter};
-use super::receipts::{Receipt, SessionId, Text, Waiting};
+use super::receipts::{Receipt, SessionId, Text, Undelivered};
 use super::route::{self, Context, Route};
 use super::shard::Shard;
 use super::users::{Place, Session};
 use super::{Answer, Effect, Letter, Op, Path, Payload, Tag, Then};
-use crate::bus::{Addressee, Answered, BusOp, Envelope, Fate};
-use crate::reactor::{ConnId, Manner};
+use crate::bus::{Addressee, Answered, BusOp, Delivery, Envelope};
+use crate::reactor::{ConnId, SendOptions};
 use crate::store::{Claim, Holder, Kept, Outcome, Parcel, StoreError, UserId, Write};
 use crate::wire::{Errno, msgid, reply};
 
@@ -28,7 +28,7 @@ impl Shard {
         match user.filter(|user| !user.has_route()).and_then(|user| user.place()) {
             Some(place) => self.take_at(place, text, receipt),
             None => {
-                let message = Waiting { body: text.into_shared(), receipt: self.owed(receipt) };
+                let message = Undelivered { body: text.into_shared(), receipt: self.owed(receipt) };
                 let more = self.users.entry(to).or_default().with_more();
                 more.route.get_or_insert_with(|| {
                     self.routes.count += 1;
@@ -52,7 +52,7 @@ impl Shard {
         let is_from_here = receipt.sender().is_none_or(|sender| self.homes().of_user(sender) == self.index);
         self.counts.count_message(receipt, if is_from_here { Path::SameReactor } else { Path::OtherReactor });
         if !is_live {
-            let message = Waiting { body: text.into_shared(), receipt: self.owed(receipt) };
+            let message = Undelivered { body: text.into_shared(), receipt: self.owed(receipt) };
             let most = self.settings.high_water / 2;
             return self.with_backlog(session, |backlog, cx| backlog.hold(message, most, cx));
         }
@@ -67,7 +67,7 @@ impl Shard {
     pub(super) fn push(&mut self, conn: ConnId, tag: Tag, body: Payload) {
         if let Some(client) = self.clients.get(conn) {
             let framing = client.framing.framing();
-            self.fx.push(Effect::Send { conn, body, framing, tag: Some(tag), manner: Manner::default() });
+            self.fx.push(Effect::Send { conn, body, framing, tag: Some(tag), options: SendOptions::default() });
         }
     }
 
@@ -112,33 +112,35 @@ impl Shard {
     }
 
     /// Reports what became of a message where that is waited for. `open`: its sender, of this node, is a debtor.
-    pub(super) fn settle(&mut self, receipt: Receipt, fate: Fate, open: bool) {
+    pub(super) fn settle(&mut self, receipt: Receipt, delivery: Delivery, open: bool) {
         match receipt {
             Receipt::Sum { shard, key, .. } => {
-                let letter = Letter::FanPart { key, part: fate.into(), open: u32::from(open) };
+                let letter = Letter::FanPart { key, part: delivery.into(), open: u32::from(open) };
                 self.send(usize::from(shard), letter);
             }
             Receipt::Node { node, to, number } => {
-                let answer = Envelope::Answer(vec![Answered { user: to, number, fate }]);
+                let answer = Envelope::Answer(vec![Answered { user: to, number, delivery }]);
                 self.fx.send_to_node(node, answer);
             }
             Receipt::Nobody => {
-                if let Fate::Failed(errno) = fate {
+                if let Delivery::Failed(errno) = delivery {
                     log::warn!("a chat of a C++ node is lost: {}", errno.text());
                 }
             }
             Receipt::Sender { conn, owed, .. } if conn.reactor() != self.index => {
-                if owed || matches!(fate, Fate::Failed(_)) {
-                    self.fx.push(Effect::Post(conn.reactor(), Letter::Settled { receipt, fate, open }));
+                if owed || matches!(delivery, Delivery::Failed(_)) {
+                    self.fx.push(Effect::Post(conn.reactor(), Letter::Settled { receipt, delivery, open }));
                 }
             }
             Receipt::Sender { user, conn, seq, owed } => {
-                match (fate, seq) {
-                    (Fate::Failed(errno), _) => {
+                match (delivery, seq) {
+                    (Delivery::Failed(errno), _) => {
                         let refusal = if errno == Errno::Busy { store_is_full() } else { errno.into() };
                         self.refuse(conn, Some(msgid::ONE_CHAT), seq, &refusal);
                     }
-                    (_, Some(seq)) => self.reply(conn, |out| reply::ack_chat(out, seq, fate == Fate::Delivered)),
+                    (_, Some(seq)) => {
+                        self.reply(conn, |out| reply::ack_chat(out, seq, delivery == Delivery::Delivered))
+                    }
                     (_, None) => {}
                 }
                 if owed {
@@ -190,8 +192,8 @@ impl Shard {
                 let question = Parcel { to: user, messages: Vec::new(), past: None };
                 self.write(user, Then::Looked(user), Write::Keep(vec![question]));
             }
-            route::Step::Deliver(Waiting { body, receipt }) => self.take(user, Text::Shared(body), receipt),
-            route::Step::Settle { receipt, fate, open } => self.settle_and_count(receipt, fate, open),
+            route::Step::Deliver(Undelivered { body, receipt }) => self.take(user, Text::Shared(body), receipt),
+            route::Step::Settle { receipt, delivery, open } => self.settle_and_count(receipt, delivery, open),
             route::Step::Free(mut debtors) => {
                 debtors.sort_unstable();
                 for debtors in debtors.chunk_by(|one, other| one == other) {

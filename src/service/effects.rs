@@ -9,7 +9,7 @@ use super::jobs::{Job, Lane};
 use super::letters::{Letter, Tag, Timer};
 use super::reason::Reason;
 use crate::bus::{Addressee, BusOp, Envelope};
-use crate::reactor::{ConnId, Manner, Recall};
+use crate::reactor::{ConnId, Recall, SendOptions};
 use crate::store::NodeId;
 use crate::wire::Framing;
 
@@ -20,7 +20,7 @@ const ENVELOPES_SEARCHED: usize = 64;
 #[derive(Debug)]
 pub enum Effect {
     /// Queue a message on a connection of this shard.
-    Send { conn: ConnId, body: Payload, framing: Framing, tag: Option<Tag>, manner: Manner },
+    Send { conn: ConnId, body: Payload, framing: Framing, tag: Option<Tag>, options: SendOptions },
     /// Hand over no more input of this connection.
     Pause(ConnId),
     /// Input goes on.
@@ -115,8 +115,14 @@ impl Effects {
     }
 
     /// Sends what `write` writes, as a reply.
-    pub(super) fn reply(&mut self, conn: ConnId, framing: Framing, alone: bool, write: impl FnOnce(&mut Vec<u8>)) {
+    pub(super) fn reply(&mut self, conn: ConnId, framing: Framing, own_write: bool, write: impl FnOnce(&mut Vec<u8>)) {
         let body = self.write(write);
-        self.push(Effect::Send { conn, body, framing, tag: None, manner: Manner { alone, exempt: false } });
+        self.push(Effect::Send {
+            conn,
+            body,
+            framing,
+            tag: None,
+            options: SendOptions { own_write, uncounted: false },
+        });
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::jobs::{Done, Stored};
 use super::receipts::{Receipt, ReplyTo, SessionId};
-use crate::bus::{BusEvent, Fate};
+use crate::bus::{BusEvent, Delivery};
 use crate::reactor::{ConnId, Recall};
 use crate::store::{GroupId, NodeId, Outcome, RowId, StoreError, UserId};
 use crate::wire::Errno;
@@ -27,7 +27,7 @@ pub enum Letter {
     /// It counts on all nodes, or it is not known to; to the user's home.
     Joined { to: ReplyTo, outcome: Result<Outcome, StoreError> },
     /// What became of a message, to its sender's home. `open`: its sender is a debtor.
-    Settled { receipt: Receipt, fate: Fate, open: bool },
+    Settled { receipt: Receipt, delivery: Delivery, open: bool },
     /// A message of which its sender need not hear takes long: it is owed from now on.
     Owed { conn: ConnId, user: UserId },
     /// How many recipients a group message has, or why it has none, to its sender's home.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::bus::Fate;
+use crate::bus::Delivery;
 use crate::reactor::ConnId;
 use crate::store::{NodeId, UserId};
 use crate::wire::reply::FanOut;
@@ -61,7 +61,7 @@ impl Receipt {
 
 /// A message that waits somewhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Waiting {
+pub(super) struct Undelivered {
     pub body: Arc<[u8]>,
     pub receipt: Receipt,
 }
@@ -90,20 +90,20 @@ pub(super) struct Bounds {
 
 impl Bounds {
     /// Counts one more message, and returns whether there is still room for it.
-    pub fn admit(&mut self, message: &Waiting) -> bool {
+    pub fn admit(&mut self, message: &Undelivered) -> bool {
         self.messages += 1;
         self.bytes += message.body.len();
         self.messages == 1 || (self.messages <= BATCH_MESSAGES && self.bytes <= BATCH_BYTES)
     }
 }
 
-impl From<Fate> for FanOut {
-    fn from(fate: Fate) -> FanOut {
+impl From<Delivery> for FanOut {
+    fn from(delivery: Delivery) -> FanOut {
         let none = FanOut::default();
-        match fate {
-            Fate::Delivered => FanOut { delivered: 1, ..none },
-            Fate::Stored => FanOut { stored: 1, ..none },
-            Fate::Failed(_) | Fate::Gone => FanOut { failed: 1, ..none },
+        match delivery {
+            Delivery::Delivered => FanOut { delivered: 1, ..none },
+            Delivery::Stored => FanOut { stored: 1, ..none },
+            Delivery::Failed(_) | Delivery::Gone => FanOut { failed: 1, ..none },
         }
     }
 }

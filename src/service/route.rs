@@ -28,8 +28,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::receipts::{Bounds, Receipt, Waiting};
-use crate::bus::Fate;
+use super::receipts::{Bounds, Receipt, Undelivered};
+use crate::bus::Delivery;
 use crate::store::{Claim, Holder, Kept, NodeId, Parcel, UserId};
 use crate::wire::Errno;
 
@@ -48,9 +48,9 @@ pub(super) enum Step {
     /// A nudge is not answered: does that node still have the user by that claim? See [`Route::still_has`].
     Look,
     /// The user lives here by now: the message goes to the session.
-    Deliver(Waiting),
+    Deliver(Undelivered),
     /// `open`: the sender is a debtor from now on.
-    Settle { receipt: Receipt, fate: Fate, open: bool },
+    Settle { receipt: Receipt, delivery: Delivery, open: bool },
     /// They are debtors no more, each as often as it is in the list.
     Free(Vec<UserId>),
     /// [`Route::expire`] is due then.
@@ -73,7 +73,7 @@ pub(super) struct Context<'a> {
 pub(super) struct Route {
     state: State,
     /// What has been neither launched nor stored, oldest first.
-    queue: VecDeque<Waiting>,
+    queue: VecDeque<Undelivered>,
     /// What was launched and is not settled, in that order.
     launched: VecDeque<Launch>,
     /// How many of those may still be answered.
@@ -102,7 +102,7 @@ enum State {
 #[derive(Debug)]
 struct Launch {
     number: u64,
-    message: Waiting,
+    message: Undelivered,
     /// When it is given up.
     due: Instant,
     state: Flight,
@@ -120,7 +120,7 @@ enum Flight {
 /// Messages, each with whether it was given up, on their way into the store.
 #[derive(Debug)]
 struct Batch {
-    messages: Vec<(Waiting, bool)>,
+    messages: Vec<(Undelivered, bool)>,
     past: Option<Holder>,
 }
 
@@ -137,7 +137,7 @@ enum Nudge {
 
 impl Route {
     /// Takes a message.
-    pub fn push(&mut self, message: Waiting, cx: &mut Context) {
+    pub fn push(&mut self, message: Undelivered, cx: &mut Context) {
         self.queue.push_back(message);
         self.advance(cx);
     }
@@ -236,7 +236,7 @@ impl Route {
         }
     }
 
-    fn launch(&mut self, holder: Holder, message: Waiting, cx: &mut Context) {
+    fn launch(&mut self, holder: Holder, message: Undelivered, cx: &mut Context) {
         let after = self.last_unanswered();
         *cx.next += 1;
         let (number, due) = (*cx.next, cx.now + PATIENCE);
@@ -271,7 +271,7 @@ impl Route {
     fn void_nudge(&mut self, cx: &mut Context) {
         self.nudge = Nudge::None;
         for (receipt, errno) in self.fenced.drain(..) {
-            cx.steps.push(Step::Settle { receipt, fate: Fate::Failed(errno), open: false });
+            cx.steps.push(Step::Settle { receipt, delivery: Delivery::Failed(errno), open: false });
         }
         if !self.debtors.is_empty() {
             cx.steps.push(Step::Free(std::mem::take(&mut self.debtors)));
@@ -279,16 +279,16 @@ impl Route {
     }
 
     /// What became of a launch. Returns how long that took, if it was still waited for.
-    pub fn answered(&mut self, number: u64, fate: Fate, cx: &mut Context) -> Option<Duration> {
+    pub fn answered(&mut self, number: u64, delivery: Delivery, cx: &mut Context) -> Option<Duration> {
         let is_it = |launch: &Launch| launch.number == number && launch.state == Flight::Flying;
         let at = self.launched.iter().position(is_it)?;
         let took = (cx.now + PATIENCE).saturating_duration_since(self.launched[at].due);
         self.flying -= 1;
-        if fate == Fate::Gone {
+        if delivery == Delivery::Gone {
             self.launched[at].state = Flight::Back;
             self.halt();
         } else if let Some(launch) = self.launched.remove(at) {
-            cx.steps.push(Step::Settle { receipt: launch.message.receipt, fate, open: false });
+            cx.steps.push(Step::Settle { receipt: launch.message.receipt, delivery, open: false });
         }
         if self.state == State::Via(Holder::Foreign) && self.flying == 0 {
             self.state = State::Ask;
@@ -429,7 +429,7 @@ impl Route {
                 if !matches!(self.state, State::Via(was) | State::Halted(was) if was == holder) {
                     self.forget_holder(cx);
                 }
-                let left: Vec<Waiting> = self.launched.drain(..).map(|launch| launch.message).collect();
+                let left: Vec<Undelivered> = self.launched.drain(..).map(|launch| launch.message).collect();
                 let back = messages.into_iter().map(|(message, _)| message).chain(left).collect::<Vec<_>>();
                 back.into_iter().rev().for_each(|message| self.queue.push_front(message));
                 self.state = State::Via(holder);
@@ -447,16 +447,20 @@ impl Route {
         self.advance(cx);
     }
 
-    fn settle_stored(&mut self, messages: Vec<(Waiting, bool)>, open: bool, cx: &mut Context) {
+    fn settle_stored(&mut self, messages: Vec<(Undelivered, bool)>, open: bool, cx: &mut Context) {
         for (message, _) in messages {
             let debtor = message.receipt.sender().filter(|_| open);
             self.debtors.extend(debtor);
-            cx.steps.push(Step::Settle { receipt: message.receipt, fate: Fate::Stored, open: debtor.is_some() });
+            cx.steps.push(Step::Settle {
+                receipt: message.receipt,
+                delivery: Delivery::Stored,
+                open: debtor.is_some(),
+            });
         }
     }
 
     /// These messages stand in the store of a user whom that node has.
-    fn stored_past(&mut self, messages: Vec<(Waiting, bool)>, past: Option<Holder>, cx: &mut Context) {
+    fn stored_past(&mut self, messages: Vec<(Undelivered, bool)>, past: Option<Holder>, cx: &mut Context) {
         match past {
             Some(Holder::Node(_)) => {
                 self.settle_stored(messages, true, cx);
@@ -478,7 +482,7 @@ impl Route {
     /// the rest was not tried.
     fn stored_in_part(
         &mut self,
-        mut messages: Vec<(Waiting, bool)>,
+        mut messages: Vec<(Undelivered, bool)>,
         past: Option<Holder>,
         stored: usize,
         refused: usize,
@@ -510,7 +514,7 @@ impl Route {
     }
 
     /// Messages that the store was not asked for stand first again.
-    fn put_back(&mut self, messages: Vec<(Waiting, bool)>, now: Instant) {
+    fn put_back(&mut self, messages: Vec<(Undelivered, bool)>, now: Instant) {
         let is_asking = self.state == State::Ask;
         for (message, was_given_up) in messages.into_iter().rev() {
             if is_asking {
@@ -524,9 +528,9 @@ impl Route {
     }
 }
 
-fn fail(messages: Vec<(Waiting, bool)>, errno: Errno, cx: &mut Context) {
+fn fail(messages: Vec<(Undelivered, bool)>, errno: Errno, cx: &mut Context) {
     for (message, _) in messages {
-        cx.steps.push(Step::Settle { receipt: message.receipt, fate: Fate::Failed(errno), open: false });
+        cx.steps.push(Step::Settle { receipt: message.receipt, delivery: Delivery::Failed(errno), open: false });
     }
 }
 

@@ -7,11 +7,11 @@ use super::client::{Client, LoggedIn};
 use super::jobs::Stored;
 use super::letters::{Tag, Timer};
 use super::reason::Reason;
-use super::receipts::{Receipt, ReplyTo, SessionId, Waiting};
+use super::receipts::{Receipt, ReplyTo, SessionId, Undelivered};
 use super::shard::Shard;
 use super::users::{Ending, Entering, Session};
 use super::{Answer, Effect, Limit, Op, Path, Payload, Then};
-use crate::bus::{BusOp, Envelope, Fate};
+use crate::bus::{BusOp, Delivery, Envelope};
 use crate::reactor::{ConnId, Recall, Unwritten};
 use crate::store::{Outcome, RowId, StoreError, UserId, Write};
 use crate::wire::reply::OFFLINE_IN_REPLY;
@@ -87,12 +87,12 @@ impl Shard {
                 let backlog = self.session(id).and_then(|session| session.backlog.take());
                 self.held -= backlog.map_or(0, |backlog| backlog.bytes());
             }
-            backlog::Step::Deliver(Waiting { body, receipt }) => {
+            backlog::Step::Deliver(Undelivered { body, receipt }) => {
                 if let Some(conn) = self.session(id).map(|session| session.conn) {
                     self.push(conn, Tag::Chat { session: id, receipt }, Payload::Shared(body));
                 }
             }
-            backlog::Step::Settle(receipt, fate) => self.settle_and_count(receipt, fate, false),
+            backlog::Step::Settle(receipt, delivery) => self.settle_and_count(receipt, delivery, false),
             backlog::Step::Fence(node) => {
                 if let Some(user) = self.users.get_mut(&user) {
                     user.peer(node).fenced = true;
@@ -207,7 +207,7 @@ impl Shard {
             self.with_backlog(id, |backlog, cx| is_taken_over = backlog.chat_written(cx));
         }
         if !is_taken_over {
-            self.settle(receipt, Fate::Delivered, false);
+            self.settle(receipt, Delivery::Delivered, false);
         }
     }
 
@@ -274,7 +274,7 @@ impl Shard {
         self.with_backlog(id, |backlog, cx| backlog.recalled(messages, false, cx));
         if let Some((receipt, errno)) = refused {
             // Behind the above, since the sender may be the user who leaves.
-            self.settle_and_count(receipt, Fate::Failed(errno), false);
+            self.settle_and_count(receipt, Delivery::Failed(errno), false);
         }
         self.try_release(id.user);
     }
@@ -353,25 +353,25 @@ impl Shard {
     }
 
     /// Tells what became of a message, and counts it where the store has taken or refused it.
-    pub(super) fn settle_and_count(&mut self, receipt: Receipt, fate: Fate, open: bool) {
-        match fate {
-            Fate::Stored => self.counts.count_message(receipt, Path::Stored),
-            Fate::Failed(Errno::Busy) => self.counts.limits.of(Limit::Offline).add(1),
-            Fate::Failed(_) if self.shutting_down => {
+    pub(super) fn settle_and_count(&mut self, receipt: Receipt, delivery: Delivery, open: bool) {
+        match delivery {
+            Delivery::Stored => self.counts.count_message(receipt, Path::Stored),
+            Delivery::Failed(Errno::Busy) => self.counts.limits.of(Limit::Offline).add(1),
+            Delivery::Failed(_) if self.shutting_down => {
                 self.lost += 1;
                 self.lost_by.extend(receipt.sender());
             }
-            Fate::Delivered | Fate::Failed(_) | Fate::Gone => {}
+            Delivery::Delivered | Delivery::Failed(_) | Delivery::Gone => {}
         }
-        self.settle(receipt, fate, open);
+        self.settle(receipt, delivery, open);
     }
 }
 
 /// The chats among what a connection has not written; `true`: some of the chat was. Offline messages are in the
 /// store.
-fn chats(unwritten: Vec<Unwritten<Tag>>) -> Vec<(Waiting, bool)> {
+fn chats(unwritten: Vec<Unwritten<Tag>>) -> Vec<(Undelivered, bool)> {
     let chat = |Unwritten { tag, body, begun }| match tag {
-        Tag::Chat { receipt, .. } => Some((Waiting { body, receipt }, begun)),
+        Tag::Chat { receipt, .. } => Some((Undelivered { body, receipt }, begun)),
         Tag::Row { .. } | Tag::Reply { .. } => None,
     };
     unwritten.into_iter().filter_map(chat).collect()

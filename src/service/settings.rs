@@ -36,7 +36,7 @@ pub struct Settings {
     /// Treat clients that end their objects with NUL and never use `seq` as the C++ client needs.
     pub legacy_client: bool,
     /// There are no other nodes.
-    pub alone: bool,
+    pub single_node: bool,
     /// C++ nodes are part of the cluster and change groups, too: members are read for every message.
     pub mixed: bool,
     /// Networks whose connections begin with a PROXY header, while all others are refused; none:
@@ -76,7 +76,7 @@ impl Default for Settings {
             routes: 64 * 1024,
             lanes: 1,
             legacy_client: false,
-            alone: true,
+            single_node: true,
             mixed: false,
             proxies: Arc::default(),
             limits: Limits::default(),

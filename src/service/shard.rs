@@ -300,7 +300,7 @@ impl Shard {
             Letter::Joining { group, user } => self.joining(group, user),
             Letter::JoinStored { group, user, to, outcome } => self.join_stored(group, user, to, outcome),
             Letter::Joined { to, outcome } => self.joined(to, outcome),
-            Letter::Settled { receipt, fate, open } => self.settle(receipt, fate, open),
+            Letter::Settled { receipt, delivery, open } => self.settle(receipt, delivery, open),
             Letter::Owed { conn, user } => self.owe_send(conn, user),
             Letter::FanSize { key, size } => self.fan_size(key, size),
             Letter::FanPart { key, part, open } => self.fan_part(key, part, open),

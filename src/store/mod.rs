@@ -266,15 +266,15 @@ pub trait Store: Send + Sync {
         Ok(())
     }
 
-    /// The roll of nodes; `None`: several nodes cannot share this store.
-    fn roll(&self) -> Option<Box<dyn Roll>>;
+    /// The membership of nodes; `None`: several nodes cannot share this store.
+    fn membership(&self) -> Option<Box<dyn Membership>>;
 }
 
 /// What the store says about a node that shares it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
     pub node: NodeId,
-    /// The number of its looks since it was enlisted; see [`Roll::look`].
+    /// The number of its looks since it was enlisted; see [`Membership::look`].
     pub looks: u64,
     /// It was taken for dead.
     pub marked: bool,
@@ -287,7 +287,7 @@ pub struct Entry {
 /// Each node has two rows: one with its mark, which every transaction of the node locks for sharing and
 /// finds unmarked, and one with a counter, which only looks raise. So a look never waits, and a mark waits
 /// for those of the node's transactions that are not over yet. A node whose rows are gone is marked.
-pub trait Roll: Send {
+pub trait Membership: Send {
     /// Writes this node's rows. The node does this before anything else.
     fn enlist(&mut self) -> Result<(), StoreError>;
 

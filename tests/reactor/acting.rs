@@ -12,7 +12,7 @@ use chat_server::reactor::{CloseReason, ConnId, Io, Mail, Message, Recall, Taken
 use crate::probe;
 use crate::support::{DEADLINE, eventually};
 use crate::toy::{
-    EXEMPT, Event, Letter, Reactors, Script, Setup, Tag, Toy, Why, echo, expect_bytes, expect_end, message, send,
+    Event, Letter, Reactors, Script, Setup, Tag, Toy, UNCOUNTED, Why, echo, expect_bytes, expect_end, message, send,
 };
 
 /// The reactor whose handler may not act sometimes. The other one has the clock.
@@ -223,7 +223,7 @@ fn a_recall_behind_one_in_which_its_time_ran_out_waits_and_then_comes_first() {
     let conns = clients.each_ref().map(|(_, conn)| *conn);
     reactors.ask(HELD, move |_, io| {
         let much = vec![b'x'; 8 << 20];
-        conns.iter().for_each(|conn| _ = io.send(*conn, Message { manner: EXEMPT, ..message(&much, None) }));
+        conns.iter().for_each(|conn| _ = io.send(*conn, Message { options: UNCOUNTED, ..message(&much, None) }));
     });
     // Nothing is to be written to them any more, which would be asked for.
     reactors.turns(HELD, 2);
@@ -328,7 +328,7 @@ fn an_abandoned_loop_ends_at_once_and_its_handler_is_not_called_any_more() {
         let (mut client, conn) = connect(&reactors);
         let (mut other, _) = connect(&reactors);
         reactors.ask(HELD, move |_, io| {
-            io.send(conn, Message { manner: EXEMPT, ..message(&vec![b'x'; 8 << 20], None) });
+            io.send(conn, Message { options: UNCOUNTED, ..message(&vec![b'x'; 8 << 20], None) });
             assert!(send(io, conn, b"a chat", Some(Tag::Chat(0))));
         });
         reactors.turns(HELD, 2);

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chat_server::reactor::{
-    Body, CloseReason, ConnId, Io, Limits, Mail, Manner, Mark, Message, Outbox, Slowness, Unwritten,
+    Body, CloseReason, ConnId, Io, Limits, Mail, Mark, Message, Outbox, SendOptions, Slowness, Unwritten,
 };
 
 use crate::probe;
 use crate::support::eventually;
-use crate::toy::{EXEMPT, Event, Reactors, Setup, Tag, Toy, echo, expect_bytes, message, send};
+use crate::toy::{Event, Reactors, Setup, Tag, Toy, UNCOUNTED, echo, expect_bytes, message, send};
 
 const LIMITS: Limits = Limits { high_water: 256 * 1024, hard: 1 << 20, total: usize::MAX };
 const CHAT: usize = 10_007; // no socket is full at a multiple of it
@@ -30,7 +30,7 @@ const JAM: usize = 8 << 20;
 fn jam(reactors: &Reactors, conn: ConnId) {
     reactors.ask(conn.reactor(), move |_, io| {
         let much = vec![b'x'; JAM];
-        io.send(conn, Message { manner: EXEMPT, ..message(&much, None) })
+        io.send(conn, Message { options: UNCOUNTED, ..message(&much, None) })
     });
 }
 
@@ -236,9 +236,9 @@ fn one_message_over_the_hard_mark_does_not_wait_for_a_second_one() {
 #[test]
 fn a_recall_does_not_leave_its_bytes_exemption_to_others() {
     let mut outbox: Outbox<Tag> = Outbox::default();
-    outbox.push(Body::Borrowed(&[b'c'; 1000]), b"", Some(Tag::Chat(0)), Manner::default());
-    outbox.push(Body::Borrowed(&[b'r'; 100]), b"", None, EXEMPT);
-    outbox.push(Body::Borrowed(&[b'a'; 500]), b"", None, Manner::default());
+    outbox.push(Body::Borrowed(&[b'c'; 1000]), b"", Some(Tag::Chat(0)), SendOptions::default());
+    outbox.push(Body::Borrowed(&[b'r'; 100]), b"", None, UNCOUNTED);
+    outbox.push(Body::Borrowed(&[b'a'; 500]), b"", None, SendOptions::default());
     assert_eq!(outbox.counted(), 1500);
     outbox.recall(|tag| matches!(tag, Tag::Chat(_)));
     assert_eq!(outbox.counted(), 500);
@@ -342,7 +342,7 @@ fn with_twice_as_much_waiting_who_holds_more_than_its_share_is_closed_at_once() 
         let conn = *conn;
         reactors.ask(0, move |_, io| {
             let much = vec![b'x'; 4 << 20];
-            io.send(conn, Message { manner: EXEMPT, ..message(&much, None) })
+            io.send(conn, Message { options: UNCOUNTED, ..message(&much, None) })
         });
     }
     eventually("less to wait", || reactors.ask(0, |_, io| io.buffered()) <= 2 * TOTAL);
@@ -367,7 +367,7 @@ fn above_its_share_for_ten_seconds_while_memory_is_short_it_is_closed() {
     let conn = clients[0].1;
     // More than all may have waiting, and less than twice as much.
     reactors.ask(0, move |_, io| {
-        io.send(conn, Message { manner: EXEMPT, ..message(&vec![b'x'; 7 << 19], None) });
+        io.send(conn, Message { options: UNCOUNTED, ..message(&vec![b'x'; 7 << 19], None) });
     });
     assert_eq!(reactors.closed(conn).0, CloseReason::SlowConsumer(Mark::Share));
     let (bytes, why) = closed_for(&reactors, conn);
@@ -386,7 +386,7 @@ fn two_reactors() -> Reactors {
 /// Sends until a reactor's queues hold this number of bytes.
 fn fill_queue(reactors: &Reactors, conn: ConnId, bytes: usize) {
     let fill = move |io: &mut Io<Toy>| {
-        io.send(conn, Message { manner: EXEMPT, ..message(&[b'x'; 256 * 1024], None) });
+        io.send(conn, Message { options: UNCOUNTED, ..message(&[b'x'; 256 * 1024], None) });
     };
     while reactors.ask(conn.reactor(), |_, io| io.buffered()) < bytes {
         reactors.ask(conn.reactor(), move |_, io| fill(io));

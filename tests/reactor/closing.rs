@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use chat_server::reactor::{CloseReason, ConnId, HangUp, Io, Message, Taken};
 use socket2::SockRef;
 
-use crate::toy::{EXEMPT, Event, Toy, Why, echo, expect_bytes, expect_end, message, refuse, send, start, swallow};
+use crate::toy::{Event, Toy, UNCOUNTED, Why, echo, expect_bytes, expect_end, message, refuse, send, start, swallow};
 
 #[test]
 fn a_request_and_fin_in_one_event_do_not_cost_the_reply() {
@@ -182,7 +182,7 @@ fn a_slow_flush_does_not_shorten_the_goodbye() {
     let reactors = start(swallow);
     let (mut client, conn) = reactors.connect();
     reactors.ask(0, move |_, io| {
-        io.send(conn, Message { manner: EXEMPT, ..message(&vec![b'x'; MUCH], None) });
+        io.send(conn, Message { options: UNCOUNTED, ..message(&vec![b'x'; MUCH], None) });
         io.close(conn, Why::Unfollowable);
     });
     reactors.pass(Duration::from_secs(4));
@@ -200,7 +200,7 @@ fn a_message_sent_just_before_the_close_is_not_lost() {
     let reactors = start(swallow);
     let (mut client, conn) = reactors.connect();
     reactors.ask(0, move |_, io| {
-        io.send(conn, Message { manner: EXEMPT, ..message(&vec![b'x'; MUCH], None) });
+        io.send(conn, Message { options: UNCOUNTED, ..message(&vec![b'x'; MUCH], None) });
         io.close(conn, Why::IdleTimeout);
     });
     expect_bytes(&mut client, &vec![b'x'; MUCH]);

@@ -12,7 +12,7 @@ use socket2::SockRef;
 use crate::probe;
 use crate::support::{Rng, eventually};
 use crate::toy::{
-    EXEMPT, Event, FULL, Letter, Moved, Reactors, Script, Setup, Tag, Toy, Why, echo, expect_bytes, expect_end,
+    Event, FULL, Letter, Moved, Reactors, Script, Setup, Tag, Toy, UNCOUNTED, Why, echo, expect_bytes, expect_end,
     message, send,
 };
 
@@ -60,7 +60,7 @@ fn next_number() -> Moved {
 }
 
 fn jam(io: &mut Io<Toy>, conn: ConnId) {
-    assert!(io.send(conn, Message { manner: EXEMPT, ..message(&vec![b'x'; JAM], None) }));
+    assert!(io.send(conn, Message { options: UNCOUNTED, ..message(&vec![b'x'; JAM], None) }));
 }
 
 /// Sends whole lines back. One that begins with "go" has its connection moved to the other reactor.

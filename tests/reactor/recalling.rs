@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use chat_server::reactor::{CloseReason, ConnId, Message, Recall};
 
-use crate::toy::{EXEMPT, Event, Reactors, Tag, Why, echo, expect_bytes, message, send, start};
+use crate::toy::{Event, Reactors, Tag, UNCOUNTED, Why, echo, expect_bytes, message, send, start};
 
 /// More than the sockets hold, in one message.
 const MUCH: usize = 8 << 20;
@@ -17,7 +17,7 @@ fn stuck() -> (Reactors, TcpStream, ConnId) {
     let (client, conn) = reactors.connect();
     reactors.ask(0, move |_, io| {
         let much = vec![b'x'; MUCH];
-        assert!(io.send(conn, Message { manner: EXEMPT, ..message(&much, Some(Tag::Chat(0))) }));
+        assert!(io.send(conn, Message { options: UNCOUNTED, ..message(&much, Some(Tag::Chat(0))) }));
         assert!(send(io, conn, b"reply", Some(Tag::Reply(1))));
         assert!(send(io, conn, b"untagged", None));
         assert!(send(io, conn, b"chat", Some(Tag::Chat(2))));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use chat_server::reactor::{CloseReason, ConnId, Limits, Mark, Message};
 use socket2::SockRef;
 
-use crate::toy::{EXEMPT, Event, Setup, Tag, Why, echo, expect_bytes, message, send, start, swallow};
+use crate::toy::{Event, Setup, Tag, UNCOUNTED, Why, echo, expect_bytes, message, send, start, swallow};
 
 #[test]
 fn a_connection_that_dies_in_mid_turn_is_not_freed_before_the_turn_ends() {
@@ -15,7 +15,7 @@ fn a_connection_that_dies_in_mid_turn_is_not_freed_before_the_turn_ends() {
     let reactors = Setup { script: swallow, limits, ..Setup::default() }.start();
     let (_client, conn) = reactors.connect();
     // More than the sockets take, and counting towards no mark.
-    reactors.ask(0, move |_, io| io.send(conn, Message { manner: EXEMPT, ..message(&vec![b'x'; 8 << 20], None) }));
+    reactors.ask(0, move |_, io| io.send(conn, Message { options: UNCOUNTED, ..message(&vec![b'x'; 8 << 20], None) }));
     let stall = reactors.stall(0);
     let over_the_hard_mark = vec![b'y'; 256 * 1024];
     reactors.tell(0, move |_, io| _ = send(io, conn, &over_the_hard_mark, None));

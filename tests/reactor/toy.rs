@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use chat_server::reactor::{
     Acceptor, AcceptorHandle, Admission, Body, Budget, CloseReason, ConnId, EventLoop, Handler, HangUp, Io, Limits,
-    Mail, Mailbox, Manner, Message, ReactorCounts, Reason, Recall, Taken, Types, Unwritten, listen,
+    Mail, Mailbox, Message, ReactorCounts, Reason, Recall, SendOptions, Taken, Types, Unwritten, listen,
 };
 use mio::Poll;
 
@@ -213,10 +213,10 @@ pub fn refuse(_: &mut Toy, io: &mut Io<Toy>, conn: ConnId, input: &[u8]) -> Take
 }
 
 /// Counts towards no mark.
-pub const EXEMPT: Manner = Manner { alone: false, exempt: true };
+pub const UNCOUNTED: SendOptions = SendOptions { own_write: false, uncounted: true };
 
 pub fn message<'a>(bytes: &'a [u8], tag: Option<Tag>) -> Message<'a, Tag> {
-    Message { body: Body::Borrowed(bytes), terminator: b"", tag, manner: Manner::default() }
+    Message { body: Body::Borrowed(bytes), terminator: b"", tag, options: SendOptions::default() }
 }
 
 pub fn send(io: &mut Io<Toy>, conn: ConnId, bytes: &[u8], tag: Option<Tag>) -> bool {

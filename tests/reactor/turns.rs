@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use chat_server::reactor::{Io, Message, Recall};
 
 use crate::toy::{
-    EXEMPT, Event, Letter, Reactors, Setup, Tag, Toy, Why, echo, expect_bytes, expect_end, message, send, start,
+    Event, Letter, Reactors, Setup, Tag, Toy, UNCOUNTED, Why, echo, expect_bytes, expect_end, message, send, start,
 };
 
 fn nothing() -> Letter {
@@ -69,7 +69,7 @@ fn what_the_end_of_a_turn_leads_to_has_an_end_of_its_own_at_once() {
     let reactors = start(echo);
     let (_client, conn) = reactors.connect();
     // So that the recall has nothing to write, which would lead to another turn.
-    reactors.ask(0, move |_, io| io.send(conn, Message { manner: EXEMPT, ..message(&vec![b'x'; 8 << 20], None) }));
+    reactors.ask(0, move |_, io| io.send(conn, Message { options: UNCOUNTED, ..message(&vec![b'x'; 8 << 20], None) }));
     reactors.turns(0, 2);
     let began = Instant::now();
     for round in 0..ROUNDS {

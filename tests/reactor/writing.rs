@@ -4,11 +4,11 @@ use std::io::{self, IoSlice, Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use chat_server::reactor::{Body, ConnId, Io, Manner, Message, Outbox, Taken};
+use chat_server::reactor::{Body, ConnId, Io, Message, Outbox, SendOptions, Taken};
 
 use crate::probe;
 use crate::support::eventually;
-use crate::toy::{EXEMPT, Event, Tag, Toy, expect_bytes, message, send, start, swallow};
+use crate::toy::{Event, Tag, Toy, UNCOUNTED, expect_bytes, message, send, start, swallow};
 
 /// Answers in sixteen messages.
 fn sixteen_answers(_: &mut Toy, io: &mut Io<Toy>, conn: ConnId, input: &[u8]) -> Taken {
@@ -74,7 +74,7 @@ fn writable_is_armed_only_while_something_is_left() {
     const MUCH: usize = 6 << 20;
     reactors.ask(0, move |_, io| {
         let much = vec![b'x'; MUCH];
-        io.send(conn, Message { manner: EXEMPT, ..message(&much, None) })
+        io.send(conn, Message { options: UNCOUNTED, ..message(&much, None) })
     });
     reactors.turns(0, 1);
     assert!(armed(), "nobody will write the rest");
@@ -106,7 +106,7 @@ impl Write for Stuck {
 #[test]
 fn a_write_that_takes_nothing_is_an_error_not_a_loop() {
     let mut outbox: Outbox<()> = Outbox::default();
-    outbox.push(Body::Borrowed(b"something"), b"", None, Manner::default());
+    outbox.push(Body::Borrowed(b"something"), b"", None, SendOptions::default());
     let error = outbox.write_to(&mut Stuck, &mut Vec::new()).expect_err("nothing was written");
     assert_eq!(error.kind(), io::ErrorKind::WriteZero);
 }

@@ -16,7 +16,7 @@
 //! | an answer to each `seq` | a client that is still there has got one for each request, and no second one |
 //! | an end | everything comes to rest, nothing is held any more, and every shard winds up when it is told to stop, with no user left online |
 //! | a connection that moves | nothing names it by its old id, and what the client has sent goes along |
-//! | a node that is alone | asks nothing of a bus or a roll |
+//! | a node that is alone | asks nothing of a bus or a membership |
 //!
 //! After a fault, what was not known to be done is done again, so messages may be repeated. Between users of ours
 //! and those of a C++ node only what is published is looked at.

@@ -63,7 +63,7 @@ pub struct Node {
     pub turns: Vec<Vec<BusOp>>,
     pub ends: Ends,
     pub keeper: Keeper,
-    /// Its rows stand in the roll, and it takes connections.
+    /// Its rows stand in the membership, and it takes connections.
     pub is_started: bool,
     /// It was stopped by SIGSTOP, or together with its machine.
     pub is_stopped: bool,
@@ -265,7 +265,7 @@ impl World {
         }
     }
 
-    /// Marks the nodes without a lease, and reads the roll.
+    /// Marks the nodes without a lease, and reads the membership.
     fn reap(&mut self, at: usize) -> Result<(), StoreError> {
         // Some time may pass between what was seen and what is done about it.
         if self.rng.one_in(2) {

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chat_server::reactor::{CloseReason, ConnId, HangUp, Manner, Mark, Recall, Unwritten};
+use chat_server::reactor::{CloseReason, ConnId, HangUp, Mark, Recall, SendOptions, Unwritten};
 use chat_server::service::{Moved, Reason, Tag};
 
 use crate::client::Seat;
@@ -36,7 +36,7 @@ pub enum Side {
 pub struct Queued {
     bytes: Vec<u8>,
     tag: Option<Tag>,
-    exempt: bool,
+    uncounted: bool,
 }
 
 pub struct Socket {
@@ -100,7 +100,7 @@ impl Socket {
     }
 
     fn counted(&self) -> usize {
-        self.queue.iter().filter(|queued| !queued.exempt).map(|queued| queued.bytes.len()).sum()
+        self.queue.iter().filter(|queued| !queued.uncounted).map(|queued| queued.bytes.len()).sum()
     }
 
     /// Whether a read would come to something.
@@ -152,14 +152,14 @@ impl World {
     }
 
     /// Sends something, as one message.
-    pub fn enqueue(&mut self, id: SocketId, bytes: Vec<u8>, tag: Option<Tag>, manner: Manner) {
+    pub fn enqueue(&mut self, id: SocketId, bytes: Vec<u8>, tag: Option<Tag>, options: SendOptions) {
         let Some(socket) = self.sockets.get_mut(&id) else { return };
         if socket.queue.is_empty() {
             socket.progress = self.clock;
         }
         socket.recalled &= tag.is_none() || socket.over.is_some();
         socket.anew |= tag.is_some() && socket.over.is_some();
-        socket.queue.push_back(Queued { bytes, tag, exempt: manner.exempt });
+        socket.queue.push_back(Queued { bytes, tag, uncounted: options.uncounted });
     }
 
     /// The reactor reads a connection, or sees what has become of it.

@@ -44,7 +44,7 @@ struct Late {
     first_key: u64,
 }
 
-/// A node's rows in the roll.
+/// A node's rows in the membership.
 #[derive(Debug, Clone, Copy, Default)]
 struct Enlisted {
     looks: u64,
@@ -52,7 +52,7 @@ struct Enlisted {
 }
 
 pub struct Database {
-    /// Several nodes share it, so there is a roll.
+    /// Several nodes share it, so there is a membership.
     is_shared: bool,
     rng: Rng,
     password: String,
@@ -69,7 +69,7 @@ pub struct Database {
     keys: BTreeMap<MessageKey, RowId>,
     next_key: u64,
     late: Vec<Late>,
-    roll: BTreeMap<NodeId, Enlisted>,
+    membership: BTreeMap<NodeId, Enlisted>,
     /// Nodes whose claims were taken from them.
     freed: BTreeSet<NodeId>,
     trouble: Trouble,
@@ -100,7 +100,7 @@ impl Database {
             keys: BTreeMap::new(),
             next_key: 0,
             late: Vec::new(),
-            roll: BTreeMap::new(),
+            membership: BTreeMap::new(),
             freed: BTreeSet::new(),
             trouble: Trouble::None,
             lines: BTreeMap::new(),
@@ -172,10 +172,10 @@ impl Database {
         &self.groups[&group]
     }
 
-    // -- the roll ---------------------------------------------------------------------------------
+    // -- the membership ---------------------------------------------------------------------------------
 
     fn of_roll(&mut self, node: NodeId) -> Result<(), StoreError> {
-        assert!(self.is_shared, "a node that is alone asks for the roll");
+        assert!(self.is_shared, "a node that is alone asks for the membership");
         match self.trouble_of(node) {
             Trouble::Away => Err(away()),
             Trouble::LosesAnswers if self.rng.one_in(4) => Err(away()),
@@ -191,15 +191,15 @@ impl Database {
             return Ok(());
         }
         self.of_roll(node)?;
-        self.roll.insert(node, Enlisted::default());
+        self.membership.insert(node, Enlisted::default());
         Ok(())
     }
 
     /// Returns the nodes that are marked.
     pub fn look(&mut self, node: NodeId) -> Result<Vec<NodeId>, StoreError> {
         self.glance(node)?;
-        self.roll.entry(node).and_modify(|row| row.looks += 1);
-        Ok(self.roll.iter().filter(|(_, row)| row.marked).map(|(node, _)| *node).collect())
+        self.membership.entry(node).and_modify(|row| row.looks += 1);
+        Ok(self.membership.iter().filter(|(_, row)| row.marked).map(|(node, _)| *node).collect())
     }
 
     pub fn glance(&mut self, node: NodeId) -> Result<(), StoreError> {
@@ -208,7 +208,7 @@ impl Database {
     }
 
     fn unmarked(&self, node: NodeId) -> Result<(), StoreError> {
-        match self.roll.get(&node) {
+        match self.membership.get(&node) {
             _ if !self.is_shared => Ok(()),
             Some(row) if !row.marked => Ok(()),
             _ => Err(StoreError::Marked),
@@ -218,11 +218,11 @@ impl Database {
     pub fn nodes(&mut self, by: NodeId) -> Result<Vec<Entry>, StoreError> {
         self.of_roll(by)?;
         let has_claims = |node| self.claims.values().any(|claim| claim.node == node);
-        let mut nodes: BTreeSet<NodeId> = self.roll.keys().copied().collect();
+        let mut nodes: BTreeSet<NodeId> = self.membership.keys().copied().collect();
         nodes.extend(self.claims.values().map(|claim| claim.node));
         nodes.remove(&by);
         let entry = |node| {
-            let row = self.roll.get(&node);
+            let row = self.membership.get(&node);
             let (looks, marked) = row.map_or((0, true), |row| (row.looks, row.marked));
             Entry { node, looks, marked, has_claims: has_claims(node) }
         };
@@ -234,15 +234,15 @@ impl Database {
         self.unmarked(by)?;
         // It waits for that node's open transactions.
         self.end_lost(node);
-        let row = self.roll.get_mut(&node).filter(|row| row.looks == looks);
+        let row = self.membership.get_mut(&node).filter(|row| row.looks == looks);
         Ok(row.map(|row| row.marked = true).is_some())
     }
 
     pub fn free(&mut self, by: NodeId, node: NodeId) -> Result<(), StoreError> {
         self.of_roll(by)?;
         self.unmarked(by)?;
-        if self.roll.get(&node).is_none_or(|row| row.marked) {
-            self.roll.remove(&node);
+        if self.membership.get(&node).is_none_or(|row| row.marked) {
+            self.membership.remove(&node);
             self.freed.insert(node);
             self.end_claims(|claim| claim.node == node);
         }
@@ -258,14 +258,14 @@ impl Database {
         Ok(())
     }
 
-    /// Strikes a node off the roll at the end of its shutdown, with all its claims.
+    /// Strikes a node off the membership at the end of its shutdown, with all its claims.
     pub fn release_all(&mut self, node: NodeId) -> Result<(), StoreError> {
         match self.trouble_of(node) {
             Trouble::None => {}
             _ => return Err(away()),
         }
         self.unmarked(node)?;
-        self.roll.remove(&node);
+        self.membership.remove(&node);
         self.end_claims(|claim| claim.node == node);
         Ok(())
     }
@@ -434,7 +434,7 @@ impl Database {
             Write::JoinGroup { user, group } => {
                 let Some(members) = self.groups.get_mut(group) else { return Outcome::NoGroup };
                 let already = !members.insert(*user);
-                let others = self.roll.iter().filter(|(other, row)| **other != node && !row.marked);
+                let others = self.membership.iter().filter(|(other, row)| **other != node && !row.marked);
                 Outcome::Joined { already, nodes: others.map(|(node, _)| *node).collect() }
             }
             Write::Keep(parcels) => {

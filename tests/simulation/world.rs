@@ -179,7 +179,7 @@ impl World {
             high_water,
             routes: rng.pick(&[1, usize::MAX]),
             lanes: LANES,
-            alone: is_alone,
+            single_node: is_alone,
             mixed,
             ..Settings::default()
         };
@@ -303,14 +303,14 @@ impl World {
         for effect in fx.list {
             self.trace(|| format!("node {at}/{shard}: {effect:?}"));
             match effect {
-                Effect::Send { conn, body, tag, manner, .. } => {
+                Effect::Send { conn, body, tag, options, .. } => {
                     let id = self.socket_of(at, shard, conn);
                     let bytes = match body {
                         Payload::Own(range) => fx.bytes[range].to_vec(),
                         Payload::Shared(bytes) => bytes.to_vec(),
                     };
                     self.digest(bytes.len() as u64);
-                    self.enqueue(id, bytes, tag, manner);
+                    self.enqueue(id, bytes, tag, options);
                     sent.push(id);
                 }
                 Effect::Pause(conn) => self.socket(at, shard, conn).paused = true,

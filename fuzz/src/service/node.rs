@@ -8,7 +8,7 @@ use std::time::Instant;
 use chat_server::bus::{BusEvent, BusOp};
 use chat_server::home::Homes;
 use chat_server::password::{Cost, Hasher};
-use chat_server::reactor::{CloseReason, ConnId, ConnIds, Manner, Recall, Unwritten};
+use chat_server::reactor::{CloseReason, ConnId, ConnIds, Recall, SendOptions, Unwritten};
 use chat_server::service::{Effect, Effects, Job, JobRunner, Letter, Memo, Moved, Now, Payload, Settings, Shard, Tag};
 
 use super::memory::{Memories, Memory, NODE};
@@ -43,7 +43,7 @@ pub struct Socket {
 struct Queued {
     bytes: Vec<u8>,
     tag: Option<Tag>,
-    exempt: bool,
+    uncounted: bool,
 }
 
 /// What goes from shard to shard.
@@ -121,13 +121,13 @@ impl Node {
         let (mut to_recall, mut sent, mut to_abort) = (Vec::new(), Vec::new(), Vec::new());
         for effect in fx.list {
             match effect {
-                Effect::Send { conn, body, tag, manner: Manner { exempt, .. }, .. } => {
+                Effect::Send { conn, body, tag, options: SendOptions { uncounted, .. }, .. } => {
                     let id = self.conns[&conn];
                     let bytes = match body {
                         Payload::Own(range) => fx.bytes[range].to_vec(),
                         Payload::Shared(bytes) => bytes.to_vec(),
                     };
-                    self.socket(conn).queue.push_back(Queued { bytes, tag, exempt });
+                    self.socket(conn).queue.push_back(Queued { bytes, tag, uncounted });
                     sent.push(id);
                 }
                 Effect::Pause(conn) => self.socket(conn).paused = true,
@@ -192,7 +192,7 @@ impl Node {
 
     fn check_mark(&mut self, id: SocketId) {
         let Some(socket) = self.sockets.get_mut(&id) else { return };
-        let counted = socket.queue.iter().filter(|queued| !queued.exempt);
+        let counted = socket.queue.iter().filter(|queued| !queued.uncounted);
         if !socket.over && counted.map(|queued| queued.bytes.len()).sum::<usize>() > self.high_water {
             socket.over = true;
             self.recall(id, Recall::Reroutable);

@@ -80,14 +80,14 @@ use crate::pool::{Pool, Queue, Submitter, WorkerCounts};
 use crate::reactor::Mailbox;
 use crate::store::NodeId;
 use publisher::{Job, Publisher};
-use subscriber::{Mail, Subscriber};
+use subscriber::{Command, Subscriber};
 
 /// The bus over Redis: see the [module](self).
 ///
 /// Redis counts the listeners of a user's channel, including this node if it listens to the channel itself.
 pub struct RedisBus {
     publisher: Submitter<Job>,
-    listens: Arc<Mailbox<Mail>>,
+    listens: Arc<Mailbox<Command>>,
     shared: Arc<Shared>,
     counts: BusCounts,
     threads: Mutex<Option<Threads>>,
@@ -200,7 +200,7 @@ impl RedisBus {
         let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(threads) = threads {
             threads.publisher.finish();
-            self.listens.post(Mail::Stop);
+            self.listens.post(Command::Stop);
             // A panic has ended the process already.
             let _ = threads.subscriber.join();
         }
@@ -213,7 +213,7 @@ impl RedisBus {
         let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner).take();
         // The publisher's pool drops what waits.
         if threads.is_some() {
-            self.listens.post(Mail::Stop);
+            self.listens.post(Command::Stop);
         }
     }
 }
@@ -227,7 +227,7 @@ impl Drop for RedisBus {
 impl Bus for RedisBus {
     fn send(&self, ops: &mut Vec<BusOp>) {
         let is_listening = |op: &BusOp| matches!(op, BusOp::Listen { .. } | BusOp::Unlisten { .. });
-        let mut listens: Vec<Mail> = ops.extract_if(.., |op| is_listening(op)).map(Mail::Op).collect();
+        let mut listens: Vec<Command> = ops.extract_if(.., |op| is_listening(op)).map(Command::Op).collect();
         if !listens.is_empty() {
             self.listens.post_all(&mut listens);
         }

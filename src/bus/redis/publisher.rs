@@ -393,7 +393,7 @@ mod tests {
 
     use super::*;
     use crate::bus::redis::inbox::Inbox;
-    use crate::bus::{Addressee, Answered, Fate, Listener};
+    use crate::bus::{Addressee, Answered, Delivery, Listener};
     use crate::home::Homes;
 
     const ME: NodeId = NodeId(1);
@@ -526,7 +526,7 @@ mod tests {
     #[test]
     fn of_what_reached_nobody_chats_and_nudges_come_back_in_order() {
         let mut pipeline = pipeline();
-        let answer = Envelope::Answer(vec![Answered { user: 1, number: 1, fate: Fate::Gone }]);
+        let answer = Envelope::Answer(vec![Answered { user: 1, number: 1, delivery: Delivery::Gone }]);
         for envelope in [chat(1), answer.clone(), NUDGE, seen(1), chat(2)] {
             pipeline.add(BusOp::ToNode(NodeId(2), envelope));
         }

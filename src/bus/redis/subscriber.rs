@@ -33,7 +33,7 @@ const VALUES_A_TURN: usize = 1024;
 const CHANNELS_A_COMMAND: usize = 512;
 
 /// What the subscriber is sent.
-pub(super) enum Mail {
+pub(super) enum Command {
     /// [`BusOp::Listen`] or [`BusOp::Unlisten`].
     Op(BusOp),
     /// The name of Redis was resolved, or could not be.
@@ -44,7 +44,7 @@ pub(super) enum Mail {
 /// The thread that listens.
 pub(super) struct Subscriber {
     poll: Poll,
-    mailbox: Arc<Mailbox<Mail>>,
+    mailbox: Arc<Mailbox<Command>>,
     address: Address,
     /// When the look-up began that the next attempt to connect waits for.
     looking_up: Option<Instant>,
@@ -75,7 +75,7 @@ pub(super) struct Subscriber {
 impl Subscriber {
     pub fn new(
         poll: Poll,
-        mailbox: Arc<Mailbox<Mail>>,
+        mailbox: Arc<Mailbox<Command>>,
         address: Address,
         shared: Arc<Shared>,
         started: Sender<()>,
@@ -109,7 +109,7 @@ impl Subscriber {
         Arc::clone(&self.counts)
     }
 
-    /// Listens until [`Mail::Stop`].
+    /// Listens until [`Command::Stop`].
     ///
     /// # Errors
     /// The system cannot poll any more.
@@ -127,10 +127,10 @@ impl Subscriber {
             self.mailbox.take(&mut mail);
             for mail in mail.drain(..) {
                 match mail {
-                    Mail::Op(BusOp::Listen { user, epoch }) => self.listen(user, epoch),
-                    Mail::Op(BusOp::Unlisten { user, epoch }) => self.unlisten(user, epoch),
-                    Mail::Op(_) | Mail::LookedUp => {}
-                    Mail::Stop => return Ok(()),
+                    Command::Op(BusOp::Listen { user, epoch }) => self.listen(user, epoch),
+                    Command::Op(BusOp::Unlisten { user, epoch }) => self.unlisten(user, epoch),
+                    Command::Op(_) | Command::LookedUp => {}
+                    Command::Stop => return Ok(()),
                 }
             }
             more = self.turn(now).unwrap_or_else(|error| {
@@ -178,7 +178,7 @@ impl Subscriber {
             None if now < self.back_off.not_before => return Ok(false),
             None => {
                 let mailbox = Arc::clone(&self.mailbox);
-                let since = self.address.look_up(move || mailbox.post(Mail::LookedUp))?;
+                let since = self.address.look_up(move || mailbox.post(Command::LookedUp))?;
                 *self.looking_up.insert(since)
             }
         };

@@ -9,8 +9,8 @@ struct Table {
     now: Instant,
 }
 
-fn message(n: u64) -> Waiting {
-    Waiting { body: Arc::from([n as u8]), receipt: Receipt::Node { node: NodeId(1 + n / 10), to: 1, number: n } }
+fn message(n: u64) -> Undelivered {
+    Undelivered { body: Arc::from([n as u8]), receipt: Receipt::Node { node: NodeId(1 + n / 10), to: 1, number: n } }
 }
 
 fn name(receipt: Receipt) -> u64 {
@@ -32,7 +32,7 @@ fn show(step: Step, half: bool) -> String {
         Step::Forget(rows) => format!("forget {rows:?}"),
         Step::Live => "live".to_owned(),
         Step::Deliver(message) => format!("deliver {}", message.body[0]),
-        Step::Settle(receipt, fate) => format!("{} {fate:?}", name(receipt)),
+        Step::Settle(receipt, delivery) => format!("{} {delivery:?}", name(receipt)),
         Step::Fence(node) => format!("fence {}", node.0),
         Step::Nudged(Nudger::Node(node, number)) => format!("nudged {} {number}", node.0),
         Step::Nudged(Nudger::Burial(number)) => format!("buried {number}"),
@@ -114,7 +114,7 @@ fn what_is_held_for_a_second_or_is_too_much_is_stored_and_then_the_store_is_read
     table.page(0, &["live", "deliver 2"]);
 
     let mut table = Table::reading();
-    let much = Waiting { body: vec![1; LIMIT + 1].into(), ..message(1) };
+    let much = Undelivered { body: vec![1; LIMIT + 1].into(), ..message(1) };
     table.take(&["store [1]"], |backlog, cx| backlog.hold(much, LIMIT, cx));
 }
 

@@ -18,7 +18,7 @@ impl Shard {
         let to = user_id(to).ok_or(Errno::NoSuchUser)?;
         // What needs no ack is not waited for, unless it takes long: then the recipient's home says so. But a
         // sender who can go on at another node has to wait: what is sent from there must not come before it.
-        let owed = call.seq.is_some() || !self.settings.alone;
+        let owed = call.seq.is_some() || !self.settings.single_node;
         if owed {
             self.owe_send(call.conn, user);
         }

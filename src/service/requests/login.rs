@@ -2,7 +2,7 @@
 //! the reply.
 
 use crate::bus::BusOp;
-use crate::reactor::{ConnId, Manner, Origin};
+use crate::reactor::{ConnId, Origin, SendOptions};
 use crate::service::call::{Call, user_id};
 use crate::service::client::{Moved, Stage};
 use crate::service::jobs::{Answer, Lane, Login, Op, Then};
@@ -305,7 +305,13 @@ impl Shard {
         }
         let tag = has_rows.then(|| Tag::Reply { session: id, rows: loaded.rows.into() });
         let body = Payload::Shared(loaded.reply.into());
-        self.fx.push(Effect::Send { conn, body, framing, tag, manner: Manner { alone: true, exempt: true } });
+        self.fx.push(Effect::Send {
+            conn,
+            body,
+            framing,
+            tag,
+            options: SendOptions { own_write: true, uncounted: true },
+        });
         self.with_backlog(id, |backlog, cx| backlog.loaded(has_rows, loaded.more, cx));
         self.end_attempt(conn);
     }

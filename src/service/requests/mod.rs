@@ -16,7 +16,7 @@ use super::jobs::{Answer, Op, Read, Then};
 use super::receipts::ReplyTo;
 use super::shard::Shard;
 use super::{Asks, Effect, Payload};
-use crate::reactor::Manner;
+use crate::reactor::SendOptions;
 use crate::store::{Connection, StoreError, UserId};
 use crate::wire::{Errno, Refusal, msgid};
 
@@ -78,8 +78,8 @@ impl Shard {
             if let Some(client) = self.clients.get(conn) {
                 let (framing, body) = (client.framing.framing(), Payload::Shared(bytes.into()));
                 // As a login reply: its size is not the client's doing.
-                let manner = Manner { alone: false, exempt: true };
-                self.fx.push(Effect::Send { conn, body, framing, tag: None, manner });
+                let options = SendOptions { own_write: false, uncounted: true };
+                self.fx.push(Effect::Send { conn, body, framing, tag: None, options });
             }
         } else {
             self.refuse(conn, Some(request), to.seq, &Errno::StoreUnavailable.into());

@@ -17,8 +17,8 @@ struct Table {
 }
 
 /// The sender, by whom messages are named.
-fn message(n: u32) -> Waiting {
-    Waiting { body: Arc::from([n as u8]), receipt: Receipt::Sum { user: n, shard: 0, key: 0 } }
+fn message(n: u32) -> Undelivered {
+    Undelivered { body: Arc::from([n as u8]), receipt: Receipt::Sum { user: n, shard: 0, key: 0 } }
 }
 
 fn show(step: &Step) -> String {
@@ -31,9 +31,9 @@ fn show(step: &Step) -> String {
         Step::Nudge { claim, number } => format!("nudge {} as {number}", claim.node.0),
         Step::Look => "look".to_owned(),
         Step::Deliver(message) => format!("deliver {}", message.body[0]),
-        Step::Settle { receipt, fate, open } => {
+        Step::Settle { receipt, delivery, open } => {
             let open = if *open { ", open" } else { "" };
-            format!("{} {fate:?}{open}", receipt.sender().unwrap())
+            format!("{} {delivery:?}{open}", receipt.sender().unwrap())
         }
         Step::Free(debtors) => format!("free {debtors:?}"),
         Step::Watch(_) => "watch".to_owned(),
@@ -51,7 +51,7 @@ impl Table {
         table.push(1, &["store"]);
         table.batch(&[1], None);
         table.stored(Some(Kept::Elsewhere(B)), &["watch", "launch 1 to 2 as 1 after 0"]);
-        table.answered(1, Fate::Delivered, &["1 Delivered"]);
+        table.answered(1, Delivery::Delivered, &["1 Delivered"]);
         table
     }
 
@@ -80,8 +80,8 @@ impl Table {
         self.take(expected, |route, cx| route.stored(kept, cx));
     }
     #[track_caller]
-    fn answered(&mut self, number: u64, fate: Fate, expected: &[&str]) {
-        self.take(expected, |route, cx| _ = route.answered(number, fate, cx));
+    fn answered(&mut self, number: u64, delivery: Delivery, expected: &[&str]) {
+        self.take(expected, |route, cx| _ = route.answered(number, delivery, cx));
     }
     #[track_caller]
     fn nudged(&mut self, number: u64, expected: &[&str]) {
@@ -135,13 +135,13 @@ fn via_each_is_launched_at_once_and_names_the_last_that_is_unanswered() {
     let mut table = Table::via_b();
     table.push(2, &["launch 2 to 2 as 2 after 0"]);
     table.push(3, &["launch 3 to 2 as 3 after 2"]);
-    table.answered(3, Fate::Stored, &["3 Stored"]);
+    table.answered(3, Delivery::Stored, &["3 Stored"]);
     table.push(4, &["launch 4 to 2 as 4 after 2"]);
-    table.answered(2, Fate::Failed(Errno::Busy), &["2 Failed(Busy)"]);
-    table.answered(4, Fate::Delivered, &["4 Delivered"]);
+    table.answered(2, Delivery::Failed(Errno::Busy), &["2 Failed(Busy)"]);
+    table.answered(4, Delivery::Delivered, &["4 Delivered"]);
     table.push(5, &["launch 5 to 2 as 5 after 0"]);
     assert!(!table.route.is_idle());
-    table.answered(5, Fate::Delivered, &["5 Delivered"]);
+    table.answered(5, Delivery::Delivered, &["5 Delivered"]);
     assert!(table.route.is_idle() && !table.route.is_nothing());
 }
 
@@ -150,9 +150,9 @@ fn halted_what_came_back_is_stored_past_the_node_first_and_what_follows_goes_beh
     let mut table = Table::via_b();
     table.push(2, &["launch 2 to 2 as 2 after 0"]);
     table.push(3, &["launch 3 to 2 as 3 after 2"]);
-    table.answered(2, Fate::Gone, &[]);
+    table.answered(2, Delivery::Gone, &[]);
     table.push(4, &[]);
-    table.answered(3, Fate::Gone, &["store"]);
+    table.answered(3, Delivery::Gone, &["store"]);
     table.batch(&[2, 3, 4], Some(B));
     table.push(5, &[]);
     let then = ["2 Stored, open", "3 Stored, open", "4 Stored, open", "nudge 2 as 4", "launch 5 to 2 as 5 after 4"];
@@ -166,14 +166,14 @@ fn halted_what_came_back_is_stored_past_the_node_first_and_what_follows_goes_beh
 fn halted_nobody_has_the_user_any_more_or_somebody_else_has() {
     let mut table = Table::via_b();
     table.push(2, &["launch 2 to 2 as 2 after 0"]);
-    table.answered(2, Fate::Gone, &["store"]);
+    table.answered(2, Delivery::Gone, &["store"]);
     table.batch(&[2], Some(B));
     table.stored(Some(Kept::Stored(1)), &["2 Stored"]);
     assert!(table.route.is_nothing());
 
     let mut table = Table::via_b();
     table.push(2, &["launch 2 to 2 as 2 after 0"]);
-    table.answered(2, Fate::Gone, &["store"]);
+    table.answered(2, Delivery::Gone, &["store"]);
     table.batch(&[2], Some(B));
     table.push(3, &[]);
     table.stored(Some(Kept::Elsewhere(C)), &["launch 2 to 3 as 3 after 0", "launch 3 to 3 as 4 after 3"]);
@@ -186,7 +186,7 @@ fn what_is_not_answered_or_not_sent_is_given_up_and_stored() {
     table.expire(&["store"]);
     table.batch(&[2], Some(B));
     table.stored(Some(Kept::Past(1)), &["2 Stored, open", "nudge 2 as 3", "watch"]);
-    table.answered(2, Fate::Delivered, &[]);
+    table.answered(2, Delivery::Delivered, &[]);
 
     let mut table = Table::via_b();
     table.push(2, &["launch 2 to 2 as 2 after 0"]);
@@ -212,7 +212,7 @@ fn fenced_nothing_is_done_until_the_nudge_is_answered() {
 fn what_came_back_and_is_refused_fails_at_once() {
     let mut table = Table::via_b();
     table.push(2, &["launch 2 to 2 as 2 after 0"]);
-    table.answered(2, Fate::Gone, &["store"]);
+    table.answered(2, Delivery::Gone, &["store"]);
     table.batch(&[2], Some(B));
     table.push(3, &[]);
     table.stored(Some(Kept::Full(0)), &["2 Failed(Busy)", "launch 3 to 2 as 3 after 0"]);
@@ -240,7 +240,7 @@ impl Table {
 fn a_nudge_is_repeated_until_it_is_answered_or_that_node_has_the_user_no_more() {
     let mut table = Table::via_b();
     table.push(2, &["launch 2 to 2 as 2 after 0"]);
-    table.answered(2, Fate::Gone, &["store"]);
+    table.answered(2, Delivery::Gone, &["store"]);
     table.batch(&[2], Some(B));
     table.stored(Some(Kept::Past(1)), &["2 Stored, open", "nudge 2 as 3"]);
     table.expire(&["look", "nudge 2 as 3", "watch"]);
@@ -250,7 +250,7 @@ fn a_nudge_is_repeated_until_it_is_answered_or_that_node_has_the_user_no_more() 
 
     let mut table = Table::via_b();
     table.push(2, &["launch 2 to 2 as 2 after 0"]);
-    table.answered(2, Fate::Gone, &["store"]);
+    table.answered(2, Delivery::Gone, &["store"]);
     table.batch(&[2], Some(B));
     table.stored(Some(Kept::Past(1)), &["2 Stored, open", "nudge 2 as 3"]);
     table.take(&[], |route, cx| route.holder_died(NodeId(3), cx));
@@ -283,8 +283,8 @@ fn the_user_comes_here_and_gets_what_is_left_in_order_once_nothing_is_under_way(
     table.push(3, &["launch 3 to 2 as 3 after 2"]);
     table.here = true;
     table.push(4, &[]);
-    table.answered(2, Fate::Delivered, &["2 Delivered"]);
-    table.answered(3, Fate::Gone, &["deliver 3", "deliver 4"]);
+    table.answered(2, Delivery::Delivered, &["2 Delivered"]);
+    table.answered(3, Delivery::Gone, &["deliver 3", "deliver 4"]);
     assert!(table.route.is_nothing());
 
     let mut table = Table::new();
@@ -303,11 +303,11 @@ fn cpp_nodes_are_published_to_and_asked_for_again_each_time() {
     table.push(2, &[]);
     table.stored(Some(Kept::Elsewhere(Holder::Foreign)), &["watch", "publish 1 as 1", "publish 2 as 2"]);
     table.push(3, &[]);
-    table.answered(1, Fate::Delivered, &["1 Delivered"]);
-    table.answered(2, Fate::Delivered, &["2 Delivered", "store"]);
+    table.answered(1, Delivery::Delivered, &["1 Delivered"]);
+    table.answered(2, Delivery::Delivered, &["2 Delivered", "store"]);
     table.batch(&[3], None);
     table.stored(Some(Kept::Elsewhere(Holder::Foreign)), &["publish 3 as 3"]);
-    table.answered(3, Fate::Gone, &["store"]);
+    table.answered(3, Delivery::Gone, &["store"]);
     table.batch(&[3], Some(Holder::Foreign));
     table.stored(Some(Kept::Past(1)), &["3 Stored"]);
     assert!(table.route.is_nothing());

@@ -1,6 +1,6 @@
 //! Claims of this node that C++ servers do not see yet.
 //!
-//! A C++ server sets all users offline at its end, and [`Roll::reassert`](crate::store::Roll::reassert) sets this
+//! A C++ server sets all users offline at its end, and [`Membership::reassert`](crate::store::Membership::reassert) sets this
 //! node's users online again. The table does not distinguish a claim that was never shown from one that was, and a C++
 //! server would publish for a user whose channel has no listener. So this node remembers which claims are hidden.
 

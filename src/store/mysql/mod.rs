@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `mod.rs` | the store, and reading |
 //! | `write.rs` | a batch as one transaction |
-//! | `roll.rs` | what nodes see of each other, and the mark |
+//! | `membership.rs` | what nodes see of each other, and the mark |
 //! | `shared.rs` | what all connections of a node have in common |
 //! | `hidden.rs` | claims that C++ servers do not see yet |
 //! | `migrate.rs` | the tables as they are found, and what brings them up to date |
@@ -22,9 +22,9 @@
 mod hidden;
 mod link;
 mod lock;
+mod membership;
 mod migrate;
 mod names;
-mod roll;
 mod shared;
 mod sql;
 mod text;
@@ -39,12 +39,12 @@ use mysql::{Opts, Row};
 
 use super::quota::Room;
 use super::{
-    Account, Connection, Friend, Group, GroupId, Kept, Loaded, Member, NodeId, Outcome, Page, Parcel, Quotas, Roll,
-    RowId, Store, StoreError, UserId, Write,
+    Account, Connection, Friend, Group, GroupId, Kept, Loaded, Member, Membership, NodeId, Outcome, Page, Parcel,
+    Quotas, RowId, Store, StoreError, UserId, Write,
 };
 use hidden::Hidden;
 use link::{Failure, Gate, Link, Session, column};
-use roll::MySqlRoll;
+use membership::MySqlRoll;
 use shared::Shared;
 use sql::{Kind, PAGE_ROWS, Sql};
 use text::Texts;
@@ -67,14 +67,17 @@ pub struct Options {
     /// online, so a claim is shown to them only by [`Write::Show`].
     pub mixed: bool,
     /// No other node uses the database: no user can be online before this node has begun, and no node marks it.
-    pub alone: bool,
+    pub single_node: bool,
     pub quotas: Quotas,
 }
 
 impl fmt::Debug for Options {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let Options { url: _, node, charset, mixed, alone, quotas } = self; // the URL contains a password
-        write!(f, "Options {{ node: {node}, charset: {charset:?}, mixed: {mixed}, alone: {alone}, {quotas:?} }}")
+        let Options { url: _, node, charset, mixed, single_node, quotas } = self; // the URL contains a password
+        write!(
+            f,
+            "Options {{ node: {node}, charset: {charset:?}, mixed: {mixed}, single_node: {single_node}, {quotas:?} }}"
+        )
     }
 }
 
@@ -96,11 +99,11 @@ impl MySqlStore {
         let address = Opts::from_url(&options.url).map_err(|error| OpenError::Url(link::url_error(&error)))?;
         let address: Opts = link::options(address).into();
         let mut session = migrate::connect(&address)?;
-        let lock = options.alone.then(|| Lock::take(address.clone(), options.node, true)).transpose()?;
+        let lock = options.single_node.then(|| Lock::take(address.clone(), options.node, true)).transpose()?;
         let layout = migrate::bring_up_to_date(&mut session, &address, &options.charset)?;
         let texts = Texts::new(&options.charset, options.mixed);
-        let sql = Sql::new(&layout, &texts, options.mixed, (!options.alone).then_some(options.node));
-        if options.alone {
+        let sql = Sql::new(&layout, &texts, options.mixed, (!options.single_node).then_some(options.node));
+        if options.single_node {
             // A node of a cluster that stands still, and has lost its lock by that, is to find itself marked.
             for strike in sql.strike(None) {
                 session.conn.query_drop(strike)?;
@@ -138,9 +141,9 @@ impl Store for MySqlStore {
         MySqlRoll::new(&self.shared).leave()
     }
 
-    fn roll(&self) -> Option<Box<dyn Roll>> {
-        let roll = self.shared.sql.mark.as_ref().map(|_| MySqlRoll::new(&self.shared));
-        roll.map(|roll| Box::new(roll) as Box<dyn Roll>)
+    fn membership(&self) -> Option<Box<dyn Membership>> {
+        let membership = self.shared.sql.mark.as_ref().map(|_| MySqlRoll::new(&self.shared));
+        membership.map(|membership| Box::new(membership) as Box<dyn Membership>)
     }
 }
 

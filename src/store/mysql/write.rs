@@ -15,8 +15,8 @@ use mysql::Value;
 use mysql::prelude::Queryable;
 
 use super::link::{Failure, Session, column, is_duplicate};
+use super::membership;
 use super::names::{Namesake, fill_unseen};
-use super::roll;
 use super::shared::Shared;
 use super::sql::Named;
 use crate::store::names::{NameKey, hash};
@@ -119,7 +119,7 @@ fn claim_alone(
     if session.conn.affected_rows() > 0 {
         return Ok(Outcome::Done);
     }
-    roll::check(session, shared)?;
+    membership::check(session, shared)?;
     match session.list_text(&shared.sql.holder(user), read_holder)?.first() {
         None => Ok(Outcome::NoUser),
         Some((_, Some(other))) if *other == Holder::Node(mine) => Ok(Outcome::Done),
@@ -133,7 +133,7 @@ fn show_alone(session: &mut Session, shared: &Shared, user: UserId, epoch: u64) 
     if shared.mixed {
         session.conn.query_drop(shared.sql.show(user, Claim { node: shared.node, epoch }))?;
         if session.conn.affected_rows() == 0 {
-            roll::check(session, shared)?;
+            membership::check(session, shared)?;
         }
     }
     Ok(Outcome::Done)
@@ -219,7 +219,7 @@ fn lock(session: &mut Session, shared: &Shared, batch: &[Write]) -> Result<HashM
     let mut chunks = users.chunks(LIST);
     let first = chunks.next().map(|users| shared.sql.lock_users(users));
     let mut holders: HashMap<_, _> =
-        roll::begin(session, &shared.sql, first.as_deref(), read_holder)?.into_iter().collect();
+        membership::begin(session, &shared.sql, first.as_deref(), read_holder)?.into_iter().collect();
     for users in chunks {
         holders.extend(session.list_text(&shared.sql.lock_users(users), read_holder)?);
     }

@@ -41,7 +41,7 @@ use std::thread::{self, JoinHandle};
 use crossbeam_channel::unbounded;
 use rusqlite::{ErrorCode, OptionalExtension, Params, Row};
 
-use super::{Connection, GroupId, NodeId, Outcome, Quotas, Roll, Store, StoreError, UserId};
+use super::{Connection, GroupId, Membership, NodeId, Outcome, Quotas, Store, StoreError, UserId};
 use file::{Place, Shown, Watch};
 use migrate::{MIGRATIONS, migrate};
 use read::{Slot, SqliteConnection};
@@ -245,7 +245,7 @@ impl Store for SqliteStore {
         }
     }
 
-    fn roll(&self) -> Option<Box<dyn Roll>> {
+    fn membership(&self) -> Option<Box<dyn Membership>> {
         None
     }
 

@@ -1,4 +1,4 @@
-//! What nodes that share the database see of each other: the roll, and the mark that keeps a node that was
+//! What nodes that share the database see of each other: the membership, and the mark that keeps a node that was
 //! taken for dead from writing.
 //!
 //! A node has two rows. Each of its transactions locks the one with the mark for sharing; a look locks the one
@@ -14,7 +14,7 @@ use mysql::prelude::Queryable;
 use super::link::{Failure, Link, Session, column};
 use super::shared::Shared;
 use super::sql::Sql;
-use crate::store::{Entry, NodeId, Roll, StoreError, UserId};
+use crate::store::{Entry, Membership, NodeId, StoreError, UserId};
 
 /// Begins a transaction of this node: locks its mark until the end, and runs a `first` statement, in one round
 /// trip. Returns the rows of that statement.
@@ -57,7 +57,7 @@ pub(super) fn check(session: &mut Session, shared: &Shared) -> Result<(), Failur
 /// The number of users that are set offline or online at a time, so that other transactions do not wait for long.
 const USERS: usize = 500;
 
-/// The roll, by a connection of its own.
+/// The membership, by a connection of its own.
 pub(super) struct MySqlRoll {
     shared: Arc<Shared>,
     link: Link,
@@ -116,7 +116,7 @@ fn strike(session: &mut Session, sql: &Sql, node: NodeId) -> Result<(), Failure>
     Ok(())
 }
 
-impl Roll for MySqlRoll {
+impl Membership for MySqlRoll {
     fn enlist(&mut self) -> Result<(), StoreError> {
         let Shared { gate, sql, node, .. } = &*self.shared;
         Ok(self.link.run(gate, |session, _| {

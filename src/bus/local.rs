@@ -5,15 +5,15 @@ use std::sync::Arc;
 use super::{Bus, BusEvent, BusOp, Listener};
 
 /// Answers at once that no other node was reached.
-pub struct Alone(Arc<dyn Listener>);
+pub struct Local(Arc<dyn Listener>);
 
-impl Alone {
-    pub fn new(listener: Arc<dyn Listener>) -> Alone {
-        Alone(listener)
+impl Local {
+    pub fn new(listener: Arc<dyn Listener>) -> Local {
+        Local(listener)
     }
 }
 
-impl Bus for Alone {
+impl Bus for Local {
     fn send(&self, ops: &mut Vec<BusOp>) {
         let homes = self.0.homes();
         for op in ops.drain(..) {
