@@ -189,11 +189,12 @@ impl<H: Types> Io<H> {
                     output.stall_timer = true;
                     self.timers.set(self.now + STALLED, LoopTimer::Stalled(conn));
                 }
-                Anew::Recall => {
+                // A dead one hands it back when it is swept.
+                Anew::Recall if connection.life == Life::Open => {
                     connection.to_recall = connection.to_recall.max(Some(Recall::Reroutable));
                     self.over.push(conn);
                 }
-                Anew::Watch | Anew::Nothing => {}
+                Anew::Watch | Anew::Recall | Anew::Nothing => {}
             }
         }
         outbox.push(message.body, message.terminator, message.tag, SendOptions { own_write, ..message.options });

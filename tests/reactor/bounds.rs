@@ -164,7 +164,14 @@ fn over_the_soft_mark_for_ten_seconds_it_is_closed_and_its_chats_handed_back() {
     let began = Instant::now();
     jam(&reactors, conn);
     send_until_over(&reactors, conn);
-    reactors.ask(0, move |_, io| send(io, conn, b"late", Some(Tag::Chat(1_000_000))));
+    reactors.ask(0, move |_, io| {
+        assert!(send(io, conn, b"late", Some(Tag::Chat(1_000_000))));
+        assert!(send(io, conn, b"reply", Some(Tag::Reply(7))));
+    });
+    reactors.wait("the late chat to be handed back", |event| match event {
+        Event::Recalled(_, recalled) => recalled.iter().any(|chat| chat.tag == Tag::Chat(1_000_000)).then_some(()),
+        _ => None,
+    });
     let (reason, unwritten) = reactors.closed(conn);
     let took = began.elapsed();
     assert_eq!(reason, CloseReason::SlowConsumer(Mark::HighWater));
@@ -172,7 +179,7 @@ fn over_the_soft_mark_for_ten_seconds_it_is_closed_and_its_chats_handed_back() {
     let (bytes, why) = closed_for(&reactors, conn);
     assert!(bytes > JAM / 2, "{bytes}");
     assert_eq!(why, format!("10 s after its queue has passed the high-water mark of {} bytes", LIMITS.high_water));
-    assert_eq!(unwritten, [(Tag::Chat(1_000_000), false)]);
+    assert_eq!(unwritten, [(Tag::Reply(7), false)]);
     reactors.wait_until_empty(0);
 }
 
