@@ -6,11 +6,11 @@
 //! | --- | --- |
 //! | [`password`] | Argon2id |
 //! | [`secret`] | addresses that contain a password, and what is shown of them |
+//! | [`wire`] | bytes to messages and back; pure |
 //! | [`config`] | the command line |
 //! | [`logging`] | the log, which never blocks a thread that writes to it |
 //! | [`metrics`] | what is counted, and how it is exported |
 //! | [`clock`] | the clock by which a lease lasts |
-//! | [`wire`] | bytes to messages and back; pure |
 //! | [`reactor`] | the acceptor, the event loops, their mailboxes; knows bytes and connections, no chat |
 //! | [`pool`] | workers for what blocks, in lanes that keep order |
 //! | [`store`] | accounts, groups, offline messages: a trait, SQLite, and MySQL |

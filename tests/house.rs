@@ -7,7 +7,7 @@ use std::process::Command;
 
 /// Lowest layer first. `lib.rs` lists them in the same order, with what each is.
 const MODULES: [&str; 14] = [
-    "password", "secret", "config", "logging", "metrics", "clock", "wire", "reactor", "pool", "store", "home", "bus",
+    "password", "secret", "wire", "config", "logging", "metrics", "clock", "reactor", "pool", "store", "home", "bus",
     "service", "server",
 ];
 /// Not in the library: they may use all of it.

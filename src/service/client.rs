@@ -10,7 +10,8 @@ use super::reason::Reason;
 use super::receipts::SessionId;
 use crate::reactor::{AddressSlot, canonical};
 use crate::store::UserId;
-use crate::wire::{FramingMirror, Request, Splitter, msgid};
+use crate::wire::dialect::{Dialect, Hearing, Length, Me, Speaker};
+use crate::wire::{Framing, FramingMirror, Splitter, msgid};
 
 /// A connection, as the service sees it.
 #[derive(Debug)]
@@ -21,6 +22,10 @@ pub(super) struct Client {
     pub header_due: bool,
     pub splitter: Splitter,
     pub framing: FramingMirror,
+    /// Which dialect it may speak, as far as that is known.
+    pub hearing: Hearing,
+    /// It does not speak canon; a pointer, since most do.
+    pub speaker: Option<Box<Speaker>>,
     /// The user who is logged in; a pointer, since many connections never have one.
     pub user: Option<Box<LoggedIn>>,
     /// The user who was logged in and whose session is still ending.
@@ -175,6 +180,8 @@ impl Client {
             header_due: false,
             splitter: Splitter::default(),
             framing: FramingMirror::default(),
+            hearing: Hearing::default(),
+            speaker: None,
             user: None,
             leaving: None,
             pending: 0,
@@ -194,13 +201,31 @@ impl Client {
 
     /// Whether a request must wait for the changes that earlier ones have made, since it would not see them. A
     /// join and what is sent to its group need not wait for each other: they take the same route.
-    pub fn reads_changes(&self, object: &[u8]) -> bool {
-        let Ok(request) = Request::parse(object) else { return false };
-        match request.msgid() {
-            Ok(msgid::LIST) => self.changes > 0,
-            Ok(msgid::GROUP_CHAT) => self.changes > self.joins,
+    pub fn must_wait(&self, msgid: i64) -> bool {
+        match msgid {
+            msgid::LIST => self.changes > 0,
+            msgid::GROUP_CHAT => self.changes > self.joins,
             _ => false,
         }
+    }
+
+    /// What follows each object that is sent to it.
+    pub fn framing(&self) -> Framing {
+        match self.dialect().map(Dialect::length) {
+            // What ends its own requests ends nothing that it reads.
+            Some(Length::Replies | Length::Both) => Framing::Bare,
+            Some(Length::Nowhere) | None => self.framing.framing(),
+        }
+    }
+
+    /// The dialect that it speaks; `None`: canon.
+    pub fn dialect(&self) -> Option<&Dialect> {
+        self.speaker.as_deref().map(|speaker| &**speaker.dialect())
+    }
+
+    /// The user who is logged in, as acks name one.
+    pub fn me(&self) -> Option<Me<'_>> {
+        self.user.as_deref().map(|me| Me { id: me.session.user, name: &me.name })
     }
 
     /// Whether something else of it is under way than its login, or messages of a former session are still queued.

@@ -65,10 +65,10 @@ impl Shard {
 
     /// Queues a message on a session's connection.
     pub(super) fn push(&mut self, conn: ConnId, tag: Tag, body: Payload) {
-        if let Some(client) = self.clients.get(conn) {
-            let framing = client.framing.framing();
-            self.fx.push(Effect::Send { conn, body, framing, tag: Some(tag), options: SendOptions::default() });
-        }
+        let Some(client) = self.clients.get(conn) else { return };
+        let (framing, has_dialect) = (client.framing(), client.speaker.is_some());
+        let (tag, body) = if has_dialect { self.translated(conn, tag, body) } else { (tag, body) };
+        self.fx.push(Effect::Send { conn, body, framing, tag: Some(tag), options: SendOptions::default() });
     }
 
     /// A message does not get out in this turn: its sender waits for it from now on, and is read no faster than

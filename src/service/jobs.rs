@@ -11,6 +11,7 @@ use crate::pool::Standing;
 use crate::reactor::{ConnId, Origin};
 use crate::store::{self, Account, Connection, GroupId, Outcome, Page, RowId, StoreError, UserId, Write};
 use crate::wire::Request;
+use crate::wire::dialect::{Dialect, Hearing};
 use crate::wire::reply::{self, LoginReply, OFFLINE_IN_REPLY};
 
 /// Which jobs a job must not overtake.
@@ -53,13 +54,21 @@ pub enum Op {
     /// Hash the password, then create the account.
     Register { name: String, password: Box<str>, place: Arc<Place> },
     /// Everything a login reply says, as bytes.
-    Load { user: UserId, name: Box<str>, seq: Option<i64>, limit: Option<usize> },
+    Load { user: UserId, name: Box<str>, seq: Option<i64>, limit: Option<usize>, speaks: Speaks },
     /// The oldest offline messages.
     Page { user: UserId, max_bytes: usize },
     /// The reply to a request that only reads.
     Read(Read),
     /// The members of a group.
     Members(GroupId),
+}
+
+/// What the client that logs in is known to speak.
+#[derive(Debug)]
+pub struct Speaks {
+    pub hearing: Hearing,
+    /// `None`: canon.
+    pub dialect: Option<Arc<Dialect>>,
 }
 
 /// Reads what a request asks for, and writes the reply.
@@ -110,6 +119,8 @@ pub struct Loaded {
     pub rows: Vec<RowId>,
     /// Whether there are more.
     pub more: bool,
+    /// What was remembered of the dialect of the account's client.
+    pub remembered: Option<String>,
 }
 
 /// What a shard does with an answer. It names connections by id, and sessions by epoch, so that an answer that
@@ -146,6 +157,8 @@ pub enum Then {
     Page(SessionId),
     /// Offline messages that were written are removed, or not.
     Removed(SessionId),
+    /// The dialect of the client on this connection is remembered, or not.
+    Remembered(ConnId),
     /// `ended`: where a session has ended, with the `seq` of the logout that is to be acked there.
     Released { session: SessionId, ended: Option<ReplyTo> },
 }
@@ -257,7 +270,9 @@ impl JobRunner {
                 Some(password) => self.run_one(Op::Write(Write::Register { name, password: password? })),
                 None => Ok(Answer::Spared),
             },
-            Op::Load { user, name, seq, limit } => self.load(user, &name, seq, limit).map(Answer::Loaded),
+            Op::Load { user, name, seq, limit, speaks } => {
+                self.load(user, &name, seq, limit, speaks).map(Answer::Loaded)
+            }
             Op::Page { user, max_bytes } => {
                 self.connection.page(user, max_bytes).map(|page| Answer::Page(readable(user, page)))
             }
@@ -327,13 +342,26 @@ impl JobRunner {
         wrote(outcome.unwrap_or(Outcome::Done)).map(drop)
     }
 
-    fn load(&mut self, user: UserId, name: &str, seq: Option<i64>, limit: Option<usize>) -> Result<Loaded, StoreError> {
-        let store::Loaded { friends, groups, page } = self.connection.load(user, OFFLINE_IN_REPLY)?;
+    fn load(
+        &mut self,
+        user: UserId,
+        name: &str,
+        seq: Option<i64>,
+        limit: Option<usize>,
+        Speaks { mut hearing, dialect }: Speaks,
+    ) -> Result<Loaded, StoreError> {
+        let store::Loaded { friends, groups, page, dialect: remembered } =
+            self.connection.load(user, OFFLINE_IN_REPLY)?;
+        // A client that uses `seq` is none of those that need to be guessed.
+        let guessed = remembered.as_deref().filter(|_| seq.is_none()).and_then(|memo| hearing.remember(memo));
+        let dialect = guessed.or(dialect);
         let page = readable(user, page);
         let texts: Vec<&str> = page.messages.iter().map_while(|(_, text)| std::str::from_utf8(text).ok()).collect();
-        let mut bytes = Vec::new();
         let login = LoginReply { seq, id: user, name, friends: &friends, groups: &groups, offline: &texts, limit };
-        let listed = login.write(&mut bytes);
+        let (bytes, listed) = match dialect {
+            None => login.written(),
+            Some(dialect) => dialect.login_ack(&login),
+        };
         if listed.friends < friends.len() || listed.groups < groups.len() {
             log::info!(
                 "login of user {user}: {} friends and {} groups did not fit into a reply of {} bytes",
@@ -346,6 +374,7 @@ impl JobRunner {
             reply: bytes,
             rows: page.messages[..listed.offline].iter().map(|(row, _)| *row).collect(),
             more: page.more || listed.offline < page.messages.len(),
+            remembered,
         })
     }
 }

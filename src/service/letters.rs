@@ -8,6 +8,7 @@ use crate::bus::{BusEvent, Delivery};
 use crate::reactor::{ConnId, Recall};
 use crate::store::{GroupId, NodeId, Outcome, RowId, StoreError, UserId};
 use crate::wire::Errno;
+use crate::wire::dialect::Dialect;
 use crate::wire::reply::FanOut;
 
 /// What comes from another shard, from a worker, or from the bus. Letters between two shards arrive in the order in which
@@ -56,18 +57,50 @@ pub struct GroupMessage {
 pub enum Tag {
     /// A chat: unless it gets out whole, it is stored.
     Chat { session: SessionId, receipt: Receipt },
+    /// The same, in the dialect of its recipient.
+    Translated(Box<Translated>),
     /// An offline message: it is removed when it is written.
     Row { session: SessionId, row: RowId },
     /// The login reply, with some.
     Reply { session: SessionId, rows: Arc<[RowId]> },
 }
 
+/// A chat that was translated: it is stored in canon.
+#[derive(Debug, Clone)]
+pub struct Translated {
+    pub(super) session: SessionId,
+    pub(super) receipt: Receipt,
+    pub(super) canon: Arc<[u8]>,
+}
+
+/// A chat and what one dialect makes of it: members of a group that speak the same share it.
+#[derive(Debug)]
+pub(super) struct Translation {
+    pub canon: Arc<[u8]>,
+    pub dialect: Arc<Dialect>,
+    pub theirs: Arc<[u8]>,
+}
+
 impl Tag {
+    /// Where it is reported what became of the chat that this is on, if it is one.
+    pub(super) fn receipt(&self) -> Option<Receipt> {
+        match self {
+            Tag::Chat { receipt, .. } => Some(*receipt),
+            Tag::Translated(chat) => Some(chat.receipt),
+            Tag::Row { .. } | Tag::Reply { .. } => None,
+        }
+    }
+
+    /// Whether it is on a chat, which is stored unless it gets out whole.
+    pub(super) fn is_chat(&self) -> bool {
+        self.receipt().is_some()
+    }
+
     /// Whether a message with this tag is taken back: for a slow reader, what can be stored; for a session that
     /// ends, all of its own but the reply to its LOGIN.
     pub fn is_recallable(&self, how: Recall) -> bool {
         match how {
-            Recall::Reroutable => matches!(self, Tag::Chat { .. }),
+            Recall::Reroutable => self.is_chat(),
             Recall::All => !matches!(self, Tag::Reply { .. }),
         }
     }

@@ -35,6 +35,7 @@
 //! | `settings.rs`, `counts.rs`, `call.rs` | what an operator can set; what a shard counts; a request on its way to its handler |
 //! | `shard.rs` | a shard: its state, and its inputs |
 //! | `connections.rs`, `attempts.rs`, `limits.rs` | input that waits, PROXY headers and silence; logins and registrations on their way; what clients may not exceed |
+//! | `dialects.rs` | what clients speak: their requests in canon, and what they are told in their dialect |
 //! | `groups.rs` | how group messages and joins go by the group's home |
 //! | `requests/` | a file for each thing that a client can ask for, and the table of them |
 //! | `sessions.rs` | how a session begins, falls behind, and ends |
@@ -49,6 +50,7 @@ mod cluster;
 mod connections;
 mod counts;
 mod delivery;
+mod dialects;
 mod effects;
 mod groups;
 mod hashing;

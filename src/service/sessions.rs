@@ -139,8 +139,7 @@ impl Shard {
             log::debug!("{conn}: user {} reads slowly; messages go through the store", id.user);
             Box::new(Backlog::behind(id.user, now))
         });
-        let has_half_row =
-            is_ending && unwritten.first().is_some_and(|first| first.begun && !matches!(first.tag, Tag::Chat { .. }));
+        let has_half_row = is_ending && unwritten.first().is_some_and(|first| first.begun && !first.tag.is_chat());
         let messages = chats(unwritten);
         self.with_backlog(id, |backlog, cx| backlog.recalled(messages, has_half_row, cx));
         if is_ending && self.session(id).is_some_and(|session| session.has_half()) {
@@ -259,11 +258,11 @@ impl Shard {
             ending.stays = false;
         }
         let mut refused = None;
-        let begun = unwritten.first().filter(|first| first.begun).map(|first| first.tag.clone());
+        let begun = unwritten.first().filter(|first| first.begun).and_then(|first| first.tag.receipt());
         if let Some(backlog) = self.session(id).and_then(|session| session.backlog.as_deref_mut()) {
             match (backlog.cut(), begun) {
-                (Ok(true), Some(Tag::Chat { .. })) => _ = unwritten.remove(0), // the store has it, or is asked for it
-                (Err(errno), Some(Tag::Chat { receipt, .. })) => {
+                (Ok(true), Some(_)) => _ = unwritten.remove(0), // the store has it, or is asked for it
+                (Err(errno), Some(receipt)) => {
                     unwritten.remove(0);
                     refused = Some((receipt, errno));
                 }
@@ -372,6 +371,7 @@ impl Shard {
 fn chats(unwritten: Vec<Unwritten<Tag>>) -> Vec<(Undelivered, bool)> {
     let chat = |Unwritten { tag, body, begun }| match tag {
         Tag::Chat { receipt, .. } => Some((Undelivered { body, receipt }, begun)),
+        Tag::Translated(chat) => Some((Undelivered { body: chat.canon, receipt: chat.receipt }, begun)),
         Tag::Row { .. } | Tag::Reply { .. } => None,
     };
     unwritten.into_iter().filter_map(chat).collect()

@@ -8,6 +8,7 @@ use chrono::{Local, TimeZone};
 
 use super::call::Call;
 use super::client::{Client, Hold, Moved};
+use super::letters::Translation;
 use super::members::Groups;
 use super::questions::{Burials, Questions};
 use super::reason::Reason;
@@ -19,6 +20,7 @@ use super::{Answer, Effect, Effects, Job, Lane, Letter, Now, Op, Settings, Shard
 use crate::home::Homes;
 use crate::reactor::{CloseReason, ConnId, ConnMap, HangUp, Taken, Unwritten};
 use crate::store::{StoreError, UserId, Write};
+use crate::wire::dialect::Heard;
 use crate::wire::proxy::BadHeader;
 use crate::wire::{Broken, Errno, Refusal, Request, Split, msgid, reply};
 
@@ -69,6 +71,8 @@ pub struct Shard {
     pub(super) fx: Effects,
     /// The last formatted time, and the second it is of.
     clock: (i64, String),
+    /// The last chat that was translated.
+    pub(super) translation: Option<Translation>,
     pub(super) counts: Arc<ShardCounts>,
 }
 
@@ -100,6 +104,7 @@ impl Shard {
             now,
             fx: Effects::default(),
             clock: (i64::MIN, String::new()),
+            translation: None,
             counts: Arc::default(),
         }
     }
@@ -157,6 +162,7 @@ impl Shard {
     pub fn written(&mut self, _: ConnId, tag: Tag, now: Now, fx: &mut Effects) {
         self.handle(now, fx, |shard| match tag {
             Tag::Chat { session, receipt } => shard.chat_written(session, receipt),
+            Tag::Translated(chat) => shard.chat_written(chat.session, chat.receipt),
             Tag::Row { session, row } => shard.rows_written(session, &[row]),
             Tag::Reply { session, rows } => shard.rows_written(session, &rows),
         });
@@ -239,7 +245,7 @@ impl Shard {
             if let Some(tally) = &mut client.tally {
                 tally.last_input = self.now.at;
             }
-            if !client.splitter.inside_object() {
+            if !client.splitter.inside_object() && !client.splitter.has_lengths() {
                 client.framing.more(&input[taken..]);
             }
         }
@@ -258,19 +264,26 @@ impl Shard {
             match client.splitter.next(&input[taken..], limit) {
                 Ok(Split::Partial { skip }) => return Taken { bytes: taken + skip, more: false },
                 Ok(Split::Object { start, end }) => {
-                    let object = &input[taken + start..taken + end];
-                    if client.changes > 0 && client.reads_changes(object) {
+                    let request = Request::parse(&input[taken + start..taken + end]);
+                    let heard = request.as_ref().map_or(Heard::Canon, |request| self.hear(conn, request));
+                    let Some(client) = self.clients.get_mut(conn) else { continue };
+                    if client.changes > 0 && client.must_wait(heard.msgid(request.as_ref().ok())) {
                         self.hold(conn, Hold::Changes);
                         return Taken { bytes: taken + start, more: false };
                     }
                     taken += end;
                     client.framing.object_ended(&input[taken..]);
-                    self.object(conn, object);
+                    match request {
+                        Ok(request) => self.heard(conn, &request, heard),
+                        Err(refusal) => self.refuse_stream(conn, refusal, Reason::Unfollowable),
+                    }
                 }
                 Err(broken) => {
                     let (errno, reason) = match broken {
                         Broken::TooLarge => (Errno::TooLarge, Reason::TooLarge),
-                        Broken::NotAnObject | Broken::TooDeep => (Errno::Unfollowable, Reason::Unfollowable),
+                        Broken::NotAnObject | Broken::TooDeep | Broken::WrongLength => {
+                            (Errno::Unfollowable, Reason::Unfollowable)
+                        }
                     };
                     self.refuse_stream(conn, Refusal::new(errno, broken.to_string()), reason);
                 }
@@ -284,7 +297,7 @@ impl Shard {
         client.ended = true;
         if rest > 0 && client.header_due {
             self.refuse_proxy_header(conn, BadHeader::Malformed);
-        } else if rest > 0 || client.splitter.inside_object() {
+        } else if !client.splitter.may_end(rest) {
             let refusal = Refusal::new(Errno::Unfollowable, "the stream ended inside an object");
             self.refuse_stream(conn, refusal, Reason::Unfollowable);
         } else {
@@ -366,15 +379,11 @@ impl Shard {
         }
     }
 
-    /// One object: a request, unless it cannot be read or has come too fast.
-    fn object(&mut self, conn: ConnId, object: &[u8]) {
-        let request = match Request::parse(object) {
-            Ok(request) => request,
-            Err(refusal) => return self.refuse_stream(conn, refusal, Reason::Unfollowable),
-        };
+    /// A request in canon, unless it has come too fast. `asked`: the `seq` that its dialect needs for its ack.
+    pub(super) fn request(&mut self, conn: ConnId, request: &Request, asked: Option<i64>) {
         let (id, seq) = (request.msgid(), request.seq());
-        if let Some(refusal) = self.is_too_fast(conn, object.len()) {
-            return self.refuse(conn, id.ok(), seq.ok().flatten(), &refusal);
+        if let Some(refusal) = self.is_too_fast(conn, request.object().len()) {
+            return self.refuse(conn, id.ok(), seq.ok().flatten().or(asked), &refusal);
         }
         let (msgid, seq) = match (id, seq) {
             (Ok(msgid), Ok(seq)) => (msgid, seq),
@@ -386,23 +395,34 @@ impl Shard {
         {
             client.uses_seq = true;
         }
-        self.call(&Call { conn, msgid, seq, request: &request, object });
+        self.call(&Call { conn, msgid, seq: seq.or(asked), request, object: request.object() });
     }
 
-    /// Sends a reply in the connection's framing, if the connection is still there.
+    /// Sends a reply in the connection's dialect and framing, if the connection is still there.
     pub(super) fn reply(&mut self, conn: ConnId, write: impl FnOnce(&mut Vec<u8>)) {
-        if let Some(client) = self.clients.get(conn) {
-            self.fx.reply(conn, client.framing.framing(), false, write);
+        self.reply_with(conn, false, write);
+    }
+
+    /// `own_write`: the client reads one object a time, and waits for this one.
+    pub(super) fn reply_with(&mut self, conn: ConnId, own_write: bool, write: impl FnOnce(&mut Vec<u8>)) {
+        let Some(client) = self.clients.get(conn) else { return };
+        let framing = client.framing();
+        if client.speaker.is_none() {
+            return self.fx.reply(conn, framing, own_write, write);
+        }
+        let mut canon = Vec::new();
+        write(&mut canon);
+        let theirs = self.reply_in_dialect(conn, &canon);
+        if !theirs.is_empty() {
+            self.fx.reply(conn, framing, own_write, |out| out.extend_from_slice(&theirs));
         }
     }
 
     pub(super) fn refuse(&mut self, conn: ConnId, request: Option<i64>, seq: Option<i64>, refusal: &Refusal) {
         self.counts.refusals.of(refusal.errno).add(1);
-        if let Some(client) = self.clients.get(conn) {
-            // Clients that read one object a time wait for exactly these two.
-            let alone = matches!(request, Some(msgid::LOGIN | msgid::REGISTER));
-            self.fx.reply(conn, client.framing.framing(), alone, |out| reply::refused(out, request, seq, refusal));
-        }
+        // Clients that read one object a time wait for exactly these two.
+        let alone = matches!(request, Some(msgid::LOGIN | msgid::REGISTER));
+        self.reply_with(conn, alone, |out| reply::refused(out, request, seq, refusal));
     }
 
     /// For what no request can be blamed for: says why, then closes.
@@ -417,7 +437,7 @@ impl Shard {
     }
 
     /// The same where the stream cannot be followed: requests before that still get their replies.
-    fn refuse_stream(&mut self, conn: ConnId, refusal: Refusal, reason: Reason) {
+    pub(super) fn refuse_stream(&mut self, conn: ConnId, refusal: Refusal, reason: Reason) {
         match self.clients.get_mut(conn) {
             Some(client) if client.pending > 0 && !client.holds.has(Hold::Request) && !client.closing => {
                 log::debug!("{conn}: {}", refusal.text);
@@ -549,6 +569,7 @@ impl Shard {
             Then::Page(session) => self.page_read(session, answer),
             Then::Removed(session) => self.removed(session, answer),
             Then::Released { session, ended } => self.released(session, ended, answer),
+            Then::Remembered(conn) => self.paid(conn),
         }
     }
 

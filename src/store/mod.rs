@@ -169,6 +169,8 @@ pub enum Write {
     /// Removes exactly these of the user's offline messages: `Done`; or none of them, and `Lost`, if this
     /// node does not have the user by this `epoch`. Rows that are gone are no error.
     Remove { user: UserId, epoch: u64, rows: Vec<RowId> },
+    /// Remembers what the account's client speaks, in at most 255 bytes of ASCII; `None`: canon. `Done`.
+    SetDialect { user: UserId, dialect: Option<String> },
 }
 
 impl Write {
@@ -239,6 +241,8 @@ pub struct Loaded {
     pub friends: Vec<Friend>,
     pub groups: Vec<Group>,
     pub page: Page,
+    /// What was remembered of the dialect of the account's client; `None`: canon, or nothing.
+    pub dialect: Option<String>,
 }
 
 /// Some of a user's offline messages, oldest first.
@@ -352,9 +356,14 @@ pub trait Connection: Send {
     /// into `max_bytes` in sum.
     fn page(&mut self, user: UserId, max_bytes: usize) -> Result<Page, StoreError>;
 
-    /// [`Connection::friends`], [`Connection::groups`] and [`Connection::page`] in one call.
+    /// What was last remembered by [`Write::SetDialect`].
+    fn dialect(&mut self, _user: UserId) -> Result<Option<String>, StoreError> {
+        Ok(None)
+    }
+
+    /// [`Connection::friends`], [`Connection::groups`], [`Connection::page`] and [`Connection::dialect`] in one call.
     fn load(&mut self, user: UserId, max_bytes: usize) -> Result<Loaded, StoreError> {
         let (friends, groups) = (self.friends(user)?, self.groups(user)?);
-        Ok(Loaded { friends, groups, page: self.page(user, max_bytes)? })
+        Ok(Loaded { friends, groups, page: self.page(user, max_bytes)?, dialect: self.dialect(user)? })
     }
 }

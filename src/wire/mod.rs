@@ -5,6 +5,7 @@
 //! server says, and [`Framing`] mirrors how a client ends its own objects. Behind a proxy, a
 //! [`ProxyHeader`] stands before all of it. Nothing here knows a socket, a session or a clock.
 
+pub mod dialect;
 mod framing;
 mod integer;
 pub mod name;

@@ -353,6 +353,7 @@ fn append_list(out: &mut Vec<u8>, key: &str, items: impl Iterator<Item = String>
 }
 
 /// What a login reply says of the account.
+#[derive(Clone, Copy)]
 pub struct LoginReply<'a> {
     pub seq: Option<i64>,
     pub id: u32,
@@ -366,7 +367,7 @@ pub struct LoginReply<'a> {
 }
 
 /// How much of each list a login reply had room for; the lists' heads are in it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Listed {
     pub offline: usize,
     pub friends: usize,
@@ -374,6 +375,13 @@ pub struct Listed {
 }
 
 impl LoginReply<'_> {
+    /// The reply in canon.
+    pub fn written(&self) -> (Vec<u8>, Listed) {
+        let mut out = Vec::new();
+        let listed = self.write(&mut out);
+        (out, listed)
+    }
+
     /// Writes the LOGIN_MSG_ACK of success.
     pub fn write(&self, out: &mut Vec<u8>) -> Listed {
         #[derive(Serialize)]

@@ -14,7 +14,7 @@ macro_rules! keys {
     ($($name:ident = $text:literal),* $(,)?) => {
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         #[allow(non_camel_case_types)]
-        enum Key { $($name),* }
+        pub(super) enum Key { $($name),* }
         const KEYS: usize = [$($text),*].len();
         impl Key {
             fn find(text: &str) -> Option<Key> {
@@ -31,6 +31,48 @@ keys! {
     msgid = "msgid", seq = "seq", id = "id", name = "name", toid = "toid", to = "to", msg = "msg", time = "time",
     password = "password", passwd = "passwd", pwd = "pwd", friendid = "friendid", groupid = "groupid",
     groupname = "groupname", groupdesc = "groupdesc",
+}
+
+/// Keys that some dialects have for those above, and that are read in no other way.
+const ALIASES: [&str; 6] = ["msgId", "userid", "fromid", "friend", "friendId", "from"];
+
+/// The keys of an object: one bit for each of [`Key`], and behind them one for each of [`ALIASES`].
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Keys(u32);
+
+impl Keys {
+    pub const ALL: Keys = Keys((1 << (KEYS + ALIASES.len())) - 1);
+
+    pub const fn of(keys: &[Key]) -> Keys {
+        let (mut bits, mut at) = (0, 0);
+        while at < keys.len() {
+            bits |= 1 << keys[at] as u32;
+            at += 1;
+        }
+        Keys(bits)
+    }
+
+    /// The key of this name, if it is one of these at all.
+    pub fn named(name: &str) -> Option<Keys> {
+        let alias = || ALIASES.iter().position(|alias| *alias == name).map(|at| KEYS + at);
+        Key::find(name).map(|key| key as usize).or_else(alias).map(|bit| Keys(1 << bit))
+    }
+
+    pub const fn with(self, other: Keys) -> Keys {
+        Keys(self.0 | other.0)
+    }
+
+    pub const fn without(self, other: Keys) -> Keys {
+        Keys(self.0 & !other.0)
+    }
+
+    pub const fn has_all(self, of: Keys) -> bool {
+        self.0 & of.0 == of.0
+    }
+
+    pub const fn has_any(self, of: Keys) -> bool {
+        self.0 & of.0 != 0
+    }
 }
 
 /// One field's value, as far as the server cares.
@@ -57,6 +99,7 @@ enum Field<'a> {
 #[derive(Debug)]
 pub struct Request<'a> {
     fields: [Field<'a>; KEYS],
+    keys: Keys,
     /// What they were read from.
     object: &'a [u8],
 }
@@ -71,6 +114,16 @@ impl<'a> Request<'a> {
             .map_err(|error| Refusal::new(Errno::Unfollowable, format!("not JSON: {error}")))?;
         request.object = object;
         Ok(request)
+    }
+
+    /// What it was read from.
+    pub fn object(&self) -> &'a [u8] {
+        self.object
+    }
+
+    /// Which keys it has.
+    pub(super) fn keys(&self) -> Keys {
+        self.keys
     }
 
     fn field(&self, key: Key) -> &Field<'a> {
@@ -239,8 +292,8 @@ fn value_of(object: &[u8], key: Key) -> Option<&str> {
         }
         fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
             let mut found = None;
-            while let Some(MaybeKey(name)) = map.next_key()? {
-                if name == Some(self.0) {
+            while let Some(Name { key, .. }) = map.next_key()? {
+                if key == Some(self.0) {
                     found = Some(map.next_value()?);
                 } else {
                     map.next_value::<IgnoredAny>()?;
@@ -253,18 +306,25 @@ fn value_of(object: &[u8], key: Key) -> Option<&str> {
     Some(serde_json::Deserializer::from_str(text).deserialize_map(Find(key)).ok()??.get())
 }
 
-struct MaybeKey(Option<Key>);
+/// The name of a member: a key that is read, or perhaps one of [`ALIASES`].
+struct Name {
+    key: Option<Key>,
+    bit: Keys,
+}
 
-impl<'de> Deserialize<'de> for MaybeKey {
+impl<'de> Deserialize<'de> for Name {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct KeyVisitor;
         impl Visitor<'_> for KeyVisitor {
-            type Value = MaybeKey;
+            type Value = Name;
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
                 f.write_str("a key")
             }
-            fn visit_str<E>(self, text: &str) -> Result<MaybeKey, E> {
-                Ok(MaybeKey(Key::find(text)))
+            fn visit_str<E>(self, text: &str) -> Result<Name, E> {
+                Ok(match Key::find(text) {
+                    Some(key) => Name { key: Some(key), bit: Keys(1 << key as u32) },
+                    None => Name { key: None, bit: Keys::named(text).unwrap_or_default() },
+                })
             }
         }
         deserializer.deserialize_str(KeyVisitor)
@@ -282,14 +342,16 @@ impl<'de> Deserialize<'de> for Request<'de> {
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
                 let mut fields: [Field<'de>; KEYS] = Default::default();
-                while let Some(MaybeKey(key)) = map.next_key()? {
+                let mut keys = Keys::default();
+                while let Some(Name { key, bit }) = map.next_key()? {
+                    keys = keys.with(bit);
                     let value = map.next_value()?;
                     if let Some(key) = key {
                         let field = &mut fields[key as usize];
                         *field = if matches!(field, Field::Absent) { value } else { Field::Twice };
                     }
                 }
-                Ok(Request { fields, object: &[] })
+                Ok(Request { fields, keys, object: &[] })
             }
         }
         deserializer.deserialize_map(Object)
@@ -332,7 +394,7 @@ impl<'de> Deserialize<'de> for Field<'de> {
                 Ok(Field::Other)
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                while map.next_key::<MaybeKey>()?.is_some() {
+                while map.next_key::<Name>()?.is_some() {
                     map.next_value::<Field>()?;
                 }
                 Ok(Field::Other)

@@ -24,7 +24,32 @@ pub enum Broken {
     TooDeep,
     #[error("message too large")]
     TooLarge,
+    #[error("a message must end where its length says")]
+    WrongLength,
 }
+
+/// Whether a length stands before each object: four bytes, the most significant one first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lengths {
+    /// The first bytes will tell: a length begins with a NUL, and an object follows it that is as long. Until then
+    /// they are left where they are; `begun`: they are not all blanks.
+    Undecided {
+        begun: bool,
+    },
+    Never,
+    /// The first object is being read, and begins as one with a length would.
+    Perhaps,
+    Always,
+}
+
+impl Default for Lengths {
+    fn default() -> Lengths {
+        Lengths::Undecided { begun: false }
+    }
+}
+
+/// The bytes of a length.
+const LENGTH: usize = 4;
 
 /// Resumable boundary search over one connection's input.
 ///
@@ -42,6 +67,11 @@ pub struct Splitter {
     escaped: bool,
     /// The first object is over, or the mark before it was skipped: no [`BYTE_ORDER_MARK`] may come.
     begun: bool,
+    lengths: Lengths,
+}
+
+fn length(head: &[u8]) -> usize {
+    head.iter().fold(0, |length, byte| length << 8 | usize::from(*byte))
 }
 
 /// U+FEFF, which some put before the first byte of every text.
@@ -53,14 +83,76 @@ pub(super) fn is_separator(byte: u8) -> bool {
 }
 
 impl Splitter {
+    /// For a client that puts a length before each object.
+    pub fn with_lengths() -> Splitter {
+        Splitter { lengths: Lengths::Always, ..Splitter::default() }
+    }
+
     /// True while an object has begun and not ended; the stream's end here is an error.
     pub fn inside_object(&self) -> bool {
-        self.depth > 0
+        self.depth > 0 || self.lengths == Lengths::Undecided { begun: true }
+    }
+
+    /// Whether the client puts a length before each object, as the first one has shown.
+    pub fn has_lengths(&self) -> bool {
+        self.lengths == Lengths::Always
+    }
+
+    /// Whether the stream may end here, behind `rest` bytes that were left.
+    pub fn may_end(&self, rest: usize) -> bool {
+        !self.inside_object() && (rest == 0 || self.lengths == Lengths::Undecided { begun: false })
     }
 
     /// Looks for the end of the first object in `input`, whose size may be `max_object` bytes at
     /// most. After an error the splitter must not be used again.
     pub fn next(&mut self, input: &[u8], max_object: usize) -> Result<Split, Broken> {
+        match self.lengths {
+            Lengths::Never => self.next_object(input, max_object),
+            _ => self.behind_length(input, max_object),
+        }
+    }
+
+    /// Before the object stands its length, or the first bytes do not tell yet.
+    fn behind_length(&mut self, input: &[u8], max_object: usize) -> Result<Split, Broken> {
+        if let Lengths::Undecided { .. } = self.lengths {
+            let is_length = |head: &[u8], next: u8| next == b'{' && (2..=max_object).contains(&length(head));
+            self.lengths = match input {
+                [] => return Ok(Split::Partial { skip: 0 }),
+                [0, ..] if input.len() <= LENGTH => {
+                    self.lengths = Lengths::Undecided { begun: !input.iter().all(|byte| is_separator(*byte)) };
+                    return Ok(Split::Partial { skip: 0 });
+                }
+                [0, ..] if is_length(&input[..LENGTH], input[LENGTH]) => Lengths::Perhaps,
+                _ => Lengths::Never,
+            };
+            return self.next(input, max_object);
+        }
+        let Some((head, object)) = input.split_at_checked(LENGTH) else { return Ok(Split::Partial { skip: 0 }) };
+        let length = length(head);
+        if length > max_object {
+            return Err(Broken::TooLarge);
+        }
+        if self.depth == 0 && object.first().is_some_and(|first| *first != b'{') {
+            return Err(Broken::NotAnObject);
+        }
+        let found = self.next_object(&object[..object.len().min(length)], max_object)?;
+        match found {
+            Split::Object { end, .. } if end == length => {
+                self.lengths = Lengths::Always;
+                Ok(Split::Object { start: LENGTH, end: LENGTH + end })
+            }
+            Split::Partial { .. } if object.len() < length => Ok(Split::Partial { skip: 0 }),
+            // What looked like a length was blanks, unless it was none.
+            _ if self.lengths == Lengths::Perhaps && head.iter().all(|byte| is_separator(*byte)) => {
+                *self = Splitter { lengths: Lengths::Never, ..Splitter::default() };
+                self.next_object(input, max_object)
+            }
+            _ if self.lengths == Lengths::Perhaps => Err(Broken::NotAnObject),
+            _ => Err(Broken::WrongLength),
+        }
+    }
+
+    fn next_object(&mut self, input: &[u8], max_object: usize) -> Result<Split, Broken> {
         let mut start = 0;
         if self.depth == 0 {
             start = input.iter().position(|&b| !is_separator(b)).unwrap_or(input.len());
@@ -96,7 +188,7 @@ impl Splitter {
         };
         self.begun = true;
         let from = start + BYTE_ORDER_MARK.len();
-        Ok(match self.next(rest, max_object)? {
+        Ok(match self.next_object(rest, max_object)? {
             Split::Object { start, end } => Split::Object { start: from + start, end: from + end },
             Split::Partial { skip } => Split::Partial { skip: from + skip },
         })
@@ -139,7 +231,7 @@ impl Splitter {
                     b'}' | b']' => {
                         self.depth -= 1;
                         if self.depth == 0 {
-                            *self = Splitter { begun: true, ..Splitter::default() };
+                            *self = Splitter { begun: true, lengths: self.lengths, ..Splitter::default() };
                             return Ok(Some(at + 1));
                         }
                     }

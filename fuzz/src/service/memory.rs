@@ -52,7 +52,7 @@ impl Memory {
                 self.accounts.push((name.clone(), password.clone()));
                 Outcome::Id(self.accounts.len() as u32)
             }
-            Write::SetPassword { .. } => Outcome::Done,
+            Write::SetPassword { .. } | Write::SetDialect { .. } => Outcome::Done,
             Write::Claim { user, .. } if !self.has(*user) => Outcome::NoUser,
             Write::Claim { user, epoch, past } => match self.claims.get(user) {
                 Some(held) if held != epoch && *past != Some(holder(*held)) => Outcome::InUse(holder(*held)),

@@ -1,11 +1,13 @@
 //! LOGIN: the end of the session that was there before, the password, the move to the user's home, the claim, and
 //! the reply.
 
+use std::sync::Arc;
+
 use crate::bus::BusOp;
 use crate::reactor::{ConnId, Origin, SendOptions};
 use crate::service::call::{Call, user_id};
 use crate::service::client::{Moved, Stage};
-use crate::service::jobs::{Answer, Lane, Login, Op, Then};
+use crate::service::jobs::{Answer, Lane, Login, Op, Speaks, Then};
 use crate::service::questions::Question;
 use crate::service::shard::Shard;
 use crate::service::users::Entering;
@@ -283,7 +285,9 @@ impl Shard {
             return;
         }
         attempt.stage = Stage::Loading;
-        let op = Op::Load { user, name: me.name.clone(), seq: attempt.seq, limit };
+        let speaks =
+            Speaks { hearing: client.hearing, dialect: client.speaker.as_deref().map(|it| Arc::clone(it.dialect())) };
+        let op = Op::Load { user, name: me.name.clone(), seq: attempt.seq, limit, speaks };
         self.submit(self.lane(user), Then::Loaded(id), op);
     }
 
@@ -292,12 +296,13 @@ impl Shard {
         let session = self.session(id).filter(|session| !session.is_ending());
         let Some(conn) = session.map(|session| session.conn) else { return };
         let legacy = self.is_legacy(conn);
-        let Some(client) = self.clients.get(conn) else { return };
-        let framing = client.framing.framing();
         let Ok(Answer::Loaded(loaded)) = answer else {
             self.log_out(conn, None);
             return self.refuse_attempt(conn, &Errno::StoreUnavailable.into());
         };
+        self.remembered(conn, loaded.remembered.as_deref());
+        let Some(client) = self.clients.get(conn) else { return };
+        let framing = client.framing();
         log::debug!("{conn}: user {} has logged in from {}", id.user, client.peer);
         let has_rows = !loaded.rows.is_empty();
         if legacy {
@@ -331,7 +336,6 @@ impl Shard {
 
     fn is_legacy(&self, conn: ConnId) -> bool {
         let client = self.clients.get(conn);
-        self.settings.legacy_client
-            && client.is_some_and(|client| client.framing.framing() == Framing::Nul && !client.uses_seq)
+        self.settings.legacy_client && client.is_some_and(|client| client.framing() == Framing::Nul && !client.uses_seq)
     }
 }

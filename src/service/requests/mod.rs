@@ -74,9 +74,13 @@ impl Shard {
 
     pub(super) fn was_read(&mut self, to: ReplyTo, request: i64, answer: Result<Answer, StoreError>) {
         let conn = to.conn;
-        if let Ok(Answer::Bytes(bytes)) = answer {
+        if let Ok(Answer::Bytes(mut bytes)) = answer {
             if let Some(client) = self.clients.get(conn) {
-                let (framing, body) = (client.framing.framing(), Payload::Shared(bytes.into()));
+                let framing = client.framing();
+                if client.speaker.is_some() {
+                    bytes = self.reply_in_dialect(conn, &bytes);
+                }
+                let body = Payload::Shared(bytes.into());
                 // As a login reply: its size is not the client's doing.
                 let options = SendOptions { own_write: false, uncounted: true };
                 self.fx.push(Effect::Send { conn, body, framing, tag: None, options });

@@ -40,12 +40,10 @@ impl Shard {
         if !matches!(answer, Ok(Answer::Wrote(_))) {
             self.forget_registration(from);
         }
-        let Some(client) = self.clients.get(conn) else { return };
-        let framing = client.framing.framing();
         let Some(seq) = self.waits_for(conn, attempt).map(|attempt| attempt.seq) else { return };
         match answer {
             Ok(Answer::Wrote(Outcome::Id(id))) => {
-                self.fx.reply(conn, framing, true, |out| reply::registered(out, seq, id));
+                self.reply_with(conn, true, |out| reply::registered(out, seq, id));
                 self.end_attempt(conn);
             }
             Ok(Answer::Wrote(Outcome::Already)) => {

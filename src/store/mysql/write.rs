@@ -209,6 +209,7 @@ fn lock(session: &mut Session, shared: &Shared, batch: &[Write]) -> Result<HashM
             | Write::Show { user, .. }
             | Write::Release { user, .. }
             | Write::SetPassword { user, .. }
+            | Write::SetDialect { user, .. }
             | Write::Remove { user, .. } => users.push(*user),
             // These concern no user that could have a holder.
             Write::Register { .. } | Write::AddFriend { .. } | Write::CreateGroup { .. } | Write::JoinGroup { .. } => {}
@@ -249,6 +250,7 @@ impl<'a> Transaction<'a> {
                 self.session.execute(&shared.sql.set_password, (password, user))?;
                 Ok(Outcome::Done)
             }
+            Write::SetDialect { .. } => Ok(Outcome::Done),
             Write::Claim { user, epoch, past } => self.claim(*user, *epoch, *past),
             Write::Show { user, epoch } => {
                 let mine = Claim { node: shared.node, epoch: *epoch };

@@ -8,7 +8,7 @@ use crate::store::names;
 /// What brings a database from each version (`PRAGMA user_version`) to the next. Only ever
 /// appended to: files of every version are out there.
 pub(super) const MIGRATIONS: &[&str] =
-    &[include_str!("schema.sql"), include_str!("names.sql"), include_str!("claims.sql")];
+    &[include_str!("schema.sql"), include_str!("names.sql"), include_str!("claims.sql"), include_str!("dialects.sql")];
 
 /// How many names are read at a time to be given their keys.
 const NAMES: usize = 1000;

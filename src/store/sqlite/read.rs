@@ -94,6 +94,11 @@ impl Connection for SqliteConnection {
         })
     }
 
+    fn dialect(&mut self, user: UserId) -> Result<Option<String>, StoreError> {
+        self.read(|reader| find(reader, "SELECT dialect FROM User WHERE id = ?1", [user], |row| row.get(0)))
+            .map(Option::flatten)
+    }
+
     fn friends(&mut self, user: UserId) -> Result<Vec<Friend>, StoreError> {
         self.read(|reader| {
             list(reader, FRIENDS, [user], |row| Ok(Friend { id: row.get(0)?, name: row.get(1)?, state: state(row)? }))

@@ -38,6 +38,10 @@ pub(super) fn apply(transaction: &Transaction, cx: &mut Cx, write: &Write) -> ru
             execute(transaction, "UPDATE User SET password = ?2 WHERE id = ?1", params![user, password])?;
             Ok(Outcome::Done)
         }
+        Write::SetDialect { user, dialect } => {
+            execute(transaction, "UPDATE User SET dialect = ?2 WHERE id = ?1", params![user, dialect])?;
+            Ok(Outcome::Done)
+        }
         Write::Claim { user, epoch, past } => claim(transaction, *user, Claim { node, epoch: *epoch }, *past),
         // There are no C++ nodes here.
         Write::Show { .. } => Ok(Outcome::Done),

@@ -1,0 +1,242 @@
+//! Dialects: what the clients of other copies of the ChatServer speak.
+//!
+//! Most copies renumber some messages and rename some keys, and their clients hang or die of a message in the
+//! original's terms, which are called *canon* here. A [`Dialect`] is data: numbers, keys, acks and habits, as
+//! `profiles.toml` lists them. A [`Speaker`] makes canon of what a client sends, and makes of canon what the client
+//! reads, so everything behind the wire knows canon alone. [`Hearing`] finds out from a client's requests which
+//! dialect that is.
+//!
+//! Canon itself is no dialect: what such a client sends and gets is never touched.
+
+mod file;
+mod hearing;
+mod members;
+mod profiles;
+mod renaming;
+mod speaker;
+mod translate;
+
+pub use file::FileError;
+pub use hearing::Hearing;
+pub use profiles::{find, list};
+pub use renaming::To;
+pub use speaker::{Heard, Me, Speaker};
+
+use serde::Deserialize;
+
+use super::msgid;
+
+/// What is asked for, whatever number and keys a dialect has for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verb {
+    Login,
+    Logout,
+    Register,
+    Chat,
+    AddFriend,
+    CreateGroup,
+    JoinGroup,
+    GroupChat,
+    /// The lists of friends and groups, which canon has as LIST.
+    Update,
+}
+
+impl Verb {
+    pub const ALL: [Verb; 9] = [
+        Verb::Login,
+        Verb::Logout,
+        Verb::Register,
+        Verb::Chat,
+        Verb::AddFriend,
+        Verb::CreateGroup,
+        Verb::JoinGroup,
+        Verb::GroupChat,
+        Verb::Update,
+    ];
+
+    /// Its number in canon.
+    pub fn msgid(self) -> i64 {
+        match self {
+            Verb::Login => msgid::LOGIN,
+            Verb::Logout => msgid::LOGOUT,
+            Verb::Register => msgid::REGISTER,
+            Verb::Chat => msgid::ONE_CHAT,
+            Verb::AddFriend => msgid::ADD_FRIEND,
+            Verb::CreateGroup => msgid::CREATE_GROUP,
+            Verb::JoinGroup => msgid::JOIN_GROUP,
+            Verb::GroupChat => msgid::GROUP_CHAT,
+            Verb::Update => msgid::LIST,
+        }
+    }
+
+    pub fn from_msgid(msgid: i64) -> Option<Verb> {
+        Verb::ALL.into_iter().find(|verb| verb.msgid() == msgid)
+    }
+}
+
+/// Where a key stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Place {
+    /// At the top of every object.
+    All,
+    /// At the top of every request.
+    Requests,
+    Login,
+    Logout,
+    Register,
+    /// A chat, in both directions and among the offline messages; so is a group chat.
+    Chat,
+    AddFriend,
+    CreateGroup,
+    JoinGroup,
+    GroupChat,
+    Update,
+    /// At the top of every reply.
+    Replies,
+    LoginAck,
+    RegisterAck,
+    /// The elements of a reply's lists.
+    Friend,
+    Group,
+    Member,
+}
+
+const PLACES: usize = Place::Member as usize + 1;
+
+impl From<Verb> for Place {
+    fn from(verb: Verb) -> Place {
+        match verb {
+            Verb::Login => Place::Login,
+            Verb::Logout => Place::Logout,
+            Verb::Register => Place::Register,
+            Verb::Chat => Place::Chat,
+            Verb::AddFriend => Place::AddFriend,
+            Verb::CreateGroup => Place::CreateGroup,
+            Verb::JoinGroup => Place::JoinGroup,
+            Verb::GroupChat => Place::GroupChat,
+            Verb::Update => Place::Update,
+        }
+    }
+}
+
+/// What an ack says besides `errno`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Fact {
+    /// The user's own id, and name.
+    Id,
+    Name,
+    /// As the request names it.
+    Friendid,
+    /// As the request, or the reply, names it.
+    Groupid,
+    Groupname,
+    /// Whether it was done: true or false.
+    Done,
+    /// The lists of an update.
+    Friends,
+    Groups,
+}
+
+/// The reply to a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Ack {
+    pub number: i64,
+    /// The dialect's key, and what stands there.
+    pub says: Vec<(Box<str>, Fact)>,
+}
+
+/// Where a length stands before an object: four bytes, the most significant one first.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Length {
+    #[default]
+    Nowhere,
+    /// Before what the server sends.
+    Replies,
+    /// Before what the client sends, too.
+    Both,
+}
+
+/// The lists whose elements are objects rather than strings that hold JSON.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Objects {
+    pub friends: bool,
+    pub groups: bool,
+    pub members: bool,
+}
+
+/// What the clients of one copy of the ChatServer speak.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dialect {
+    name: Box<str>,
+    about: Box<str>,
+    /// The number of each request; `None`: it has none.
+    numbers: [Option<i64>; Verb::ALL.len()],
+    /// The reply to each request; `None`: it has none.
+    acks: [Option<Ack>; Verb::ALL.len()],
+    /// By place: canon's key, and this dialect's.
+    keys: [Vec<(Box<str>, Box<str>)>; PLACES],
+    objects: Objects,
+    data: bool,
+    length: Length,
+    reader: usize,
+    spaced: bool,
+}
+
+impl Dialect {
+    /// Canon, to begin another one with.
+    fn canon() -> Dialect {
+        let ack = |number| Some(Ack { number, says: Vec::new() });
+        let mut acks = [const { None }; Verb::ALL.len()];
+        acks[Verb::Login as usize] = ack(msgid::LOGIN_ACK);
+        acks[Verb::Register as usize] = ack(msgid::REGISTER_ACK);
+        Dialect {
+            name: "canon".into(),
+            about: "the original".into(),
+            numbers: Verb::ALL.map(|verb| (verb != Verb::Update).then(|| verb.msgid())),
+            acks,
+            keys: [const { Vec::new() }; PLACES],
+            objects: Objects::default(),
+            data: false,
+            length: Length::Nowhere,
+            reader: 1024,
+            spaced: false,
+        }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What distinguishes it, in one line.
+    pub fn about(&self) -> &str {
+        &self.about
+    }
+
+    /// Where its objects are framed by a length.
+    pub fn length(&self) -> Length {
+        self.length
+    }
+
+    /// The largest login reply that its client survives, in bytes.
+    pub fn largest_reply(&self) -> usize {
+        self.reader - 1
+    }
+
+    /// Whether its client takes what one read returns for one object.
+    pub fn is_spaced(&self) -> bool {
+        self.spaced
+    }
+
+    /// The number of a request, if this dialect has it.
+    pub fn number(&self, verb: Verb) -> Option<i64> {
+        self.numbers[verb as usize]
+    }
+
+    fn ack(&self, verb: Verb) -> Option<&Ack> {
+        self.acks[verb as usize].as_ref()
+    }
+}
