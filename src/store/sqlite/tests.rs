@@ -297,7 +297,7 @@ fn a_file_of_version_2_gets_claims_and_loses_nothing() {
     assert_eq!(fixture.user("new"), 91);
     let by_hand = rusqlite::Connection::open(fixture.path()).unwrap();
     let version: i64 = by_hand.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
-    assert_eq!(version, 3);
+    assert_eq!(version, 4);
     let kept = "SELECT count(*) FROM sqlite_master WHERE name IN ('by_hand', 'Everybody')";
     assert_eq!(by_hand.query_row(kept, [], |row| row.get::<_, i64>(0)).unwrap(), 2);
 }

@@ -50,26 +50,21 @@ enum List {
 /// Smaller readers could not hold a login reply at all.
 const READER: std::ops::RangeInclusive<usize> = 128..=1 << 24;
 
-impl Dialect {
-    /// Reads one dialect; `name` is its name unless the text has one.
-    ///
-    /// # Errors
-    /// The text is no TOML, or has a key or a value that no dialect has.
-    pub fn from_toml(text: &str, name: &str) -> Result<Dialect, FileError> {
-        let profile: Profile = read(text)?;
-        let like = match &profile.like {
-            None => Dialect::canon(),
-            Some(like) => match super::find(like) {
-                Some(like) => Dialect::clone(like),
-                None => {
-                    let known: Vec<&str> = super::list().map(Dialect::name).collect();
-                    let line = line_of(text, "like");
-                    return Err(FileError(format!("{line}there is no dialect {like}; there are {}", known.join(", "))));
-                }
-            },
-        };
-        profile.apply(like, name, text)
-    }
+/// Reads one dialect; `name` is its name unless the text has one. `known`: those that it may be like.
+pub(super) fn read_one<'k>(
+    text: &str,
+    name: &str,
+    known: impl Iterator<Item = &'k Dialect> + Clone,
+) -> Result<Dialect, FileError> {
+    let profile: Profile = read(text)?;
+    let like = match &profile.like {
+        None => Dialect::canon(),
+        Some(like) => known.clone().find(|dialect| dialect.name() == like).cloned().ok_or_else(|| {
+            let names: Vec<&str> = known.map(Dialect::name).collect();
+            FileError(format!("{}there is no dialect {like}; there are {}", line_of(text, "like"), names.join(", ")))
+        })?,
+    };
+    profile.apply(like, name, text)
 }
 
 /// Reads those of this build: each is a table with its name, and stands behind the one that it is like.
