@@ -13,7 +13,7 @@ const MAX_CACHED_MEMBERS: usize = 4 * 1024 * 1024;
 /// The groups whose home a shard is.
 #[derive(Default)]
 pub(super) struct Groups {
-    pub groups: HashMap<GroupId, Group>,
+    pub groups: HashMap<GroupId, Group, foldhash::fast::RandomState>,
     /// Members in all of `groups`.
     cached: usize,
 }

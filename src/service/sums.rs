@@ -6,10 +6,11 @@ use super::receipts::{Receipt, ReplyTo};
 use crate::store::UserId;
 use crate::wire::reply::FanOut;
 
-/// Sums of group messages that are not complete, by key.
+/// Sums of group messages that are not complete, by key. One is looked up for each recipient, so by the hash of
+/// [`super::users::Users`].
 #[derive(Default)]
 pub(super) struct Sums {
-    pub sums: HashMap<u64, Sum>,
+    pub sums: HashMap<u64, Sum, foldhash::fast::RandomState>,
     next_key: u64,
 }
 

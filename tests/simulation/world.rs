@@ -684,6 +684,13 @@ impl World {
         }
         self.everybody_comes_back(bound);
         self.settle();
+        if !(0..CLIENTS).all(|client| self.is_logged_in(client)) {
+            // A node that a fault had cut off was taken for dead after it, or one that had been told to stop has only
+            // now disconnected its clients: they come back once more.
+            assert!(self.plan.faults || self.plan.terminates, "a client was disconnected, and nothing was wrong");
+            self.everybody_comes_back(bound);
+            self.settle();
+        }
         self.check_replies();
         self.check_rest();
         self.stop_all();
