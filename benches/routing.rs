@@ -124,9 +124,9 @@ impl Node {
     }
 }
 
-fn chat(msgid: u32, to: &str, seq: &str) -> String {
+fn chat(msgid: u32, id: u64, to: &str, seq: &str) -> String {
     format!(
-        "{{\"msgid\":{msgid},\"id\":1,\"name\":\"u1\",{to},\"msg\":\"see you at the station at half past seven, \
+        "{{\"msgid\":{msgid},\"id\":{id},\"name\":\"u{id}\",{to},\"msg\":\"see you at the station at half past seven, \
          platform two\",\"time\":\"2026-01-02 03:04:05\"{seq}}}\n"
     )
 }
@@ -135,28 +135,34 @@ fn routing(criterion: &mut Criterion) {
     let mut node = Node::new();
     let conns: Vec<ConnId> = (1..=MEMBERS).map(|id| node.user(id)).collect();
     let home = HOMES.of_user(1);
-    let other = |is_there: bool| (2..).find(|id| (HOMES.of_user(*id) == home) == is_there).expect("one of many");
-    let (here, elsewhere) = (other(true), other(false));
+    let mut at_home = (2_u64..).filter(|id| HOMES.of_user(*id as u32) == home);
+    let (here, stranger) = (at_home.next().expect("one of many"), at_home.next().expect("one of many"));
+    let elsewhere = (2_u64..).find(|id| HOMES.of_user(*id as u32) != home).expect("one of many");
     let sender = conns[0];
-    node.input(sender, b"{\"msgid\":8,\"id\":1,\"groupname\":\"g\",\"groupdesc\":\"\",\"seq\":1}\n");
-    for (id, conn) in (1..).zip(&conns).skip(1) {
-        node.input(*conn, format!("{{\"msgid\":9,\"id\":{id},\"groupid\":1,\"seq\":1}}\n").as_bytes());
+    // Whoever sends below has not used `seq`: what such a client speaks is found out from its requests.
+    let founder = conns[elsewhere as usize - 1];
+    let create = format!("{{\"msgid\":8,\"id\":{elsewhere},\"groupname\":\"g\",\"groupdesc\":\"\"}}\n");
+    node.input(founder, create.as_bytes());
+    for (id, conn) in (1..).zip(&conns).filter(|(_, conn)| **conn != founder) {
+        node.input(*conn, format!("{{\"msgid\":9,\"id\":{id},\"groupid\":1}}\n").as_bytes());
     }
+    let chats_of = |msgid, id: u64, to: u64| chat(msgid, id, &format!("\"toid\":{to}"), "");
     let mut group = criterion.benchmark_group("routing");
-    for (name, object, messages) in [
-        ("chat on one reactor", chat(6, &format!("\"toid\":{here}"), ""), 1),
-        ("chat on one reactor, with ack", chat(6, &format!("\"toid\":{here}"), ",\"seq\":7"), 2),
-        ("chat between reactors", chat(6, &format!("\"toid\":{elsewhere}"), ""), 1),
-        ("group of 200", chat(10, "\"groupid\":1", ""), MEMBERS - 1),
-    ] {
-        // The first reads the members from the store.
-        node.input(sender, object.as_bytes());
+    let mut bench = |name: &str, from: ConnId, object: String, messages: u64| {
+        // The first reads the members from the store, or tells what the client speaks.
+        node.input(from, object.as_bytes());
         let before = node.written;
-        node.input(sender, object.as_bytes());
+        node.input(from, object.as_bytes());
         assert_eq!(node.written - before, messages, "{name}");
         group.throughput(Throughput::Elements(messages));
-        group.bench_function(name, |bencher| bencher.iter(|| node.input(sender, object.as_bytes())));
-    }
+        group.bench_function(name, |bencher| bencher.iter(|| node.input(from, object.as_bytes())));
+    };
+    bench("chat on one reactor", sender, chats_of(6, 1, here), 1);
+    bench("chat between reactors", sender, chats_of(6, 1, elsewhere), 1);
+    bench("group of 200", sender, chat(10, 1, "\"groupid\":1", ""), MEMBERS - 1);
+    bench("chat from another dialect", conns[stranger as usize - 1], chats_of(5, stranger, 1), 1);
+    bench("chat to another dialect", sender, chats_of(6, 1, stranger), 1);
+    bench("chat on one reactor, with ack", sender, chat(6, 1, &format!("\"toid\":{here}"), ",\"seq\":7"), 2);
     group.finish();
 }
 
