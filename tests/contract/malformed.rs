@@ -1,5 +1,5 @@
 //! Input that kills the C++ server, or that it may not be sent, is refused, and no other client notices:
-//! `docs/PROTOCOL.md#what-cannot-be-followed`, `docs/PROTOCOL.md#10-what-is-new-beside-the-c-reference`.
+//! `docs/PROTOCOL.md#what-cannot-be-followed`, `docs/PROTOCOL.md#11-what-is-new-beside-the-c-reference`.
 
 use serde_json::{Value, json};
 
