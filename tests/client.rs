@@ -108,6 +108,86 @@ fn a_script_in_a_pipe_gets_its_answers_in_order_and_what_it_sends_is_kept() {
 }
 
 #[test]
+fn a_client_in_a_dialect_is_one_of_that_dialects_clients() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = start_server(directory.path(), 0);
+    let port = server.address.port();
+    let start = |dialect: &str, lines: &str| {
+        let mut client = ChatClient::start(port, &["--dialect", dialect]);
+        client.line(lines);
+        client
+    };
+    // The server finds it out from the requests.
+    let mut zhang =
+        start("b", "2\nzhang san\nsecret\n2\nli si\nsecret\n1\n1\nsecret\naddfriend:2\nchat:2:first\nfriends");
+    zhang.wait_for("userid is 1,");
+    zhang.wait_for("userid is 2,");
+    zhang.wait_for("sent, this server sends no acks: addfriend:2\n");
+    zhang.wait_for("sent, this server sends no acks: chat:2:first\n");
+    zhang.wait_for("not sent, this dialect has no such request: friends\n");
+    let mut li = start("b", "1\n2\nsecret\ncreategroup:Rust:all of it\nchat:1:second");
+    li.wait_for("[1]zhang san said: first\n");
+    zhang.wait_for("[2]li si said: second\n");
+    zhang.line("addgroup:1\ngroupchat:1:hi");
+    li.wait_for("群消息[1]:");
+    li.wait_for("[1]zhang san said: hi\n");
+    zhang.line("loginout");
+    zhang.wait_for("logged out\n");
+    li.line("chat:1:third");
+
+    // So is one with acks of its own, and neither knows what the other speaks.
+    let mut wang = start(
+        "zero",
+        "2\nwang wu\nsecret\n1\n3\nsecret\naddfriend:2\ncreategroup:C++:none\nfriends\ngroups\nchat:2:hello",
+    );
+    wang.wait_for("userid is 3,");
+    wang.wait_for("2 li si online\n");
+    wang.wait_for("2 C++ none\n  3 wang wu online creator\n");
+    li.wait_for("[3]wang wu said: hello\n");
+    wang.line("loginout");
+    wang.wait_for("logged out\n");
+    wang.wait_for("choice:\n");
+    let mut zhang = ChatClient::login(port, 1);
+    zhang.wait_for("[2]li si said: third\n");
+}
+
+#[test]
+fn a_dialect_is_chosen_by_its_name_or_in_a_file() {
+    let run = |dialect: &str| {
+        let output = Command::new(CHAT_CLIENT).args(["--dialect", dialect]).stdin(Stdio::null()).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let (status, listed, _) = run("list");
+    assert_eq!(status, Some(0));
+    for line in ["canon         the original\n", "b-userid      b, with userid for id around groups\n"] {
+        assert!(listed.contains(line), "{listed}");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("theirs.toml");
+    fs::write(&file, "like = 'b'\nnumber = 1\n").unwrap();
+    let file = file.to_str().unwrap();
+    for (dialect, told) in
+        [("klingon", "one of canon, b, "), (file, "theirs.toml: line 2: "), ("./none.toml", "./none.toml: ")]
+    {
+        let (status, _, error) = run(dialect);
+        assert_eq!((status, error.lines().count()), (Some(2), 1), "{error}");
+        assert!(error.starts_with("--dialect: ") && error.contains(told), "{error}");
+    }
+    fs::write(file, "like = 'b'\n[numbers]\nregister = 33\n[acks.register]\nnumber = 34\n").unwrap();
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut client = ChatClient::start(server.local_addr().unwrap().port(), &["--dialect", file]);
+    client.line("2\nzhang\nsecret");
+    let (mut stream, _) = server.accept().unwrap();
+    let mut request = [0; 1024];
+    let read = stream.read(&mut request).unwrap();
+    let request = std::str::from_utf8(&request[..read]).unwrap();
+    assert_eq!(request, "{\"msgid\":33,\"name\":\"zhang\",\"password\":\"secret\"}\0");
+    stream.write_all(b"{\"msgid\":34,\"errno\":0,\"id\":22}").unwrap();
+    client.wait_for("zhang register success, userid is 22,");
+}
+
+#[test]
 fn refusals_say_why() {
     let (_directory, server) = server_with_two();
     let text = script(
@@ -220,7 +300,9 @@ fn the_help_tells_every_option_in_both_languages() {
             .collect()
     };
     assert_eq!(options(&english), options(&chinese));
-    for option in ["--tls", "--tls-ca <FILE>", "--tls-name <NAME>", "--lang <LANG>", "[IP]", "[PORT]"] {
+    for option in
+        ["--dialect <NAME|FILE>", "--tls", "--tls-ca <FILE>", "--tls-name <NAME>", "--lang <LANG>", "[IP]", "[PORT]"]
+    {
         let told = |help: &str| {
             help.lines().find(|line| line.trim_start().starts_with(&format!("{option} "))).unwrap().to_owned()
         };

@@ -2,8 +2,10 @@
 //! clock, so all of it can be tested without them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use chat_server::wire::dialect::{Dialect, Verb};
 use chat_server::wire::{Errno, msgid};
 use serde_json::{Value, json};
 
@@ -21,6 +23,8 @@ pub enum Event {
     /// The connection is lost, and why.
     Down(String),
     Message(Message),
+    /// An object that the server's dialect does not have.
+    Unknown(String),
     /// A signal asks for the end. A line that was asked for may never come.
     Leave,
     /// The [`App::deadline`] has come.
@@ -132,6 +136,8 @@ pub struct Setup {
     /// The server's name for the user.
     pub server: String,
     pub greeting: Greeting,
+    /// The server's dialect, which tells what is replied to; `None`: the greeting does.
+    pub dialect: Option<Arc<Dialect>>,
     /// On a terminal the user may type on while a command is under way; a pipe's next line waits.
     pub interactive: bool,
     /// The local time as a chat bears it.
@@ -155,6 +161,7 @@ pub struct App {
     /// `Some(since)` while there is no connection.
     down: Option<Instant>,
     confirms: bool,
+    dialect: Option<Arc<Dialect>>,
     next_seq: i64,
     /// By `seq`.
     pending: BTreeMap<i64, Pending>,
@@ -170,7 +177,7 @@ pub struct App {
 impl App {
     /// Connected. The first [`Event::Tick`] brings up the menu.
     pub fn new(setup: Setup, now: Instant) -> App {
-        let Setup { lang, server, greeting, interactive, clock, jitter } = setup;
+        let Setup { lang, server, greeting, dialect, interactive, clock, jitter } = setup;
         App {
             lang,
             server,
@@ -184,6 +191,7 @@ impl App {
             retried_for: String::new(),
             down: None,
             confirms: greeting.confirms,
+            dialect,
             next_seq: 1,
             pending: BTreeMap::new(),
             asked: false,
@@ -206,6 +214,7 @@ impl App {
             Event::Up(greeting) => self.on_up(greeting),
             Event::Down(why) => self.on_down(&why),
             Event::Message(message) => self.on_message(&message),
+            Event::Unknown(object) => self.say(Text::NotInDialect { object: &plain::notice(&object) }),
             Event::Leave => (self.leaving, self.asked) = (true, false),
             Event::Tick => {}
         }
@@ -250,7 +259,7 @@ impl App {
         if self.awaits_replies() || self.asked {
             return;
         }
-        if self.account.is_some() && self.active() && self.confirms {
+        if self.account.is_some() && self.active() && self.is_confirmed(&Request::Command(Command::Logout)) {
             self.request(Request::Command(Command::Logout), "loginout".into());
             self.account = None;
         } else {
@@ -392,13 +401,25 @@ impl App {
         let seq = self.next_seq;
         self.next_seq += 1;
         let Some(object) = request.object(seq, self.account.as_ref(), self.clock) else { return };
+        let lacks = |dialect: &Dialect| request.verb().is_some_and(|verb| dialect.number(verb).is_none());
+        if self.dialect.as_deref().is_some_and(lacks) {
+            return self.say(Text::NoSuchRequest { what: &what });
+        }
         self.effects.push(Effect::Send(encode(&object)));
-        if self.confirms || !for_session {
+        if self.is_confirmed(&request) {
             self.pending.insert(seq, Pending { request, what, sent: self.now, overdue: false });
         } else if matches!(request, Request::Command(Command::Logout)) {
             self.logged_out();
         } else {
             self.say(Text::Unconfirmed { what: &what });
+        }
+    }
+
+    /// Whether there will be a reply to it.
+    fn is_confirmed(&self, request: &Request) -> bool {
+        match &self.dialect {
+            Some(dialect) => request.verb().is_some_and(|verb| dialect.has_reply(verb)),
+            None => self.confirms || !matches!(request, Request::Command(_)),
         }
     }
 
@@ -471,11 +492,13 @@ impl App {
         }
     }
 
-    /// The request that this replies to. A C++ node returns no `seq`; there the kind must do.
+    /// The request that this replies to. A C++ node returns no `seq`; there the kind must do, and what has been waited
+    /// for in vain comes last.
     fn take_pending(&mut self, reply: &Message) -> Option<Pending> {
         let seq = reply.int("seq").or_else(|| {
-            let answers = |pending: &Pending| pending.request.own_ack() == Some(reply.msgid());
-            self.pending.iter().find(|(_, pending)| answers(pending)).map(|(seq, _)| *seq)
+            let verb = reply.replies_to()?;
+            let asked = self.pending.iter().filter(|(_, pending)| pending.request.verb() == Some(verb));
+            asked.min_by_key(|(_, pending)| pending.overdue).map(|(seq, _)| *seq)
         })?;
         self.pending.remove(&seq)
     }
@@ -500,13 +523,18 @@ impl App {
             Request::Register { name, .. } => {
                 self.say(Text::Registered { name: &name, id: reply.int("id").unwrap_or_default() });
             }
-            Request::Command(command) => self.on_done(command, reply),
+            Request::Command(command) => self.on_done(command, &pending.what, reply),
         }
     }
 
-    fn on_done(&mut self, command: Command, reply: &Message) {
+    fn on_done(&mut self, command: Command, what: &str, reply: &Message) {
         let count = |key| reply.int(key).unwrap_or_default();
         match command {
+            // Other servers' acks may say no more than that.
+            Command::Chat { .. } | Command::GroupChat { .. } if !reply.has("delivered") => {
+                self.say(Text::Done { what })
+            }
+            Command::CreateGroup { .. } if !reply.has("groupid") => self.say(Text::Done { what }),
             Command::Chat { to, .. } if reply.flag("delivered") => self.say(Text::Delivered { to }),
             Command::Chat { to, .. } => self.say(Text::Stored { to }),
             Command::GroupChat { group, .. } => self.say(Text::GroupDelivered {
@@ -659,12 +687,21 @@ impl Request {
         matches!(self, Request::Login { .. } | Request::Register { .. } | Request::Command(Command::Logout))
     }
 
-    /// The `msgid` of the reply that it has even without a `seq`.
-    fn own_ack(&self) -> Option<i64> {
+    /// What it asks for; `None` where there is nothing to send.
+    fn verb(&self) -> Option<Verb> {
         match self {
-            Request::Login { .. } | Request::LoginAgain => Some(msgid::LOGIN_ACK),
-            Request::Register { .. } => Some(msgid::REGISTER_ACK),
-            Request::Command(_) => None,
+            Request::Login { .. } | Request::LoginAgain => Some(Verb::Login),
+            Request::Register { .. } => Some(Verb::Register),
+            Request::Command(command) => match command {
+                Command::Chat { .. } => Some(Verb::Chat),
+                Command::GroupChat { .. } => Some(Verb::GroupChat),
+                Command::AddFriend(_) => Some(Verb::AddFriend),
+                Command::CreateGroup { .. } => Some(Verb::CreateGroup),
+                Command::JoinGroup(_) => Some(Verb::JoinGroup),
+                Command::Friends | Command::Groups => Some(Verb::Update),
+                Command::Logout => Some(Verb::Logout),
+                Command::Help | Command::WhoAmI | Command::Status | Command::Quit => None,
+            },
         }
     }
 
@@ -710,6 +747,8 @@ impl Request {
 
 #[cfg(test)]
 mod tests {
+    use chat_server::wire::dialect::find;
+
     use super::*;
 
     /// Drives an app: it collects what is printed and sent, and notes what is asked for.
@@ -725,11 +764,16 @@ mod tests {
 
     impl Play {
         fn new(interactive: bool, confirms: bool) -> Play {
+            Play::of(interactive, confirms, None)
+        }
+
+        fn of(interactive: bool, confirms: bool, dialect: Option<&str>) -> Play {
             let now = Instant::now();
             let setup = Setup {
                 lang: Lang::En,
                 server: "test:1".into(),
                 greeting: Greeting { confirms },
+                dialect: dialect.and_then(find).cloned(),
                 interactive,
                 clock: || "12:00:00".into(),
                 jitter: |wait| wait,
@@ -1100,6 +1144,36 @@ mod tests {
         play.lines(&["2", "li", "secret"]);
         play.receive(r#"{"msgid":5,"errno":1}"#);
         assert!(play.printed.contains(&"li is already exist, register error!".to_owned()));
+    }
+
+    #[test]
+    fn in_a_dialect_what_it_has_a_reply_to_is_waited_for_and_what_it_does_not_have_is_not_sent() {
+        let reply = |play: &mut Play, verb, json: &str| {
+            play.feed(Event::Message(Message::parse_reply(json.as_bytes(), verb).unwrap()));
+        };
+        let mut play = Play::of(false, false, Some("framed"));
+        play.lines(&["1", "1", "secret"]);
+        reply(&mut play, Verb::Login, r#"{"msgid":2,"errno":0,"id":1,"name":"zhang"}"#);
+        play.lines(&["creategroup:Rust:all"]);
+        assert_eq!(play.asked, None);
+        reply(&mut play, Verb::CreateGroup, r#"{"msgid":200,"errno":0,"groupid":7}"#);
+        assert_eq!(play.last(), "group Rust created, groupid is 7");
+        play.lines(&["chat:2:first"]);
+        play.pass(PATIENCE);
+        play.lines(&["chat:2:second"]);
+        reply(&mut play, Verb::Chat, r#"{"msgid":200,"errno":0}"#);
+        assert_eq!(play.last(), "done: chat:2:second");
+        play.lines(&["groupchat:7:hi"]);
+        assert_eq!(play.last(), "sent, this server sends no acks: groupchat:7:hi");
+        let sent = play.sent.len();
+        play.lines(&["friends"]);
+        assert_eq!((play.last(), play.sent.len()), ("not sent, this dialect has no such request: friends", sent));
+        play.feed(Event::Unknown("{\"msgid\":77}\u{7}".into()));
+        assert_eq!(play.last(), r#"the server sent what this dialect does not have: {"msgid":77}\u{7}"#);
+        play.lines(&["loginout"]);
+        assert_eq!(play.asked, None);
+        reply(&mut play, Verb::Logout, r#"{"msgid":200,"errno":0}"#);
+        assert_eq!(play.asked, Some(AskKind::Dialogue));
     }
 
     #[test]

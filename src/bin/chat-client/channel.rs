@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use chat_server::wire::dialect::Dialect;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
@@ -34,6 +35,8 @@ pub struct Target {
     pub host: String,
     pub port: u16,
     pub tls: Option<Tls>,
+    /// `None`: canon, with what this project's server adds to it where it answers a ping.
+    pub dialect: Option<Arc<Dialect>>,
 }
 
 /// Whom to trust, and under which name.
@@ -296,7 +299,7 @@ mod tests {
             let socket = listener.accept().unwrap().0;
             serve(StreamOwned::new(ServerConnection::new(Arc::new(config)).unwrap(), socket));
         });
-        Target { host: "127.0.0.1".into(), port, tls }
+        Target { host: "127.0.0.1".into(), port, tls, dialect: None }
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! The connection: one thread reads it, and makes a new one whenever it is lost.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use chat_server::wire::dialect::{Dialect, FromServer, Length};
 use chat_server::wire::{Split, Splitter, msgid};
 use serde_json::json;
 
@@ -17,9 +19,11 @@ pub enum LinkEvent {
     Up(Greeting, Link),
     Down(Loss),
     Message(Message),
+    /// An object that the server's dialect does not have.
+    Unknown(String),
 }
 
-/// How the server took the ping that every connection begins with.
+/// How the server took the ping that a connection begins with, unless a dialect is given: other servers know no pings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Greeting {
     /// It echoed the ping's `seq`: it confirms every request that bears one. A C++ node does not.
@@ -48,11 +52,12 @@ const TLS_ALERT: u8 = 21;
 /// the next one, where the user is not logged in yet.
 pub struct Link {
     channel: Arc<Channel>,
+    dialect: Option<Arc<Dialect>>,
 }
 
 impl Link {
     /// Connects, and keeps connected for as long as the process runs; `sink` hears of everything
-    /// that follows. Only this first attempt can fail.
+    /// that follows, in canon, whatever dialect the server speaks. Only this first attempt can fail.
     pub fn open(target: Target, sink: impl Fn(LinkEvent) + Send + 'static) -> Result<(Link, Greeting), Loss> {
         let first = Conversation::begin(&target)?;
         let opened = (first.link(), first.greeting);
@@ -60,9 +65,14 @@ impl Link {
         Ok(opened)
     }
 
-    /// Writes one object. If that fails the reader hears of it, as of any other loss.
+    /// Writes one object of canon, in the server's dialect, unless that has no such request. If that fails the reader
+    /// hears of it, as of any other loss.
     pub fn send(&self, object: &[u8]) {
-        if self.channel.send(object).is_err() {
+        let theirs = match &self.dialect {
+            None => Some(Cow::Borrowed(object)),
+            Some(dialect) => dialect.write_to_server(object).map(Cow::Owned),
+        };
+        if theirs.is_some_and(|object| self.channel.send(&object).is_err()) {
             self.channel.shut_down();
         }
     }
@@ -114,39 +124,44 @@ struct Conversation {
     splitter: Splitter,
     buffer: Vec<u8>,
     greeting: Greeting,
+    dialect: Option<Arc<Dialect>>,
     /// What came before the greeting was answered.
-    early: Vec<Message>,
+    early: Vec<LinkEvent>,
 }
 
 impl Conversation {
     /// Connects, and pings: a peer that answers with anything but a JSON object is no chat
     /// server, and a proxy whose backends are gone closes without a word.
     fn begin(target: &Target) -> Result<Conversation, Loss> {
+        let has_lengths = target.dialect.as_deref().is_some_and(|dialect| dialect.length() != Length::Nowhere);
         let mut conversation = Conversation {
             channel: Arc::new(Channel::open(target)?),
-            splitter: Splitter::default(),
+            splitter: if has_lengths { Splitter::with_lengths() } else { Splitter::default() },
             buffer: Vec::new(),
             greeting: Greeting { confirms: false },
+            dialect: target.dialect.clone(),
             early: Vec::new(),
         };
-        conversation.channel.send(&ping())?;
-        conversation.await_greeting()?;
+        if conversation.dialect.is_none() {
+            conversation.channel.send(&ping())?;
+            conversation.await_greeting()?;
+        }
         Ok(conversation)
     }
 
     fn link(&self) -> Link {
-        Link { channel: Arc::clone(&self.channel) }
+        Link { channel: Arc::clone(&self.channel), dialect: self.dialect.clone() }
     }
 
     fn await_greeting(&mut self) -> Result<(), Loss> {
         let deadline = Instant::now() + GREETING_TIMEOUT;
         loop {
-            while let Some(message) = self.next()? {
-                if is_pong(&message) {
+            while let Some(event) = self.next()? {
+                if event.is_pong() {
                     self.greeting.confirms = true;
                     return Ok(());
                 }
-                self.early.push(message);
+                self.early.push(event);
             }
             if !self.channel.receive(&mut self.buffer, Some(deadline))? {
                 return Ok(());
@@ -156,14 +171,14 @@ impl Conversation {
 
     /// Hands on every message until the connection is lost.
     fn listen(&mut self, sink: &impl Fn(LinkEvent)) -> Loss {
-        self.early.drain(..).for_each(|message| sink(LinkEvent::Message(message)));
+        self.early.drain(..).for_each(sink);
         let mut pinged = false;
         loop {
             match self.next() {
-                Ok(Some(message)) => {
+                Ok(Some(event)) => {
                     // Late, but it knows pings.
-                    self.greeting.confirms |= is_pong(&message);
-                    sink(LinkEvent::Message(message));
+                    self.greeting.confirms |= event.is_pong();
+                    sink(event);
                 }
                 Ok(None) => {
                     // Reckoned from now: while input was shown, the socket was not read.
@@ -186,12 +201,12 @@ impl Conversation {
     }
 
     /// The next whole message in the buffer.
-    fn next(&mut self) -> Result<Option<Message>, Loss> {
+    fn next(&mut self) -> Result<Option<LinkEvent>, Loss> {
         match self.splitter.next(&self.buffer, MAX_OBJECT) {
             Ok(Split::Object { start, end }) => {
-                let message = Message::parse(&self.buffer[start..end]).ok_or(Loss::NotAChatServer)?;
+                let event = read(&self.buffer[start..end], self.dialect.as_deref()).ok_or(Loss::NotAChatServer)?;
                 self.buffer.drain(..end);
-                Ok(Some(message))
+                Ok(Some(event))
             }
             Ok(Split::Partial { skip }) => {
                 self.buffer.drain(..skip);
@@ -200,6 +215,26 @@ impl Conversation {
             Err(_) if self.buffer.first() == Some(&TLS_ALERT) => Err(Loss::SpeaksTls),
             Err(_) => Err(Loss::NotAChatServer),
         }
+    }
+}
+
+/// Reads one object; `None`: it is no JSON.
+fn read(object: &[u8], dialect: Option<&Dialect>) -> Option<LinkEvent> {
+    let message = match dialect.map(|dialect| dialect.read_from_server(object)) {
+        None => Message::parse(object)?,
+        Some(FromServer::Chat(canon)) => Message::parse(&canon)?,
+        Some(FromServer::Reply(verb, canon)) => Message::parse_reply(&canon, verb)?,
+        Some(FromServer::Unknown) => {
+            Message::parse(object)?;
+            return Some(LinkEvent::Unknown(String::from_utf8_lossy(object).into_owned()));
+        }
+    };
+    Some(LinkEvent::Message(message))
+}
+
+impl LinkEvent {
+    fn is_pong(&self) -> bool {
+        matches!(self, LinkEvent::Message(message) if is_pong(message))
     }
 }
 
@@ -224,6 +259,7 @@ mod tests {
     use std::io::{self, Write};
     use std::net::{TcpListener, TcpStream};
 
+    use chat_server::wire::dialect::{Verb, find};
     use crossbeam_channel::{Receiver, unbounded};
 
     use super::*;
@@ -232,11 +268,19 @@ mod tests {
 
     /// A link to a server that plays one script per connection.
     fn link_to(scripts: Vec<fn(TcpStream)>) -> (Result<(Link, Greeting), Loss>, Receiver<LinkEvent>) {
+        link_in(None, scripts)
+    }
+
+    /// The same, in a dialect.
+    fn link_in(
+        dialect: Option<&str>,
+        scripts: Vec<fn(TcpStream)>,
+    ) -> (Result<(Link, Greeting), Loss>, Receiver<LinkEvent>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         thread::spawn(move || scripts.into_iter().for_each(|script| script(listener.accept().unwrap().0)));
         let (sender, events) = unbounded();
-        let target = Target { host: "127.0.0.1".into(), port, tls: None };
+        let target = Target { host: "127.0.0.1".into(), port, tls: None, dialect: dialect.and_then(find).cloned() };
         (Link::open(target, move |event| drop(sender.send(event))), events)
     }
 
@@ -280,6 +324,34 @@ mod tests {
         link.send(&encode(&json!({"msgid": 7})));
         again.send(&encode(&json!({"msgid": 8})));
         assert!(matches!(next(), LinkEvent::Message(message) if message.msgid() == 8));
+    }
+
+    #[test]
+    fn in_a_dialect_nothing_is_sent_but_its_own_requests_and_lengths_are_read() {
+        let (link, events) = link_in(
+            Some("framed"),
+            vec![|mut stream| {
+                let login = b"{\"id\":1,\"msgid\":1}\0";
+                let mut first = vec![0; login.len()];
+                io::Read::read_exact(&mut stream, &mut first).unwrap();
+                assert_eq!(first, login);
+                for object in [r#"{"msgid":10,"groupid":7}"#, r#"{"msgid":5,"to":1}"#, r#"{"msgid":77}"#] {
+                    stream.write_all(&u32::try_from(object.len()).unwrap().to_be_bytes()).unwrap();
+                    stream.write_all(object.as_bytes()).unwrap();
+                }
+                assert_eq!(io::Read::read(&mut stream, &mut [0]).unwrap(), 0);
+            }],
+        );
+        let (link, greeting) = link.unwrap();
+        assert!(!greeting.confirms);
+        link.send(&encode(&json!({"msgid": msgid::PONG})));
+        link.send(&encode(&json!({"msgid": msgid::LOGIN, "id": 1, "seq": 1})));
+        let next = || events.recv_timeout(DEADLINE).unwrap();
+        let LinkEvent::Message(ack) = next() else { panic!("no ack") };
+        assert_eq!((ack.msgid(), ack.replies_to(), ack.int("groupid")), (200, Some(Verb::CreateGroup), Some(7)));
+        assert!(matches!(next(), LinkEvent::Message(chat) if chat.msgid() == 6 && chat.int("toid") == Some(1)));
+        assert!(matches!(next(), LinkEvent::Unknown(object) if object == r#"{"msgid":77}"#));
+        link.give_up();
     }
 
     #[test]

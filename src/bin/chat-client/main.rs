@@ -9,6 +9,7 @@ mod channel;
 mod charset;
 mod commands;
 mod connection;
+mod dialects;
 mod editor;
 mod history;
 mod keys;
@@ -33,6 +34,7 @@ use signal_hook::consts::SIGINT;
 use app::{App, Ask, Effect, Event, Setup};
 use channel::{Target, Tls};
 use connection::{Link, LinkEvent, jitter};
+use dialects::Choice;
 use loss::Loss;
 use plain::plain;
 use signals::Leave;
@@ -61,6 +63,9 @@ struct Args {
     /// The name that the server's certificate must be for, where it is not the address above
     #[arg(long, value_name = "NAME", requires = "tls")]
     tls_name: Option<String>,
+    /// For a server of another make: speak its dialect, by name or as a file describes it; "list" lists the names
+    #[arg(long, value_name = "NAME|FILE")]
+    dialect: Option<String>,
 }
 
 impl Args {
@@ -95,6 +100,19 @@ enum Incoming {
 fn main() -> ExitCode {
     let args = Args::read();
     let lang = args.lang.unwrap_or_else(locale);
+    let dialect = match args.dialect.as_deref().map(dialects::choose) {
+        None => None,
+        Some(Ok(Choice::Dialect(dialect))) => Some(dialect),
+        Some(Ok(Choice::List(list))) => {
+            // A reader that is gone does not want it.
+            let _ = io::stdout().write_all(list.as_bytes());
+            return ExitCode::SUCCESS;
+        }
+        Some(Err(why)) => {
+            let _ = writeln!(io::stderr(), "--dialect: {}", plain(&why));
+            return ExitCode::from(2);
+        }
+    };
     let server = format!("{}:{}", args.ip, args.port);
     // Before anything that takes its time: what is typed meanwhile is to be neither lost nor echoed.
     let signals = signals::catch();
@@ -120,7 +138,7 @@ fn main() -> ExitCode {
         Some(Ok(tls)) => Some(tls),
         Some(Err(error)) => return cannot(tls_setup_text(&error, lang)),
     };
-    let target = Target { host: args.ip, port: args.port, tls };
+    let target = Target { host: args.ip, port: args.port, tls, dialect: dialect.clone() };
     let (link, greeting) = match Link::open(target, move |event| drop(from_link.send(Incoming::Link(event)))) {
         Ok(opened) => opened,
         // An nginx sends nothing to a client without TLS, nor when all its nodes are down.
@@ -133,7 +151,7 @@ fn main() -> ExitCode {
         Err(error) => return cannot(error.to_string()),
     };
     let interactive = terminal.is_interactive();
-    let setup = Setup { lang, server: server.clone(), greeting, interactive, clock: local_time, jitter };
+    let setup = Setup { lang, server: server.clone(), greeting, dialect, interactive, clock: local_time, jitter };
     leave.make_possible();
     run(App::new(setup, Instant::now()), &queue, link, &terminal, &asks, lang);
     terminal.close();
@@ -169,6 +187,7 @@ fn run(mut app: App, queue: &Receiver<Incoming>, mut link: Link, terminal: &Term
             }
             Ok(Incoming::Link(LinkEvent::Down(loss))) => Event::Down(why(&loss, lang)),
             Ok(Incoming::Link(LinkEvent::Message(message))) => Event::Message(message),
+            Ok(Incoming::Link(LinkEvent::Unknown(object))) => Event::Unknown(object),
             Ok(Incoming::Leave) => Event::Leave,
             Err(RecvTimeoutError::Timeout) => Event::Tick,
             Err(RecvTimeoutError::Disconnected) => return,

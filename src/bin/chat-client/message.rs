@@ -4,18 +4,38 @@
 //! server vouches for. So nothing here fails because of a field: one of the wrong type counts as
 //! absent.
 
+use chat_server::wire::dialect::Verb;
 use chat_server::wire::{integer, msgid};
 use serde_json::{Map, Value};
 
 use crate::plain;
 
 #[derive(Debug, Clone)]
-pub struct Message(Map<String, Value>);
+pub struct Message {
+    members: Map<String, Value>,
+    /// The request that it replies to, where the message itself tells.
+    replies_to: Option<Verb>,
+}
 
 impl Message {
     /// `None` if it is not a JSON object.
     pub fn parse(object: &[u8]) -> Option<Message> {
-        serde_json::from_slice(object).ok().map(Message)
+        let mut message = Message { members: serde_json::from_slice(object).ok()?, replies_to: None };
+        message.replies_to = match message.msgid() {
+            msgid::LOGIN_ACK => Some(Verb::Login),
+            msgid::REGISTER_ACK => Some(Verb::Register),
+            _ => None,
+        };
+        Some(message)
+    }
+
+    /// The same for the reply to such a request, which its `msgid` in canon need not tell.
+    pub fn parse_reply(object: &[u8], verb: Verb) -> Option<Message> {
+        Some(Message { replies_to: Some(verb), ..Message::parse(object)? })
+    }
+
+    pub fn replies_to(&self) -> Option<Verb> {
+        self.replies_to
     }
 
     pub fn msgid(&self) -> i64 {
@@ -29,25 +49,29 @@ impl Message {
 
     /// A number, which may come as a numeric string.
     pub fn int(&self, key: &str) -> Option<i64> {
-        match self.0.get(key)? {
+        match self.members.get(key)? {
             Value::Number(number) => number.as_i64().or_else(|| integer(&number.to_string())),
             Value::String(text) => text.parse().ok().or_else(|| integer(text)),
             _ => None,
         }
     }
 
+    pub fn has(&self, key: &str) -> bool {
+        self.members.contains_key(key)
+    }
+
     pub fn flag(&self, key: &str) -> bool {
-        self.0.get(key).and_then(Value::as_bool).unwrap_or(false)
+        self.members.get(key).and_then(Value::as_bool).unwrap_or(false)
     }
 
     /// Empty where there is none.
     pub fn text(&self, key: &str) -> &str {
-        self.0.get(key).and_then(Value::as_str).unwrap_or_default()
+        self.members.get(key).and_then(Value::as_str).unwrap_or_default()
     }
 
     /// The entries of a list: strings, each of them JSON itself. Anything else is passed over.
     pub fn list(&self, key: &str) -> impl Iterator<Item = Message> {
-        let entries = self.0.get(key).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        let entries = self.members.get(key).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         entries.iter().filter_map(|entry| Message::parse(entry.as_str()?.as_bytes()))
     }
 

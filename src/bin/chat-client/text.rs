@@ -51,7 +51,10 @@ pub enum Text<'a> {
     FriendAdded { id: i64 },
     GroupCreated { name: &'a str, id: i64 },
     GroupJoined { id: i64 },
+    Done { what: &'a str },
     Unconfirmed { what: &'a str },
+    NoSuchRequest { what: &'a str },
+    NotInDialect { object: &'a str },
     Refused { why: &'a str, what: &'a str },
     RefusedFor { errno: i64 },
     RetryAfter { seconds: i64 },
@@ -192,6 +195,16 @@ quit                          注销并退出"
                 say!("group {name} created, groupid is {id}", "群组 {name} 创建成功，groupid is {id}")
             }
             Text::GroupJoined { id } => say!("you joined group {id}", "已加入群组 {id}"),
+            Text::Done { what } => say!("done: {what}", "已完成：{what}"),
+            Text::NoSuchRequest { what } => {
+                say!("not sent, this dialect has no such request: {what}", "没有发送，此方言没有这种请求：{what}")
+            }
+            Text::NotInDialect { object } => {
+                say!(
+                    "the server sent what this dialect does not have: {object}",
+                    "服务器发来此方言没有的消息：{object}"
+                )
+            }
             Text::Unconfirmed { what } => {
                 say!("sent, this server sends no acks: {what}", "已发送，此服务器不确认结果：{what}")
             }
@@ -308,6 +321,7 @@ pub fn help_in_chinese(command: clap::Command) -> clap::Command {
         ("tls", "使用 TLS，信任系统所信任的证书"),
         ("tls_ca", "同时信任该 PEM 文件中的证书"),
         ("tls_name", "服务器证书应属于的名称，与上面的地址不同时使用"),
+        ("dialect", "按此方言与其他服务器通信：名称，或描述该方言的文件；list 列出所有名称"),
     ]
     .into_iter()
     .fold(command.about("聊天服务器的客户端"), |command, (argument, help)| {

@@ -4,10 +4,12 @@
 //! original's terms, which are called *canon* here. A [`Dialect`] is data: numbers, keys, acks and habits, as
 //! `profiles.toml` lists them. A [`Speaker`] makes canon of what a client sends, and makes of canon what the client
 //! reads, so everything behind the wire knows canon alone. [`Hearing`] finds out from a client's requests which
-//! dialect that is.
+//! dialect that is. For a client of other servers there is the opposite direction, too: [`Dialect::write_to_server`] and
+//! [`Dialect::read_from_server`].
 //!
 //! Canon itself is no dialect: what such a client sends and gets is never touched.
 
+mod client;
 mod file;
 mod hearing;
 mod members;
@@ -16,6 +18,7 @@ mod renaming;
 mod speaker;
 mod translate;
 
+pub use client::FromServer;
 pub use file::FileError;
 pub use hearing::Hearing;
 pub use profiles::{find, list};

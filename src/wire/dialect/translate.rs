@@ -12,12 +12,12 @@ pub(super) fn number(value: &str) -> Option<i64> {
     text.parse().ok().or_else(|| integer(text))
 }
 
-fn write_number(out: &mut Vec<u8>, number: i64) -> bool {
+pub(super) fn write_number(out: &mut Vec<u8>, number: i64) -> bool {
     out.extend_from_slice(number.to_string().as_bytes());
     true
 }
 
-fn write_text(out: &mut Vec<u8>, text: &str) -> bool {
+pub(super) fn write_text(out: &mut Vec<u8>, text: &str) -> bool {
     out.extend_from_slice(text.as_bytes());
     true
 }
