@@ -241,6 +241,19 @@ impl<H: Types> Io<H> {
         }
     }
 
+    /// Messages to this connection are not spaced out any more: what is queued leaves at once, in order.
+    pub fn unpace(&mut self, conn: ConnId) {
+        if let Some(connection) = self.connections.get_mut(conn)
+            && connection.output.pace != Pace::Unpaced
+        {
+            connection.output.pace = Pace::Unpaced;
+            if let Some(outbox) = &mut connection.output.outbox {
+                outbox.join();
+            }
+            connection.mark_dirty(&mut self.dirty);
+        }
+    }
+
     /// Closes at once. What is queued is not written; [`Handler::closed`](super::Handler::closed) gets those messages
     /// that are tagged, including the one that was partly written, and what is sent until then. A connection that was
     /// being closed keeps its reason.

@@ -361,6 +361,12 @@ impl<T> Outbox<T> {
         recalled
     }
 
+    /// No message that is queued stands alone any more.
+    pub fn join(&mut self) {
+        self.messages.iter_mut().for_each(|message| message.own_write = false);
+        self.special = self.messages.iter().filter(|message| message.is_special()).count();
+    }
+
     /// Makes an empty outbox ready for the next connection: large buffers are let go of.
     pub fn shrink(&mut self) {
         const KEEP: usize = 16 * 1024;

@@ -143,7 +143,9 @@ impl<H: Handler> Running<H> {
 
     /// A paced connection may send its next message.
     pub(super) fn end_pace(&mut self, id: ConnId) {
-        if let Some(connection) = self.io.connections.get_mut(id) {
+        if let Some(connection) = self.io.connections.get_mut(id)
+            && connection.output.pace == Pace::Waiting
+        {
             connection.output.pace = Pace::Ready;
             connection.mark_dirty(&mut self.io.dirty);
         }

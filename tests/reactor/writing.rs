@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice, Read, Write};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chat_server::reactor::{Body, ConnId, Io, Message, Outbox, SendOptions, Taken};
 
@@ -129,4 +129,42 @@ fn messages_to_a_paced_connection_are_not_closer_than_10_ms() {
     }
     let mut all = [0; 20];
     client.read_exact(&mut all).unwrap();
+}
+
+#[test]
+fn what_is_queued_for_a_connection_that_is_paced_no_more_leaves_at_once_in_order() {
+    let reactors = start(swallow);
+    let (mut client, conn) = reactors.connect();
+    reactors.ask(0, move |_, io| {
+        io.pace(conn);
+        // At this pace they take 30 s.
+        (0..3000).for_each(|n| assert!(send(io, conn, format!("{n}\n").as_bytes(), Some(Tag::Reply(n)))));
+    });
+    let written = |n| {
+        reactors.wait("a message to be written", |event| match event {
+            Event::Written(id, tag, _) if (*id, *tag) == (conn, Tag::Reply(n)) => Some(()),
+            _ => None,
+        })
+    };
+    written(2);
+    reactors.ask(0, move |_, io| io.unpace(conn));
+    let begun = Instant::now();
+    let mut all = String::new();
+    let expected: String = (0..3000).map(|n| format!("{n}\n")).collect();
+    let mut buffer = vec![0; 1 << 16];
+    while all.len() < expected.len() {
+        let n = client.read(&mut buffer).expect("the rest comes");
+        assert!(n > 0, "the connection has ended");
+        all.push_str(std::str::from_utf8(&buffer[..n]).unwrap());
+    }
+    assert!(all == expected, "they are out of order");
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    // The timer of the last message that was spaced out fires meanwhile, and begins nothing.
+    let until = Instant::now() + Duration::from_millis(50);
+    while Instant::now() < until {
+        let begun = Instant::now();
+        reactors.ask(0, move |_, io| (0..300).for_each(|_| assert!(send(io, conn, b".", Some(Tag::Reply(0))))));
+        client.read_exact(&mut buffer[..300]).unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    }
 }
