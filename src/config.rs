@@ -230,8 +230,8 @@ struct Flags {
     login_memo: bool,
 
     /// For the C++ client, which loses messages that share a segment, and crashes on more than 1023 bytes:
-    /// messages to clients that end theirs with NUL and never use "seq" are sent 10 ms apart, and
-    /// their login replies stay small
+    /// messages to clients that end theirs with NUL and never use "seq" are sent 10 ms apart whatever
+    /// their rate, and friends and groups that do not fit are left out of their login replies
     #[arg(long, env = "CHAT_LEGACY_CLIENT", value_name = SWITCH, value_parser = switch(false), action = ArgAction::Set,
         num_args = 0..=1, require_equals = true, default_missing_value = "on", default_value = "off", hide_default_value = true)]
     legacy_client: bool,

@@ -18,6 +18,7 @@ use chat_server::service::{
 };
 use chat_server::store::sqlite::SqliteStore;
 use chat_server::store::{Claim, Holder, Kept, NodeId, Outcome, Quotas, Store, StoreError, UserId, Write};
+use chat_server::wire::Framing;
 use tempfile::TempDir;
 
 const LANES: usize = 3;
@@ -40,6 +41,8 @@ struct Node {
     jobs: Vec<(Lane, Op)>,
     /// What clients have read.
     sent: Vec<String>,
+    /// How the last message that was queued ends.
+    last_framing: Framing,
     /// What was published for other nodes, which do not answer.
     published: Vec<BusOp>,
     /// What Redis has yet to confirm; `None`: it does so at once.
@@ -66,6 +69,8 @@ struct Line {
     /// Half of the first message is on the wire.
     has_begun: bool,
     is_paused: bool,
+    /// Messages to it are spaced out.
+    is_paced: bool,
     /// It is to be closed, as soon as its client has read everything.
     closing: Option<Reason>,
     /// No queue is taken back for now.
@@ -89,14 +94,19 @@ impl Node {
 
     /// A node of this number of shards. If there are two, each is the home of half of all users.
     fn with_shards(shards: usize) -> Node {
+        Node::with_settings(shards, |_| {})
+    }
+
+    fn with_settings(shards: usize, set: impl FnOnce(&mut Settings)) -> Node {
         let folder = tempfile::tempdir().expect("a temporary directory");
         let store = SqliteStore::open(&folder.path().join("chat.db"), NodeId(1), Quotas::default()).expect("a store");
         let cost: Cost = "8,1".parse().expect("a cost");
         let now = Now { at: Instant::now(), unix: 0 };
         let hashes = HashQueue::new(1);
         let homes = Homes::new(1, shards);
-        let settings =
+        let mut settings =
             Settings { homes, lanes: LANES, single_node: false, hashes: Arc::clone(&hashes), ..Settings::default() };
+        set(&mut settings);
         let memo = Memo::new().expect("a secret");
         Node {
             shards: (0..shards).map(|index| Shard::new(index, settings.clone(), now)).collect(),
@@ -108,6 +118,7 @@ impl Node {
             moved: HashMap::new(),
             jobs: Vec::new(),
             sent: Vec::new(),
+            last_framing: Framing::Bare,
             published: Vec::new(),
             unconfirmed: None,
             store_is_away: false,
@@ -201,7 +212,8 @@ impl Node {
 
     fn effect(&mut self, shard: usize, effect: Effect, bytes: &[u8], todo: &mut VecDeque<Next>) {
         match effect {
-            Effect::Send { conn, tag, body, .. } => {
+            Effect::Send { conn, tag, body, framing, .. } => {
+                self.last_framing = framing;
                 let text = match &body {
                     Payload::Own(range) => &bytes[range.clone()],
                     Payload::Shared(text) => text,
@@ -216,7 +228,8 @@ impl Node {
             }
             Effect::Pause(conn) => self.line(conn).is_paused = true,
             Effect::Resume(conn) => self.line(conn).is_paused = false,
-            Effect::Pace(_) => {}
+            Effect::Pace(conn) => self.line(conn).is_paced = true,
+            Effect::Unpace(conn) => self.line(conn).is_paced = false,
             Effect::Recall(conn, how) => {
                 if !self.line(conn).keeps_its_queue {
                     todo.extend(self.recalled(conn, how));
@@ -1885,4 +1898,218 @@ fn a_password_that_was_changed_while_it_waited_for_its_hash_is_not_overwritten()
     set(&node, "new");
     node.wait_no_more();
     assert_eq!(node.store.connection().account(1).expect("the store").expect("an account").password, "new");
+}
+
+// -- clients that may be C++ ones ----------------------------------------------------------------------
+
+/// The accounts 1 and 2. The second one's client has logged in by this request, and what it ends its objects with.
+fn with_a_reader(set: impl FnOnce(&mut Settings), login: &str, end: &str) -> (Node, [ConnId; 2]) {
+    let mut node = Node::with_settings(1, set);
+    let conns = node.log_in(2);
+    node.ask(conns[1], r#"{"msgid":3,"id":2}"#);
+    node.hang_up(conns[1], CloseReason::Handler(Reason::ByClient));
+    let reader = node.connect();
+    log_in_again(&mut node, reader, login, end);
+    (node, [conns[0], reader])
+}
+
+const LOGIN_2: &str = r#"{"msgid":1,"id":2,"password":"p"}"#;
+
+/// What stands behind the request is looked at, and waits.
+fn log_in_again(node: &mut Node, conn: ConnId, login: &str, end: &str) {
+    node.offer(conn, &format!("{login}{end}"));
+}
+
+fn no_flag(_: &mut Settings) {}
+
+fn legacy(settings: &mut Settings) {
+    settings.legacy_client = true;
+}
+
+/// The client of user 2 sends this number of messages at once.
+fn send_many(node: &mut Node, conn: ConnId, messages: usize) {
+    (0..messages).for_each(|_| _ = node.ask(conn, &format!("{}\0", chat(2, 1, "typed"))));
+}
+
+/// So many messages come for user 2 in a second.
+fn one_second(node: &mut Node, from: ConnId, messages: u32) {
+    for n in 0..messages {
+        node.ask(from, &chat(1, 2, &n.to_string()));
+        node.pass(Duration::from_secs(1) / messages);
+    }
+}
+
+#[test]
+fn messages_are_spaced_out_where_objects_end_with_nul_and_seq_was_never_used() {
+    let with_seq = r#"{"msgid":1,"id":2,"password":"p","seq":1}"#;
+    for (login, end, is_paced) in
+        [(LOGIN_2, "\0", true), (LOGIN_2, "\n", false), (LOGIN_2, "", false), (with_seq, "\0", false)]
+    {
+        let (mut node, [_, reader]) = with_a_reader(no_flag, login, end);
+        assert_eq!(node.line(reader).is_paced, is_paced, "{login}{end:?}");
+    }
+}
+
+#[test]
+fn messages_are_spaced_out_no_more_once_seq_is_used() {
+    let (mut node, [_, reader]) = with_a_reader(no_flag, LOGIN_2, "\0");
+    node.ask(reader, "{\"msgid\":202}\0");
+    assert!(node.line(reader).is_paced);
+    node.ask(reader, "{\"msgid\":202,\"seq\":1}\0");
+    assert!(!node.line(reader).is_paced);
+}
+
+#[test]
+fn who_sends_more_than_50_messages_in_a_second_is_a_program() {
+    let (mut node, [_, reader]) = with_a_reader(no_flag, LOGIN_2, "\0");
+    for _ in 0..3 {
+        send_many(&mut node, reader, 50);
+        assert!(node.line(reader).is_paced);
+        node.pass(Duration::from_secs(1));
+    }
+    send_many(&mut node, reader, 51);
+    assert!(!node.line(reader).is_paced);
+    // For the rest of the connection, also after another login.
+    node.pass(Duration::from_secs(60));
+    node.ask(reader, "{\"msgid\":3,\"id\":2}\0");
+    log_in_again(&mut node, reader, LOGIN_2, "\0");
+    assert!(node.sent.last().is_some_and(|reply| reply.contains(r#""errno":0,"id":2"#)), "{:?}", node.sent);
+    assert!(!node.line(reader).is_paced);
+}
+
+#[test]
+fn a_client_that_gets_more_than_100_live_messages_a_second_for_5_s_is_a_program() {
+    let (mut node, [sender, reader]) = with_a_reader(no_flag, LOGIN_2, "\0");
+    for messages in [1000, 200, 200, 200, 100, 200, 200, 200, 200, 200] {
+        one_second(&mut node, sender, messages);
+        assert!(node.line(reader).is_paced);
+    }
+    node.ask(sender, &chat(1, 2, "in the next second"));
+    assert!(!node.line(reader).is_paced);
+}
+
+#[test]
+fn what_comes_live_for_a_slow_reader_counts_though_the_store_takes_it() {
+    let (mut node, [sender, reader]) = with_a_reader(no_flag, LOGIN_2, "\0");
+    node.stall(reader);
+    node.ask(sender, &chat(1, 2, "queued"));
+    node.falls_behind(reader);
+    (0..6).for_each(|_| one_second(&mut node, sender, 150));
+    assert!(!node.line(reader).is_paced);
+}
+
+#[test]
+fn offline_messages_do_not_make_a_program_of_their_reader() {
+    let small_pages = |settings: &mut Settings| settings.high_water = 32 * 1024;
+    let (mut node, [sender, reader]) = with_a_reader(small_pages, LOGIN_2, "\0");
+    node.ask(reader, "{\"msgid\":3,\"id\":2}\0");
+    (0..2000).for_each(|n| _ = node.ask(sender, &chat(1, 2, &n.to_string())));
+    node.waits = is_page;
+    log_in_again(&mut node, reader, LOGIN_2, "\0");
+    for second in 0..7 {
+        node.sent.clear();
+        let page = node.take_one();
+        node.answer(page);
+        assert!(node.sent.len() > 100, "second {second}: {}", node.sent.len());
+        node.ask(sender, &chat(1, 2, "live"));
+        node.pass(Duration::from_secs(1));
+    }
+    assert!(node.line(reader).is_paced);
+}
+
+#[test]
+fn with_the_flag_messages_stay_spaced_out() {
+    let (mut node, [sender, reader]) = with_a_reader(legacy, LOGIN_2, "\0");
+    send_many(&mut node, reader, 200);
+    (0..7).for_each(|_| one_second(&mut node, sender, 200));
+    assert!(node.line(reader).is_paced);
+}
+
+/// The login reply of user 2, who has missed 20 messages and has this number of friends, and what follows it.
+fn login_reply(set: impl FnOnce(&mut Settings), end: &str, friends: u32) -> (serde_json::Value, Vec<String>, usize) {
+    let (mut node, [sender, reader]) = with_a_reader(set, LOGIN_2, end);
+    for friend in 0..friends {
+        node.ask(sender, &format!(r#"{{"msgid":4,"name":"a friend of this name {friend}","password":"p"}}"#));
+        node.ask(reader, &format!("{{\"msgid\":7,\"id\":2,\"friendid\":{}}}{end}", 3 + friend));
+    }
+    node.ask(reader, &format!("{{\"msgid\":3,\"id\":2}}{end}"));
+    (0..20).for_each(|n| _ = node.ask(sender, &chat(1, 2, &format!("{n} {}", "x".repeat(30)))));
+    node.sent.clear();
+    log_in_again(&mut node, reader, LOGIN_2, end);
+    let reply = node.sent.remove(0);
+    (serde_json::from_str(&reply).expect("a reply"), std::mem::take(&mut node.sent), reply.len())
+}
+
+#[test]
+fn offline_messages_follow_a_login_reply_that_would_be_too_large_and_friends_stay_in_it() {
+    let listed = |reply: &serde_json::Value, key: &str| reply[key].as_array().map_or(0, Vec::len);
+    for (friends, has_offline) in [(0, true), (5, true), (40, false)] {
+        let (reply, pushes, bytes) = login_reply(no_flag, "\0", friends);
+        let offline = listed(&reply, "offlinemsg");
+        assert_eq!((listed(&reply, "friends"), offline > 0), (friends as usize, has_offline), "{reply}");
+        assert!(bytes < 1023 || !has_offline, "{bytes} bytes");
+        assert_eq!(offline + pushes.len(), 20);
+        assert!(pushes[0].contains(&format!("\"{offline} x")), "{}", pushes[0]);
+    }
+    // Others get all at once, and with the flag friends are left out, too.
+    let (reply, pushes, _) = login_reply(no_flag, "\n", 40);
+    assert_eq!((listed(&reply, "friends"), listed(&reply, "offlinemsg"), pushes.len()), (40, 20, 0));
+    let (_, _, bytes) = login_reply(legacy, "\0", 40);
+    assert!(bytes < 1023, "{bytes} bytes");
+}
+
+#[test]
+fn an_unknown_number_is_answered_once_until_there_is_a_known_request() {
+    let mut node = Node::new();
+    let conn = node.log_in(1)[0];
+    let answered = |node: &mut Node, request: &str| {
+        node.sent.clear();
+        node.ask(conn, request);
+        node.sent.iter().filter(|reply| reply.contains("\"errno\":11")).count()
+    };
+    let (heartbeat, other) = (r#"{"msgid":99,"id":1}"#, r#"{"msgid":98}"#);
+    assert_eq!([heartbeat, heartbeat, other, heartbeat, other].map(|it| answered(&mut node, it)), [1, 0, 1, 0, 0]);
+    assert_eq!(answered(&mut node, r#"{"msgid":203}"#), 0);
+    assert_eq!([heartbeat, heartbeat].map(|it| answered(&mut node, it)), [1, 0]);
+    // The last eight are remembered.
+    let many = (300..309).map(|number| format!(r#"{{"msgid":{number}}}"#)).collect::<Vec<_>>();
+    assert!(many.iter().all(|it| answered(&mut node, it) == 1));
+    assert_eq!([answered(&mut node, &many[8]), answered(&mut node, &many[0])], [0, 1]);
+    // Who uses `seq` knows this server.
+    let with_seq = r#"{"msgid":99,"seq":1}"#;
+    assert_eq!([with_seq, with_seq, heartbeat, heartbeat].map(|it| answered(&mut node, it)), [1, 1, 1, 1]);
+}
+
+#[test]
+fn a_heartbeat_without_a_nul_does_not_change_what_ends_the_connections_objects() {
+    let (mut node, [sender, reader]) = with_a_reader(no_flag, LOGIN_2, "\0");
+    let end_of_a_chat = |node: &mut Node| {
+        node.ask(sender, &chat(1, 2, "hello"));
+        node.last_framing
+    };
+    for input in [
+        r#"{"msgid":99,"id":2}"#,
+        "{\"msgid\":99}{\"msgid\":99}",
+        "{\"msgid\":98}\n",
+        "{\"msgid\":202}\0{\"msgid\":99}",
+    ] {
+        node.ask(reader, input);
+        node.ask(reader, r#"{"msgid":99,"id":2}"#);
+        assert_eq!(end_of_a_chat(&mut node), Framing::Nul, "{input:?}");
+    }
+    // A request does, and with `seq` anything.
+    node.ask(reader, "{\"msgid\":202}\n");
+    assert_eq!(end_of_a_chat(&mut node), Framing::Lf);
+    node.ask(reader, "{\"msgid\":202,\"seq\":1}\0");
+    assert_eq!(end_of_a_chat(&mut node), Framing::Nul);
+    node.ask(reader, "{\"msgid\":99}\n");
+    assert_eq!(end_of_a_chat(&mut node), Framing::Lf);
+}
+
+#[test]
+fn the_first_object_tells_what_ends_the_connections_objects_whatever_it_is() {
+    let mut node = Node::new();
+    let conn = node.connect();
+    node.ask(conn, "{\"msgid\":99}\0");
+    assert_eq!(node.last_framing, Framing::Nul);
 }

@@ -129,6 +129,9 @@ struct Line {
     /// An object, or the mark before the first, has come.
     begun: bool,
     owed: Vec<Expected>,
+    uses_seq: bool,
+    /// The last unknown numbers that it was told of since its last known one.
+    told: Vec<i64>,
     stalled: bool,
     /// It was sent what it cannot follow, or has finished: the node closes it.
     ends: bool,
@@ -313,6 +316,8 @@ impl<'a> World<'a> {
             partial: Vec::new(),
             begun: false,
             owed: Vec::new(),
+            uses_seq: false,
+            told: Vec::new(),
             stalled: false,
             ends: false,
         });
@@ -582,6 +587,11 @@ impl<'a> World<'a> {
     fn object(&mut self, client: usize, object: &[u8], fields: &[(String, Json)]) {
         let fields = Fields(fields);
         let (msgid, seq) = (fields.required("msgid"), fields.int("seq"));
+        let is_known = matches!(msgid, Ok(1 | 3 | 4 | 6..=10 | 202 | 203 | 206));
+        if let Some(line) = &mut self.lines[client] {
+            line.told.retain(|_| !is_known);
+            line.uses_seq |= msgid.is_ok() && matches!(seq, Ok(Some(_)));
+        }
         let (Ok(msgid), Ok(seq)) = (msgid, seq) else {
             return self.owe(client, refusal(msgid.ok(), seq.unwrap_or(None), vec![12]));
         };
@@ -658,8 +668,20 @@ impl<'a> World<'a> {
                 let fields = self.lists(me);
                 self.owe(client, Expected { msgid: 200, errno: vec![0], fields, ..refusal(None, seq, Vec::new()) });
             }
+            _ if seq.is_none() && self.was_told(client, msgid) => {}
             _ => self.done(client, msgid, seq, vec![11], Vec::new()),
         }
+    }
+
+    /// Whether a client that does not use `seq` was told already that this number is unknown.
+    fn was_told(&mut self, client: usize, msgid: i64) -> bool {
+        let Some(line) = self.lines[client].as_mut().filter(|line| !line.uses_seq) else { return false };
+        let was_told = line.told.contains(&msgid);
+        if !was_told {
+            line.told.push(msgid);
+            line.told = line.told.split_off(line.told.len().saturating_sub(8));
+        }
+        was_told
     }
 
     fn exists(&self, user: UserId) -> bool {

@@ -90,6 +90,7 @@ impl Bridge {
                 Effect::Pause(conn) => io.pause(conn),
                 Effect::Resume(conn) => io.resume(conn),
                 Effect::Pace(conn) => io.pace(conn),
+                Effect::Unpace(conn) => io.unpace(conn),
                 Effect::Recall(conn, how) => io.recall(conn, how),
                 Effect::Close(conn, reason) => io.close(conn, reason),
                 Effect::Abort(conn, reason) => io.abort(conn, reason),

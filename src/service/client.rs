@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::cpp::Cpp;
 use super::hashing::Place;
 use super::jobs::Login;
 use super::reason::Reason;
@@ -158,11 +159,13 @@ pub(super) struct Tally {
     pub last_input: Instant,
     /// The time since which no user is logged in on it.
     pub out_since: Instant,
+    /// What shows whether it is a C++ client; a pointer, since others have nothing of it.
+    pub cpp: Option<Box<Cpp>>,
 }
 
 impl Tally {
     fn new(now: Instant) -> Self {
-        Tally { address: None, messages: now, bytes: now, last_input: now, out_since: now }
+        Tally { address: None, messages: now, bytes: now, last_input: now, out_since: now, cpp: None }
     }
 }
 
@@ -218,6 +221,24 @@ impl Client {
         }
     }
 
+    /// An object of it has ended; `rest` is what has come behind it. `is_known`: whether its number is, where that
+    /// matters.
+    pub fn note_object(&mut self, is_known: Option<bool>, rest: &[u8]) {
+        match is_known {
+            Some(false) => self.framing.foreign_object_ended(rest),
+            _ => self.framing.object_ended(rest),
+        }
+        if let Some(cpp) = self.cpp().filter(|_| is_known == Some(true)) {
+            cpp.forget_told();
+        }
+    }
+
+    /// Whether it takes what one read returns for one object, as C++ clients do, as far as is known.
+    pub fn reads_one_by_one(&self) -> bool {
+        let is_spaced = self.framing() == Framing::Nul || self.dialect().is_some_and(Dialect::is_spaced);
+        is_spaced && !self.uses_seq
+    }
+
     /// The dialect that it speaks; `None`: canon.
     pub fn dialect(&self) -> Option<&Dialect> {
         self.speaker.as_deref().map(|speaker| &**speaker.dialect())
@@ -257,5 +278,20 @@ impl Client {
 
     pub fn tally(&mut self, now: Instant) -> &mut Tally {
         self.tally.get_or_insert_with(|| Box::new(Tally::new(now)))
+    }
+
+    /// What is noted of it as a client that may be a C++ one, if anything is.
+    pub fn cpp(&mut self) -> Option<&mut Cpp> {
+        self.tally.as_deref_mut()?.cpp.as_deref_mut()
+    }
+
+    /// It is no C++ client. Returns whether its messages were spaced out.
+    pub fn stop_watching(&mut self) -> bool {
+        self.tally.as_deref_mut().and_then(|tally| tally.cpp.take()).is_some_and(|cpp| cpp.is_spaced())
+    }
+
+    /// Whether it has turned out to be a program.
+    pub fn is_program(&self) -> bool {
+        self.tally.as_deref().and_then(|tally| tally.cpp.as_deref()).is_some_and(Cpp::is_program)
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::backlog::Backlog;
+use super::cpp::Cpp;
 use super::jobs::Stored;
 use super::letters::Timer;
 use super::limits::store_is_full;
@@ -50,6 +51,7 @@ impl Shard {
     fn take_at(&mut self, place: Place, text: Text<'_>, receipt: Receipt) {
         let Place { conn, session, is_live } = place;
         let is_from_here = receipt.sender().is_none_or(|sender| self.homes().of_user(sender) == self.index);
+        self.watch(conn, Cpp::came);
         self.counts.count_message(receipt, if is_from_here { Path::SameReactor } else { Path::OtherReactor });
         if !is_live {
             let message = Undelivered { body: text.into_shared(), receipt: self.owed(receipt) };

@@ -27,6 +27,8 @@ pub enum Effect {
     Resume(ConnId),
     /// Messages to this connection leave one by one, spaced out.
     Pace(ConnId),
+    /// They do not any more, and what is queued leaves at once.
+    Unpace(ConnId),
     /// Take messages back from the connection's queue at once: [`super::Shard::recalled`] follows.
     Recall(ConnId, Recall),
     /// Flush, then close.

@@ -11,8 +11,8 @@ use crate::pool::Standing;
 use crate::reactor::{ConnId, Origin};
 use crate::store::{self, Account, Connection, GroupId, Outcome, Page, RowId, StoreError, UserId, Write};
 use crate::wire::Request;
-use crate::wire::dialect::{Dialect, Hearing};
-use crate::wire::reply::{self, LoginReply, OFFLINE_IN_REPLY};
+use crate::wire::dialect::{Dialect, Hearing, LARGEST_REPLY};
+use crate::wire::reply::{self, LoginReply, OFFLINE_IN_REPLY, ReplyLimit, Yields};
 
 /// Which jobs a job must not overtake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,8 +53,8 @@ pub enum Op {
     Verify { user: UserId, account: Option<Account>, password: Box<str>, place: Arc<Place> },
     /// Hash the password, then create the account.
     Register { name: String, password: Box<str>, place: Arc<Place> },
-    /// Everything a login reply says, as bytes.
-    Load { user: UserId, name: Box<str>, seq: Option<i64>, limit: Option<usize>, speaks: Speaks },
+    /// Everything a login reply says, as bytes. `yields`: what is left out of one that its client would die of.
+    Load { user: UserId, name: Box<str>, seq: Option<i64>, yields: Option<Yields>, speaks: Speaks },
     /// The oldest offline messages.
     Page { user: UserId, max_bytes: usize },
     /// The reply to a request that only reads.
@@ -270,8 +270,8 @@ impl JobRunner {
                 Some(password) => self.run_one(Op::Write(Write::Register { name, password: password? })),
                 None => Ok(Answer::Spared),
             },
-            Op::Load { user, name, seq, limit, speaks } => {
-                self.load(user, &name, seq, limit, speaks).map(Answer::Loaded)
+            Op::Load { user, name, seq, yields, speaks } => {
+                self.load(user, &name, seq, yields, speaks).map(Answer::Loaded)
             }
             Op::Page { user, max_bytes } => {
                 self.connection.page(user, max_bytes).map(|page| Answer::Page(readable(user, page)))
@@ -347,7 +347,7 @@ impl JobRunner {
         user: UserId,
         name: &str,
         seq: Option<i64>,
-        limit: Option<usize>,
+        yields: Option<Yields>,
         Speaks { mut hearing, dialect }: Speaks,
     ) -> Result<Loaded, StoreError> {
         let store::Loaded { friends, groups, page, dialect: remembered } =
@@ -356,6 +356,9 @@ impl JobRunner {
         let guessed = remembered.as_deref().filter(|_| seq.is_none()).and_then(|memo| hearing.remember(memo));
         let dialect = guessed.or(dialect);
         let page = readable(user, page);
+        let largest = dialect.as_deref().map_or(LARGEST_REPLY, Dialect::largest_reply);
+        // The NUL behind it is read with it.
+        let limit = yields.map(|yields| ReplyLimit { bytes: largest.saturating_sub(1), yields });
         let texts: Vec<&str> = page.messages.iter().map_while(|(_, text)| std::str::from_utf8(text).ok()).collect();
         let login = LoginReply { seq, id: user, name, friends: &friends, groups: &groups, offline: &texts, limit };
         let (bytes, listed) = match dialect {

@@ -28,7 +28,7 @@
 //! | `hashing.rs`, `memo.rs`, `throttle.rs` | the queue of password hashes; passwords that need none; rates an hour |
 //! | `jobs.rs` | what blocks, for the workers |
 //! | `users.rs` | all that is known of a user |
-//! | `reason.rs`, `client.rs` | why connections are closed; one connection, with its login and what is counted for it |
+//! | `reason.rs`, `cpp.rs`, `client.rs` | why connections are closed; what is noted of clients that may be C++ ones; one connection, with its login and what is counted for it |
 //! | `letters.rs`, `effects.rs` | what shards say to each other; what they want done |
 //! | `members.rs`, `sums.rs` | groups at their homes; what has become of group messages |
 //! | `questions.rs` | what other nodes and the bus were asked, and what they have asked |
@@ -49,6 +49,7 @@ mod client;
 mod cluster;
 mod connections;
 mod counts;
+mod cpp;
 mod delivery;
 mod dialects;
 mod effects;

@@ -33,7 +33,8 @@ pub struct Settings {
     pub routes: usize,
     /// How many lanes the pool has.
     pub lanes: usize,
-    /// Treat clients that end their objects with NUL and never use `seq` as the C++ client needs.
+    /// Clients that end their objects with NUL and never use `seq` are C++ ones, whatever they do, and get no large
+    /// login reply.
     pub legacy_client: bool,
     /// There are no other nodes.
     pub single_node: bool,

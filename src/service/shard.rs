@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use chrono::{Local, TimeZone};
 
 use super::call::Call;
 use super::client::{Client, Hold, Moved};
+use super::cpp::Cpp;
 use super::letters::Translation;
 use super::members::Groups;
 use super::questions::{Burials, Questions};
@@ -272,7 +274,9 @@ impl Shard {
                         return Taken { bytes: taken + start, more: false };
                     }
                     taken += end;
-                    client.framing.object_ended(&input[taken..]);
+                    let is_known = if client.uses_seq { None } else { Self::is_known(&request, &heard) };
+                    client.note_object(is_known, &input[taken..]);
+                    self.watch(conn, Cpp::sent);
                     match request {
                         Ok(request) => self.heard(conn, &request, heard),
                         Err(refusal) => self.refuse_stream(conn, refusal, Reason::Unfollowable),
@@ -392,10 +396,22 @@ impl Shard {
         };
         if seq.is_some()
             && let Some(client) = self.clients.get_mut(conn)
+            && !std::mem::replace(&mut client.uses_seq, true)
+            && client.stop_watching()
         {
-            client.uses_seq = true;
+            self.fx.push(Effect::Unpace(conn));
         }
         self.call(&Call { conn, msgid, seq: seq.or(asked), request, object: request.object() });
+    }
+
+    /// Notes a message of a client whose messages are spaced out, or one for it: is it a program, which needs no such
+    /// thing?
+    pub(super) fn watch(&mut self, conn: ConnId, is_program: impl FnOnce(&mut Cpp, Instant) -> bool) {
+        let now = self.now.at;
+        if self.clients.get_mut(conn).and_then(Client::cpp).is_some_and(|cpp| is_program(cpp, now)) {
+            log::debug!("{conn}: is a program: its messages are not spaced out any more");
+            self.fx.push(Effect::Unpace(conn));
+        }
     }
 
     /// Sends a reply in the connection's dialect and framing, if the connection is still there.

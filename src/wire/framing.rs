@@ -32,7 +32,7 @@ impl Framing {
 /// segment shows nothing yet: its terminator may come with the next one.
 #[derive(Debug, Default, Clone)]
 pub struct FramingMirror {
-    known: Framing,
+    known: Option<Framing>,
     state: Watch,
 }
 
@@ -49,13 +49,22 @@ enum Watch {
 
 impl FramingMirror {
     pub fn framing(&self) -> Framing {
-        self.known
+        self.known.unwrap_or_default()
     }
 
     /// An object has just ended; `rest` is what has arrived behind it.
     pub fn object_ended(&mut self, rest: &[u8]) {
         self.state = Watch::AfterObject;
         self.more(rest);
+    }
+
+    /// The same of an object that is no message of the protocol, such as a heartbeat: what follows it tells nothing
+    /// where something is known.
+    pub fn foreign_object_ended(&mut self, rest: &[u8]) {
+        match self.known {
+            Some(_) => self.state = Watch::Idle,
+            None => self.object_ended(rest),
+        }
     }
 
     /// More bytes have arrived. Only the separators at the front are looked at, and only until
@@ -75,7 +84,7 @@ impl FramingMirror {
                 // The next object, or something that is none, stands right behind.
                 _ => Framing::Bare,
             };
-            self.known = seen;
+            self.known = Some(seen);
             self.state = Watch::Idle;
         }
     }
@@ -111,6 +120,20 @@ mod tests {
         assert_eq!(mirror.framing(), Framing::Nul);
         mirror.object_ended(b"\n");
         assert_eq!(mirror.framing(), Framing::Lf);
+        mirror.object_ended(b"{");
+        assert_eq!(mirror.framing(), Framing::Bare);
+    }
+
+    #[test]
+    fn what_follows_a_foreign_object_tells_only_where_nothing_is_known() {
+        let mut mirror = FramingMirror::default();
+        mirror.foreign_object_ended(b"\n");
+        assert_eq!(mirror.framing(), Framing::Lf);
+        mirror.object_ended(b"");
+        mirror.more(b"\0");
+        mirror.foreign_object_ended(b"");
+        mirror.more(b"{");
+        assert_eq!(mirror.framing(), Framing::Nul);
         mirror.object_ended(b"{");
         assert_eq!(mirror.framing(), Framing::Bare);
     }

@@ -362,8 +362,24 @@ pub struct LoginReply<'a> {
     pub groups: &'a [Group],
     /// The offline messages, oldest first, each the object that was sent.
     pub offline: &'a [&'a str],
-    /// The largest reply in bytes, for C++ clients, which die of more.
-    pub limit: Option<usize>,
+    /// For C++ clients, which die of more.
+    pub limit: Option<ReplyLimit>,
+}
+
+/// The largest login reply of a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReplyLimit {
+    pub bytes: usize,
+    pub yields: Yields,
+}
+
+/// What a login reply leaves out to stay within its limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Yields {
+    /// Offline messages, which follow as pushes. Friends and groups are listed in full.
+    Offline,
+    /// Those, and friends and groups, which nothing else tells the client.
+    Everything,
 }
 
 /// How much of each list a login reply had room for; the lists' heads are in it.
@@ -400,16 +416,40 @@ impl LoginReply<'_> {
             &Head { msgid: msgid::LOGIN_ACK, seq: self.seq, errno: 0, id: self.id, name: self.name, state: "online" },
         );
         out.pop(); // the brace; the lists follow
-        let room = |out: &Vec<u8>| self.limit.map_or(usize::MAX, |limit| limit.saturating_sub(out.len() - from + 1));
+        let most = self.limit.map_or(usize::MAX, |limit| limit.bytes);
+        let used = out.len() - from + 1;
+        let mut lists = Vec::new();
+        let mut listed = Listed::default();
+        if !self.lists_yield() {
+            (listed.friends, listed.groups) = self.write_lists(&mut lists, usize::MAX);
+        }
+        let fits = most.saturating_sub(used + lists.len()).min(OFFLINE_IN_REPLY);
         let offline = self.offline.iter().map(|text| (*text).to_owned());
-        let fits = room(out).min(OFFLINE_IN_REPLY);
-        let offline = append_list(out, "offlinemsg", offline, fits);
-        let fits = room(out);
-        let friends = append_list(out, "friends", self.friends.iter().map(encode_friend), fits);
-        let fits = room(out);
-        let groups = append_list(out, "groups", self.groups.iter().map(encode_group), fits);
+        let begun = out.len();
+        listed.offline = append_list(out, "offlinemsg", offline, fits);
+        if self.lists_yield() {
+            let room = most.saturating_sub(used + out.len() - begun);
+            (listed.friends, listed.groups) = self.write_lists(&mut lists, room);
+        }
+        out.append(&mut lists);
         out.push(b'}');
-        Listed { offline, friends, groups }
+        listed
+    }
+
+    fn lists_yield(&self) -> bool {
+        self.limit.is_some_and(|limit| limit.yields == Yields::Everything)
+    }
+
+    /// Writes friends and groups, as many as there is room for, and returns how many.
+    fn write_lists(&self, out: &mut Vec<u8>, room: usize) -> (usize, usize) {
+        let friends = append_list(out, "friends", self.friends.iter().map(encode_friend), room);
+        let room = room.saturating_sub(out.len());
+        (friends, append_list(out, "groups", self.groups.iter().map(encode_group), room))
+    }
+
+    /// Whether a reply that lists so much may list less.
+    pub fn may_shrink(&self, listed: Listed) -> bool {
+        listed.offline > 0 || (self.lists_yield() && listed != Listed::default())
     }
 }
 
@@ -460,11 +500,42 @@ mod tests {
     fn a_limited_reply_lists_what_fits_and_says_how_much() {
         let message = format!("{{\"msg\":\"{}\"}}", "x".repeat(200));
         let offline = vec![message.as_str(); 10];
-        let reply =
-            LoginReply { seq: None, id: 1, name: "x", friends: &[], groups: &[], offline: &offline, limit: Some(1023) };
+        let limit = ReplyLimit { bytes: 1023, yields: Yields::Everything };
+        let reply = LoginReply {
+            seq: None,
+            id: 1,
+            name: "x",
+            friends: &[],
+            groups: &[],
+            offline: &offline,
+            limit: Some(limit),
+        };
         let mut out = Vec::new();
         let listed = reply.write(&mut out);
         assert!(out.len() <= 1023 && listed.offline == 4, "{listed:?} in {}", out.len());
         serde_json::from_slice::<serde_json::Value>(&out).unwrap();
+    }
+
+    #[test]
+    fn offline_messages_yield_to_friends_and_groups_where_those_are_listed_in_full() {
+        let message = format!("{{\"msg\":\"{}\"}}", "x".repeat(200));
+        let offline = vec![message.as_str(); 10];
+        let friends: Vec<Friend> =
+            (2..40).map(|id| Friend { id, name: format!("friend {id}"), state: "offline" }).collect();
+        let group = Group { id: 1, groupname: "g".into(), groupdesc: String::new(), users: Vec::new(), members: 0 };
+        let groups = [group];
+        let limit = Some(ReplyLimit { bytes: 1022, yields: Yields::Offline });
+        // The number of friends, and of the offline messages that there is room for beside them.
+        for (count, expected) in [(0, 4), (5, 2), (30, 0)] {
+            let friends = &friends[..count];
+            let reply = LoginReply { seq: None, id: 1, name: "x", friends, groups: &groups, offline: &offline, limit };
+            let (bytes, listed) = reply.written();
+            assert_eq!(listed, Listed { offline: expected, friends: count, groups: 1 }, "{} bytes", bytes.len());
+            assert!(bytes.len() <= 1022 || expected == 0);
+            let value: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+            assert_eq!(value["friends"].as_array().map_or(0, Vec::len), count);
+            let keys: Vec<_> = value.as_object().unwrap().keys().cloned().collect();
+            assert!(keys.contains(&"groups".to_owned()), "{keys:?}");
+        }
     }
 }

@@ -3,8 +3,8 @@
 
 use std::io::Read;
 
-use chat_server::wire::{Framing, msgid};
-use serde_json::{Value, json};
+use chat_server::wire::Framing;
+use serde_json::Value;
 
 use crate::support::{Account, Client, Config, World, eventually, login, parse, strings};
 
@@ -13,7 +13,7 @@ in_every_configuration! {
     friends_that_do_not_fit_are_left_out,
     a_burst_reaches_a_cpp_client_one_object_to_a_recv,
     a_client_that_uses_seq_is_not_held_back,
-    without_the_flag_a_login_reply_is_whole,
+    without_the_flag_a_login_reply_lists_all_friends_and_offline_messages_follow,
 }
 
 fn legacy_world(config: &Config) -> World {
@@ -127,11 +127,26 @@ fn a_client_that_uses_seq_is_not_held_back(config: &'static Config) {
     assert_eq!(strings(&client.greeting["offlinemsg"]).len(), 30, "the reply is not cut");
 }
 
-fn without_the_flag_a_login_reply_is_whole(config: &'static Config) {
+fn without_the_flag_a_login_reply_lists_all_friends_and_offline_messages_follow(config: &'static Config) {
     let world = config.shared();
-    let account = world.account("nul");
-    store(&world, &account, 30);
-    let mut client = cpp_client(&world);
-    client.post(&json!({"msgid": msgid::LOGIN, "id": account.id, "password": account.password}));
-    assert_eq!(strings(&client.recv()["offlinemsg"]).len(), 30);
+    for friends in [0, 40] {
+        let mut owner = world.online("owner");
+        let account = owner.me().clone();
+        for friend in world.accounts("friend", friends) {
+            owner.befriend(friend.id);
+        }
+        owner.logout();
+        store(&world, &account, 30);
+        let mut client = cpp_client(&world);
+        client.post(&login(&account));
+        let text = client.next_text().expect("a login reply");
+        let reply = parse(&text);
+        assert_eq!(strings(&reply["friends"]).len(), friends);
+        let listed = reply["offlinemsg"].as_array().map_or(0, Vec::len);
+        assert!(if friends == 0 { listed > 0 && text.len() < 1023 } else { listed == 0 }, "{listed} in {text}");
+        for number in listed..30 {
+            let message = parse(&client.push_text());
+            assert!(message["msg"].as_str().unwrap().starts_with(&format!("{number} ")), "{message}");
+        }
+    }
 }

@@ -1,9 +1,10 @@
-//! The server and the client as processes: what each signal does, a log that no process reads, outputs
+//! The server and the client as processes: C++ clients, what each signal does, a log that no process reads, outputs
 //! that are closed, flags at their bounds, addresses with passwords, and the error of a start that fails.
 
 #[path = "../support/mod.rs"]
 mod support;
 
+mod cpp_clients;
 mod families;
 mod flags;
 mod log;

@@ -315,7 +315,7 @@ impl World {
                 }
                 Effect::Pause(conn) => self.socket(at, shard, conn).paused = true,
                 Effect::Resume(conn) => self.socket(at, shard, conn).resume(),
-                Effect::Pace(conn) => _ = self.socket(at, shard, conn),
+                Effect::Pace(conn) | Effect::Unpace(conn) => _ = self.socket(at, shard, conn),
                 Effect::Recall(conn, how) => to_recall.push((self.socket_of(at, shard, conn), how)),
                 Effect::Close(conn, reason) => {
                     let clock = self.clock;

@@ -139,7 +139,7 @@ impl Node {
                 Effect::Post(to, letter) => self.mail.push_back((to, Mail::Letter(letter))),
                 Effect::Submit(_, job) => self.jobs.push_back(*job),
                 Effect::Bus(op) => self.bus(op),
-                Effect::Pace(_) | Effect::Timer(..) | Effect::WoundUp => {}
+                Effect::Pace(_) | Effect::Unpace(_) | Effect::Timer(..) | Effect::WoundUp => {}
                 Effect::Marked => panic!("marked by whom?"),
             }
         }

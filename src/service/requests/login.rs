@@ -13,10 +13,8 @@ use crate::service::shard::Shard;
 use crate::service::users::Entering;
 use crate::service::{Effect, Payload, SessionId, Tag};
 use crate::store::{Claim, Holder, Outcome, StoreError, UserId, Write};
-use crate::wire::{Errno, Framing, Refusal};
-
-/// The C++ client reads a reply with one `recv` into 1024 bytes, and needs the last one for a NUL.
-const LEGACY_REPLY: usize = 1022;
+use crate::wire::reply::Yields;
+use crate::wire::{Errno, Refusal};
 
 impl Shard {
     pub(crate) fn login(&mut self, call: &Call<'_>) -> Result<(), Refusal> {
@@ -278,7 +276,7 @@ impl Shard {
         let Some(entry) = self.users.get(&user).filter(|user| !user.has_route()) else { return };
         let Some(session) = entry.session.as_ref().filter(|session| session.is_loading()) else { return };
         let (conn, id) = (session.conn, session.id);
-        let limit = self.is_legacy(conn).then_some(LEGACY_REPLY);
+        let yields = self.yields(conn);
         let Some(client) = self.clients.get_mut(conn).filter(|client| client.changes == 0) else { return };
         let (Some(me), Some(attempt)) = (client.user.as_deref(), client.attempt.as_deref_mut()) else { return };
         if matches!(attempt.stage, Stage::Loading) {
@@ -287,7 +285,7 @@ impl Shard {
         attempt.stage = Stage::Loading;
         let speaks =
             Speaks { hearing: client.hearing, dialect: client.speaker.as_deref().map(|it| Arc::clone(it.dialect())) };
-        let op = Op::Load { user, name: me.name.clone(), seq: attempt.seq, limit, speaks };
+        let op = Op::Load { user, name: me.name.clone(), seq: attempt.seq, yields, speaks };
         self.submit(self.lane(user), Then::Loaded(id), op);
     }
 
@@ -295,7 +293,6 @@ impl Shard {
     pub(crate) fn loaded(&mut self, id: SessionId, answer: Result<Answer, StoreError>) {
         let session = self.session(id).filter(|session| !session.is_ending());
         let Some(conn) = session.map(|session| session.conn) else { return };
-        let legacy = self.is_legacy(conn);
         let Ok(Answer::Loaded(loaded)) = answer else {
             self.log_out(conn, None);
             return self.refuse_attempt(conn, &Errno::StoreUnavailable.into());
@@ -305,8 +302,8 @@ impl Shard {
         let framing = client.framing();
         log::debug!("{conn}: user {} has logged in from {}", id.user, client.peer);
         let has_rows = !loaded.rows.is_empty();
-        if legacy {
-            self.fx.push(Effect::Pace(conn));
+        if self.yields(conn).is_some() {
+            self.space_out(conn);
         }
         let tag = has_rows.then(|| Tag::Reply { session: id, rows: loaded.rows.into() });
         let body = Payload::Shared(loaded.reply.into());
@@ -334,8 +331,24 @@ impl Shard {
         Ok(client.peer.ip().into())
     }
 
-    fn is_legacy(&self, conn: ConnId) -> bool {
-        let client = self.clients.get(conn);
-        self.settings.legacy_client && client.is_some_and(|client| client.framing() == Framing::Nul && !client.uses_seq)
+    /// What a login reply leaves out where its client reads one object a time, and dies of a large one.
+    fn yields(&self, conn: ConnId) -> Option<Yields> {
+        let client = self.clients.get(conn).filter(|client| client.reads_one_by_one())?;
+        match self.settings.legacy_client {
+            true => Some(Yields::Everything),
+            false => (!client.is_program()).then_some(Yields::Offline),
+        }
+    }
+
+    /// Messages to such a client are spaced out: with `--legacy-client` to its end, without until it turns out to be
+    /// a program.
+    fn space_out(&mut self, conn: ConnId) {
+        let now = self.now.at;
+        if !self.settings.legacy_client
+            && let Some(client) = self.clients.get_mut(conn)
+        {
+            client.tally(now).cpp.get_or_insert_default().begin_spacing(now);
+        }
+        self.fx.push(Effect::Pace(conn));
     }
 }

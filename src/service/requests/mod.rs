@@ -16,9 +16,10 @@ use super::jobs::{Answer, Op, Read, Then};
 use super::receipts::ReplyTo;
 use super::shard::Shard;
 use super::{Asks, Effect, Payload};
-use crate::reactor::SendOptions;
+use crate::reactor::{ConnId, SendOptions};
 use crate::store::{Connection, StoreError, UserId};
-use crate::wire::{Errno, Refusal, msgid};
+use crate::wire::dialect::Heard;
+use crate::wire::{Errno, Refusal, Request, msgid};
 
 /// Carries a request out, or says why not.
 type RequestHandler = fn(&mut Shard, &Call<'_>) -> Result<(), Refusal>;
@@ -39,6 +40,20 @@ const HANDLERS: &[(i64, Asks, RequestHandler)] = &[
 ];
 
 impl Shard {
+    /// Whether an object bears the number of a request; `None`: it bears no number, or an unknown one with a `seq`.
+    pub(super) fn is_known(request: &Result<Request, Refusal>, heard: &Heard) -> Option<bool> {
+        match heard {
+            Heard::Theirs(..) => Some(true),
+            Heard::Unknown => Some(false),
+            Heard::Canon => {
+                let request = request.as_ref().ok()?;
+                let number = request.msgid().ok()?;
+                let is_known = HANDLERS.iter().any(|(id, ..)| *id == number);
+                (is_known || matches!(request.seq(), Ok(None))).then_some(is_known)
+            }
+        }
+    }
+
     /// Hands a request to its handler, and answers a refusal.
     pub(super) fn call(&mut self, call: &Call<'_>) {
         let (asks, handler) = match HANDLERS.iter().find(|(id, ..)| *id == call.msgid) {
@@ -47,6 +62,7 @@ impl Shard {
         };
         self.counts.requests.of(asks).add(1);
         let result = match handler {
+            None if call.seq.is_none() && self.was_told(call.conn, call.msgid) => return,
             None => Err(Errno::UnknownMsgid.into()),
             Some(_) if self.shutting_down => Err(Errno::ShuttingDown.into()),
             Some(handler) => handler(self, call),
@@ -54,6 +70,14 @@ impl Shard {
         if let Err(refusal) = result {
             self.refuse(call.conn, Some(call.msgid), call.seq, &refusal);
         }
+    }
+
+    /// Whether a client that does not use `seq` was told already that this number is unknown: it may be a heartbeat,
+    /// and a C++ client dies of the answer.
+    fn was_told(&mut self, conn: ConnId, msgid: i64) -> bool {
+        let now = self.now.at;
+        let Some(client) = self.clients.get_mut(conn).filter(|client| !client.uses_seq) else { return false };
+        client.tally(now).cpp.get_or_insert_default().was_told(msgid)
     }
 }
 

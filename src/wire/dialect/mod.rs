@@ -29,6 +29,11 @@ use serde::Deserialize;
 
 use super::msgid;
 
+/// What the original's client reads at a time, in bytes.
+const READER: usize = 1024;
+/// The largest object that it survives.
+pub const LARGEST_REPLY: usize = READER - 1;
+
 /// What is asked for, whatever number and keys a dialect has for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -205,7 +210,7 @@ impl Dialect {
             objects: Objects::default(),
             data: false,
             length: Length::Nowhere,
-            reader: 1024,
+            reader: READER,
             spaced: false,
         }
     }

@@ -111,10 +111,10 @@ impl Dialect {
             let (canon, listed) = LoginReply { limit, ..*login }.written();
             let mut theirs = Vec::with_capacity(canon.len() + 64);
             self.write_login_ack(&canon, login.seq.is_some(), &mut theirs);
-            let over = login.limit.map_or(0, |most| theirs.len().saturating_sub(most));
-            match limit {
+            let over = login.limit.map_or(0, |most| theirs.len().saturating_sub(most.bytes));
+            match &mut limit {
                 // Its keys are longer than canon's: with so much less of canon it fits.
-                Some(most) if over > 0 && listed != Listed::default() => limit = Some(most.saturating_sub(over)),
+                Some(most) if over > 0 && login.may_shrink(listed) => most.bytes = most.bytes.saturating_sub(over),
                 _ => return (theirs, listed),
             }
         }
