@@ -79,6 +79,8 @@ pub struct Config {
     /// A verified password is not hashed again.
     pub login_memo: bool,
     pub legacy_client: bool,
+    /// What each connection sends and gets is logged.
+    pub trace_wire: bool,
     /// Networks whose connections begin with a PROXY header; empty: no connection does.
     pub proxies: Vec<IpNet>,
     /// Where metrics and health are served; `None`: nowhere.
@@ -235,6 +237,11 @@ struct Flags {
     #[arg(long, env = "CHAT_LEGACY_CLIENT", value_name = SWITCH, value_parser = switch(false), action = ArgAction::Set,
         num_args = 0..=1, require_equals = true, default_missing_value = "on", default_value = "off", hide_default_value = true)]
     legacy_client: bool,
+
+    /// Logs what each connection sends and gets, one line a message, to find out what a client speaks. Passwords are
+    /// left out, chats are not. on or off
+    #[arg(long, env = "CHAT_TRACE_WIRE", value_name = SWITCH, value_parser = switch(false), action = ArgAction::Set, default_value = "off")]
+    trace_wire: bool,
 
     /// The networks of the proxies in front, like 127.0.0.1/32,10.0.0.0/8: connections from there
     /// must begin with a PROXY header (version 1 or 2), all others are refused. Off by default
@@ -516,6 +523,7 @@ impl Config {
             password_cost: flags.password_cost,
             login_memo: flags.login_memo,
             legacy_client: flags.legacy_client,
+            trace_wire: flags.trace_wire,
             proxies: flags.proxy_protocol,
             metrics: flags.metrics,
             home_seed: flags.home_seed,
@@ -654,11 +662,11 @@ mod tests {
     fn a_switch_is_on_by_its_name_and_off_by_its_word() {
         let of = |line: &str| {
             let config = config(line).unwrap();
-            (config.legacy_client, config.login_memo)
+            (config.legacy_client, config.login_memo, config.trace_wire)
         };
-        assert_eq!(of("chat-server"), (false, true));
-        assert_eq!(of("chat-server --legacy-client --login-memo off 6000"), (true, false));
-        assert_eq!(of("chat-server --legacy-client=No --login-memo=1"), (false, true));
+        assert_eq!(of("chat-server"), (false, true, false));
+        assert_eq!(of("chat-server --legacy-client --login-memo off --trace-wire on 6000"), (true, false, true));
+        assert_eq!(of("chat-server --legacy-client=No --login-memo=1"), (false, true, false));
     }
 
     #[test]

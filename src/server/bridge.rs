@@ -19,6 +19,7 @@ use crate::reactor::{
 };
 use crate::service::{Effect, Effects, Job, JobRunner, Lane, Letter, Moved, Now, Payload, Reason, Shard, Tag, Timer};
 use crate::store::NodeId;
+use crate::wire::{Framing, trace};
 
 /// The mailboxes of all reactors, by index.
 pub(super) type Mailboxes = Arc<[Mailbox<Mail<Bridge>>]>;
@@ -77,6 +78,7 @@ impl Bridge {
 
     fn carry_out(&mut self, io: &mut Io<Self>) {
         let Effects { list, bytes } = &mut self.effects;
+        let traces_wire = self.shard.traces_wire();
         let mut wound_up = false;
         for effect in list.drain(..) {
             match effect {
@@ -85,6 +87,9 @@ impl Bridge {
                         Payload::Own(range) => Body::Borrowed(&bytes[range.clone()]),
                         Payload::Shared(bytes) => Body::Shared(bytes),
                     };
+                    if traces_wire {
+                        log_output(conn, &body, framing);
+                    }
                     io.send(conn, Message { body, terminator: framing.terminator(), tag, options });
                 }
                 Effect::Pause(conn) => io.pause(conn),
@@ -111,6 +116,12 @@ impl Bridge {
             let _ = self.reports.wound_up.try_send(());
         }
     }
+}
+
+/// Logs what is queued for a connection.
+#[cold]
+fn log_output(conn: ConnId, body: &Body, framing: Framing) {
+    log::info!(target: trace::TARGET, "{conn}: -> {}", trace::shown(body.bytes(), framing.terminator()));
 }
 
 /// Submits an effect's job.

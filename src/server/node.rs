@@ -233,6 +233,7 @@ fn settings(lasting: &Lasting, node: NodeId, lanes: usize) -> Settings {
         high_water: config.high_water,
         lanes,
         legacy_client: config.legacy_client,
+        trace_wire: config.trace_wire,
         single_node: config.redis.is_none(),
         mixed: config.mixed,
         proxies: config.proxies.clone().into(),

@@ -36,6 +36,8 @@ pub struct Settings {
     /// Clients that end their objects with NUL and never use `seq` are C++ ones, whatever they do, and get no large
     /// login reply.
     pub legacy_client: bool,
+    /// Log what each connection sent and got.
+    pub trace_wire: bool,
     /// There are no other nodes.
     pub single_node: bool,
     /// C++ nodes are part of the cluster and change groups, too: members are read for every message.
@@ -77,6 +79,7 @@ impl Default for Settings {
             routes: 64 * 1024,
             lanes: 1,
             legacy_client: false,
+            trace_wire: false,
             single_node: true,
             mixed: false,
             proxies: Arc::default(),

@@ -24,7 +24,7 @@ use crate::reactor::{CloseReason, ConnId, ConnMap, HangUp, Taken, Unwritten};
 use crate::store::{StoreError, UserId, Write};
 use crate::wire::dialect::Heard;
 use crate::wire::proxy::BadHeader;
-use crate::wire::{Broken, Errno, Refusal, Request, Split, msgid, reply};
+use crate::wire::{Broken, Errno, Refusal, Request, Split, msgid, reply, trace};
 
 /// The number of objects of one connection after which the others have their turn.
 const OBJECTS_A_TURN: usize = 32;
@@ -109,6 +109,11 @@ impl Shard {
             translation: None,
             counts: Arc::default(),
         }
+    }
+
+    /// Whether what each connection sent and got is logged.
+    pub fn traces_wire(&self) -> bool {
+        self.settings.trace_wire
     }
 
     /// What it counts.
@@ -273,6 +278,10 @@ impl Shard {
                         self.hold(conn, Hold::Changes);
                         return Taken { bytes: taken + start, more: false };
                     }
+                    if self.settings.trace_wire {
+                        let from = if client.splitter.has_lengths() { 0 } else { start };
+                        log_input(conn, &input[taken + from..taken + end], &input[taken + end..]);
+                    }
                     taken += end;
                     let is_known = if client.uses_seq { None } else { Self::is_known(&request, &heard) };
                     client.note_object(is_known, &input[taken..]);
@@ -283,6 +292,9 @@ impl Shard {
                     }
                 }
                 Err(broken) => {
+                    if self.settings.trace_wire {
+                        log_input(conn, &input[taken..], b"");
+                    }
                     let (errno, reason) = match broken {
                         Broken::TooLarge => (Errno::TooLarge, Reason::TooLarge),
                         Broken::NotAnObject | Broken::TooDeep | Broken::WrongLength => {
@@ -599,4 +611,10 @@ impl Shard {
         }
         &self.clock.1
     }
+}
+
+/// Logs what has come from a connection; `rest` came behind it.
+#[cold]
+fn log_input(conn: ConnId, message: &[u8], rest: &[u8]) {
+    log::info!(target: trace::TARGET, "{conn}: <- {}", trace::shown(message, rest));
 }

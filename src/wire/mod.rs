@@ -13,6 +13,7 @@ pub mod proxy;
 pub mod reply;
 mod request;
 mod splitter;
+pub mod trace;
 
 pub use framing::{Framing, FramingMirror};
 pub use integer::integer;

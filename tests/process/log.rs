@@ -7,6 +7,9 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use chat_server::wire::Framing;
+use serde_json::json;
+
 use crate::support::{Client, Process, eventually, free_port};
 use crate::{Running, server_after};
 
@@ -132,4 +135,35 @@ fn the_last_lines_are_written_and_in_order() {
 fn a_filter_that_cannot_be_read_is_told_in_the_log() {
     let (_, log) = Running::start("export RUST_LOG=info,chat_server=loud", &[]).end("TERM");
     assert!(log.contains("'chat_server=loud' is no filter"), "{log}");
+}
+
+#[test]
+fn what_connections_send_and_get_is_logged_where_it_is_asked_for_and_no_password() {
+    for (flags, is_logged) in [(&["--trace-wire", "on"][..], true), (&[][..], false)] {
+        let server = Running::start("", flags);
+        let mut client = server.client().framed(Framing::Nul);
+        client.send(r#"{"msgid":4,"name":"li","password":"hunter2"}"#);
+        let id = client.recv()["id"].clone();
+        client.send(json!({"msgid": 1, "id": id, "password": "hunter2"}).to_string());
+        client.recv();
+        client.send_raw("GET / HTTP/1.1 hunter2\r\n");
+        client.recv();
+        client.expect_end();
+        let (_, log) = server.end("TERM");
+        let lines: Vec<&str> = log
+            .lines()
+            .filter_map(|line| line.split_once(" wire] ")?.1.split_once(": "))
+            .map(|(_, shown)| shown)
+            .collect();
+        assert!(!log.contains("hunter2"), "{log}");
+        if !is_logged {
+            assert!(lines.is_empty(), "{log}");
+            continue;
+        }
+        assert_eq!(lines[0], r#"<- {"msgid":4,"name":"li","password":"…"}\0"#);
+        assert!(lines[1].starts_with("-> {\"msgid\":5,") && lines[1].ends_with("}\\0"), "{log}");
+        assert!(lines[2].starts_with("<- {") && lines[3].starts_with("-> {\"msgid\":2,"), "{log}");
+        assert_eq!(lines[4], "<- 24 bytes that are no JSON: 47 45 54 20");
+        assert!(lines[5].starts_with("-> {\"msgid\":201,") && lines.len() == 6, "{log}");
+    }
 }

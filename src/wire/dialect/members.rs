@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 
 /// The members of one object in their order, each value as the text that came.
 #[derive(Debug, Default)]
-pub(super) struct Members<'a>(pub Vec<(Cow<'a, str>, &'a str)>);
+pub(in crate::wire) struct Members<'a>(pub Vec<(Cow<'a, str>, &'a str)>);
 
 impl<'a> Members<'a> {
     /// `None`: it is no JSON object.
@@ -86,13 +86,13 @@ impl<'o> Writer<'o> {
 }
 
 /// Writes `text` as a JSON string.
-pub(super) fn string(out: &mut Vec<u8>, text: &str) {
+pub(in crate::wire) fn string(out: &mut Vec<u8>, text: &str) {
     // Writing a string into a Vec cannot fail.
     let _ = serde_json::to_writer(out, text);
 }
 
 /// The elements of a JSON array, as they stand; `None`: it is none.
-pub(super) fn elements(array: &str) -> Option<Vec<&str>> {
+pub(in crate::wire) fn elements(array: &str) -> Option<Vec<&str>> {
     let elements: Vec<&RawValue> = serde_json::from_str(array).ok()?;
     Some(elements.into_iter().map(RawValue::get).collect())
 }

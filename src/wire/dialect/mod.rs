@@ -21,6 +21,7 @@ mod translate;
 pub use client::FromServer;
 pub use file::FileError;
 pub use hearing::Hearing;
+pub(super) use members::{Members, elements, string};
 pub use profiles::{find, list};
 pub use renaming::To;
 pub use speaker::{Heard, Me, Speaker};
