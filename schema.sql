@@ -15,7 +15,8 @@
 CREATE DATABASE IF NOT EXISTS chat CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_520_ci;
 USE chat;
 
--- node and epoch are the claim by which one of our nodes has the user; both are NULL where none has.
+-- node and epoch are the claim by which one of our nodes has the user; both are NULL where none has. dialect is
+-- what the account's client last spoke, and NULL where that is the protocol itself, or is not known.
 CREATE TABLE IF NOT EXISTS User (
     id       INT NOT NULL AUTO_INCREMENT PRIMARY KEY,
     name     VARCHAR(50) COLLATE utf8mb4_bin NOT NULL UNIQUE,
@@ -25,6 +26,7 @@ CREATE TABLE IF NOT EXISTS User (
     epoch    BIGINT UNSIGNED NULL INVISIBLE,
     namekey  BINARY(32) NULL INVISIBLE UNIQUE,
     namesake BIGINT UNSIGNED NULL INVISIBLE,
+    dialect  VARCHAR(255) CHARACTER SET ascii NULL INVISIBLE,
     KEY (node),
     KEY (namekey, namesake)
 ) ENGINE = InnoDB DEFAULT CHARSET = utf8mb4 COLLATE = utf8mb4_unicode_520_ci;

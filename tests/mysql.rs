@@ -221,6 +221,31 @@ fn an_account_is_registered_once_and_its_password_replaced() {
 }
 
 #[test]
+fn what_a_client_speaks_is_remembered_replaced_and_forgotten() {
+    let mut fixture = Fixture::new();
+    let [ann, bob] = fixture.node.users(["ann", "bob"]);
+    let mut other = fixture.node(2);
+    let node = &mut fixture.node;
+    let set = |user, dialect: Option<&str>| Write::SetDialect { user, dialect: dialect.map(Into::into) };
+    let spoken = |node: &mut Node, user| node.connection.load(user, 100).unwrap().dialect;
+    assert_eq!(spoken(node, ann), None);
+    let longest = "x".repeat(255);
+    for dialect in [None, Some("qt"), Some("qt"), Some("own 1 2 -"), Some(""), Some(&*longest), None, None] {
+        assert_eq!(node.one(set(ann, dialect)), Outcome::Done);
+        assert_eq!((spoken(node, ann).as_deref(), spoken(node, bob)), (dialect, None));
+        assert_eq!(spoken(&mut other, ann).as_deref(), dialect);
+    }
+    assert_eq!(node.write(&[set(ann, Some("1")), set(bob, Some("2")), set(ann, None)]), [const { Outcome::Done }; 3]);
+    assert_eq!((spoken(node, ann), spoken(node, bob).as_deref()), (None, Some("2")));
+    // Whoever has the user, it is remembered; and where there is no account, there is nothing to remember it with.
+    assert_eq!(other.write(&[claim(bob, 1), set(bob, Some("3"))]), [const { Outcome::Done }; 2]);
+    assert_eq!(node.write(&[set(bob, Some("4")), set(bob + 1, Some("5"))]), [const { Outcome::Done }; 2]);
+    assert_eq!((spoken(&mut other, bob).as_deref(), spoken(node, bob + 1)), (Some("4"), None));
+    assert_eq!(node.connection.account(bob + 1).unwrap(), None);
+    assert_eq!(node.one(claim(bob, 1)), Outcome::InUse(other.claimed_as(1)));
+}
+
+#[test]
 fn names_are_unique_without_regard_to_case_and_kept_as_they_were_given() {
     let mut fixture = Fixture::new();
     let node = &mut fixture.node;
@@ -501,6 +526,9 @@ fn a_login_takes_four_round_trips_at_most_however_many_groups_the_user_is_in() {
         node.one(Write::AddFriend { user: many, friend });
         node.keep(&[none, one, many], "{\"msg\":\"hello\"}");
         node.one(Write::Keep(vec![parcel(waiting, &["{}"; 100])]));
+        for user in [one, waiting] {
+            node.one(Write::SetDialect { user, dialect: Some("qt".into()) });
+        }
         for (user, groups, messages) in [(none, 0, 1), (one, 1, 1), (many, 100, 1), (friend, 100, 0), (waiting, 0, 100)]
         {
             // A connection that has done nothing yet: whatever it prepares would count as well.
@@ -515,6 +543,7 @@ fn a_login_takes_four_round_trips_at_most_however_many_groups_the_user_is_in() {
             let loaded = connection.load(user, 1 << 18).unwrap();
             conn.query_drop("SET GLOBAL general_log = 0").unwrap();
             assert_eq!((loaded.groups.len(), loaded.page.messages.len()), (groups, messages));
+            assert_eq!(loaded.dialect.as_deref(), [one, waiting].contains(&user).then_some("qt"));
             // Every line of it, of whatever kind, but for this connection's own.
             let lines: Vec<(String, String)> = conn
                 .query("SELECT command_type, argument FROM mysql.general_log WHERE thread_id <> CONNECTION_ID()")
@@ -753,6 +782,7 @@ fn every_job(node: &Node, users: [UserId; 3], group: GroupId, rows: &[RowId]) ->
     let writes = [
         register("new"),
         Write::SetPassword { user: free, password: "changed".into() },
+        Write::SetDialect { user: free, dialect: Some("changed".into()) },
         claim(free, 2),
         Write::Claim { user: held, epoch: 3, past },
         // None of these can be done; they are answered all the same that the node is marked.
@@ -807,7 +837,7 @@ fn waiting(root: &mut Conn) -> usize {
 /// All that is in the tables that users are about.
 fn content(conn: &mut Conn) -> String {
     let of_table = |table: &&str| {
-        let columns = if *table == "User" { "*, node, epoch" } else { "*" };
+        let columns = if *table == "User" { "*, node, epoch, dialect" } else { "*" };
         let rows: Vec<mysql::Row> = conn.query(format!("SELECT {columns} FROM {table}")).unwrap();
         format!("{table}: {rows:?}")
     };
@@ -1229,6 +1259,7 @@ fn behind_a_proxy() -> (Fixture, Proxy, Node, Vec<Write>, Vec<UserId>) {
     let batch = vec![
         register("new"),
         Write::SetPassword { user: ann, password: "changed".into() },
+        Write::SetDialect { user: ann, dialect: Some("changed".into()) },
         Write::AddFriend { user: ann, friend: bob },
         create_group(ann, "new group"),
         Write::JoinGroup { user: ann, group },
@@ -1247,6 +1278,7 @@ fn assert_done_once(fixture: &mut Fixture, outcomes: &[Outcome], users: &[UserId
         Outcome::Id(new),
         Outcome::Done,
         Outcome::Done,
+        Outcome::Done,
         Outcome::Id(group),
         Outcome::Joined { already: false, nodes },
         Outcome::Kept(first),
@@ -1263,6 +1295,7 @@ fn assert_done_once(fixture: &mut Fixture, outcomes: &[Outcome], users: &[UserId
     assert_eq!(nodes[..], [node.id]);
     assert_eq!(node.connection.account(*new).unwrap().unwrap().name, "new");
     assert_eq!(node.connection.account(*ann).unwrap().unwrap().password, "changed");
+    assert_eq!(node.connection.load(*ann, 0).unwrap().dialect.as_deref(), Some("changed"));
     assert_eq!(node.connection.members(*group).unwrap(), Some(vec![*ann]));
     assert_eq!(node.connection.friends(*ann).unwrap().len(), 1);
     let page = |node: &mut Node, user| node.connection.page(user, usize::MAX).unwrap().messages;
@@ -2318,6 +2351,8 @@ impl Old {
         self.run("insert into OfflineMessage values(2, '{\"msg\":\"two\"}')");
         self.run("insert into Friend values(3, 1)");
         self.run("insert into GroupUser values(2, 3, 'normal')");
+        self.run("insert into User values(900, 'by position', 'p', 'offline')");
+        self.run("delete from User where id = 900");
         let user: mysql::Row = self.conn.query_first(self.named("select * from User where id = 2")).unwrap().unwrap();
         assert_eq!(
             user.columns_ref().iter().map(|column| column.name_str()).collect::<Vec<_>>(),
@@ -2337,6 +2372,9 @@ impl Old {
         let password = "x".repeat(150);
         assert_eq!(node.one(Write::SetPassword { user: 2, password: password.clone() }), Outcome::Done);
         assert_eq!(node.connection.account(2).unwrap().unwrap().password, password);
+        assert_eq!(node.one(Write::SetDialect { user: 2, dialect: Some("qt".into()) }), Outcome::Done);
+        let spoken = |node: &mut Node, user| node.connection.load(user, 0).unwrap().dialect;
+        assert_eq!((spoken(&mut node, 1), spoken(&mut node, 2).as_deref()), (None, Some("qt")));
         assert_eq!(node.one(claim(1, 1)), Outcome::InUse(Holder::Foreign));
         assert_eq!(node.one(claim(2, 1)), Outcome::Done);
         assert_eq!(node.write(&[register("JOSÉ"), register("CPP")]), [Outcome::Already, Outcome::Already]);
@@ -2358,6 +2396,31 @@ fn the_references_tables_are_brought_up_to_date() {
         let mut old = Old::new(charset, false, &[REFERENCE, ROWS]);
         let rows = old.rows();
         old.check(&rows);
+    }
+}
+
+#[test]
+fn a_user_table_of_ours_from_before_dialects_gets_the_column_and_keeps_its_rows() {
+    let mut fixture = Fixture::new();
+    let [ann, bob] = fixture.node.users(["ann", "bob"]);
+    assert_eq!(fixture.node.one(claim(bob, 3)), Outcome::Done);
+    let mut root = fixture.foreign();
+    let table = |root: &mut Conn| root.query_first::<(String, String), _>("SHOW CREATE TABLE User").unwrap().unwrap().1;
+    let rows = |root: &mut Conn| -> Vec<mysql::Row> {
+        root.query("SELECT *, node, epoch, namekey, namesake FROM User ORDER BY id").unwrap()
+    };
+    let (schema, before) = (table(&mut root), rows(&mut root));
+    assert!(schema.contains("`dialect` varchar(255) CHARACTER SET ascii"), "{schema}");
+    root.query_drop("ALTER TABLE User DROP COLUMN dialect").unwrap();
+    // The second one finds nothing to alter.
+    for id in 2..4 {
+        let mut node = fixture.node(id);
+        assert_eq!(table(&mut root), schema);
+        assert_eq!(format!("{:?}", rows(&mut root)), format!("{before:?}"));
+        let remembered = (id == 3).then_some("qt");
+        assert_eq!(node.connection.load(ann, 0).unwrap().dialect.as_deref(), remembered, "{id}");
+        node.one(Write::SetDialect { user: ann, dialect: Some("qt".into()) });
+        assert_eq!(node.one(claim(bob, 1)), Outcome::InUse(fixture.node.claimed_as(3)));
     }
 }
 
@@ -2561,6 +2624,7 @@ fn names_that_cpp_servers_add_are_seen_before_the_next_of_ours_and_cost_no_id() 
     let user: mysql::Row = foreign.query_first("select * from User where id = 1").unwrap().unwrap();
     assert_eq!(user.len(), 4);
     foreign.query_drop("insert into User values(900, 'by position', 'p', 'offline')").unwrap();
+    assert_eq!(node.connection.load(900, 0).unwrap().dialect, None);
     foreign.query_drop("insert into AllGroup values(900, 'by position', '')").unwrap();
     assert_eq!(node.one(register("By Position")), Outcome::Already);
 }

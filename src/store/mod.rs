@@ -241,7 +241,7 @@ pub struct Loaded {
     pub friends: Vec<Friend>,
     pub groups: Vec<Group>,
     pub page: Page,
-    /// What was remembered of the dialect of the account's client; `None`: canon, or nothing.
+    /// What [`Write::SetDialect`] has last remembered of the account's client; `None`: canon, or nothing.
     pub dialect: Option<String>,
 }
 
@@ -356,14 +356,6 @@ pub trait Connection: Send {
     /// into `max_bytes` in sum.
     fn page(&mut self, user: UserId, max_bytes: usize) -> Result<Page, StoreError>;
 
-    /// What was last remembered by [`Write::SetDialect`].
-    fn dialect(&mut self, _user: UserId) -> Result<Option<String>, StoreError> {
-        Ok(None)
-    }
-
-    /// [`Connection::friends`], [`Connection::groups`], [`Connection::page`] and [`Connection::dialect`] in one call.
-    fn load(&mut self, user: UserId, max_bytes: usize) -> Result<Loaded, StoreError> {
-        let (friends, groups) = (self.friends(user)?, self.groups(user)?);
-        Ok(Loaded { friends, groups, page: self.page(user, max_bytes)?, dialect: self.dialect(user)? })
-    }
+    /// [`Connection::friends`], [`Connection::groups`], [`Connection::page`] and the dialect in one call.
+    fn load(&mut self, user: UserId, max_bytes: usize) -> Result<Loaded, StoreError>;
 }

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use chat_server::store::{
-    Account, Claim, Connection, Entry, Friend, Group, GroupId, Holder, Kept, NodeId, Outcome, Page, Parcel, RowId,
-    StoreError, UserId, Write,
+    Account, Claim, Connection, Entry, Friend, Group, GroupId, Holder, Kept, Loaded, NodeId, Outcome, Page, Parcel,
+    RowId, StoreError, UserId, Write,
 };
 
 use crate::rng::Rng;
@@ -63,6 +63,7 @@ pub struct Database {
     shown: BTreeSet<UserId>,
     /// Users whom a C++ node has set online.
     foreign: BTreeSet<UserId>,
+    dialects: BTreeMap<UserId, String>,
     groups: BTreeMap<GroupId, BTreeSet<UserId>>,
     rows: BTreeMap<RowId, Row>,
     next_row: RowId,
@@ -94,6 +95,7 @@ impl Database {
             claims: BTreeMap::new(),
             shown: BTreeSet::new(),
             foreign: BTreeSet::new(),
+            dialects: BTreeMap::new(),
             groups: BTreeMap::new(),
             rows: BTreeMap::new(),
             next_row: 0,
@@ -456,6 +458,13 @@ impl Database {
                 }
                 Outcome::Done
             }
+            Write::SetDialect { user, dialect } => {
+                match dialect {
+                    Some(dialect) => _ = self.dialects.insert(*user, dialect.clone()),
+                    None => _ = self.dialects.remove(user),
+                }
+                Outcome::Done
+            }
             other => panic!("not simulated: {other:?}"),
         }
     }
@@ -576,5 +585,11 @@ impl Connection for Line {
             page.messages.push((row, Box::from(&**text)));
         }
         Ok(page)
+    }
+
+    fn load(&mut self, user: UserId, max_bytes: usize) -> Result<Loaded, StoreError> {
+        let page = self.page(user, max_bytes)?;
+        let dialect = self.database.lock().expect("a database").dialects.get(&user).cloned();
+        Ok(Loaded { page, dialect, ..Loaded::default() })
     }
 }

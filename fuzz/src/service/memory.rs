@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use chat_server::store::{
-    Account, Claim, Connection, Friend, Group, GroupId, Holder, Kept, Member, NodeId, Outcome, Page, RowId, StoreError,
-    UserId, Write,
+    Account, Claim, Connection, Friend, Group, GroupId, Holder, Kept, Loaded, Member, NodeId, Outcome, Page, RowId,
+    StoreError, UserId, Write,
 };
 use chat_server::wire::name;
 
@@ -17,6 +17,7 @@ pub const NODE: NodeId = NodeId(1);
 pub struct Memory {
     /// Name and password, by id less one.
     accounts: Vec<(String, String)>,
+    dialects: BTreeMap<UserId, String>,
     claims: BTreeMap<UserId, u64>,
     friends: BTreeSet<(UserId, UserId)>,
     groups: Vec<(String, String, Vec<UserId>)>,
@@ -52,7 +53,14 @@ impl Memory {
                 self.accounts.push((name.clone(), password.clone()));
                 Outcome::Id(self.accounts.len() as u32)
             }
-            Write::SetPassword { .. } | Write::SetDialect { .. } => Outcome::Done,
+            Write::SetPassword { .. } => Outcome::Done,
+            Write::SetDialect { user, dialect } => {
+                match dialect {
+                    Some(dialect) if self.has(*user) => _ = self.dialects.insert(*user, dialect.clone()),
+                    _ => _ = self.dialects.remove(user),
+                }
+                Outcome::Done
+            }
             Write::Claim { user, .. } if !self.has(*user) => Outcome::NoUser,
             Write::Claim { user, epoch, past } => match self.claims.get(user) {
                 Some(held) if held != epoch && *past != Some(holder(*held)) => Outcome::InUse(holder(*held)),
@@ -190,5 +198,10 @@ impl Connection for Memories {
             page.messages.push((*row, Box::from(&**text)));
         }
         Ok(page)
+    }
+
+    fn load(&mut self, user: UserId, max_bytes: usize) -> Result<Loaded, StoreError> {
+        let (friends, groups, page) = (self.friends(user)?, self.groups(user)?, self.page(user, max_bytes)?);
+        Ok(Loaded { friends, groups, page, dialect: self.0.lock().unwrap().dialects.get(&user).cloned() })
     }
 }

@@ -202,7 +202,7 @@ fn check_writes(session: &mut Session, address: &Opts, layout: &Layout) -> Resul
         session.conn.query_drop(insert).map_err(|error| refused(address, &error))?;
     }
     for (table, columns) in [
-        (user, "password = password, state = state, node = node, epoch = epoch"),
+        (user, "password = password, state = state, node = node, epoch = epoch, dialect = dialect"),
         (node_mark, "marked = marked"),
         (node_looks, "looks = looks"),
     ] {
@@ -366,6 +366,7 @@ impl Plan {
             table.index(&["node"]);
             table.unique(session, "name", recollated, &mut plan)?;
             table.name_keys();
+            table.add_column("dialect", "VARCHAR(255) CHARACTER SET ascii NULL INVISIBLE", "what its client speaks");
             table.fills(&["name", "password", "state"])?;
             table.finish(&mut plan.steps);
         }

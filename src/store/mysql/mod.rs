@@ -288,7 +288,7 @@ impl Connection for MySqlConnection {
     }
 
     fn load(&mut self, user: UserId, max_bytes: usize) -> Result<Loaded, StoreError> {
-        let kinds = [Kind::Friend, Kind::Group, Kind::Member, Kind::Many];
+        let kinds = [Kind::Friend, Kind::Group, Kind::Member, Kind::Many, Kind::Dialect];
         self.read(|session, sql| {
             let (mut loaded, many) = read_lists(session, sql, &kinds, user, max_bytes)?;
             if many {
@@ -331,6 +331,7 @@ fn read_lists(
                 members.push((column::<GroupId>(row, 1)?, member));
             }
             kind if kind == Kind::Many as u8 => many = true,
+            kind if kind == Kind::Dialect as u8 => loaded.dialect = Some(text::read_string(row, 4)?),
             _ => {
                 there = column(row, 2)?;
                 loaded.page.messages.push((column(row, 1)?, text::read(row, 4)?.into()));

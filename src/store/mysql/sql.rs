@@ -125,6 +125,7 @@ pub(super) struct Sql {
     pub register: String,
     pub registered: String,
     pub set_password: String,
+    pub set_dialect: String,
     pub claim: String,
     pub release: String,
     pub add_friend: String,
@@ -185,6 +186,7 @@ impl Sql {
             register: format!("INSERT INTO {user} (name, password, state, namekey) VALUES (?, ?, 'offline', ?)"),
             registered: format!("SELECT id FROM {user} WHERE name = ? AND BINARY password = BINARY ?"),
             set_password: format!("UPDATE {user} SET password = ? WHERE id = ?"),
+            set_dialect: format!("UPDATE {user} SET dialect = ? WHERE id = ?"),
             claim: format!("UPDATE {user} SET state = '{claimed}', node = ?, epoch = ? WHERE id = ?"),
             release: format!("UPDATE {user} SET state = 'offline', node = NULL, epoch = NULL WHERE id = ?"),
             add_friend: format!("INSERT INTO {friend} (userid, friendid) SELECT ?, id FROM {user} WHERE id = ?"),
@@ -237,6 +239,7 @@ impl Sql {
             Kind::Member => &self.lists.members,
             Kind::Message => &self.lists.page,
             Kind::Many => &self.lists.few,
+            Kind::Dialect => &self.lists.dialect,
         });
         let lists = branches.filter(|branch| !branch.is_empty()).collect::<Vec<_>>().join(" UNION ALL ");
         let sql = format!("{}{lists}", if self.locks(kinds) { &*self.mark_list } else { "" });
@@ -414,6 +417,8 @@ pub(super) enum Kind {
     Message = 4,
     /// There are more than a few of those.
     Many = 5,
+    /// What the user's client speaks, as text; there is none if that is canon, or not known.
+    Dialect = 6,
 }
 
 /// The number of messages of the usual greatest size that make a page.
@@ -435,6 +440,7 @@ struct Lists {
     /// The same, if there are only a few: then how many bytes they have need not be looked at, which takes
     /// longer than all else. If there are more, a row that says so.
     few: String,
+    dialect: String,
 }
 
 impl Lists {
@@ -509,6 +515,11 @@ impl Lists {
                  UNION ALL SELECT {}, 0, 0, FALSE, NULL, NULL, NULL, NULL FROM DUAL WHERE {one_more} IS NOT NULL",
                 Kind::Message as u8,
                 Kind::Many as u8,
+            ),
+            dialect: format!(
+                "SELECT {}, 0, 0, FALSE, CAST(u.dialect AS BINARY), NULL, NULL, NULL
+                 FROM {user} AS u WHERE u.id = :user AND u.dialect IS NOT NULL",
+                Kind::Dialect as u8,
             ),
         }
     }

@@ -250,7 +250,10 @@ impl<'a> Transaction<'a> {
                 self.session.execute(&shared.sql.set_password, (password, user))?;
                 Ok(Outcome::Done)
             }
-            Write::SetDialect { .. } => Ok(Outcome::Done),
+            Write::SetDialect { user, dialect } => {
+                self.session.execute(&shared.sql.set_dialect, (dialect.as_deref(), user))?;
+                Ok(Outcome::Done)
+            }
             Write::Claim { user, epoch, past } => self.claim(*user, *epoch, *past),
             Write::Show { user, epoch } => {
                 let mine = Claim { node: shared.node, epoch: *epoch };

@@ -1,3 +1,4 @@
--- What the account's client speaks, where that is not the original's protocol: how chats and replies are put for it.
+-- What the account's client last spoke, as in the MySQL database; NULL where that is the protocol itself, or is not
+-- known.
 
 ALTER TABLE User ADD COLUMN dialect TEXT;

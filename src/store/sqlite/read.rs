@@ -8,7 +8,7 @@ use super::file::{READER_CACHE, open};
 use super::round::{Queue, Work};
 use super::{Shared, find, group_exists, list};
 use crate::store::{
-    Account, Connection, Friend, Group, GroupId, Member, Outcome, Page, RowId, StoreError, UserId, Write,
+    Account, Connection, Friend, Group, GroupId, Loaded, Member, Outcome, Page, RowId, StoreError, UserId, Write,
 };
 use crate::wire::reply::LISTED_MEMBERS;
 
@@ -22,6 +22,7 @@ pub(super) const LISTED: &str = "SELECT User.id, name, state, grouprole FROM Gro
                       WHERE groupid = ?1 ORDER BY userid LIMIT ?2";
 pub(super) const MEMBERS: &str = "SELECT userid FROM GroupUser WHERE groupid = ?1 ORDER BY userid";
 pub(super) const PAGE: &str = "SELECT id, message FROM OfflineMessage WHERE userid = ?1 ORDER BY id";
+pub(super) const DIALECT: &str = "SELECT dialect FROM User WHERE id = ?1";
 
 /// A reader's connection to the file, where the store's end can close it.
 #[derive(Default)]
@@ -94,11 +95,6 @@ impl Connection for SqliteConnection {
         })
     }
 
-    fn dialect(&mut self, user: UserId) -> Result<Option<String>, StoreError> {
-        self.read(|reader| find(reader, "SELECT dialect FROM User WHERE id = ?1", [user], |row| row.get(0)))
-            .map(Option::flatten)
-    }
-
     fn friends(&mut self, user: UserId) -> Result<Vec<Friend>, StoreError> {
         self.read(|reader| {
             list(reader, FRIENDS, [user], |row| Ok(Friend { id: row.get(0)?, name: row.get(1)?, state: state(row)? }))
@@ -146,6 +142,13 @@ impl Connection for SqliteConnection {
             }
             Ok(page)
         })
+    }
+
+    fn load(&mut self, user: UserId, max_bytes: usize) -> Result<Loaded, StoreError> {
+        let (friends, groups) = (self.friends(user)?, self.groups(user)?);
+        let page = self.page(user, max_bytes)?;
+        let dialect = self.read(|reader| find(reader, DIALECT, [user], |row| row.get(0)))?.flatten();
+        Ok(Loaded { friends, groups, page, dialect })
     }
 }
 

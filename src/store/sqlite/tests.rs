@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{TryRecvError, bounded};
 
 use super::file::{READER_CACHE, open, sidecar};
-use super::read::{FRIENDS, GROUPS, LISTED, MEMBERS, PAGE};
+use super::read::{DIALECT, FRIENDS, GROUPS, LISTED, MEMBERS, PAGE};
 use super::round::{Job, ROUND_ROWS};
 use super::writer::{CHECKPOINT_BUSY, WAL_LIMIT};
 use super::*;
-use crate::store::{Account, Claim, Friend, Group, Holder, Kept, Member, Outcome, Parcel, Quota, RowId, Write};
+use crate::store::{Account, Claim, Friend, Group, Holder, Kept, Loaded, Member, Outcome, Parcel, Quota, RowId, Write};
 
 const NODE: NodeId = NodeId(7);
 
@@ -130,6 +130,47 @@ fn the_key_of_a_name_is_unique_and_the_name_stays_as_it_was_given() {
     // Groups and users do not share theirs.
     assert_eq!(fixture.connection.account(ann).unwrap().unwrap().name, "Ünïcødé Жора ΣΑΣ");
     fixture.group(ann, "Ünïcødé Жора ΣΑΣ");
+}
+
+#[test]
+fn what_a_client_speaks_is_remembered_replaced_and_forgotten() {
+    let mut fixture = Fixture::new();
+    let [ann, bob] = ["ann", "bob"].map(|name| fixture.user(name));
+    let set = |user, dialect: Option<&str>| Write::SetDialect { user, dialect: dialect.map(Into::into) };
+    let spoken = |fixture: &mut Fixture, user| fixture.connection.load(user, 100).unwrap().dialect;
+    assert_eq!(spoken(&mut fixture, ann), None);
+    let longest = "x".repeat(255);
+    for dialect in [None, Some("qt"), Some("qt"), Some("own 1 2 -"), Some(""), Some(&*longest), None, None] {
+        assert_eq!(fixture.one(set(ann, dialect)), Outcome::Done);
+        assert_eq!((spoken(&mut fixture, ann).as_deref(), spoken(&mut fixture, bob)), (dialect, None));
+    }
+    let batch = [set(ann, Some("1")), set(bob, Some("2")), set(ann, None), set(bob + 1, Some("3"))];
+    assert_eq!(fixture.write(&batch), [const { Outcome::Done }; 4]);
+    let mut fixture = fixture.reopen();
+    assert_eq!((spoken(&mut fixture, ann), spoken(&mut fixture, bob).as_deref()), (None, Some("2")));
+    // Where there is no account, there is nothing to remember it with.
+    assert_eq!(spoken(&mut fixture, bob + 1), None);
+    assert_eq!(fixture.connection.account(bob + 1).unwrap(), None);
+}
+
+#[test]
+fn everything_that_a_login_tells_comes_by_one_call() {
+    let mut fixture = Fixture::new();
+    let [ann, bob] = ["ann", "bob"].map(|name| fixture.user(name));
+    fixture.group(ann, "readers");
+    fixture.write(&[
+        Write::AddFriend { user: ann, friend: bob },
+        Write::SetDialect { user: ann, dialect: Some("qt".into()) },
+        keep(&[ann], "one"),
+        keep(&[ann], "two"),
+    ]);
+    let connection = &mut fixture.connection;
+    let loaded = connection.load(ann, 3).unwrap();
+    assert!((loaded.friends.len(), loaded.groups.len(), loaded.page.more) == (1, 1, true), "{loaded:?}");
+    let (friends, groups) = (connection.friends(ann).unwrap(), connection.groups(ann).unwrap());
+    let one_by_one = Loaded { friends, groups, page: connection.page(ann, 3).unwrap(), dialect: Some("qt".into()) };
+    assert_eq!(loaded, one_by_one);
+    assert_eq!(connection.load(bob + 1, 3).unwrap(), Loaded::default());
 }
 
 /// A file of version 1, with what the SQL puts into it.
@@ -266,10 +307,17 @@ fn only_whoever_has_a_user_removes_its_messages() {
 }
 
 #[test]
-fn a_file_of_version_2_gets_claims_and_loses_nothing() {
+fn a_file_of_version_2_or_3_gets_what_it_lacks_and_loses_nothing() {
+    for version in [2, 3] {
+        gets_what_it_lacks(version);
+    }
+}
+
+#[track_caller]
+fn gets_what_it_lacks(version: usize) {
     let directory = tempfile::tempdir().unwrap();
     let old = rusqlite::Connection::open(directory.path().join("chat.db")).unwrap();
-    MIGRATIONS[..2].iter().for_each(|migration| old.execute_batch(migration).unwrap());
+    MIGRATIONS[..version].iter().for_each(|migration| old.execute_batch(migration).unwrap());
     old.execute_batch(
         "INSERT INTO User (id, name, password, state) VALUES (1, 'ann', 'p1', 'online'), (3, 'bob', 'p3', 'offline');
          INSERT INTO User (id, name, password) VALUES (90, 'gone', '');
@@ -282,7 +330,7 @@ fn a_file_of_version_2_gets_claims_and_loses_nothing() {
          CREATE INDEX by_hand ON User (password);",
     )
     .unwrap();
-    old.pragma_update(None, "user_version", 2).unwrap();
+    old.pragma_update(None, "user_version", version as i64).unwrap();
     drop(old);
     let mut fixture = Fixture::at(directory);
     for (id, name, password) in [(1, "ann", "p1"), (3, "bob", "p3")] {
@@ -295,6 +343,11 @@ fn a_file_of_version_2_gets_claims_and_loses_nothing() {
     assert_eq!(fixture.connection.groups(1).unwrap()[0].users[0].role, "creator");
     assert_eq!(fixture.write(&[claim_of(1), claim_of(3), register("ANN")])[..2], [Outcome::Done, Outcome::Done]);
     assert_eq!(fixture.user("new"), 91);
+    assert_eq!(fixture.connection.load(1, 100).unwrap().dialect, None);
+    fixture.one(Write::SetDialect { user: 1, dialect: Some("qt".into()) });
+    // The next start changes nothing.
+    let mut fixture = fixture.reopen();
+    assert_eq!(fixture.connection.load(1, 100).unwrap().dialect.as_deref(), Some("qt"));
     let by_hand = rusqlite::Connection::open(fixture.path()).unwrap();
     let version: i64 = by_hand.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
     assert_eq!(version, 4);
@@ -419,7 +472,7 @@ fn removal_is_exact_and_rows_are_never_used_again() {
 fn the_lists_come_out_of_an_index_in_order() {
     let fixture = Fixture::new();
     let reader = open(&fixture.path(), READER_CACHE).unwrap();
-    for sql in [FRIENDS, GROUPS, LISTED, MEMBERS, PAGE] {
+    for sql in [FRIENDS, GROUPS, LISTED, MEMBERS, PAGE, DIALECT] {
         let explain = format!("EXPLAIN QUERY PLAN {sql}");
         let mut statement = reader.prepare(&explain).unwrap();
         // Its parameters are left unbound: the plan does not depend on them.
