@@ -118,14 +118,16 @@ fn a_client_in_a_dialect_is_one_of_that_dialects_clients() {
         client
     };
     // The server finds it out from the requests.
-    let mut zhang =
-        start("b", "2\nzhang san\nsecret\n2\nli si\nsecret\n1\n1\nsecret\naddfriend:2\nchat:2:first\nfriends");
+    let mut zhang = start("b", "2\nzhang san\nsecret\n2\nli si\nsecret");
     zhang.wait_for("userid is 1,");
     zhang.wait_for("userid is 2,");
+    // By a client that is told when the group is there.
+    script(port, "1\n2\nsecret\ncreategroup:Rust:all of it\nloginout\n3\n");
+    zhang.line("1\n1\nsecret\naddfriend:2\nchat:2:first\nfriends");
     zhang.wait_for("sent, this server sends no acks: addfriend:2\n");
     zhang.wait_for("sent, this server sends no acks: chat:2:first\n");
     zhang.wait_for("not sent, this dialect has no such request: friends\n");
-    let mut li = start("b", "1\n2\nsecret\ncreategroup:Rust:all of it\nchat:1:second");
+    let mut li = start("b", "1\n2\nsecret\nchat:1:second");
     li.wait_for("[1]zhang san said: first\n");
     zhang.wait_for("[2]li si said: second\n");
     zhang.line("addgroup:1\ngroupchat:1:hi");
@@ -133,6 +135,8 @@ fn a_client_in_a_dialect_is_one_of_that_dialects_clients() {
     li.wait_for("[1]zhang san said: hi\n");
     zhang.line("loginout");
     zhang.wait_for("logged out\n");
+    let at_once = || script(port, "1\n1\nsecret\nloginout\n3\n");
+    eventually("the end of the session", || at_once().contains("current login user => id:1 "));
     li.line("chat:1:third");
 
     // So is one with acks of its own, and neither knows what the other speaks.
