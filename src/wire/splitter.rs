@@ -50,6 +50,8 @@ impl Default for Lengths {
 
 /// The bytes of a length.
 const LENGTH: usize = 4;
+/// No object is shorter.
+const SHORTEST: usize = b"{}".len();
 
 /// Resumable boundary search over one connection's input.
 ///
@@ -115,7 +117,7 @@ impl Splitter {
     /// Before the object stands its length, or the first bytes do not tell yet.
     fn behind_length(&mut self, input: &[u8], max_object: usize) -> Result<Split, Broken> {
         if let Lengths::Undecided { .. } = self.lengths {
-            let is_length = |head: &[u8], next: u8| next == b'{' && (2..=max_object).contains(&length(head));
+            let is_length = |head: &[u8], next: u8| next == b'{' && (SHORTEST..=max_object).contains(&length(head));
             self.lengths = match input {
                 [] => return Ok(Split::Partial { skip: 0 }),
                 [0, ..] if input.len() <= LENGTH => {
@@ -131,6 +133,9 @@ impl Splitter {
         let length = length(head);
         if length > max_object {
             return Err(Broken::TooLarge);
+        }
+        if length < SHORTEST {
+            return Err(Broken::WrongLength);
         }
         if self.depth == 0 && object.first().is_some_and(|first| *first != b'{') {
             return Err(Broken::NotAnObject);
@@ -322,5 +327,148 @@ mod tests {
         assert_eq!(split_all(&object(101)), Err(Broken::TooLarge));
         assert_eq!(Splitter::default().next(&object(200)[..101], 100), Err(Broken::TooLarge));
         assert_eq!(Splitter::default().next(&object(200)[..100], 100), Ok(Split::Partial { skip: 0 }));
+    }
+
+    /// What a connection makes of a stream that comes in these pieces: the objects, how it ends, and whether lengths
+    /// were seen.
+    fn read<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, mut splitter: Splitter) -> (Vec<Vec<u8>>, End, bool) {
+        let (mut input, mut found) = (Vec::new(), Vec::new());
+        for piece in pieces {
+            input.extend_from_slice(piece);
+            loop {
+                match splitter.next(&input, LIMIT) {
+                    Ok(Split::Object { start, end }) => {
+                        found.push(input[start..end].to_vec());
+                        input.drain(..end);
+                    }
+                    Ok(Split::Partial { skip }) => break drop(input.drain(..skip)),
+                    Err(broken) => return (found, End::Broken(broken), splitter.has_lengths()),
+                }
+            }
+        }
+        let end = if splitter.may_end(input.len()) { End::Between } else { End::Inside };
+        (found, end, splitter.has_lengths())
+    }
+
+    #[derive(Debug, PartialEq)]
+    enum End {
+        Between,
+        Inside,
+        Broken(Broken),
+    }
+
+    const LIMIT: usize = 3000;
+
+    /// The same in one piece, byte by byte, and cut in two anywhere.
+    fn read_anyhow(stream: &[u8], splitter: &Splitter) -> (Vec<Vec<u8>>, End, bool) {
+        let whole = read([stream], splitter.clone());
+        assert_eq!(read(stream.chunks(1), splitter.clone()), whole, "{}", stream.escape_ascii());
+        for at in 0..stream.len() {
+            let (front, behind) = stream.split_at(at);
+            assert_eq!(read([front, behind], splitter.clone()), whole, "{at}: {}", stream.escape_ascii());
+        }
+        whole
+    }
+
+    fn object(length: usize) -> Vec<u8> {
+        format!("{{\"a\":\"{}\"}}", "}".repeat(length - 8)).into_bytes()
+    }
+
+    fn framed(length: usize, object: &[u8]) -> Vec<u8> {
+        [&u32::try_from(length).unwrap().to_be_bytes()[..], object].concat()
+    }
+
+    #[test]
+    fn a_length_and_an_object_that_is_as_long_begin_a_stream_of_them() {
+        // 32 and 2573 are blanks as well: the four bytes of `\0\0\0 ` and of `\0\0\n\r`.
+        for length in [8, 9, 32, 123, 256, 2573, LIMIT] {
+            let stream = [framed(length, &object(length)), framed(2, b"{}"), framed(9, &object(9))].concat();
+            let objects = vec![object(length), b"{}".to_vec(), object(9)];
+            let undecided = Splitter::default();
+            let (found, end, has_lengths) = if length < 300 {
+                read_anyhow(&stream, &undecided)
+            } else {
+                assert_eq!(read(stream.chunks(1), undecided.clone()), read([&stream[..]], undecided.clone()));
+                read([&stream[..]], undecided)
+            };
+            assert_eq!((found, end, has_lengths), (objects, End::Between, true), "{length}");
+        }
+        let given = read_anyhow(&framed(8, &object(8)), &Splitter::with_lengths());
+        assert_eq!(given, (vec![object(8)], End::Between, true));
+    }
+
+    #[test]
+    fn where_the_first_object_ends_elsewhere_there_was_no_length() {
+        let undecided = Splitter::default();
+        for object_length in [8, 31, 33, 60] {
+            // `\0\0\0 ` may be blanks.
+            let blanks = [framed(32, &object(object_length)), b"\0".to_vec(), object(10)].concat();
+            let objects = vec![object(object_length), object(10)];
+            assert_eq!(read_anyhow(&blanks, &undecided), (objects, End::Between, false));
+            // `\0\0\0!` may not.
+            let none = [framed(b'!'.into(), &object(if object_length == 33 { 34 } else { object_length })), object(10)];
+            let broken = End::Broken(Broken::NotAnObject);
+            assert_eq!(read_anyhow(&none.concat(), &undecided), (vec![], broken, false), "{object_length}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_length_later_breaks_the_stream() {
+        let wrong = || End::Broken(Broken::WrongLength);
+        for (length, behind, end) in [
+            (9, object(8), wrong()),
+            (9, [object(8), object(8)].concat(), wrong()),
+            (8, object(9), wrong()),
+            (0, object(8), wrong()),
+            (1, object(8), wrong()),
+            (32, object(8), wrong()),
+            (8, b" {\"a\":1}".to_vec(), End::Broken(Broken::NotAnObject)),
+            (2, b"[]".to_vec(), End::Broken(Broken::NotAnObject)),
+            (LIMIT + 1, object(8), End::Broken(Broken::TooLarge)),
+            (0xffff_ffff, object(8), End::Broken(Broken::TooLarge)),
+        ] {
+            // Enough has come for it to be seen.
+            let padded = [framed(length, &behind), object(40)].concat();
+            let stream = [framed(8, &object(8)), padded.clone()].concat();
+            let (found, broken, _) = read_anyhow(&stream, &Splitter::default());
+            assert_eq!((found, &broken), (vec![object(8)], &end), "{length}: {}", behind.escape_ascii());
+            assert_eq!(read_anyhow(&padded, &Splitter::with_lengths()).1, end, "{length}");
+        }
+        // What stands between objects without a length stands nowhere here.
+        let stream = [framed(8, &object(8)), b"\0".to_vec(), framed(8, &object(8))].concat();
+        assert_eq!(read_anyhow(&stream, &Splitter::default()).1, wrong());
+    }
+
+    #[test]
+    fn nuls_before_an_object_are_blanks_as_ever() {
+        for nuls in 0..9 {
+            let stream = [vec![0; nuls], object(8), vec![0; nuls], object(9), vec![0; nuls]].concat();
+            let objects = vec![object(8), object(9)];
+            assert_eq!(read_anyhow(&stream, &Splitter::default()), (objects, End::Between, false), "{nuls}");
+        }
+        // Neither a length past the limit nor one of a byte is one, and a first byte that is not NUL is none's.
+        for head in [&b"\0\0\0\n"[..3], b"\0 \r\n", b"\0\0\r\n", b"\n\0\0\x20", b" \0\0\t"] {
+            let stream = [head, &object(20)].concat();
+            assert_eq!(read_anyhow(&stream, &Splitter::default()), (vec![object(20)], End::Between, false));
+        }
+        for head in [&b"\0\0\0\x01"[..], b"\0\x01\0\0", b"\x01\0\0\0"] {
+            let stream = [head, &object(20)].concat();
+            assert_eq!(read_anyhow(&stream, &Splitter::default()).1, End::Broken(Broken::NotAnObject));
+        }
+    }
+
+    #[test]
+    fn a_stream_may_end_between_objects_and_not_inside_one_or_its_length() {
+        let stream = [framed(8, &object(8)), framed(9, &object(9))].concat();
+        for at in 0..=stream.len() {
+            // One NUL, or three, are what a C++ client may have sent and no more.
+            let may_end = at <= 3 || at == 12 || at == stream.len();
+            let end = if may_end { End::Between } else { End::Inside };
+            assert_eq!(read(stream[..at].chunks(1), Splitter::default()).1, end, "{at}");
+            let end = if at == 0 || at == 12 || at == stream.len() { End::Between } else { End::Inside };
+            assert_eq!(read(stream[..at].chunks(1), Splitter::with_lengths()).1, end, "{at}");
+        }
+        assert_eq!(read([&b"\0\0{"[..]], Splitter::default()).1, End::Inside);
+        assert_eq!(read([&b"\0\0\0\x08"[..]], Splitter::default()).1, End::Inside);
     }
 }
