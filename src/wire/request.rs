@@ -36,12 +36,13 @@ keys! {
 /// Keys that some dialects have for those above, and that are read in no other way.
 const ALIASES: [&str; 6] = ["msgId", "userid", "fromid", "friend", "friendId", "from"];
 
-/// The keys of an object: one bit for each of [`Key`], and behind them one for each of [`ALIASES`].
+/// The keys of an object: one bit for each of [`Key`], behind them one for each of [`ALIASES`], and one for all others.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Keys(u32);
 
 impl Keys {
-    pub const ALL: Keys = Keys((1 << (KEYS + ALIASES.len())) - 1);
+    const OTHER: Keys = Keys(1 << (KEYS + ALIASES.len()));
+    pub const ALL: Keys = Keys((Keys::OTHER.0 << 1) - 1);
 
     pub const fn of(keys: &[Key]) -> Keys {
         let (mut bits, mut at) = (0, 0);
@@ -323,7 +324,7 @@ impl<'de> Deserialize<'de> for Name {
             fn visit_str<E>(self, text: &str) -> Result<Name, E> {
                 Ok(match Key::find(text) {
                     Some(key) => Name { key: Some(key), bit: Keys(1 << key as u32) },
-                    None => Name { key: None, bit: Keys::named(text).unwrap_or_default() },
+                    None => Name { key: None, bit: Keys::named(text).unwrap_or(Keys::OTHER) },
                 })
             }
         }

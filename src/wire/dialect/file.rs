@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use toml::Spanned;
 
 use super::{Ack, Dialect, Fact, Length, Place, Verb};
 
@@ -17,17 +18,17 @@ pub struct FileError(String);
 struct Profile {
     name: Option<String>,
     about: Option<String>,
-    like: Option<String>,
+    like: Option<Spanned<String>>,
     #[serde(default)]
-    numbers: BTreeMap<Verb, i64>,
+    numbers: BTreeMap<Verb, Spanned<i64>>,
     #[serde(default)]
     acks: BTreeMap<Verb, AckProfile>,
     #[serde(default)]
-    keys: BTreeMap<Place, BTreeMap<String, String>>,
+    keys: BTreeMap<Place, BTreeMap<String, Spanned<String>>>,
     objects: Option<Vec<List>>,
     data: Option<bool>,
     length: Option<Length>,
-    reader: Option<usize>,
+    reader: Option<Spanned<usize>>,
     spaced: Option<bool>,
 }
 
@@ -36,7 +37,7 @@ struct Profile {
 struct AckProfile {
     number: i64,
     #[serde(default)]
-    says: BTreeMap<String, Fact>,
+    says: BTreeMap<String, Spanned<Fact>>,
 }
 
 #[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
@@ -59,9 +60,9 @@ pub(super) fn read_one<'k>(
     let profile: Profile = read(text)?;
     let like = match &profile.like {
         None => Dialect::canon(),
-        Some(like) => known.clone().find(|dialect| dialect.name() == like).cloned().ok_or_else(|| {
+        Some(like) => known.clone().find(|dialect| dialect.name() == like.get_ref()).cloned().ok_or_else(|| {
             let names: Vec<&str> = known.map(Dialect::name).collect();
-            FileError(format!("{}there is no dialect {like}; there are {}", line_of(text, "like"), names.join(", ")))
+            wrong(text, like, &format!("there is no dialect {}; there are {}", like.get_ref(), names.join(", ")))
         })?,
     };
     profile.apply(like, name, text)
@@ -79,8 +80,8 @@ pub(super) fn read_all(text: &str) -> Result<Vec<Dialect>, FileError> {
             None => Dialect::canon(),
             Some(like) => all
                 .iter()
-                .find(|dialect| dialect.name() == like)
-                .ok_or_else(|| FileError(format!("{name} is like {like}, which does not stand before it")))?
+                .find(|dialect| dialect.name() == like.get_ref())
+                .ok_or_else(|| wrong(text, like, &format!("{} does not stand before {name}", like.get_ref())))?
                 .clone(),
         };
         all.push(profile.apply(like, name, text)?);
@@ -90,37 +91,58 @@ pub(super) fn read_all(text: &str) -> Result<Vec<Dialect>, FileError> {
 
 fn read<'de, T: Deserialize<'de>>(text: &'de str) -> Result<T, FileError> {
     toml::from_str(text).map_err(|error: toml::de::Error| {
-        let line = error.span().map_or_else(String::new, |span| {
-            let line = text[..span.start.min(text.len())].matches('\n').count() + 1;
-            format!("line {line}: ")
-        });
+        let line = error.span().map_or_else(String::new, |span| line(text, span.start));
         FileError(format!("{line}{}", error.message().trim().replace('\n', ", ")))
     })
 }
 
-/// The line on which `word` stands as a key, to begin a complaint with.
-fn line_of(text: &str, word: &str) -> String {
-    let is_key =
-        |line: &str| line.trim_start().strip_prefix(word).is_some_and(|rest| rest.trim_start().starts_with(['=', '.']));
-    text.lines().position(is_key).map_or_else(String::new, |line| format!("line {}: ", line + 1))
+/// The number of the line on which this byte stands, to begin a complaint with.
+fn line(text: &str, at: usize) -> String {
+    let before = text.bytes().take(at);
+    format!("line {}: ", before.filter(|byte| *byte == b'\n').count() + 1)
+}
+
+fn wrong<T>(text: &str, value: &Spanned<T>, problem: &str) -> FileError {
+    FileError(format!("{}{problem}", line(text, value.span().start)))
 }
 
 impl Profile {
     fn apply(self, mut dialect: Dialect, name: &str, text: &str) -> Result<Dialect, FileError> {
         dialect.name = self.name.as_deref().unwrap_or(name).into();
         dialect.about = self.about.map_or(dialect.about, Into::into);
-        for (verb, number) in self.numbers {
-            dialect.numbers[verb as usize] = Some(number);
+        for (verb, number) in &self.numbers {
+            dialect.numbers[*verb as usize] = Some(*number.get_ref());
+        }
+        // By its number alone a request is known.
+        for (verb, number) in &self.numbers {
+            let is_same = |other: &Verb| other != verb && dialect.number(*other) == Some(*number.get_ref());
+            if let Some(other) = Verb::ALL.into_iter().find(is_same) {
+                let problem = format!("{} is the number of two requests: {verb:?} and {other:?}", number.get_ref());
+                return Err(wrong(text, number, &problem));
+            }
         }
         for (verb, AckProfile { number, says }) in self.acks {
-            let says = says.into_iter().map(|(key, fact)| (key.into(), fact)).collect();
+            if let Some((key, fact)) = says.iter().find(|(_, fact)| !fact.get_ref().is_known_to(verb)) {
+                let problem = format!("the reply to {verb:?} cannot say {:?} in {key}", fact.get_ref());
+                return Err(wrong(text, fact, &problem));
+            }
+            let says = says.into_iter().map(|(key, fact)| (key.into(), fact.into_inner())).collect();
             dialect.acks[verb as usize] = Some(Ack { number, says });
         }
-        for (place, keys) in self.keys {
-            let renamed = &mut dialect.keys[place as usize];
+        for (place, keys) in &self.keys {
             for (canon, theirs) in keys {
-                renamed.retain(|(known, _)| **known != *canon);
-                renamed.push((canon.into(), theirs.into()));
+                dialect.rename(*place, canon, theirs.get_ref());
+            }
+        }
+        for (place, keys) in &self.keys {
+            for (canon, theirs) in keys {
+                if canon == "msgid" && *place != Place::All {
+                    return Err(wrong(text, theirs, "msgid has one name in all objects: it is renamed at all"));
+                }
+                if let Some(other) = dialect.other_called(*place, canon, theirs.get_ref()) {
+                    let problem = format!("{canon} and {other} are both called {} at one place", theirs.get_ref());
+                    return Err(wrong(text, theirs, &problem));
+                }
             }
         }
         if let Some(objects) = self.objects {
@@ -130,41 +152,42 @@ impl Profile {
         }
         dialect.data = self.data.unwrap_or(dialect.data);
         dialect.length = self.length.unwrap_or(dialect.length);
-        dialect.reader = self.reader.unwrap_or(dialect.reader);
         dialect.spaced = self.spaced.unwrap_or(dialect.spaced);
-        if !READER.contains(&dialect.reader) {
-            let line = line_of(text, "reader");
-            return Err(FileError(format!("{line}reader must be from {} to {}", READER.start(), READER.end())));
+        if let Some(reader) = self.reader {
+            if !READER.contains(reader.get_ref()) {
+                let problem = format!("reader must be from {} to {}", READER.start(), READER.end());
+                return Err(wrong(text, &reader, &problem));
+            }
+            dialect.reader = reader.into_inner();
         }
-        dialect.check_numbers(text)?;
-        dialect.check_keys(text)?;
         Ok(dialect)
     }
 }
 
-impl Dialect {
-    /// Each request has a number of its own: by that alone it is known.
-    fn check_numbers(&self, text: &str) -> Result<(), FileError> {
-        for verb in Verb::ALL {
-            let same = Verb::ALL.into_iter().find(|other| *other != verb && self.number(*other) == self.number(verb));
-            if let (Some(number), Some(same)) = (self.number(verb), same) {
-                let line = line_of(text, "numbers");
-                return Err(FileError(format!("{line}{number} is the number of two requests: {verb:?} and {same:?}")));
-            }
+impl Fact {
+    /// Whether the reply to such a request can say it. That to a login is written with the account, of which it says
+    /// all there is; that to a registration has the id.
+    fn is_known_to(self, verb: Verb) -> bool {
+        match (verb, self) {
+            (Verb::Login, _) => false,
+            (Verb::Register, fact) => fact == Fact::Name,
+            (_, Fact::Id | Fact::Name | Fact::Done) => true,
+            (_, Fact::Friends | Fact::Groups) => verb == Verb::Update,
+            (_, Fact::Friendid) => verb == Verb::AddFriend,
+            (_, Fact::Groupid) => matches!(verb, Verb::CreateGroup | Verb::JoinGroup | Verb::GroupChat),
+            (_, Fact::Groupname) => verb == Verb::CreateGroup,
         }
-        Ok(())
     }
+}
 
-    /// Two keys of one place never become one.
-    fn check_keys(&self, text: &str) -> Result<(), FileError> {
-        for keys in &self.keys {
-            for (at, (canon, theirs)) in keys.iter().enumerate() {
-                if let Some((other, _)) = keys[at + 1..].iter().find(|(_, other)| other == theirs) {
-                    let line = line_of(text, "keys");
-                    return Err(FileError(format!("{line}{canon} and {other} are both called {theirs} at one place")));
-                }
-            }
-        }
-        Ok(())
+impl Dialect {
+    /// The other key of canon that this dialect calls the same in an object that has both.
+    fn other_called(&self, place: Place, canon: &str, theirs: &str) -> Option<&str> {
+        let requests = Verb::ALL.map(|verb| vec![Place::All, Place::Requests, verb.into()]);
+        let replies = [Place::LoginAck, Place::RegisterAck].map(|ack| vec![Place::All, Place::Replies, ack]);
+        let elements = [Place::Friend, Place::Group, Place::Member].map(|element| vec![element]);
+        let objects = requests.into_iter().chain(replies).chain(elements).filter(|places| places.contains(&place));
+        let renamings: Vec<_> = objects.map(|places| self.renaming(&places)).collect();
+        renamings.iter().find_map(|renaming| renaming.other_called(canon, theirs))
     }
 }

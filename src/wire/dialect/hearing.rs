@@ -45,14 +45,12 @@ static KNOWN: LazyLock<Vec<Family>> = LazyLock::new(|| {
 impl Dialect {
     /// The keys that this dialect has instead of canon's in a request.
     fn own_keys(&self, verb: Verb) -> Vec<(Keys, Keys)> {
-        let places = [Place::All, Place::Requests, verb.into()];
-        let pairs = places.iter().flat_map(|place| &self.keys[*place as usize]);
-        let canons = pairs.map(|(canon, _)| &**canon);
-        let renaming = self.renaming(&places);
-        canons.filter_map(|canon| Some((Keys::named(renaming.theirs(canon))?, Keys::named(canon)?))).collect()
+        let renaming = self.renaming(&[Place::All, Place::Requests, verb.into()]);
+        renaming.pairs().filter_map(|(canon, theirs)| Some((Keys::named(theirs)?, Keys::named(canon)?))).collect()
     }
 }
 
+const MSGID: Keys = Keys::of(&[Key::msgid]);
 const ID: Keys = Keys::of(&[Key::id]);
 const MSG: Keys = Keys::of(&[Key::msg]);
 const GROUP: Keys = Keys::of(&[Key::groupid]);
@@ -64,18 +62,19 @@ const PASSWORD: Keys = Keys::of(&[Key::password, Key::passwd, Key::pwd]);
 /// What every request may have.
 const COMMON: Keys = Keys::of(&[Key::msgid, Key::seq]);
 
-/// Whether what a request holds is what this one needs, and nothing that only another one has.
-const fn fits(verb: Verb, keys: Keys) -> bool {
+/// Whether canon would do rightly what a request of its own number asks for. What it does not read may stand there,
+/// unless it shows that something else is meant.
+const fn is_canons(verb: Verb, keys: Keys) -> bool {
     match verb {
         Verb::Login => keys.has_all(ID) && keys.has_any(PASSWORD),
-        Verb::Logout => keys.has_all(ID) && !keys.has_any(PASSWORD) && !keys.has_any(MSG),
+        Verb::Logout => keys.has_all(ID) && !keys.has_any(PASSWORD.with(MSG)),
         Verb::Register => keys.has_all(NAME) && keys.has_any(PASSWORD),
         Verb::Chat => keys.has_any(TO) && keys.has_all(MSG),
-        Verb::AddFriend => keys.has_all(FRIEND) && !keys.has_any(TO),
-        Verb::CreateGroup => keys.has_all(GROUPNAME) && !keys.has_any(GROUP),
+        Verb::AddFriend => keys.has_all(FRIEND),
+        Verb::CreateGroup => keys.has_all(GROUPNAME) && !keys.has_all(GROUP.with(MSG)),
         Verb::JoinGroup => keys.has_all(GROUP) && !keys.has_any(MSG),
-        Verb::GroupChat => keys.has_all(GROUP) && keys.has_all(MSG),
-        Verb::Update => is_bare(keys),
+        Verb::GroupChat => keys.has_all(GROUP.with(MSG)),
+        Verb::Update => false,
     }
 }
 
@@ -106,9 +105,7 @@ fn shape(keys: Keys, number: i64) -> Option<Verb> {
 
 impl Family {
     fn explains(&self, request: &Request, number: i64) -> bool {
-        let Some(verb) = Verb::ALL.into_iter().find(|verb| self.dialect.number(*verb) == Some(number)) else {
-            return false;
-        };
+        let Some(verb) = self.dialect.verb(number) else { return false };
         let mut keys = request.keys();
         for (own, canon) in &self.keys[verb as usize] {
             if keys.has_any(*canon) {
@@ -118,7 +115,8 @@ impl Family {
                 keys = keys.without(*own).with(*canon);
             }
         }
-        fits(verb, keys)
+        let fits = if number == verb.msgid() { is_canons(verb, keys) } else { shape(keys, number) == Some(verb) };
+        fits && keys.has_all(MSGID)
     }
 }
 
@@ -155,13 +153,13 @@ impl Hearing {
             return None;
         }
         let number = request.msgid().ok().or_else(|| other_msgid(request))?;
-        let is_canons = speaks.is_none();
-        if is_canons && let Some(verb) = Verb::from_msgid(number) {
-            let bit = 1 << verb as u16;
-            if self.heard & bit != 0 && fits(verb, request.keys()) {
+        if speaks.is_none()
+            && let Some(verb) = Verb::from_msgid(number).filter(|verb| is_canons(*verb, request.keys()))
+        {
+            if self.heard & bit(verb) != 0 {
                 return None;
             }
-            self.heard |= bit;
+            self.heard |= bit(verb);
         }
         let explained_by = KNOWN.iter().enumerate().filter(|(_, family)| family.explains(request, number));
         let explained = explained_by.fold(0, |bits, (at, _)| bits | 1 << at);
@@ -188,7 +186,7 @@ impl Hearing {
         let verb = shape(keys, number).filter(|_| LEARNABLE.contains(&number) && !RESERVED.contains(&number))?;
         let names_friend = verb == Verb::Chat && !keys.has_any(TO);
         let base = speaks.cloned().unwrap_or_else(Dialect::canon);
-        if base.number(verb) == Some(number) && !names_friend {
+        if base.number(verb) == Some(number) && (!names_friend || base.names_friend()) {
             return None; // it lacks something, and is refused for that
         }
         self.candidates = LEARNED;
@@ -202,17 +200,24 @@ impl Hearing {
             return None;
         }
         if let Some(own) = Dialect::from_memo(remembered) {
+            let speaks_against = |verb: &Verb| self.heard & bit(*verb) != 0 && own.number(*verb) != Some(verb.msgid());
+            if Verb::ALL.iter().any(speaks_against) {
+                return None;
+            }
             self.candidates = LEARNED;
             return Some(Arc::new(own));
         }
-        let at = FAMILIES.iter().position(|name| *name == remembered)?;
-        let bit = 1 << at;
-        if bit == CANON || self.candidates & bit == 0 {
+        let family = 1 << FAMILIES.iter().position(|name| *name == remembered)?;
+        if family == CANON || self.candidates & family == 0 {
             return None;
         }
-        self.candidates = bit;
+        self.candidates = family;
         find(remembered).cloned()
     }
+}
+
+const fn bit(verb: Verb) -> u16 {
+    1 << verb as u16
 }
 
 #[cold]
@@ -221,19 +226,27 @@ fn other_msgid(request: &Request) -> Option<i64> {
     number(Members::parse(request.object())?.get("msgId")?)
 }
 
-/// What numbers that were learned are called.
-const OWN: &str = "own";
+/// The name of a dialect with numbers that were learned begins with this, and the one that it is like follows.
+const OWN: &str = "own ";
 
 impl Dialect {
+    /// Whether it is such a client's own request, at this number.
     fn has(&self, request: &Request, number: i64) -> bool {
-        Verb::ALL
-            .into_iter()
-            .any(|verb| self.number(verb) == Some(number) && shape(request.keys(), number) == Some(verb))
+        let keys = request.keys();
+        let fits = |verb| shape(keys, number) == Some(verb) || number == verb.msgid() && is_canons(verb, keys);
+        self.verb(number).is_some_and(fits)
+    }
+
+    /// Whether a chat's `toid` is called `friendid`.
+    fn names_friend(&self) -> bool {
+        self.renaming(&[Place::Chat]).theirs("toid") == "friendid"
     }
 
     /// The same with another number for one request, and its ack where the original has one.
     fn with_number(mut self, verb: Verb, number: i64, names_friend: bool) -> Dialect {
-        self.name = OWN.into();
+        if !self.name.starts_with(OWN) {
+            self.name = format!("{OWN}{}", self.name).into();
+        }
         self.about = "numbers of its own".into();
         // It had this number for something else.
         for other in &mut self.numbers {
@@ -244,34 +257,39 @@ impl Dialect {
             self.acks[verb as usize] = Some(Ack { number: number + 1, says: Vec::new() });
         }
         if names_friend {
-            self.keys[Place::Chat as usize] = vec![("toid".into(), "friendid".into())];
+            self.rename(Place::Chat, "toid", "friendid");
         }
         self
     }
 
     /// What is to be remembered with an account: a name, or what was learned.
     pub fn memo(&self) -> String {
-        if self.name() != OWN {
+        if !self.name.starts_with(OWN) {
             return self.name().to_owned();
         }
         let numbers =
             Verb::ALL.iter().map(|verb| self.number(*verb).map_or("-".to_owned(), |number| number.to_string()));
         let numbers: Vec<String> = numbers.collect();
-        let keys = if self.keys[Place::Chat as usize].is_empty() { "" } else { " friendid" };
-        format!("{OWN} {}{keys}", numbers.join(" "))
+        let friendid = if self.names_friend() { " friendid" } else { "" };
+        format!("{} {}{friendid}", self.name, numbers.join(" "))
     }
 
+    /// Reads what was remembered; `None`: it is no memo of learned numbers.
     fn from_memo(memo: &str) -> Option<Dialect> {
         let mut words = memo.strip_prefix(OWN)?.split_ascii_whitespace();
-        let mut dialect = Dialect::canon();
+        let mut dialect = Dialect::clone(find(words.next()?)?);
         for verb in Verb::ALL {
             match words.next()? {
                 "-" => dialect.numbers[verb as usize] = None,
-                number => dialect = dialect.with_number(verb, number.parse().ok()?, false),
+                word => {
+                    // Others than it writes may stand in a database.
+                    let number = word.parse().ok().filter(|number| LEARNABLE.contains(number))?;
+                    dialect = dialect.with_number(verb, number, false);
+                }
             }
         }
         if words.next() == Some("friendid") {
-            dialect.keys[Place::Chat as usize] = vec![("toid".into(), "friendid".into())];
+            dialect.rename(Place::Chat, "toid", "friendid");
         }
         Some(dialect)
     }

@@ -73,8 +73,10 @@ impl<'o> Writer<'o> {
         }
         string(self.out, key);
         self.out.push(b':');
+        let begin = self.out.len();
         if value(self.out) {
             self.is_empty = false;
+            strip_blanks(self.out, begin);
         } else {
             self.out.truncate(from);
         }
@@ -83,6 +85,28 @@ impl<'o> Writer<'o> {
     pub fn end(self) {
         self.out.push(b'}');
     }
+}
+
+/// Strips the blanks out of the array or the object that begins here; other values have none outside strings.
+fn strip_blanks(out: &mut Vec<u8>, begin: usize) {
+    if !matches!(out.get(begin), Some(b'[' | b'{')) {
+        return;
+    }
+    let (mut end, mut in_string, mut is_escaped) = (begin, false, false);
+    for at in begin..out.len() {
+        let byte = out[at];
+        if in_string {
+            in_string = byte != b'"' || is_escaped;
+            is_escaped = byte == b'\\' && !is_escaped;
+        } else if matches!(byte, b' ' | b'\t' | b'\r' | b'\n') {
+            continue;
+        } else {
+            in_string = byte == b'"';
+        }
+        out[end] = byte;
+        end += 1;
+    }
+    out.truncate(end);
 }
 
 /// Writes `text` as a JSON string.

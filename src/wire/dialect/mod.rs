@@ -16,6 +16,8 @@ mod members;
 mod profiles;
 mod renaming;
 mod speaker;
+#[cfg(test)]
+mod tests;
 mod translate;
 
 pub use client::FromServer;
@@ -243,6 +245,18 @@ impl Dialect {
     /// The number of a request, if this dialect has it.
     pub fn number(&self, verb: Verb) -> Option<i64> {
         self.numbers[verb as usize]
+    }
+
+    /// The request of this number.
+    fn verb(&self, number: i64) -> Option<Verb> {
+        Verb::ALL.into_iter().find(|verb| self.number(*verb) == Some(number))
+    }
+
+    /// A place has one name for each of canon's keys.
+    fn rename(&mut self, place: Place, canon: &str, theirs: &str) {
+        let keys = &mut self.keys[place as usize];
+        keys.retain(|(known, _)| **known != *canon);
+        keys.push((canon.into(), theirs.into()));
     }
 
     fn ack(&self, verb: Verb) -> Option<&Ack> {

@@ -1,7 +1,5 @@
 //! Keys, from canon's to a dialect's and back.
 
-use std::borrow::Cow;
-
 use super::members::{Members, Writer};
 use super::{Dialect, Place};
 
@@ -37,8 +35,20 @@ impl Dialect {
 }
 
 impl<'d> Renaming<'d> {
+    /// Canon's key and theirs.
+    pub fn pairs(&self) -> impl Iterator<Item = (&'d str, &'d str)> {
+        self.pairs.iter().map(|pair| (pair.canon, pair.theirs))
+    }
+
     pub fn theirs(&self, key: &'d str) -> &'d str {
         self.pairs.iter().find(|pair| pair.canon == key).map_or(key, |pair| pair.theirs)
+    }
+
+    /// Another key of canon's that is called the same as this one.
+    pub fn other_called(&self, canon: &str, theirs: &str) -> Option<&'d str> {
+        let called = || self.pairs().filter(|(_, other)| *other == theirs).map(|(canon, _)| canon);
+        called().find(|other| *other == canon)?;
+        called().find(|other| *other != canon)
     }
 
     /// Writes the members, renamed. A key is replaced, never doubled: what stands under the new one already is left
@@ -60,7 +70,6 @@ impl<'d> Renaming<'d> {
             }
         }
         for (key, text) in &members.0 {
-            let key: &Cow<str> = key;
             let renamed = self.pairs.iter().find(|pair| ends(pair).0 == key).map(|pair| ends(pair).1);
             let is_replaced = self.pairs.iter().any(|pair| ends(pair).1 == key && pair.is_present);
             if renamed.is_none() && is_replaced {

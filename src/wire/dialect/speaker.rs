@@ -42,12 +42,12 @@ pub struct Me<'a> {
 pub struct Speaker {
     dialect: Arc<Dialect>,
     /// The requests whose acks will need something of them, oldest first.
-    asked: VecDeque<Asked>,
+    pub(super) asked: VecDeque<Asked>,
     last_seq: i64,
 }
 
 #[derive(Debug)]
-struct Asked {
+pub(super) struct Asked {
     seq: i64,
     verb: Verb,
     /// What the request said of these, as JSON.
@@ -56,6 +56,8 @@ struct Asked {
 
 /// The `seq`s of requests that have none begin here, so that they are none of a client's.
 const FIRST_SEQ: i64 = i64::MIN;
+/// Each is replied to, and a client has fewer than this under way; without a reply, the oldest are forgotten.
+const MAX_ASKED: usize = 1024;
 /// This server's additions to the original's numbers.
 const OURS: std::ops::Range<i64> = 200..1000;
 
@@ -105,6 +107,9 @@ impl Speaker {
             Some((fact, request.get(key)?.into()))
         };
         let facts = ack.says.iter().filter_map(|(_, said)| fact(*said)).collect();
+        if self.asked.len() == MAX_ASKED {
+            self.asked.pop_front();
+        }
         self.last_seq += 1;
         self.asked.push_back(Asked { seq: self.last_seq, verb, facts });
         Some(self.last_seq)
@@ -112,16 +117,12 @@ impl Speaker {
 
     /// Writes what the client is told instead of a reply in canon; nothing, if its dialect has no words for that.
     pub fn write_reply(&mut self, reply: &[u8], me: Option<Me>, out: &mut Vec<u8>) {
-        self.framed(out, |speaker, out| speaker.write_reply_bare(reply, me, out));
+        frame(self.dialect.length(), out, |out| self.write_reply_bare(reply, me, out));
     }
 
     /// Writes a chat or a group chat that comes for the client.
     pub fn write_chat(&self, chat: &[u8], out: &mut Vec<u8>) {
         frame(self.dialect.length(), out, |out| self.dialect.write_chat(To::Theirs, chat, out));
-    }
-
-    fn framed(&mut self, out: &mut Vec<u8>, write: impl FnOnce(&mut Speaker, &mut Vec<u8>)) {
-        frame(self.dialect.length(), out, |out| write(self, out));
     }
 
     fn write_reply_bare(&mut self, reply: &[u8], me: Option<Me>, out: &mut Vec<u8>) {
@@ -132,14 +133,14 @@ impl Speaker {
         let is_from_client = seq.is_some() && asked.is_none();
         match (members.get("msgid").and_then(number), asked) {
             (Some(msgid::LOGIN_ACK), asked) => {
-                self.write_login_or_register(Verb::Login, &members, is_from_client, asked, out)
+                self.write_login_or_register(Verb::Login, &members, is_from_client, asked, out);
             }
             (Some(msgid::REGISTER_ACK), asked) => {
                 self.write_login_or_register(Verb::Register, &members, is_from_client, asked, out);
             }
             (Some(msgid::ACK), Some(asked)) => self.write_ack_of(&asked, &members, me, out),
             // Clients that do not know it die of it, or take it for the reply that they wait for.
-            (Some(msgid::ERROR), _) if !is_from_client => {}
+            (Some(msgid::ERROR), _) => {}
             _ => out.extend_from_slice(reply),
         }
     }
@@ -181,13 +182,12 @@ impl Speaker {
                     (Fact::Groups, _) => {
                         return reply.get("groups").is_some_and(|list| self.dialect.write_part("groups", list, out));
                     }
-                    (Fact::Groupid, _) if reply.get("groupid").is_some() => {
-                        reply.get("groupid").unwrap_or("0").to_owned()
+                    (fact, _) => {
+                        // The id of a new group only the reply knows.
+                        let said = reply.get("groupid").filter(|_| *fact == Fact::Groupid);
+                        let Some(value) = said.or(asked.fact(*fact)) else { return false };
+                        value.to_owned()
                     }
-                    (fact, _) => match asked.fact(*fact) {
-                        Some(value) => value.to_owned(),
-                        None => return false,
-                    },
                 };
                 out.extend_from_slice(written.as_bytes());
                 true

@@ -1,5 +1,7 @@
 //! Objects from a dialect to canon and back. What is no object, or has a number that is not known, is left as it is.
 
+use std::borrow::Cow;
+
 use super::members::{Members, Writer, elements, string};
 use super::renaming::To;
 use super::{Dialect, Length, Place, Verb};
@@ -8,8 +10,10 @@ use crate::wire::{integer, msgid};
 
 /// The integer that a value is, also one that is written as a string, as canon takes it.
 pub(super) fn number(value: &str) -> Option<i64> {
-    let text = value.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(value);
-    text.parse().ok().or_else(|| integer(text))
+    // Its digits may be escaped.
+    let text =
+        if value.starts_with('"') { Cow::Owned(serde_json::from_str(value).ok()?) } else { Cow::Borrowed(value) };
+    text.parse().ok().or_else(|| integer(&text))
 }
 
 pub(super) fn write_number(out: &mut Vec<u8>, number: i64) -> bool {
@@ -30,8 +34,7 @@ impl Dialect {
 
     /// The request that an object is, by its number in this dialect.
     pub(super) fn verb_of(&self, members: &Members) -> Option<Verb> {
-        let number = number(members.get(self.msgid_key())?)?;
-        Verb::ALL.into_iter().find(|verb| self.number(*verb) == Some(number))
+        self.verb(number(members.get(self.msgid_key())?)?)
     }
 
     /// Writes canon's form of a request. After the login, an `id` that is missing or not above 0 is the user's own:
@@ -98,7 +101,7 @@ impl Dialect {
         for (key, value) in also {
             writer.member(key, value);
         }
-        if self.data && reply.get("friends").or(reply.get("groups")).or(reply.get("name")).is_some() {
+        if self.data && verb == Verb::Login && reply.get("name").is_some() {
             writer.member_with("data", |out| self.write_data(reply, out));
         }
         writer.end();
@@ -114,7 +117,7 @@ impl Dialect {
             let over = login.limit.map_or(0, |most| theirs.len().saturating_sub(most.bytes));
             match &mut limit {
                 // Its keys are longer than canon's: with so much less of canon it fits.
-                Some(most) if over > 0 && login.may_shrink(listed) => most.bytes = most.bytes.saturating_sub(over),
+                Some(most) if over > 0 && login.may_shrink(listed) => most.bytes = canon.len().saturating_sub(over),
                 _ => return (theirs, listed),
             }
         }
