@@ -1,5 +1,6 @@
 //! What the fuzz targets do with their input. `tests/fuzz.rs` runs the same over the corpora.
 
+pub mod dialect;
 pub mod differential;
 pub mod proxy;
 pub mod redis;
@@ -11,7 +12,8 @@ pub mod strict;
 /// The name of its corpus, and what it does with an input.
 pub type Target = (&'static str, fn(&[u8]));
 
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
+    ("dialect", dialect::run),
     ("differential", differential::run),
     ("proxy", proxy::run),
     ("redis", redis::run),

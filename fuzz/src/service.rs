@@ -15,7 +15,8 @@ use std::sync::{Arc, Mutex};
 use chat_server::password::normal;
 use chat_server::service::Shard;
 use chat_server::store::UserId;
-use chat_server::wire::name;
+use chat_server::wire::dialect::Hearing;
+use chat_server::wire::{Request, Split, Splitter, name};
 use serde_json::{Value, json};
 
 use super::strict::{self, Json};
@@ -285,6 +286,21 @@ fn take_object(stream: &mut Vec<u8>, begun: &mut bool, limit: usize) -> Front {
     if stream.len() > limit { Front::Broken(TOO_LARGE) } else { Front::Nothing }
 }
 
+/// Whether the service would take the client for one that speaks another dialect, of which this model knows nothing.
+fn is_no_canon(mut stream: &[u8]) -> bool {
+    let mut splitter = Splitter::default();
+    while let Ok(Split::Object { start, end }) = splitter.next(stream, AFTER_LOGIN) {
+        if let Ok(request) = Request::parse(&stream[start..end])
+            && matches!(request.seq(), Ok(None))
+            && Hearing::default().hear(&request, None).is_some()
+        {
+            return true;
+        }
+        stream = &stream[end..];
+    }
+    splitter.has_lengths()
+}
+
 fn user_of(id: i64) -> Option<UserId> {
     UserId::try_from(id).ok().filter(|id| (1..=i32::MAX as u32).contains(id))
 }
@@ -547,6 +563,9 @@ impl<'a> World<'a> {
         // A client that sends reads as well.
         self.set_stalled(client, false);
         let Some(line) = &mut self.lines[client] else { return };
+        if is_no_canon(&[&line.partial, bytes].concat()) {
+            return;
+        }
         line.partial.extend_from_slice(bytes);
         if let Some(socket) = self.node.sockets.get_mut(&line.socket) {
             socket.input.extend_from_slice(bytes);
