@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use chat_server::wire::dialect::{Dialect, Heard, Hearing, Length, Me, Speaker, To, find, list};
-use chat_server::wire::reply::{self, Errno, FanOut, Friend, Group, LoginReply, Member, Refusal};
+use chat_server::wire::reply::{self, Errno, FanOut, Friend, Group, LoginReply, Member, Refusal, ReplyLimit, Yields};
 use chat_server::wire::{Request, Split, Splitter, msgid};
 
 use super::strict::{Json, read};
@@ -134,7 +134,9 @@ impl Client {
         let member = Member { id: 4, name: NAME.to_owned(), state: "online", role: "normal" };
         let group =
             Group { id: 3, groupname: "a".to_owned(), groupdesc: NAME.to_owned(), users: vec![member], members: 600 };
-        let (friends, groups, limit) = ([friend], [group], Some(self.chat.len() + 200));
+        let yields = if self.chat.len().is_multiple_of(2) { Yields::Offline } else { Yields::Everything };
+        let limit = ReplyLimit { bytes: self.chat.len() + 200, yields };
+        let (friends, groups, limit) = ([friend], [group], Some(limit));
         let login = LoginReply {
             seq: None,
             id: ME,
