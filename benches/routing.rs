@@ -10,7 +10,7 @@ use std::time::Instant;
 use chat_server::bus::{BusEvent, BusOp};
 use chat_server::home::Homes;
 use chat_server::password::{Cost, Hasher};
-use chat_server::reactor::{ConnId, ConnIds};
+use chat_server::reactor::{ConnId, ConnIds, ListenerId};
 use chat_server::service::{Effect, Effects, Job, JobRunner, Letter, Now, Payload, Settings, Shard, Tag};
 use chat_server::store::sqlite::SqliteStore;
 use chat_server::store::{NodeId, Quotas, Store};
@@ -115,7 +115,7 @@ impl Node {
     fn user(&mut self, id: u64) -> ConnId {
         let shard = HOMES.of_user(id as u32);
         let conn = self.ids[shard].allocate();
-        self.call(shard, |shard, now, effects| shard.opened(conn, PEER, now, effects));
+        self.call(shard, |shard, now, effects| shard.opened(conn, PEER, ListenerId::default(), now, effects));
         self.input(conn, format!("{{\"msgid\":4,\"name\":\"u{id}\",\"password\":\"p\"}}").as_bytes());
         self.input(conn, format!("{{\"msgid\":1,\"id\":{id},\"password\":\"p\"}}").as_bytes());
         let reply = String::from_utf8_lossy(&self.last);

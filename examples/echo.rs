@@ -52,6 +52,6 @@ fn main() -> io::Result<()> {
     let listener = listen(address)?;
     println!("listening on {}", listener.local_addr()?);
     let admission = Admission { max: 1000, refusal: b"all places are taken\n".to_vec(), addresses: None };
-    let (acceptor, _stop) = Acceptor::new(listener, mailboxes, admission)?;
+    let (acceptor, _stop) = Acceptor::new([listener], mailboxes, admission)?;
     acceptor.run()
 }

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::thread;
 
 use chat_server::reactor::{
-    Acceptor, Admission, Budget, CloseReason, ConnId, ConnMap, EventLoop, Handler, Io, Limits, Message, Reason, Taken,
-    Types, Unwritten, listen, mailboxes,
+    Acceptor, Admission, Budget, CloseReason, ConnId, ConnMap, EventLoop, Handler, Io, Limits, ListenerId, Message,
+    Reason, Taken, Types, Unwritten, listen, mailboxes,
 };
 
 const REACTORS: usize = 2;
@@ -67,7 +67,7 @@ impl Room {
 }
 
 impl Handler for Room {
-    fn opened(&mut self, io: &mut Io<Self>, conn: ConnId, peer: SocketAddr) {
+    fn opened(&mut self, io: &mut Io<Self>, conn: ConnId, peer: SocketAddr, _listener: ListenerId) {
         self.members.insert(conn, peer);
         Room::say(io, format!("* {peer} has come\n").as_bytes());
     }
@@ -116,6 +116,6 @@ fn main() -> io::Result<()> {
     let listener = listen(address)?;
     println!("listening on {}", listener.local_addr()?);
     let admission = Admission { max: 1000, refusal: b"* the room is full\n".to_vec(), addresses: None };
-    let (acceptor, _stop) = Acceptor::new(listener, mailboxes, admission)?;
+    let (acceptor, _stop) = Acceptor::new([listener], mailboxes, admission)?;
     acceptor.run()
 }

@@ -1,11 +1,12 @@
 //! The command line: flags, their defaults, units and bounds.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -14,6 +15,7 @@ use ipnet::{IpNet, Ipv4Net};
 
 use crate::password::Cost;
 use crate::secret::{SecretUrl, UrlError, may_hold_secret, redacted, scheme};
+use crate::wire::dialect::{self, Dialect, DialectChoice};
 
 /// Where accounts, groups and offline messages are kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +32,14 @@ pub enum Listen {
     Everywhere(u16),
 }
 
+/// A listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listener {
+    pub place: Listen,
+    /// What its clients speak.
+    pub dialect: DialectChoice,
+}
+
 /// A server started under this name has other defaults: the C++ server's MySQL and Redis.
 const DROP_IN_NAME: &str = "ChatServer";
 const DROP_IN_STORE: &str = "mysql://root:123456@127.0.0.1:3306/chat";
@@ -38,7 +48,8 @@ const DROP_IN_REDIS: &str = "redis://127.0.0.1:6379";
 /// The server's configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
-    pub listen: Listen,
+    /// The main one first; there are at most 256.
+    pub listeners: Vec<Listener>,
     pub store: StoreUrl,
     /// `None`: this is a single node.
     pub redis: Option<SecretUrl>,
@@ -90,7 +101,7 @@ pub struct Config {
     pub home_seed: Option<u64>,
     /// For tests: the payload versions that this node claims to read, and a kind that it makes up; `None`: those of
     /// this build, and no further kind.
-    pub dialect: Option<String>,
+    pub payload: Option<String>,
 }
 
 /// A cluster chat server: a drop-in for the muduo ChatServer.
@@ -104,7 +115,17 @@ struct Flags {
     /// Where to listen. No argument: 127.0.0.1:6000. PORT: that port on all addresses of IPv6 and IPv4. IP PORT:
     /// that address. Port 0 takes any free port, which the log names ("listening on …")
     #[arg(value_name = "[IP] PORT", num_args = 0..=2)]
-    listen: Vec<String>,
+    address: Vec<String>,
+
+    /// A further address to listen on, and what its clients speak, as --dialect says for those of the main one.
+    /// Repeatable; several in one value, as in the variable, have blanks or semicolons between them
+    #[arg(long, env = "CHAT_LISTEN", value_name = "IP:PORT[,dialect=NAME|FILE]", allow_hyphen_values = true, value_parser = further_listeners)]
+    listen: Vec<FurtherListeners>,
+
+    /// What the clients speak: auto, which finds it out from their requests; canon, which is the original; another
+    /// dialect by its name; or the path of a TOML file that describes one. list prints all names
+    #[arg(long, env = "CHAT_DIALECT", value_name = "NAME|FILE", default_value = "auto", value_parser = dialect_flag)]
+    dialect: DialectFlag,
 
     /// The database: sqlite:PATH, or mysql://USER:PASSWORD@HOST:PORT/DATABASE (or mariadb://, which is the same).
     /// In the user and the password, characters with a meaning in a URL are percent-encoded: %40 for @
@@ -259,7 +280,7 @@ struct Flags {
 
     /// For tests: speaks to other nodes like a build that reads these payload versions, and that has one more kind
     #[arg(long, value_name = "LOWEST-NEWEST[+KIND]", hide = true)]
-    dialect: Option<String>,
+    payload: Option<String>,
 }
 
 /// A number within bounds.
@@ -285,6 +306,65 @@ fn switch(default: bool) -> impl Fn(&str) -> Result<bool, String> + Clone + Send
 
 fn socket_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "must be IP:PORT, like 127.0.0.1:9100 or [::1]:9100".to_owned())
+}
+
+/// The value of `--dialect`.
+#[derive(Debug, Clone)]
+enum DialectFlag {
+    /// All of them are to be printed.
+    List,
+    Of(DialectChoice),
+}
+
+fn dialect_flag(text: &str) -> Result<DialectFlag, String> {
+    if text == "list" { Ok(DialectFlag::List) } else { dialect(text).map(DialectFlag::Of) }
+}
+
+/// A dialect by its name, or else of a file.
+fn dialect(text: &str) -> Result<DialectChoice, String> {
+    if let Some(named) = DialectChoice::named(text) {
+        return Ok(named);
+    }
+    let path = Path::new(text);
+    if !text.contains(['/', '.']) && !path.exists() {
+        let names: Vec<&str> = dialect::list().map(Dialect::name).collect();
+        return Err(format!("must be the path of a file, auto, or one of {}", names.join(", ")));
+    }
+    let name = path.file_stem().map_or_else(|| text.into(), OsStr::to_string_lossy);
+    let read = std::fs::read_to_string(path).map_err(|error| error.to_string());
+    let dialect = read.and_then(|toml| Dialect::from_toml(&toml, &name).map_err(|error| error.to_string()));
+    dialect.map(|dialect| DialectChoice::Other(Arc::new(dialect))).map_err(|why| format!("{text}: {why}"))
+}
+
+/// All dialects with what distinguishes them, one a line.
+fn dialects() -> String {
+    let known = dialect::list().map(|dialect| (dialect.name(), dialect.about()));
+    let lines: Vec<_> = [("auto", "found out from the requests of each client")].into_iter().chain(known).collect();
+    let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    lines.iter().map(|(name, about)| format!("{name:width$}  {about}\n")).collect()
+}
+
+/// As many further listeners as the acceptor can name beside the main one.
+const MAX_FURTHER: usize = 255;
+
+/// The listeners of one value of `--listen`.
+#[derive(Debug, Clone)]
+struct FurtherListeners(Vec<Listener>);
+
+fn further_listeners(text: &str) -> Result<FurtherListeners, String> {
+    let one = |text: &str| {
+        let (address, dialect) = match text.split_once(',') {
+            None => (text, Some(DialectChoice::Auto)),
+            Some((address, rest)) => (address, rest.strip_prefix("dialect=").map(self::dialect).transpose()?),
+        };
+        let address = address.parse().ok().map(Listen::At);
+        let listener = address.zip(dialect).map(|(place, dialect)| Listener { place, dialect });
+        listener.ok_or_else(|| {
+            "must be IP:PORT, like 127.0.0.1:7000 or [::]:7000, perhaps with ,dialect=NAME behind it".to_owned()
+        })
+    };
+    let parts = text.split([' ', '\t', '\n', ';']).filter(|part| !part.is_empty());
+    parts.map(one).collect::<Result<_, _>>().map(FurtherListeners)
 }
 
 /// A network, or one address. An IPv4 one written as IPv6 becomes the IPv4 one.
@@ -446,7 +526,7 @@ impl fmt::Display for Listen {
 /// Why there is no [`Config`].
 #[derive(Debug)]
 pub enum Stop {
-    /// The help or the version was asked for: print it, exit status 0.
+    /// The help, the version or the list of dialects was asked for: print it, exit status 0.
     Help(String),
     /// One line, exit status 2.
     Usage(String),
@@ -477,7 +557,16 @@ impl Config {
     }
 
     fn from_flags(flags: Flags, is_word: &dyn Fn(&str) -> bool) -> Result<Config, Stop> {
-        let listen = listen_address(&flags.listen).map_err(Stop::Usage)?;
+        let dialect = match flags.dialect {
+            DialectFlag::List => return Err(Stop::Help(dialects())),
+            DialectFlag::Of(dialect) => dialect,
+        };
+        let place = listen_address(&flags.address).map_err(Stop::Usage)?;
+        let mut listeners = vec![Listener { place, dialect }];
+        listeners.extend(flags.listen.into_iter().flat_map(|further| further.0));
+        if listeners.len() > 1 + MAX_FURTHER {
+            return Err(Stop::Usage(format!("--listen takes {MAX_FURTHER} addresses at most")));
+        }
         let of = |flag| move |line: String| Stop::Usage(with_origin(line, flag, is_word));
         let store = flags.store.store().map_err(of("--store"))?;
         let redis = flags.redis.as_ref().map(Unread::redis).transpose().map_err(of("--redis"))?;
@@ -497,7 +586,7 @@ impl Config {
         let time = |seconds| Timeout(Some(Duration::from_secs(seconds)));
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Config {
-            listen,
+            listeners,
             store,
             redis,
             mixed: flags.mixed,
@@ -527,7 +616,7 @@ impl Config {
             proxies: flags.proxy_protocol,
             metrics: flags.metrics,
             home_seed: flags.home_seed,
-            dialect: flags.dialect,
+            payload: flags.payload,
         })
     }
 }
@@ -594,11 +683,82 @@ mod tests {
 
     #[test]
     fn none_one_or_two_words_say_where_to_listen() {
-        let listen = |line: &str| config(line).unwrap().listen.to_string();
+        let listen = |line: &str| config(line).unwrap().listeners[0].place.to_string();
         assert_eq!(listen("chat-server"), "127.0.0.1:6000");
         assert_eq!(listen("chat-server 7000"), "[::]:7000");
         assert_eq!(listen("chat-server 127.0.0.2 0"), "127.0.0.2:0");
         assert_eq!(listen("chat-server ::1 6000"), "[::1]:6000");
+    }
+
+    #[test]
+    fn each_listener_has_a_dialect_of_its_own() {
+        let of = |args: &[&str]| {
+            let line = ["chat-server"].iter().chain(args).map(OsString::from);
+            let listeners = Config::from_args(line).unwrap().listeners;
+            let shown = listeners.iter().map(|it| format!("{} {}", it.place, it.dialect.name().unwrap_or("auto")));
+            shown.collect::<Vec<_>>()
+        };
+        assert_eq!(of(&[]), ["127.0.0.1:6000 auto"]);
+        assert_eq!(of(&["--dialect", "auto", "7000"]), ["[::]:7000 auto"]);
+        assert_eq!(of(&["--dialect=canon"]), ["127.0.0.1:6000 canon"]);
+        let args = ["127.0.0.1", "0", "--listen", "127.0.0.1:1", "--dialect=b", "--listen=[::1]:2,dialect=canon-999"];
+        assert_eq!(of(&args), ["127.0.0.1:0 b", "127.0.0.1:1 auto", "[::1]:2 canon-999"]);
+        let several = "127.0.0.1:1,dialect=canon 127.0.0.1:2;\n127.0.0.1:3,dialect=auto; ";
+        assert_eq!(of(&["--listen", several])[1..], ["127.0.0.1:1 canon", "127.0.0.1:2 auto", "127.0.0.1:3 auto"]);
+        assert_eq!(of(&["--listen", ""]).len(), 1, "a variable that is empty is none");
+        let most = "127.0.0.1:1 ".repeat(MAX_FURTHER);
+        assert_eq!(of(&["--listen", &most]).len(), 256);
+        let line = ["chat-server", "--listen", &most, "--listen", "127.0.0.1:1"].map(OsString::from);
+        assert!(matches!(Config::from_args(line), Err(Stop::Usage(text)) if text.contains("255")));
+    }
+
+    #[test]
+    fn a_dialect_may_stand_in_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mine.toml");
+        let path = path.to_str().unwrap();
+        let write = |text: &str| std::fs::write(path, text).unwrap();
+        write("like = \"b\"\n[numbers]\nlogin = 77\n");
+        for flag in ["--dialect=", "--listen=127.0.0.1:1,dialect="] {
+            let listeners = config(&format!("chat-server {flag}{path}")).unwrap().listeners;
+            let DialectChoice::Other(dialect) = &listeners.last().unwrap().dialect else { panic!("{listeners:?}") };
+            let number = |verb| dialect.number(verb);
+            let numbers = (number(dialect::Verb::Login), number(dialect::Verb::Register));
+            assert_eq!((dialect.name(), numbers), ("mine", (Some(77), Some(3))));
+        }
+        for (text, why) in [
+            ("[numbers]\nlogin = \"one\"\n", "line 2: "),
+            ("\n\nlike = \"nobody\"\n", "line 3: "),
+            ("about = \"\"\nreader = 1\n", "line 2: "),
+            ("[numbers]\nlogin = 3\n", "line 2: "),
+        ] {
+            write(text);
+            for flag in ["--dialect=", "--listen=127.0.0.1:1,dialect="] {
+                let line = usage(&format!("chat-server {flag}{path}"));
+                assert!(line.contains(&format!("{path}: {why}")) && line.lines().count() == 1, "{text}: {line}");
+            }
+        }
+        for (missing, why) in [("nowhere/at.toml", "No such file"), ("./", "directory")] {
+            let line = usage(&format!("chat-server --dialect {missing}"));
+            assert!(line.contains(&format!("{missing}: ")) && line.contains(why), "{line}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_dialect_is_refused_with_the_names_of_all_and_they_can_be_listed() {
+        let line = usage("chat-server --dialect nobody");
+        for dialect in dialect::list() {
+            assert!(line.contains(&format!(" {}", dialect.name())), "{line}");
+        }
+        let Err(Stop::Help(list)) = config("chat-server --dialect list") else { panic!("no list") };
+        let lines: Vec<&str> = list.lines().collect();
+        assert_eq!(lines.len(), 1 + dialect::list().count());
+        let column = lines[0].find("found out").unwrap();
+        for (line, dialect) in lines[1..].iter().zip(dialect::list()) {
+            assert_eq!(line[..column].trim_end(), dialect.name());
+            assert_eq!(&line[column..], dialect.about());
+        }
+        assert!(DialectChoice::named("list").is_none(), "the flag means all of them");
     }
 
     #[test]
@@ -621,6 +781,10 @@ mod tests {
             ("chat-server --max-connections-per-address 0", "--max-connections-per-address"),
             ("chat-server --max-connections-per-address -1", "--max-connections-per-address"),
             ("chat-server --metrics 9100", "--metrics"),
+            ("chat-server --dialect nobody", "--dialect"),
+            ("chat-server --listen 7000", "--listen"),
+            ("chat-server --listen 127.0.0.1:7000,b", "dialect="),
+            ("chat-server --listen 127.0.0.1:7000,dialect=nobody", "canon"),
             ("chat-server --colour", "--colour"),
         ] {
             let text = usage(line);

@@ -11,7 +11,7 @@ use chat_server::bus::{Addressee, Answered, BusEvent, BusOp, Delivery, Envelope}
 use chat_server::home::Homes;
 use chat_server::password::{Cost, Hasher};
 use chat_server::pool::Standing;
-use chat_server::reactor::{CloseReason, ConnId, ConnIds, HangUp, Mark, Recall, Unwritten};
+use chat_server::reactor::{CloseReason, ConnId, ConnIds, HangUp, ListenerId, Mark, Recall, Unwritten};
 use chat_server::service::{
     Answer, Done, Effect, Effects, HashQueue, Job, JobRunner, Lane, Letter, Memo, Moved, Now, Op, PasswordWork,
     Payload, Reason, Settings, Shard, Tag, Timer,
@@ -140,7 +140,7 @@ impl Node {
         let conn = self.ids[shard].allocate();
         self.lines.insert(conn, Line::default());
         let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
-        self.call(shard, move |shard, now, fx| shard.opened(conn, peer, now, fx));
+        self.call(shard, move |shard, now, fx| shard.opened(conn, peer, ListenerId::default(), now, fx));
         conn
     }
 

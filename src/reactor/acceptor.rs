@@ -7,19 +7,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use mio::net::{TcpListener, TcpStream};
-use mio::{Events, Interest, Poll, Token, Waker};
+use mio::{Events, Interest, Poll, Registry, Token, Waker};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use super::address::{Addresses, canonical};
 use super::counts::AcceptorCounts;
+use super::id::ListenerId;
 use super::mailbox::{Mail, Mailbox, WAKER};
 use super::memory::{self, Crowd};
 use super::slot::{CommonPlace, ConnectionSlot};
 use super::types::Types;
 
-const LISTENER: Token = Token(0);
-/// The number of clients that are accepted in a turn.
+/// The number of clients that are accepted from each listener in a turn.
 const ACCEPT_BUDGET: usize = 64;
+/// The longest sleep.
+const MAX_SLEEP: Duration = Duration::from_secs(1);
 /// The pause after a failure that only time can mend, such as a lack of descriptors.
 const RETRY: Duration = Duration::from_millis(500);
 /// How often the acceptor checks whether a crowd has left.
@@ -101,21 +103,35 @@ enum AcceptState {
     Waiting,
     /// The budget of a turn was used up; the next turn.
     Ready,
-    /// The system lacks something; this moment. The listener is deregistered until then.
+    /// The system lacks something; this moment. All listeners are deregistered until then.
     Failed { until: Instant },
 }
 
-/// The acceptor: its own Poll and the listener. Client sockets are never registered here.
+/// A listening socket, of which the token is its index.
+struct Listener {
+    id: ListenerId,
+    socket: TcpListener,
+    state: AcceptState,
+}
+
+impl Listener {
+    fn register(&mut self, registry: &Registry) -> io::Result<()> {
+        registry.register(&mut self.socket, Token(self.id.index()), Interest::READABLE)
+    }
+}
+
+/// The acceptor: its own Poll and the listeners. Client sockets are never registered here.
 pub struct Acceptor<H: Types> {
     poll: Poll,
-    listener: TcpListener,
+    listeners: Vec<Listener>,
+    /// The listener whose turn is next: it need not be the first one, where a failure has cut a turn short.
+    turn: usize,
     mailboxes: Arc<[Mailbox<Mail<H>>]>,
     next: usize,
     /// Referred to by every open connection, over all reactors, and by nothing else.
     common: CommonPlace,
     admission: Admission,
     stop: Arc<AtomicBool>,
-    state: AcceptState,
     /// What is lacking now has been logged.
     complained: bool,
     crowd: Crowd,
@@ -132,7 +148,7 @@ pub struct AcceptorHandle {
 }
 
 impl AcceptorHandle {
-    /// Ends the acceptor's loop and closes the listener.
+    /// Ends the acceptor's loop and closes the listeners.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::SeqCst);
         // At worst it looks by itself, within its longest sleep.
@@ -141,27 +157,35 @@ impl AcceptorHandle {
 }
 
 impl<H: Types> Acceptor<H> {
-    /// An acceptor on `listener`.
+    /// An acceptor on these listeners, which it names by their order.
+    ///
+    /// # Errors
+    /// The system has no more descriptors, or there are more than 256 listeners.
     pub fn new(
-        listener: std::net::TcpListener,
+        listeners: impl IntoIterator<Item = std::net::TcpListener>,
         mailboxes: Arc<[Mailbox<Mail<H>>]>,
         admission: Admission,
     ) -> io::Result<(Self, AcceptorHandle)> {
         let poll = Poll::new()?;
-        let mut listener = TcpListener::from_std(listener);
-        poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
+        let listener = |(index, socket)| -> io::Result<Listener> {
+            let id = ListenerId(u8::try_from(index).map_err(io::Error::other)?);
+            let mut listener = Listener { id, socket: TcpListener::from_std(socket), state: AcceptState::Ready };
+            listener.register(poll.registry())?;
+            Ok(listener)
+        };
+        let listeners = listeners.into_iter().enumerate().map(listener).collect::<io::Result<_>>()?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
         let stop = Arc::new(AtomicBool::new(false));
         let handle = AcceptorHandle { stop: Arc::clone(&stop), waker };
         let acceptor = Acceptor {
             poll,
-            listener,
+            listeners,
+            turn: 0,
             mailboxes,
             next: 0,
             common: CommonPlace::default(),
             admission,
             stop,
-            state: AcceptState::Ready,
             complained: false,
             crowd: Crowd::default(),
             looked: Instant::now(),
@@ -179,28 +203,27 @@ impl<H: Types> Acceptor<H> {
     pub fn run(mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(16);
         while !self.stop.load(Ordering::SeqCst) {
-            let timeout = match self.state {
+            let timeouts = self.listeners.iter().map(|listener| match listener.state {
                 AcceptState::Ready => Duration::ZERO,
-                AcceptState::Waiting => Duration::from_secs(1),
+                AcceptState::Waiting => MAX_SLEEP,
                 AcceptState::Failed { until } => until.saturating_duration_since(Instant::now()),
-            };
-            match self.poll.poll(&mut events, Some(timeout)) {
+            });
+            match self.poll.poll(&mut events, Some(timeouts.min().unwrap_or(MAX_SLEEP))) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
                 _ => {}
             }
-            if events.iter().any(|event| event.token() == LISTENER) && self.state == AcceptState::Waiting {
-                self.state = AcceptState::Ready;
+            for event in &events {
+                // The waker has no listener.
+                if let Some(listener) = self.listeners.get_mut(event.token().0)
+                    && listener.state == AcceptState::Waiting
+                {
+                    listener.state = AcceptState::Ready;
+                }
             }
             let now = Instant::now();
             self.resume(now)?;
             self.tidy(now);
-            if self.state == AcceptState::Ready {
-                self.state = self.accept_some();
-                if let AcceptState::Failed { .. } = self.state {
-                    self.counts.pauses.add(1);
-                    self.poll.registry().deregister(&mut self.listener)?;
-                }
-            }
+            self.accept_in_turn()?;
         }
         Ok(())
     }
@@ -217,25 +240,50 @@ impl<H: Types> Acceptor<H> {
 
     /// Ends a state whose cause is gone.
     fn resume(&mut self, now: Instant) -> io::Result<()> {
-        match self.state {
-            AcceptState::Failed { until } if until <= now => {
-                self.poll.registry().register(&mut self.listener, LISTENER, Interest::READABLE)?;
-                self.state = AcceptState::Ready;
+        for listener in &mut self.listeners {
+            match listener.state {
+                AcceptState::Failed { until } if until <= now => {
+                    listener.register(self.poll.registry())?;
+                    listener.state = AcceptState::Ready;
+                }
+                _ => {}
             }
-            _ => {}
         }
         Ok(())
     }
 
-    fn accept_some(&mut self) -> AcceptState {
+    /// Lets each listener use its budget. What one of them fails for is lacking for all.
+    fn accept_in_turn(&mut self) -> io::Result<()> {
+        for _ in 0..self.listeners.len() {
+            let index = self.turn;
+            self.turn = (index + 1) % self.listeners.len();
+            if self.listeners[index].state != AcceptState::Ready {
+                continue;
+            }
+            let state = self.accept_some(index);
+            if let AcceptState::Failed { .. } = state {
+                self.counts.pauses.add(1);
+                for listener in &mut self.listeners {
+                    self.poll.registry().deregister(&mut listener.socket)?;
+                    listener.state = state;
+                }
+                return Ok(());
+            }
+            self.listeners[index].state = state;
+        }
+        Ok(())
+    }
+
+    fn accept_some(&mut self, index: usize) -> AcceptState {
         for _ in 0..ACCEPT_BUDGET {
-            match self.listener.accept() {
+            let Listener { id, socket, .. } = &self.listeners[index];
+            match socket.accept() {
                 Ok((stream, peer)) => {
                     let peer = canonical(peer);
                     match self.admit(peer) {
                         Ok(slot) => {
                             self.complained = false;
-                            self.mailboxes[self.next].post(Mail::Connection(stream, peer, slot));
+                            self.mailboxes[self.next].post(Mail::Connection(stream, peer, *id, slot));
                             self.next = (self.next + 1) % self.mailboxes.len();
                         }
                         Err(why) => self.refuse(stream, peer, why),

@@ -16,7 +16,7 @@ use super::budget::{Budget, Share};
 use super::connection::Connection;
 use super::counts::ReactorCounts;
 use super::handler::Handler;
-use super::id::ConnIds;
+use super::id::{ConnIds, ListenerId};
 use super::io::{Io, LoopTimer};
 use super::mailbox::{Mail, Mailbox, Moving};
 use super::pressure::Limits;
@@ -270,7 +270,7 @@ impl<H: Handler> Running<H> {
         while let Some(letter) = waiting.next() {
             match letter {
                 Mail::Letter(letter) => self.handler.letter(&mut self.io, letter),
-                Mail::Connection(stream, peer, slot) => self.adopt(stream, peer, slot),
+                Mail::Connection(stream, peer, listener, slot) => self.adopt(stream, peer, listener, slot),
                 Mail::Moved(moving) => self.take_in(*moving),
                 Mail::Stop => self.handler.stopping(&mut self.io),
                 Mail::Exit | Mail::Abandon => {} // noted when it came
@@ -296,7 +296,7 @@ impl<H: Handler> Running<H> {
     }
 
     /// Takes an accepted socket over.
-    fn adopt(&mut self, stream: TcpStream, peer: SocketAddr, slot: ConnectionSlot) {
+    fn adopt(&mut self, stream: TcpStream, peer: SocketAddr, listener: ListenerId, slot: ConnectionSlot) {
         let io = &mut self.io;
         let id = io.ids.allocate();
         let mut connection = Box::new(Connection::new(id, stream, slot));
@@ -308,7 +308,7 @@ impl<H: Handler> Running<H> {
         io.connections.insert(id, connection);
         io.counts.accepted.add(1);
         io.counts.connections.set(io.connections.len());
-        self.handler.opened(io, id, peer);
+        self.handler.opened(io, id, peer, listener);
     }
 
     /// Takes over a connection that another reactor gave away.

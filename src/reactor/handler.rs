@@ -5,7 +5,7 @@
 use std::net::SocketAddr;
 
 use super::connection::HangUp;
-use super::id::ConnId;
+use super::id::{ConnId, ListenerId};
 use super::io::Io;
 use super::outbox::Unwritten;
 use super::reason::CloseReason;
@@ -26,8 +26,8 @@ pub trait Handler: Types {
         true
     }
 
-    /// A connection has been accepted.
-    fn opened(&mut self, _io: &mut Io<Self>, _conn: ConnId, _peer: SocketAddr) {}
+    /// A connection of `peer` has been accepted on one of the acceptor's listeners.
+    fn opened(&mut self, _io: &mut Io<Self>, _conn: ConnId, _peer: SocketAddr, _listener: ListenerId) {}
 
     /// A connection has come from another reactor, whose handler gave it away with `moved`
     /// ([`Io::move_to`]). It may come after [`Handler::stopping`], too.

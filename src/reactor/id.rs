@@ -21,6 +21,16 @@ impl ConnId {
     }
 }
 
+/// Names a listener of an acceptor, by its place among those that the acceptor was given.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct ListenerId(pub u8);
+
+impl ListenerId {
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
 impl std::fmt::Display for ConnId {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         write!(f, "{}.{}", self.reactor, self.serial)

@@ -9,6 +9,7 @@ use mio::{Poll, Registry, Token, Waker};
 
 use super::budget::InFlight;
 use super::connection::Connection;
+use super::id::ListenerId;
 use super::slot::ConnectionSlot;
 use super::types::Types;
 
@@ -18,7 +19,7 @@ pub(super) const WAKER: Token = Token(usize::MAX);
 /// What a reactor with such a handler receives.
 pub enum Mail<H: Types> {
     /// From the acceptor: an accepted socket, registered nowhere yet.
-    Connection(TcpStream, SocketAddr, ConnectionSlot),
+    Connection(TcpStream, SocketAddr, ListenerId, ConnectionSlot),
     /// From another reactor: a connection that goes on here, registered nowhere at the moment.
     Moved(Box<Moving<H>>),
     /// From another reactor or a worker.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!            ┌──────────┐ round robin  ┌────────────┐   letters    ┌────────────┐
-//!  listener ─▶ acceptor ├──────┬──────▶│ reactor-0  │◀────────────▶│ reactor-1  │ …
+//! listeners ─▶ acceptor ├──────┬──────▶│ reactor-0  │◀────────────▶│ reactor-1  │ …
 //!            └──────────┘      └──────▶│ Poll, conns│              │            │
 //!                                      └─────┬──────┘              └─────┬──────┘
 //!                                            │ jobs           results ▲  │
@@ -12,7 +12,7 @@
 //!                                      └───────────────────────────────────────┘
 //! ```
 //!
-//! As in muduo, the acceptor owns the listening socket and hands each accepted one to a sub-reactor
+//! As in muduo, the acceptor owns the listening sockets and hands each accepted one to a sub-reactor
 //! in turn; from then on everything about a connection happens in that reactor's thread, until its
 //! handler has it moved to another one, whole and by letter. Other threads reach a reactor only
 //! through its [`Mailbox`]: what muduo calls `runInLoop` is a letter here. Unlike in muduo, epoll is
@@ -63,7 +63,7 @@ pub use connection::HangUp;
 pub use counts::{AcceptorCounts, ReactorCounts, Slowness};
 pub use event_loop::EventLoop;
 pub use handler::{Handler, Taken};
-pub use id::{ConnId, ConnIds, ConnMap};
+pub use id::{ConnId, ConnIds, ConnMap, ListenerId};
 pub use io::Io;
 pub use mailbox::{Mail, Mailbox, Moving, mailboxes};
 pub use outbox::{Body, Message, Outbox, SendOptions, Unwritten, WriteResult};

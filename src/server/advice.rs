@@ -68,7 +68,9 @@ impl Descriptors {
         // A poll with its waker for each reactor, and a connection of two files to the store for each worker.
         let each = (config.reactors * 3 + config.workers * 2) as u64;
         let if_any = |wanted: bool, descriptors| if wanted { descriptors } else { 0 };
-        let own = 23 + each + if_any(config.redis.is_some(), 10) + if_any(config.metrics.is_some(), 12);
+        // Each socket that is listened on is kept for the next life, beside the acceptor's.
+        let further = config.listeners.len().saturating_sub(1) as u64 * 2;
+        let own = 23 + each + further + if_any(config.redis.is_some(), 10) + if_any(config.metrics.is_some(), 12);
         let watchers = if_any(config.metrics.is_some(), MAX_CONNECTIONS.min(limit / 4));
         Descriptors { limit, own, watchers }
     }

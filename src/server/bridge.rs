@@ -15,7 +15,7 @@ use crate::clock::since_boot;
 use crate::home::Homes;
 use crate::pool::{Standing, Submitter, Worker};
 use crate::reactor::{
-    Body, CloseReason, ConnId, Handler, HangUp, Io, Mail, Mailbox, Message, Recall, Taken, Types, Unwritten,
+    Body, CloseReason, ConnId, Handler, HangUp, Io, ListenerId, Mail, Mailbox, Message, Recall, Taken, Types, Unwritten,
 };
 use crate::service::{Effect, Effects, Job, JobRunner, Lane, Letter, Moved, Now, Payload, Reason, Shard, Tag, Timer};
 use crate::store::NodeId;
@@ -205,9 +205,9 @@ impl Handler for Bridge {
         self.validity.as_ref().is_none_or(|validity| validity.may_act(since_boot()))
     }
 
-    fn opened(&mut self, io: &mut Io<Self>, conn: ConnId, peer: SocketAddr) {
+    fn opened(&mut self, io: &mut Io<Self>, conn: ConnId, peer: SocketAddr, listener: ListenerId) {
         log::debug!("{conn}: {peer} has connected");
-        self.act(io, |shard, now, fx| shard.opened(conn, peer, now, fx));
+        self.act(io, |shard, now, fx| shard.opened(conn, peer, listener, now, fx));
     }
 
     fn arrived(&mut self, io: &mut Io<Self>, conn: ConnId, moved: Box<Moved>) {

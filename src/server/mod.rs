@@ -38,6 +38,7 @@ pub mod reaping;
 mod threads;
 pub mod validity;
 
+use std::fmt;
 use std::net::{SocketAddr, TcpListener};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -45,9 +46,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, Sender, bounded, select};
 
-use crate::config::{Config, Listen};
+use crate::config::{Config, Listen, Listener};
 use crate::reactor::{Acceptor, Admission, listen, listen_everywhere};
 use crate::secret::SecretUrl;
+use crate::wire::dialect::DialectChoice;
 use crate::wire::{Errno, Refusal};
 use advice::Descriptors;
 pub use advice::{CannotListen, advise, enough_memory};
@@ -79,18 +81,15 @@ impl Server {
         let monitored = config.metrics.map(listen_for_metrics).transpose()?;
         let descriptors = Descriptors::enough(config)?;
         let opened = Opened::new(config)?;
-        let listener = match config.listen {
-            Listen::At(address) => listen(address),
-            Listen::Everywhere(port) => listen_everywhere(port),
-        };
-        let listener = listener.map_err(|error| CannotListen::new(config.listen.to_string(), error))?;
-        let address = listener.local_addr()?;
+        let listeners: Vec<Listening> = config.listeners.iter().map(Listening::new).collect::<Result<_>>()?;
+        let main = listeners.first().context("there is no listener")?;
+        let address = main.address;
         let lasting = Lasting::new(config, descriptors)?;
-        let (node, sources) = Ready::new(opened, &lasting, address)?.run(&lasting, listener.try_clone()?)?;
+        let (node, sources) = Ready::new(opened, &lasting, address)?.run(&lasting, sockets(&listeners)?)?;
         let monitor =
             monitored.map(|listener| Monitor::start(listener, descriptors.watchers(), sources)).transpose()?;
         log::info!(
-            "listening on {address}; store {}; bus {}; reactors {}; workers {}; file descriptors {}{}",
+            "listening on {main}; store {}; bus {}; reactors {}; workers {}; file descriptors {}{}",
             config.store,
             config.redis.as_ref().map_or("in-process".to_owned(), SecretUrl::to_string),
             config.reactors,
@@ -98,8 +97,9 @@ impl Server {
             descriptors.limit(),
             monitor.as_ref().map_or_else(String::new, |monitor| format!("; metrics on http://{}/", monitor.address())),
         );
+        listeners[1..].iter().for_each(|further| log::info!("listening on {further}"));
         let (stop, stopping) = bounded(1);
-        let lives = Lives { address, listener, lasting, monitor };
+        let lives = Lives { address, listeners, lasting, monitor };
         let lives = std::thread::Builder::new().name("lives".to_owned()).spawn(move || lives.run(node, &stopping));
         Ok(Server { address, stop, lives: lives.context("cannot start lives")? })
     }
@@ -137,10 +137,42 @@ fn listen_for_metrics(address: SocketAddr) -> Result<TcpListener, CannotListen> 
     listen(address).map_err(|error| CannotListen::new(format!("{address} for --metrics"), error))
 }
 
+/// A socket that is listened on, and what is spoken there.
+struct Listening {
+    socket: TcpListener,
+    /// With the real port.
+    address: SocketAddr,
+    dialect: DialectChoice,
+}
+
+impl Listening {
+    fn new(Listener { place, dialect }: &Listener) -> Result<Listening> {
+        let socket = match *place {
+            Listen::At(address) => listen(address),
+            Listen::Everywhere(port) => listen_everywhere(port),
+        };
+        let socket = socket.map_err(|error| CannotListen::new(place.to_string(), error))?;
+        Ok(Listening { address: socket.local_addr()?, socket, dialect: dialect.clone() })
+    }
+}
+
+impl fmt::Display for Listening {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}", self.address)?;
+        self.dialect.name().map_or(Ok(()), |name| write!(f, "; dialect {name}"))
+    }
+}
+
+/// The same sockets once more, for an acceptor, which closes its own.
+fn sockets(listeners: &[Listening]) -> Result<Vec<TcpListener>> {
+    listeners.iter().map(|listener| Ok(listener.socket.try_clone()?)).collect()
+}
+
 /// One life after the other, on the same sockets.
 struct Lives {
     address: SocketAddr,
-    listener: TcpListener,
+    /// The main one first.
+    listeners: Vec<Listening>,
     lasting: Lasting,
     monitor: Option<Monitor>,
 }
@@ -187,7 +219,7 @@ impl Lives {
             }
         };
         doorman.into_iter().for_each(Door::close);
-        let (node, sources) = ready.run(&self.lasting, self.listener.try_clone()?)?;
+        let (node, sources) = ready.run(&self.lasting, sockets(&self.listeners)?)?;
         if let Some(monitor) = &self.monitor {
             monitor.watch(sources)?;
         }
@@ -198,14 +230,14 @@ impl Lives {
     fn turn_clients_away(&self) -> Result<Door> {
         let refusal = refusal_of(&Refusal::new(Errno::Busy, "this node is not ready, try again later"));
         let admission = Admission { max: 0, refusal, addresses: None };
-        let (acceptor, handle) = Acceptor::new(self.listener.try_clone()?, Mailboxes::default(), admission)?;
+        let (acceptor, handle) = Acceptor::new(sockets(&self.listeners)?, Mailboxes::default(), admission)?;
         Door::open("doorman", acceptor, handle)
     }
 
     fn end(self, node: Node, hurry: &Hurry) -> Result<()> {
         self.monitor.iter().for_each(Monitor::stopping);
         // From now on the system refuses connections.
-        drop(self.listener);
+        drop(self.listeners);
         let outcome = node.stop(hurry);
         self.monitor.into_iter().for_each(Monitor::end);
         outcome

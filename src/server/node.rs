@@ -142,11 +142,11 @@ impl Ready {
         Ok(Ready { opened, polls, mailboxes, bus, joined })
     }
 
-    /// Starts all threads, with an acceptor on `listener`.
+    /// Starts all threads, with an acceptor on `listeners`.
     ///
     /// # Errors
     /// The system has no more descriptors or threads; those that have been started go on.
-    pub fn run(self, lasting: &Lasting, listener: TcpListener) -> Result<(Node, Sources)> {
+    pub fn run(self, lasting: &Lasting, listeners: Vec<TcpListener>) -> Result<(Node, Sources)> {
         let Ready { opened: Opened { node, store, lock }, polls, mailboxes, bus, joined } = self;
         let config = &lasting.config;
         let lock = lock.map(keep_lock).transpose()?;
@@ -193,7 +193,7 @@ impl Ready {
             })?;
         }
         let cluster = joined.map(|joined| joined.run(turns)).transpose()?;
-        let (acceptor, handle) = Acceptor::new(listener, Arc::clone(&mailboxes), admission(lasting))?;
+        let (acceptor, handle) = Acceptor::new(listeners, Arc::clone(&mailboxes), admission(lasting))?;
         let sources = Sources {
             mailboxes: Arc::clone(&mailboxes),
             acceptor: acceptor.counts(),
@@ -237,6 +237,7 @@ fn settings(lasting: &Lasting, node: NodeId, lanes: usize) -> Settings {
         single_node: config.redis.is_none(),
         mixed: config.mixed,
         proxies: config.proxies.clone().into(),
+        listeners: config.listeners.iter().map(|listener| listener.dialect.clone()).collect(),
         limits: service::Limits {
             addresses: lasting.addresses.clone().filter(|_| lasting.is_behind_a_proxy()),
             failed_logins: lasting.failed_logins.clone(),

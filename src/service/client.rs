@@ -11,7 +11,7 @@ use super::reason::Reason;
 use super::receipts::SessionId;
 use crate::reactor::{AddressSlot, canonical};
 use crate::store::UserId;
-use crate::wire::dialect::{Dialect, Hearing, Length, Me, Speaker};
+use crate::wire::dialect::{Dialect, DialectChoice, Hearing, Length, Me, Speaker};
 use crate::wire::{Framing, FramingMirror, Splitter, msgid};
 
 /// A connection, as the service sees it.
@@ -200,6 +200,21 @@ impl Client {
             close_when_paid: None,
             tally: None,
         }
+    }
+
+    /// What it speaks, before it has sent anything.
+    pub fn speaks(&mut self, choice: &DialectChoice) {
+        let dialect = match choice {
+            DialectChoice::Auto => return,
+            DialectChoice::Canon => None,
+            DialectChoice::Other(dialect) => Some(dialect),
+        };
+        self.hearing = Hearing::settled();
+        self.splitter = match dialect.map(|dialect| dialect.length()) {
+            Some(Length::Both) => Splitter::with_lengths(),
+            _ => Splitter::without_lengths(),
+        };
+        self.speaker = dialect.map(|dialect| Box::new(Speaker::new(Arc::clone(dialect))));
     }
 
     /// Whether a request must wait for the changes that earlier ones have made, since it would not see them. A

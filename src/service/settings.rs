@@ -11,6 +11,7 @@ use super::throttle::Throttle;
 use crate::home::Homes;
 use crate::reactor::{Addresses, Origin};
 use crate::store::{NodeId, UserId};
+use crate::wire::dialect::DialectChoice;
 
 /// What an operator can set, and who this node is.
 #[derive(Debug, Clone)]
@@ -45,6 +46,8 @@ pub struct Settings {
     /// Networks whose connections begin with a PROXY header, while all others are refused; none:
     /// there is no proxy.
     pub proxies: Arc<[IpNet]>,
+    /// What is spoken at each listener; at those that are not named here, it is found out.
+    pub listeners: Arc<[DialectChoice]>,
     pub limits: Limits,
     /// Where passwords wait to be hashed, on the whole node.
     pub hashes: Arc<HashQueue>,
@@ -83,6 +86,7 @@ impl Default for Settings {
             single_node: true,
             mixed: false,
             proxies: Arc::default(),
+            listeners: Arc::default(),
             limits: Limits::default(),
             hashes: HashQueue::new(1),
         }

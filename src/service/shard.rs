@@ -20,7 +20,7 @@ use super::sums::Sums;
 use super::users::Users;
 use super::{Answer, Effect, Effects, Job, Lane, Letter, Now, Op, Settings, ShardCounts, Tag, Then, Timer};
 use crate::home::Homes;
-use crate::reactor::{CloseReason, ConnId, ConnMap, HangUp, Taken, Unwritten};
+use crate::reactor::{CloseReason, ConnId, ConnMap, HangUp, ListenerId, Taken, Unwritten};
 use crate::store::{StoreError, UserId, Write};
 use crate::wire::dialect::Heard;
 use crate::wire::proxy::BadHeader;
@@ -146,8 +146,8 @@ impl Shard {
     }
 
     /// A connection was accepted, from `peer`: the client, or a proxy that will name it.
-    pub fn opened(&mut self, conn: ConnId, peer: SocketAddr, now: Now, fx: &mut Effects) {
-        self.handle(now, fx, |shard| shard.connection_opened(conn, peer));
+    pub fn opened(&mut self, conn: ConnId, peer: SocketAddr, listener: ListenerId, now: Now, fx: &mut Effects) {
+        self.handle(now, fx, |shard| shard.connection_opened(conn, peer, listener));
     }
 
     /// Bytes have arrived; `input` begins with what the last call left.
@@ -230,8 +230,11 @@ impl Shard {
         result
     }
 
-    fn connection_opened(&mut self, conn: ConnId, peer: SocketAddr) {
+    fn connection_opened(&mut self, conn: ConnId, peer: SocketAddr, listener: ListenerId) {
         let mut client = Client::new(peer);
+        if let Some(choice) = self.settings.listeners.get(listener.index()) {
+            client.speaks(choice);
+        }
         if self.settings.login_timeout.or(self.settings.idle_timeout).is_some() {
             client.tally(self.now.at);
         }

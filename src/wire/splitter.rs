@@ -85,6 +85,11 @@ pub(super) fn is_separator(byte: u8) -> bool {
 }
 
 impl Splitter {
+    /// For a client that puts no length before any object.
+    pub fn without_lengths() -> Splitter {
+        Splitter { lengths: Lengths::Never, ..Splitter::default() }
+    }
+
     /// For a client that puts a length before each object.
     pub fn with_lengths() -> Splitter {
         Splitter { lengths: Lengths::Always, ..Splitter::default() }

@@ -15,7 +15,7 @@ const BOTH_WAYS: [(usize, usize); 2] = [(0, 1), (1, 0)];
 /// A node of the newer build in every cluster.
 const WITNESS: usize = 2;
 
-const NEWER: [&str; 2] = ["--dialect", "2-3+200"];
+const NEWER: [&str; 2] = ["--payload", "2-3+200"];
 /// A word of the envelope of the made-up kind.
 const MADE_UP: &str = "made up";
 

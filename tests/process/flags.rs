@@ -84,6 +84,18 @@ fn numbers() -> Vec<Flag> {
             refused: texts(&["", "127.0.0.1", "9100", "127.0.0.1:-1", "127.0.0.1:65536", "localhost:9100"]),
         },
         Flag {
+            name: "--listen",
+            accepted: texts(&["127.0.0.1:0", "127.0.0.1:0,dialect=b", "127.0.0.1:0 127.0.0.1:0,dialect=canon;"]),
+            refused: texts(&[
+                "127.0.0.1",
+                "7000",
+                "-1",
+                "127.0.0.1:65536",
+                "127.0.0.1:0,b",
+                "127.0.0.1:0,dialect=none",
+            ]),
+        },
+        Flag {
             name: "--proxy-protocol",
             // No client comes from there.
             accepted: texts(&["10.0.0.0/0", "::/0"]),
@@ -93,7 +105,7 @@ fn numbers() -> Vec<Flag> {
 }
 
 /// Flags that take neither a number nor a time.
-const OTHERS: [&str; 9] = [
+const OTHERS: [&str; 11] = [
     "--store",
     "--redis",
     "--mixed",
@@ -101,6 +113,8 @@ const OTHERS: [&str; 9] = [
     "--limits",
     "--login-memo",
     "--legacy-client",
+    "--trace-wire",
+    "--dialect",
     "--help",
     "--version",
 ];

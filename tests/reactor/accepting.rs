@@ -8,18 +8,83 @@ use chat_server::reactor::listen;
 use socket2::SockRef;
 
 use crate::probe;
-use crate::support::eventually;
-use crate::toy::{FULL, Setup, echo, expect_bytes, start};
+use crate::support::{DEADLINE, eventually};
+use crate::toy::{Event, FULL, Setup, echo, expect_bytes, start};
 
 #[test]
 fn more_than_one_budget_of_waiting_clients_is_accepted() {
-    let mut reactors = Setup { reactors: 3, early: 300, ..Setup::default() }.start();
+    let mut reactors = Setup { reactors: 3, early: vec![300], ..Setup::default() }.start();
     let early = std::mem::take(&mut reactors.early);
     let mut owners = [0; 3];
     for client in &early {
         owners[reactors.opened(client).reactor()] += 1;
     }
     assert_eq!(owners, [100; 3], "not in turn");
+}
+
+#[test]
+fn several_listeners_are_served_under_load_and_each_client_is_known_by_its_own() {
+    const CLIENTS: usize = 40;
+    let reactors = Setup { reactors: 2, early: vec![0; 3], ..Setup::default() }.start();
+    std::thread::scope(|scope| {
+        for address in &reactors.addresses {
+            // A new client each time, so that no listener is ever without one for long.
+            scope.spawn(move || {
+                for _ in 0..CLIENTS {
+                    let mut client = TcpStream::connect(address).unwrap();
+                    client.set_read_timeout(Some(DEADLINE)).unwrap();
+                    client.write_all(b"served").unwrap();
+                    expect_bytes(&mut client, b"served");
+                }
+            });
+        }
+    });
+    let mut of_listeners = [0; 3];
+    for event in reactors.told() {
+        if let Event::Opened(_, _, listener) = event {
+            of_listeners[listener.index()] += 1;
+        }
+    }
+    assert_eq!(of_listeners, [CLIENTS; 3]);
+    for (index, address) in reactors.addresses.iter().enumerate() {
+        let client = reactors.client_at(*address);
+        let own = client.local_addr().unwrap();
+        let listener = reactors.wait("a connection", |event| match event {
+            Event::Opened(_, peer, listener) if *peer == own => Some(*listener),
+            _ => None,
+        });
+        assert_eq!(listener.index(), index);
+    }
+}
+
+#[test]
+fn a_flood_at_one_listener_does_not_keep_the_clients_of_another_waiting() {
+    const BUDGET: usize = 64;
+    let reactors = Setup { early: vec![4 * BUDGET, 1, 4 * BUDGET, 1], ..Setup::default() }.start();
+    let mut order = Vec::new();
+    while order.len() < reactors.early.len() {
+        order.push(reactors.wait("a connection", |event| match event {
+            Event::Opened(_, _, listener) => Some(listener.index()),
+            _ => None,
+        }));
+    }
+    let before = |listener| order.iter().position(|index| *index == listener).expect("it was accepted");
+    assert!(before(1) <= BUDGET && before(3) <= 2 * BUDGET + 1, "{order:?}");
+}
+
+#[test]
+fn the_end_of_an_acceptor_closes_all_its_listeners() {
+    let mut reactors = Setup { early: vec![0; 3], ..Setup::default() }.start();
+    for address in reactors.addresses.clone() {
+        let mut client = reactors.client_at(address);
+        client.write_all(b"open").unwrap();
+        expect_bytes(&mut client, b"open");
+    }
+    assert!(reactors.accept_no_more(), "the acceptor failed");
+    for address in &reactors.addresses {
+        let error = TcpStream::connect(address).expect_err("it still listens");
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use chat_server::reactor::{
     Acceptor, AcceptorHandle, Admission, Body, Budget, CloseReason, ConnId, EventLoop, Handler, HangUp, Io, Limits,
-    Mail, Mailbox, Message, ReactorCounts, Reason, Recall, SendOptions, Taken, Types, Unwritten, listen,
+    ListenerId, Mail, Mailbox, Message, ReactorCounts, Reason, Recall, SendOptions, Taken, Types, Unwritten, listen,
 };
 use mio::Poll;
 
@@ -36,7 +36,7 @@ pub enum Tag {
 /// The calls that the reactor made to its handler.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event {
-    Opened(ConnId, SocketAddr),
+    Opened(ConnId, SocketAddr, ListenerId),
     /// With what it was given away with.
     Arrived(ConnId, Moved),
     Input(ConnId, usize),
@@ -129,8 +129,8 @@ impl Handler for Toy {
         (self.on_arrival)(self, io, conn, moved);
     }
 
-    fn opened(&mut self, _io: &mut Io<Self>, conn: ConnId, peer: SocketAddr) {
-        self.report(Event::Opened(conn, peer));
+    fn opened(&mut self, _io: &mut Io<Self>, conn: ConnId, peer: SocketAddr, listener: ListenerId) {
+        self.report(Event::Opened(conn, peer, listener));
     }
 
     fn input(&mut self, io: &mut Io<Self>, conn: ConnId, input: &[u8]) -> Taken {
@@ -232,14 +232,14 @@ pub struct Setup {
     pub limits: Limits,
     pub max_connections: usize,
     pub script: Script,
-    /// Clients that connect before any acceptor runs.
-    pub early: usize,
+    /// Clients that connect before any acceptor runs, to each listener.
+    pub early: Vec<usize>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
         let limits = Limits { high_water: 1 << 20, hard: 8 << 20, total: usize::MAX };
-        Setup { reactors: 1, limits, max_connections: usize::MAX, script: echo, early: 0 }
+        Setup { reactors: 1, limits, max_connections: usize::MAX, script: echo, early: vec![0] }
     }
 }
 
@@ -301,7 +301,9 @@ fn spawn(run: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<Ru
 
 /// An acceptor and its reactors, which end with the test.
 pub struct Reactors {
+    /// The first listener.
     pub address: SocketAddr,
+    pub addresses: Vec<SocketAddr>,
     pub mailboxes: Arc<[Mailbox<Mail<Toy>>]>,
     pub threads: Vec<Thread>,
     pub early: Vec<TcpStream>,
@@ -320,8 +322,9 @@ impl Reactors {
         if log::set_logger(&LOG).is_ok() {
             log::set_max_level(log::LevelFilter::Info);
         }
-        let listener: TcpListener = listen((Ipv4Addr::LOCALHOST, 0).into())?;
-        let address = listener.local_addr()?;
+        let listeners: Vec<TcpListener> =
+            setup.early.iter().map(|_| listen((Ipv4Addr::LOCALHOST, 0).into())).collect::<io::Result<_>>()?;
+        let addresses: Vec<SocketAddr> = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<_>>()?;
         let polls: Vec<Poll> = (0..setup.reactors).map(|_| Poll::new()).collect::<io::Result<_>>()?;
         let mailboxes: Arc<[_]> =
             polls.iter().map(|poll| Mailbox::new(poll.registry())).collect::<io::Result<Vec<_>>>()?.into();
@@ -348,15 +351,18 @@ impl Reactors {
             let (handle, proc) = spawn(move || event_loop.run())?;
             threads.push(Thread { handle: Some(handle), proc, epoll, counts, beat, may });
         }
-        let early = (0..setup.early).map(|_| TcpStream::connect(address)).collect::<io::Result<_>>()?;
+        let of_each = addresses.iter().zip(&setup.early);
+        let early = of_each.flat_map(|(address, clients)| (0..*clients).map(move |_| TcpStream::connect(address)));
+        let early = early.collect::<io::Result<_>>()?;
         let (acceptor, handle) = Acceptor::new(
-            listener,
+            listeners,
             Arc::clone(&mailboxes),
             Admission { max: setup.max_connections, refusal: FULL.to_vec(), addresses: None },
         )?;
         let (thread, acceptor_proc) = spawn(move || acceptor.run())?;
         Ok(Reactors {
-            address,
+            address: addresses[0],
+            addresses,
             mailboxes,
             threads,
             early,
@@ -371,7 +377,13 @@ impl Reactors {
     /// A client, connected but perhaps not accepted.
     #[track_caller]
     pub fn client(&self) -> TcpStream {
-        let stream = TcpStream::connect(self.address).expect("connect");
+        self.client_at(self.address)
+    }
+
+    /// The same, at one of the listeners.
+    #[track_caller]
+    pub fn client_at(&self, address: SocketAddr) -> TcpStream {
+        let stream = TcpStream::connect(address).expect("connect");
         stream.set_nodelay(true).unwrap();
         // Or else the kernel lets it hold more and more, the faster it has read, up to what the system allows.
         socket2::SockRef::from(&stream).set_recv_buffer_size(256 << 10).unwrap();
@@ -392,7 +404,7 @@ impl Reactors {
     pub fn opened(&self, client: &TcpStream) -> ConnId {
         let own = client.local_addr().unwrap();
         self.wait("a connection", |event| match event {
-            Event::Opened(id, peer) if *peer == own => Some(*id),
+            Event::Opened(id, peer, _) if *peer == own => Some(*id),
             _ => None,
         })
     }
@@ -507,17 +519,24 @@ impl Reactors {
     }
 }
 
+impl Reactors {
+    /// Ends the acceptor; false: it failed.
+    pub fn accept_no_more(&mut self) -> bool {
+        self.acceptor.stop();
+        self.acceptor_thread.take().is_none_or(|thread| matches!(thread.join(), Ok(Ok(()))))
+    }
+}
+
 impl Drop for Reactors {
     fn drop(&mut self) {
-        self.acceptor.stop();
-        let accepted = self.acceptor_thread.take().map(JoinHandle::join);
+        let accepted = self.accept_no_more();
         for mail in [|| Mail::Stop, || Mail::Exit] {
             self.mailboxes.iter().for_each(|mailbox| mailbox.post(mail()));
         }
         let ended: Vec<_> =
             self.threads.iter_mut().filter_map(|thread| thread.handle.take()).map(JoinHandle::join).collect();
         if !std::thread::panicking() {
-            assert!(matches!(accepted, Some(Ok(Ok(())))), "the acceptor failed");
+            assert!(accepted, "the acceptor failed");
             assert!(ended.iter().all(|end| matches!(end, Ok(Ok(())))), "a reactor failed: {ended:?}");
         }
     }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chat_server::reactor::{CloseReason, ConnId, HangUp, Mark, Recall, SendOptions, Unwritten};
+use chat_server::reactor::{CloseReason, ConnId, HangUp, ListenerId, Mark, Recall, SendOptions, Unwritten};
 use chat_server::service::{Moved, Reason, Tag};
 
 use crate::client::Seat;
@@ -147,7 +147,7 @@ impl World {
         let (id, conn) = (self.next_socket, self.nodes[at].ids[shard].allocate());
         self.nodes[at].conns.insert(conn, id);
         self.sockets.insert(id, Socket::new(at, conn, seat));
-        self.call(at, shard, |shard, now, fx| shard.opened(conn, PEER, now, fx));
+        self.call(at, shard, |shard, now, fx| shard.opened(conn, PEER, ListenerId::default(), now, fx));
         id
     }
 

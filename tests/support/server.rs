@@ -5,8 +5,8 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use super::DEADLINE;
 use super::process::{Process, is_a_process};
+use super::{DEADLINE, eventually};
 
 /// How to start a server.
 #[derive(Debug, Clone)]
@@ -99,6 +99,14 @@ impl Server {
     pub fn log_tail(&self) -> String {
         let tail = self.log.lock().unwrap();
         tail.iter().map(|line| format!("    {line}\n")).collect()
+    }
+
+    /// The address of its first `--listen`, which must be of 127.0.0.1.
+    #[track_caller]
+    pub fn further_address(&self) -> SocketAddr {
+        let ports = || -> Vec<u16> { self.log_tail().lines().filter_map(port_in).collect() };
+        eventually("the second listener", || ports().len() > 1);
+        SocketAddr::from((Ipv4Addr::LOCALHOST, ports()[1]))
     }
 
     /// How many descriptors the server holds.

@@ -8,7 +8,7 @@ use std::time::Instant;
 use chat_server::bus::{BusEvent, BusOp};
 use chat_server::home::Homes;
 use chat_server::password::{Cost, Hasher};
-use chat_server::reactor::{CloseReason, ConnId, ConnIds, Recall, SendOptions, Unwritten};
+use chat_server::reactor::{CloseReason, ConnId, ConnIds, ListenerId, Recall, SendOptions, Unwritten};
 use chat_server::service::{Effect, Effects, Job, JobRunner, Letter, Memo, Moved, Now, Payload, Settings, Shard, Tag};
 
 use super::memory::{Memories, Memory, NODE};
@@ -109,7 +109,7 @@ impl Node {
         self.sockets.insert(self.next_socket, Socket { conn: Some(conn), ..Socket::default() });
         self.conns.insert(conn, self.next_socket);
         let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
-        self.call(shard, |shard, now, fx| shard.opened(conn, peer, now, fx));
+        self.call(shard, |shard, now, fx| shard.opened(conn, peer, ListenerId::default(), now, fx));
         self.next_socket
     }
 

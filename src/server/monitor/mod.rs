@@ -45,8 +45,8 @@ use crate::clock::since_boot;
 use crate::metrics::Registry;
 use crate::pool::{Pool, Worker};
 use crate::reactor::{
-    Acceptor, Admission, Budget, CloseReason, ConnId, EventLoop, Handler, Io, Limits, Mail, Mailbox, Message, Taken,
-    Types, Unwritten,
+    Acceptor, Admission, Budget, CloseReason, ConnId, EventLoop, Handler, Io, Limits, ListenerId, Mail, Mailbox,
+    Message, Taken, Types, Unwritten,
 };
 use crate::store::Connection;
 
@@ -98,7 +98,7 @@ impl Monitor {
         };
         let event_loop = EventLoop::new(0, poll, Arc::clone(&mailboxes), LIMITS, Budget::new(), web)?;
         let admission = Admission { max: max_connections, refusal: Vec::new(), addresses: None };
-        let (acceptor, handle) = Acceptor::new(listener, Arc::clone(&mailboxes), admission)?;
+        let (acceptor, handle) = Acceptor::new([listener], Arc::clone(&mailboxes), admission)?;
         let thread = vital_thread("monitor", move || event_loop.run())?;
         let door = Door::open("monitor-accept", acceptor, handle)?;
         Ok(Monitor { address, started, stopping, door, mailboxes, thread })
@@ -300,7 +300,7 @@ impl Types for Web {
 }
 
 impl Handler for Web {
-    fn opened(&mut self, io: &mut Io<Self>, conn: ConnId, _peer: SocketAddr) {
+    fn opened(&mut self, io: &mut Io<Self>, conn: ConnId, _peer: SocketAddr, _listener: ListenerId) {
         self.open.push_back(conn);
         io.set_timer(io.now() + REQUEST_TIME, Late::Request(conn));
         // The slowest client makes room; one that is not slow has its reply by then.

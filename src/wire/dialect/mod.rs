@@ -28,6 +28,8 @@ pub use profiles::{find, list};
 pub use renaming::To;
 pub use speaker::{Heard, Me, Speaker};
 
+use std::sync::Arc;
+
 use serde::Deserialize;
 
 use super::msgid;
@@ -195,6 +197,36 @@ pub struct Dialect {
     length: Length,
     reader: usize,
     spaced: bool,
+}
+
+/// What the clients of a listener speak.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub enum DialectChoice {
+    /// It is found out from the requests of each client.
+    #[default]
+    Auto,
+    Canon,
+    Other(Arc<Dialect>),
+}
+
+impl DialectChoice {
+    /// The one of this name, if there is one.
+    pub fn named(name: &str) -> Option<DialectChoice> {
+        match name {
+            "auto" => Some(DialectChoice::Auto),
+            "canon" => Some(DialectChoice::Canon),
+            _ => find(name).cloned().map(DialectChoice::Other),
+        }
+    }
+
+    /// The name of what is spoken, unless that is to be found out.
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            DialectChoice::Auto => None,
+            DialectChoice::Canon => Some("canon"),
+            DialectChoice::Other(dialect) => Some(dialect.name()),
+        }
+    }
 }
 
 impl Dialect {
