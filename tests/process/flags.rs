@@ -137,7 +137,7 @@ fn named_in_help(path: &str) -> BTreeSet<String> {
 fn every_flag_is_tried_at_its_bounds() {
     let tried: BTreeSet<String> = numbers().iter().map(|flag| flag.name).chain(OTHERS).map(str::to_owned).collect();
     assert_eq!(named_in_help(CHAT_SERVER), tried, "a flag is not tried, or is none");
-    let client = ["--lang", "--tls", "--tls-ca", "--tls-name", "--help", "--version"].map(str::to_owned);
+    let client = ["--lang", "--dialect", "--tls", "--tls-ca", "--tls-name", "--help", "--version"].map(str::to_owned);
     assert_eq!(named_in_help(CHAT_CLIENT), client.into(), "one that takes a number is to be tried");
 }
 
