@@ -8,6 +8,7 @@ mod places;
 mod play;
 mod support;
 
+use chat_server::wire::dialect::{Dialect, FromServer, Verb, list};
 use names::{Document, Repository};
 use play::{Example, Stage};
 
@@ -106,4 +107,49 @@ fn every_flag_and_every_metric_is_named_in_a_document() {
 #[test]
 fn every_section_of_the_wire_contract_that_a_source_cites_is_there() {
     expect_none(names::dead_citations(&Repository::read()));
+}
+
+/// The documents about dialects, in both languages.
+fn about_dialects() -> [(&'static str, &'static str); 2] {
+    [
+        ("docs/DIALECTS.md", include_str!("../docs/DIALECTS.md")),
+        ("docs/DIALECTS.zh-CN.md", include_str!("../docs/DIALECTS.zh-CN.md")),
+    ]
+}
+
+/// Whether a table has a row for this.
+fn has_row(text: &str, name: &str) -> bool {
+    text.lines().any(|line| line.starts_with(&format!("| `{name}` | ")))
+}
+
+#[test]
+fn every_dialect_and_every_key_of_a_file_is_in_a_table() {
+    let unknown = Dialect::from_toml("unknown = 1", "test").unwrap_err().to_string();
+    let keys: Vec<&str> = names::spans(&unknown).filter(|key| *key != "unknown").collect();
+    assert!(keys.len() > 8 && list().count() > 15, "{unknown}");
+    let mut named: Vec<&str> = list().map(Dialect::name).collect();
+    named.extend(&keys);
+    for (path, text) in about_dialects() {
+        for name in &named {
+            assert!(has_row(text, name), "{path} has no row for {name}");
+        }
+    }
+}
+
+#[test]
+fn the_file_of_a_dialect_in_the_documents_is_one() {
+    let files = about_dialects().map(|(_, text)| {
+        let (_, file) = text.split_once("```toml\n").expect("an example");
+        file.split("```").next().unwrap_or("")
+    });
+    assert_eq!(files[0], files[1]);
+    let ours = Dialect::from_toml(files[0], "ours").unwrap();
+    assert_eq!((ours.name(), ours.number(Verb::Register), ours.number(Verb::Chat)), ("ours", Some(13), Some(5)));
+    let chat = ours.write_to_server(br#"{"msgid":6,"toid":2,"msg":"hi"}"#).unwrap();
+    assert_eq!(String::from_utf8(chat).unwrap(), "{\"msgid\":5,\"receiver\":2,\"msg\":\"hi\"}\0");
+    let lists = ours.read_from_server(br#"{"msgid":21,"errno":0,"friendList":[{"fid":2}]}"#);
+    let canon = br#"{"msgid":200,"errno":0,"friends":["{\"id\":2}"]}"#;
+    assert_eq!(lists, FromServer::Reply(Verb::Update, canon.to_vec()));
+    let keys = files[0].lines().filter_map(|line| line.split_once(" = ")).count();
+    assert_eq!(keys, 10, "one key a line");
 }
