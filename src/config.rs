@@ -321,7 +321,10 @@ fn dialect_flag(text: &str) -> Result<DialectFlag, String> {
 }
 
 /// A dialect by its name, or else of a file.
-fn dialect(text: &str) -> Result<DialectChoice, String> {
+///
+/// # Errors
+/// There is neither, or the file describes none.
+pub fn dialect(text: &str) -> Result<DialectChoice, String> {
     if let Some(named) = DialectChoice::named(text) {
         return Ok(named);
     }

@@ -15,9 +15,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use chat_server::wire::dialect::list;
 use rustix::termios::LocalModes;
 use serde_json::json;
-use support::{Account, CHAT_CLIENT, ChatClient, Client, Launch, Server, eventually, script};
+use support::{Account, CHAT_CLIENT, ChatClient, Client, Launch, Server, eventually, free_port, script};
 use tempfile::TempDir;
 use unicode_width::UnicodeWidthChar;
 
@@ -153,6 +154,54 @@ fn a_client_in_a_dialect_is_one_of_that_dialects_clients() {
     wang.wait_for("choice:\n");
     let mut zhang = ChatClient::login(port, 1);
     zhang.wait_for("[2]li si said: third\n");
+}
+
+#[test]
+fn a_client_and_a_server_of_every_dialect_understand_each_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let ports: Vec<u16> = list().map(|_| free_port()).collect();
+    let listeners = list().zip(&ports);
+    let listeners = listeners.map(|(dialect, port)| format!("127.0.0.1:{port},dialect={}", dialect.name()));
+    let server = Server::start(&Launch {
+        store: format!("sqlite:{}", directory.path().join("chat.db").display()),
+        reactors: 2,
+        workers: 2,
+        flags: listeners.flat_map(|listener| ["--listen".to_owned(), listener]).collect(),
+        setup: String::new(),
+        port: 0,
+    });
+    script(server.address.port(), "2\nzhang\nsecret\n3\n");
+    let mut zhang = ChatClient::login(server.address.port(), 1);
+    for (group, (dialect, port)) in (1..).zip(list().zip(ports)) {
+        let (name, id) = (dialect.name(), group + 1);
+        let mut client = ChatClient::start(port, &["--dialect", name]);
+        client.line(&format!("2\n{name}\nsecret\n1\n{id}\nsecret\naddfriend:1\nchat:1:from {name}"));
+        client.wait_for(&format!("userid is {id},"));
+        zhang.wait_for(&format!("[{id}]{name} said: from {name}\n"));
+        zhang.line(&format!("creategroup:{name}:all\nchat:{id}:hello"));
+        zhang.wait_for(&format!("groupid is {group}\n"));
+        client.wait_for("[1]zhang said: hello\n");
+        client.line(&format!("addgroup:{group}\ngroupchat:{group}:joined"));
+        zhang.wait_for(&format!("群消息[{group}]:"));
+        zhang.wait_for(&format!("[{id}]{name} said: joined\n"));
+        zhang.line(&format!("groupchat:{group}:welcome"));
+        client.wait_for(&format!("群消息[{group}]:"));
+        client.wait_for("[1]zhang said: welcome\n");
+        client.line("loginout");
+        client.wait_for("logged out\n");
+        // Where a logout has no reply, the server may not have read it yet.
+        eventually("a message to be stored", || {
+            zhang.line(&format!("chat:{id}:meanwhile"));
+            zhang.wait_for(&format!(" {id}"));
+            zhang.text().contains(&format!("stored for {id},"))
+        });
+        client.line(&format!("1\n{id}\nsecret"));
+        client.wait_for(&format!("current login user => id:{id} name:{name}\n"));
+        client.wait_for("1 zhang online\n");
+        client.wait_for(&format!("{group} {name} all\n  1 zhang online creator\n"));
+        client.wait_for("[1]zhang said: meanwhile\n");
+        assert!(!client.text().contains("does not have"), "{}", client.text());
+    }
 }
 
 #[test]

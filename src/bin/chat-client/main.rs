@@ -102,7 +102,7 @@ fn main() -> ExitCode {
     let lang = args.lang.unwrap_or_else(locale);
     let dialect = match args.dialect.as_deref().map(dialects::choose) {
         None => None,
-        Some(Ok(Choice::Dialect(dialect))) => Some(dialect),
+        Some(Ok(Choice::Dialect(dialect))) => dialect,
         Some(Ok(Choice::List(list))) => {
             // A reader that is gone does not want it.
             let _ = io::stdout().write_all(list.as_bytes());
