@@ -242,15 +242,12 @@ pub fn begin(version: u8, from: NodeId, line: u64, payload: &mut Vec<u8>) {
 
 /// Appends an [`Envelope`] to a payload; or one of an unknown kind, as a tuple of the kind and its fields.
 pub fn append(envelope: &impl Serialize, payload: &mut Vec<u8>) {
-    let at = payload.len();
-    payload.extend_from_slice(&[0; 4]);
     // It cannot fail: no length is unknown, and a Vec takes any number of bytes.
-    if let Ok(bytes) = postcard::to_extend(envelope, std::mem::take(payload)) {
-        *payload = bytes;
-    }
+    let Ok(bytes) = postcard::to_allocvec(envelope) else { return };
     // Nothing is sent that is anywhere near 4 GiB.
-    let length = u32::try_from(payload.len() - at - 4).unwrap_or(u32::MAX);
-    payload[at..at + 4].copy_from_slice(&length.to_le_bytes());
+    let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+    payload.extend_from_slice(&length.to_le_bytes());
+    payload.extend_from_slice(&bytes);
 }
 
 /// A payload as it was read.

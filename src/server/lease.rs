@@ -15,7 +15,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use redis::RedisError;
 
-use super::complaints::Complaints;
+use super::failure_log::FailureLog;
 use super::notice::Notice;
 use super::reaping::Suspect;
 use super::validity::Validity;
@@ -72,7 +72,7 @@ fn check(now: Duration, heard: Option<Duration>, turns: impl IntoIterator<Item =
 impl LeaseKeeper {
     /// Keeps the lease until a message on `stop`, then gives it up; if the other end is dropped, it expires by itself.
     pub fn run(mut self, stop: &Receiver<()>) {
-        let mut complaints = Complaints::default();
+        let mut failures = FailureLog::default();
         let mut begun = since_boot();
         loop {
             let pause = (begun + PERIOD).saturating_sub(since_boot());
@@ -85,10 +85,10 @@ impl LeaseKeeper {
             self.bus.beat();
             let turns = self.turns.iter().map(|turn| Duration::from_millis(turn.load(Relaxed)));
             let signs = check(since_boot(), self.bus.heard(), turns);
-            complaints.note(signs.as_ref().err(), "the lease is renewed again", "the lease is not renewed");
+            failures.note(signs.as_ref().err(), "the lease is renewed again", "the lease is not renewed");
             if signs.is_ok() {
                 let result = self.renew_and_look();
-                complaints.note(
+                failures.note(
                     result.as_ref().err(),
                     "the lease in Redis is renewed again",
                     "cannot renew the lease in Redis",

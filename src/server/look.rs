@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
-use super::complaints::Complaints;
+use super::failure_log::FailureLog;
 use super::validity::Validity;
 use crate::bus::redis::RedisBus;
 use crate::clock::since_boot;
@@ -39,7 +39,7 @@ fn glance_at(may_act_until: Duration, begun: Duration) -> Duration {
 impl Lookout {
     /// Looks after each renewal that `renewals` reports, until its other end is dropped.
     pub fn run(mut self, renewals: &Receiver<()>) {
-        let mut complaints = Complaints::default();
+        let mut failures = FailureLog::default();
         let mut begun = since_boot();
         loop {
             let pause = glance_at(self.validity.until(), begun).saturating_sub(since_boot());
@@ -52,7 +52,7 @@ impl Lookout {
             if let Err(StoreError::Marked) = result {
                 return self.validity.end();
             }
-            complaints.note(
+            failures.note(
                 result.as_ref().err(),
                 "the store confirms again that this node is not marked as dead",
                 "the store does not answer whether this node is marked as dead",

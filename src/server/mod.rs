@@ -24,7 +24,7 @@
 mod advice;
 mod bridge;
 mod cluster;
-mod complaints;
+mod failure_log;
 mod door;
 mod ending;
 mod lease;
@@ -54,7 +54,7 @@ use crate::wire::{Errno, Refusal};
 use advice::Descriptors;
 pub use advice::{CannotListen, advise, enough_memory};
 use bridge::Mailboxes;
-use complaints::Complaints;
+use failure_log::FailureLog;
 use door::{Door, refusal_of};
 pub use ending::{Hurried, Hurry};
 use monitor::Monitor;
@@ -201,13 +201,13 @@ impl Lives {
     /// # Errors
     /// The system has no more descriptors or threads.
     fn begin_anew(&self, stop: &Receiver<Hurry>) -> Result<Option<Node>> {
-        let mut complaints = Complaints::default();
+        let mut failures = FailureLog::default();
         let mut doorman: Option<Door> = None;
         let ready = loop {
             let opened = Opened::new(&self.lasting.config);
             let ready = opened.and_then(|opened| Ready::new(opened, &self.lasting, self.address));
             let error = ready.as_ref().err().map(|error| format!("{error:#}"));
-            complaints.note(error.as_ref(), "this node can begin anew", "this node cannot begin anew yet");
+            failures.note(error.as_ref(), "this node can begin anew", "this node cannot begin anew yet");
             if let Ok(ready) = ready {
                 break ready;
             }

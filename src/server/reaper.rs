@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
-use super::complaints::Complaints;
+use super::failure_log::FailureLog;
 use super::lease::{PERIOD, Suspects};
 use super::notice::Notice;
 use super::reaping::{Reaping, Step, Suspect};
@@ -46,7 +46,7 @@ pub(super) struct Reaper {
 impl Reaper {
     /// Reaps until [`Notice::Stop`].
     pub fn run(mut self, notices: &Receiver<Notice>) {
-        let mut complaints = Complaints::default();
+        let mut failures = FailureLog::default();
         // A step that has failed is not tried again before this.
         let mut not_before = Duration::ZERO;
         loop {
@@ -71,12 +71,12 @@ impl Reaper {
             if result.is_err() {
                 not_before = since_boot() + PERIOD;
             }
-            complaints.note(
+            failures.note(
                 result.as_ref().err(),
                 "the store answers again which nodes are alive",
                 "the store does not answer which nodes are alive",
             );
-            self.complain_of_what_is_overdue(&mut complaints);
+            self.complain_of_what_is_overdue(&mut failures);
         }
     }
 
@@ -135,7 +135,7 @@ impl Reaper {
         self.bus.send(&mut ops);
     }
 
-    fn complain_of_what_is_overdue(&self, complaints: &mut Complaints) {
+    fn complain_of_what_is_overdue(&self, failures: &mut FailureLog) {
         let late: Vec<String> = (self.reaping.overdue(since_boot(), OVERDUE))
             .map(|(dead, open)| {
                 let open: Vec<String> = open.iter().map(NodeId::to_string).collect();
@@ -143,7 +143,7 @@ impl Reaper {
             })
             .collect();
         let late = (!late.is_empty()).then(|| late.join(", "));
-        complaints.note(
+        failures.note(
             late.as_ref(),
             "no users of dead nodes are waiting any more",
             "users of dead nodes are still waiting to be freed",

@@ -10,7 +10,7 @@ use super::address::Address;
 use super::confirms::Confirms;
 use super::counts::PublisherCounts;
 use super::posts::Posts;
-use super::retry::{Complaints, MAX_PAUSE};
+use super::retry::{WarnLimiter, MAX_PAUSE};
 use super::shared::{Shared, channel_of};
 use crate::bus::{BusEvent, BusOp, Envelope, Ticket, envelope};
 use crate::pool::Worker;
@@ -214,7 +214,7 @@ pub(super) struct Publisher {
     refused: bool,
     confirms: Confirms,
     posts: Posts,
-    complaints: Complaints,
+    warnings: WarnLimiter,
     counts: Arc<PublisherCounts>,
 }
 
@@ -231,7 +231,7 @@ impl Publisher {
             refused: false,
             confirms: Confirms::new(posts.homes.reactors()),
             posts,
-            complaints: Complaints::default(),
+            warnings: WarnLimiter::default(),
             counts: Arc::default(),
         }
     }
@@ -285,15 +285,15 @@ impl Publisher {
         if let Some(link) = self.link.as_mut().filter(|_| !self.pipeline.owed.is_empty()) {
             self.counts.commands.add(self.pipeline.owed.len() as u64);
             let mut owed = std::mem::take(&mut self.pipeline.owed).into_iter();
-            let (posts, complaints) = (&mut self.posts, &mut self.complaints);
+            let (posts, warnings) = (&mut self.posts, &mut self.warnings);
             let began = Instant::now();
-            let result = converse(&mut link.connection, &self.pipeline.packed, &mut owed, posts, complaints);
+            let result = converse(&mut link.connection, &self.pipeline.packed, &mut owed, posts, warnings);
             link.used = Instant::now();
             self.counts.exchanges.observe(link.used - began);
             self.counts.sent.add(self.pipeline.packed.len() as u64);
             if let Err(error) = result {
                 self.counts.failures.add(1);
-                self.complaints.warn(format_args!("publishing to Redis failed: {error}"));
+                self.warnings.warn(format_args!("publishing to Redis failed: {error}"));
                 if error.is_timeout() {
                     // What is queued after this must not wait as long again.
                     self.failed = Some((link.subscribed, link.used));
@@ -330,7 +330,7 @@ impl Publisher {
             }
             Err(error) => {
                 self.failed = Some((subscribed, Instant::now()));
-                self.complaints.warn(format_args!("cannot reach Redis to publish: {error}"));
+                self.warnings.warn(format_args!("cannot reach Redis to publish: {error}"));
                 false
             }
         }
@@ -372,13 +372,13 @@ fn converse(
     packed: &[u8],
     owed: &mut impl Iterator<Item = Owed>,
     posts: &mut Posts,
-    complaints: &mut Complaints,
+    warnings: &mut WarnLimiter,
 ) -> RedisResult<()> {
     connection.send_packed_command(packed)?;
     for owed in owed {
         let reply = connection.recv_response();
         if let Ok(Value::ServerError(error)) = &reply {
-            complaints.warn(format_args!("Redis refuses to publish: {error}"));
+            warnings.warn(format_args!("Redis refuses to publish: {error}"));
         }
         owed.answer(reply.as_ref().ok(), posts);
         reply?;

@@ -44,12 +44,12 @@ impl BackOff {
 
 /// Warnings of one kind, of which only some are logged.
 #[derive(Default)]
-pub(super) struct Complaints {
+pub(super) struct WarnLimiter {
     last: Option<Instant>,
     held_back: u64,
 }
 
-impl Complaints {
+impl WarnLimiter {
     pub fn warn(&mut self, what: fmt::Arguments) {
         if self.last.is_some_and(|last| last.elapsed() < COMPLAIN) {
             self.held_back += 1;

@@ -14,7 +14,7 @@ use super::address::{Address, slow_resolver};
 use super::counts::SubscriberCounts;
 use super::hearing::{ALL_LISTENING, Heard, Hearing};
 use super::link::Link;
-use super::retry::{BackOff, Complaints, PATIENCE};
+use super::retry::{BackOff, WarnLimiter, PATIENCE};
 use super::shared::{Shared, channel_of};
 use super::subscriptions::Subscriptions;
 use crate::bus::envelope::Payload;
@@ -67,8 +67,8 @@ pub(super) struct Subscriber {
     lines: u64,
     /// Notified when the first one is up.
     started: Sender<()>,
-    failures: Complaints,
-    junk: Complaints,
+    failures: WarnLimiter,
+    junk: WarnLimiter,
     counts: Arc<SubscriberCounts>,
 }
 
@@ -98,8 +98,8 @@ impl Subscriber {
             subscriptions: Subscriptions::new(),
             lines: 0,
             started,
-            failures: Complaints::default(),
-            junk: Complaints::default(),
+            failures: WarnLimiter::default(),
+            junk: WarnLimiter::default(),
             counts: Arc::default(),
         }
     }

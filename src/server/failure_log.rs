@@ -4,9 +4,9 @@ use std::fmt::Display;
 
 /// Logs each failure once, and once more when it is over.
 #[derive(Default)]
-pub(super) struct Complaints(Vec<&'static str>);
+pub(super) struct FailureLog(Vec<&'static str>);
 
-impl Complaints {
+impl FailureLog {
     /// Notes whether something works; the two texts are for the log.
     pub fn note(&mut self, error: Option<&impl Display>, works: &'static str, fails: &'static str) {
         let at = self.0.iter().position(|told| *told == fails);
