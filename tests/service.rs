@@ -2113,3 +2113,21 @@ fn the_first_object_tells_what_ends_the_connections_objects_whatever_it_is() {
     node.ask(conn, "{\"msgid\":99}\0");
     assert_eq!(node.last_framing, Framing::Nul);
 }
+
+#[test]
+fn what_a_client_has_asked_in_a_dialect_is_not_answered_in_canon() {
+    let mut node = Node::new();
+    let client = node.log_in(2)[0];
+    // f has an ack for a new friend; canon, without `seq`, has none.
+    node.ask(client, r#"{"msgid":11,"id":1,"groupid":9,"msg":"a group chat of f"}"#);
+    node.ask(client, r#"{"msgid":7,"id":1,"friendid":2}"#);
+    assert_eq!(node.reply(), r#"{"msgid":8,"errno":0,"friendid":2,"flag":true}"#);
+    node.waits = |op| matches!(op, Op::Write(Write::AddFriend { .. }));
+    node.ask(client, r#"{"msgid":7,"id":1,"friendid":1}"#);
+    node.ask(client, r#"{"msgid":8,"id":1,"groupname":"a group of canon","groupdesc":""}"#);
+    node.wait_no_more();
+    assert_eq!(node.sent, [""; 0]);
+    // From now on it is refused as canon is.
+    node.ask(client, r#"{"msgid":7,"id":1,"friendid":9}"#);
+    assert_eq!(node.reply(), r#"{"msgid":201,"errno":15,"errmsg":"no such user","request":7}"#);
+}

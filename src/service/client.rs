@@ -256,7 +256,7 @@ impl Client {
 
     /// The dialect that it speaks; `None`: canon.
     pub fn dialect(&self) -> Option<&Dialect> {
-        self.speaker.as_deref().map(|speaker| &**speaker.dialect())
+        self.speaker.as_deref().map(|speaker| &**speaker.dialect()).filter(|dialect| !dialect.is_canon())
     }
 
     /// The user who is logged in, as acks name one.

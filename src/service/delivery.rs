@@ -68,7 +68,7 @@ impl Shard {
     /// Queues a message on a session's connection.
     pub(super) fn push(&mut self, conn: ConnId, tag: Tag, body: Payload) {
         let Some(client) = self.clients.get(conn) else { return };
-        let (framing, has_dialect) = (client.framing(), client.speaker.is_some());
+        let (framing, has_dialect) = (client.framing(), client.dialect().is_some());
         let (tag, body) = if has_dialect { self.translated(conn, tag, body) } else { (tag, body) };
         self.fx.push(Effect::Send { conn, body, framing, tag: Some(tag), options: SendOptions::default() });
     }

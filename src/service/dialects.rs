@@ -8,7 +8,7 @@ use super::shard::Shard;
 use super::{Payload, Reason};
 use crate::reactor::ConnId;
 use crate::store::Write;
-use crate::wire::dialect::{Dialect, Heard, Hearing, Speaker, find};
+use crate::wire::dialect::{CANON, Dialect, Heard, Hearing, Speaker, find};
 use crate::wire::{Errno, Request};
 
 /// The dialect of a client that puts a length before each object, as its first bytes have shown.
@@ -64,6 +64,12 @@ impl Shard {
         match (client.speaker.as_deref_mut(), dialect) {
             (Some(speaker), Some(dialect)) => speaker.switch(dialect),
             (None, Some(dialect)) => client.speaker = Some(Box::new(Speaker::new(dialect))),
+            // Acks of before are still due, and are not canon's.
+            (Some(speaker), None) if speaker.is_asked() => {
+                if let Some(canon) = find(CANON) {
+                    speaker.switch(Arc::clone(canon));
+                }
+            }
             (_, None) => client.speaker = None,
         }
         self.remember_dialect(conn);

@@ -10,7 +10,7 @@ use super::address::Address;
 use super::confirms::Confirms;
 use super::counts::PublisherCounts;
 use super::posts::Posts;
-use super::retry::{WarnLimiter, MAX_PAUSE};
+use super::retry::{MAX_PAUSE, WarnLimiter};
 use super::shared::{Shared, channel_of};
 use crate::bus::{BusEvent, BusOp, Envelope, Ticket, envelope};
 use crate::pool::Worker;

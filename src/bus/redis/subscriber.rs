@@ -14,7 +14,7 @@ use super::address::{Address, slow_resolver};
 use super::counts::SubscriberCounts;
 use super::hearing::{ALL_LISTENING, Heard, Hearing};
 use super::link::Link;
-use super::retry::{BackOff, WarnLimiter, PATIENCE};
+use super::retry::{BackOff, PATIENCE, WarnLimiter};
 use super::shared::{Shared, channel_of};
 use super::subscriptions::Subscriptions;
 use crate::bus::envelope::Payload;

@@ -228,7 +228,7 @@ mod tests {
 
     #[test]
     fn what_a_server_hears_of_a_request_is_the_request_without_its_seq() {
-        for dialect in dialects() {
+        for dialect in dialects().filter(|dialect| !dialect.is_canon()) {
             let speaker = Speaker::new(Arc::new(dialect.clone()));
             for verb in Verb::ALL {
                 let mut canon = request(verb);

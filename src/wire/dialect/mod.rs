@@ -181,6 +181,9 @@ pub(super) struct Objects {
     pub members: bool,
 }
 
+/// The name of what the original's clients speak.
+pub const CANON: &str = "canon";
+
 /// What the clients of one copy of the ChatServer speak.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dialect {
@@ -237,7 +240,7 @@ impl Dialect {
         acks[Verb::Login as usize] = ack(msgid::LOGIN_ACK);
         acks[Verb::Register as usize] = ack(msgid::REGISTER_ACK);
         Dialect {
-            name: "canon".into(),
+            name: CANON.into(),
             about: "the original".into(),
             numbers: Verb::ALL.map(|verb| (verb != Verb::Update).then(|| verb.msgid())),
             acks,
@@ -252,6 +255,10 @@ impl Dialect {
 
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    pub fn is_canon(&self) -> bool {
+        &*self.name == CANON
     }
 
     /// What distinguishes it, in one line.

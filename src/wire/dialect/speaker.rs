@@ -70,13 +70,21 @@ impl Speaker {
         &self.dialect
     }
 
-    /// The client turns out to speak another one.
+    /// The client turns out to speak another one, or canon.
     pub fn switch(&mut self, dialect: Arc<Dialect>) {
         self.dialect = dialect;
     }
 
+    /// Whether replies are due whose `seq` is not the client's.
+    pub fn is_asked(&self) -> bool {
+        !self.asked.is_empty()
+    }
+
     /// Makes canon of a request. `me`: the user, after the login.
     pub fn hear(&self, object: &[u8], me: Option<u32>) -> Heard {
+        if self.dialect.is_canon() {
+            return Heard::Canon;
+        }
         let Some(members) = Members::parse(object) else { return Heard::Canon };
         let Some(verb) = self.dialect.verb_of(&members) else {
             let is_ours = members.get("msgid").and_then(number).is_some_and(|msgid| OURS.contains(&msgid));
@@ -140,7 +148,7 @@ impl Speaker {
             }
             (Some(msgid::ACK), Some(asked)) => self.write_ack_of(&asked, &members, me, out),
             // Clients that do not know it die of it, or take it for the reply that they wait for.
-            (Some(msgid::ERROR), _) => {}
+            (Some(msgid::ERROR), _) if !self.dialect.is_canon() => {}
             _ => out.extend_from_slice(reply),
         }
     }

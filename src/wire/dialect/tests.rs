@@ -752,7 +752,7 @@ fn json_inside_strings_has_no_blanks() {
 
 #[test]
 fn who_speaks_another_dialect_gets_no_201() {
-    for dialect in list() {
+    for dialect in list().filter(|dialect| !dialect.is_canon()) {
         let mut speaker = Speaker::new(Arc::new(dialect.clone()));
         for (errno, request) in [(Errno::UnknownMsgid, None), (Errno::NotYou, Some(6)), (Errno::Unfollowable, None)] {
             let mut reply = Vec::new();
