@@ -2121,7 +2121,7 @@ fn what_a_client_has_asked_in_a_dialect_is_not_answered_in_canon() {
     // f has an ack for a new friend; canon, without `seq`, has none.
     node.ask(client, r#"{"msgid":11,"id":1,"groupid":9,"msg":"a group chat of f"}"#);
     node.ask(client, r#"{"msgid":7,"id":1,"friendid":2}"#);
-    assert_eq!(node.reply(), r#"{"msgid":8,"errno":0,"friendid":2,"flag":true}"#);
+    assert_eq!(node.reply(), r#"{"msgid":8,"errno":0,"flag":true,"friendid":2}"#);
     node.waits = |op| matches!(op, Op::Write(Write::AddFriend { .. }));
     node.ask(client, r#"{"msgid":7,"id":1,"friendid":1}"#);
     node.ask(client, r#"{"msgid":8,"id":1,"groupname":"a group of canon","groupdesc":""}"#);
