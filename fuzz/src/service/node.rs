@@ -10,6 +10,7 @@ use chat_server::home::Homes;
 use chat_server::password::{Cost, Hasher};
 use chat_server::reactor::{CloseReason, ConnId, ConnIds, ListenerId, Recall, SendOptions, Unwritten};
 use chat_server::service::{Effect, Effects, Job, JobRunner, Letter, Memo, Moved, Now, Payload, Settings, Shard, Tag};
+use chat_server::wire::dialect::DialectChoice;
 
 use super::memory::{Memories, Memory, NODE};
 
@@ -72,7 +73,7 @@ pub struct Node {
 }
 
 impl Node {
-    pub fn new(high_water: usize, memory: &Arc<Mutex<Memory>>) -> Node {
+    pub fn new(high_water: usize, dialect: DialectChoice, memory: &Arc<Mutex<Memory>>) -> Node {
         let now = Now { at: Instant::now(), unix: 0 };
         let homes = Homes::new(1, SHARDS);
         let settings = Settings {
@@ -81,6 +82,7 @@ impl Node {
             max_message_before_login: BEFORE_LOGIN,
             max_message: AFTER_LOGIN,
             high_water,
+            listeners: [dialect].into(),
             ..Settings::default()
         };
         let cost: Cost = "8,1".parse().unwrap();
