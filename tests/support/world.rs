@@ -335,6 +335,11 @@ impl World {
         self.ask::<i64>(&format!("SELECT COUNT(*) FROM OfflineMessage WHERE userid = {user}")) as usize
     }
 
+    /// The number that the store answers with.
+    pub fn count(&self, query: &str) -> usize {
+        self.ask::<i64>(query) as usize
+    }
+
     /// What stands in `User.password`.
     pub fn stored_password(&self, user: u32) -> String {
         self.ask(&format!("SELECT password FROM User WHERE id = {user}"))
