@@ -18,13 +18,17 @@ impl Shard {
     /// Takes note of what a request tells about its client, and makes canon of it.
     pub(super) fn hear(&mut self, conn: ConnId, request: &Request) -> Heard {
         let Some(client) = self.clients.get_mut(conn) else { return Heard::Canon };
+        // Who uses `seq` knows this server.
+        let is_guessed = !client.uses_seq && !request.has_seq();
+        let is_canons = client.speaker.is_none() && !client.splitter.has_lengths();
+        if is_canons && (!is_guessed || client.hearing.is_nothing_new(request)) {
+            return Heard::Canon;
+        }
         if client.splitter.has_lengths() && client.speaker.is_none() {
             // Nobody else of the family has them, so nothing more is guessed.
             client.hearing = Hearing::settled();
             client.speaker = find(WITH_LENGTHS).cloned().map(|dialect| Box::new(Speaker::new(dialect)));
         }
-        // Who uses `seq` knows this server.
-        let is_guessed = !client.uses_seq && matches!(request.seq(), Ok(None));
         let mut hearing = client.hearing;
         let told = if is_guessed { hearing.hear(request, client.dialect()) } else { None };
         client.hearing = hearing;

@@ -288,10 +288,12 @@ impl Shard {
                     taken += end;
                     let is_known = if client.uses_seq { None } else { Self::is_known(&request, &heard) };
                     client.note_object(is_known, &input[taken..]);
-                    self.watch(conn, Cpp::sent);
-                    match request {
-                        Ok(request) => self.heard(conn, &request, heard),
-                        Err(refusal) => self.refuse_stream(conn, refusal, Reason::Unfollowable),
+                    if client.cpp().is_some() {
+                        self.watch(conn, Cpp::sent);
+                    }
+                    match &request {
+                        Ok(request) => self.heard(conn, request, heard),
+                        Err(refusal) => self.refuse_stream(conn, refusal.clone(), Reason::Unfollowable),
                     }
                 }
                 Err(broken) => {

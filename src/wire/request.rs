@@ -122,6 +122,20 @@ impl<'a> Request<'a> {
         self.object
     }
 
+    /// Its number, if that can be read.
+    pub fn number(&self) -> Option<i64> {
+        match self.field(Key::msgid) {
+            Field::Int(number) => Some(*number),
+            Field::Absent => None,
+            _ => self.msgid().ok(),
+        }
+    }
+
+    /// Whether it has a `seq`, right or wrong.
+    pub fn has_seq(&self) -> bool {
+        self.keys.has_any(const { Keys::of(&[Key::seq]) })
+    }
+
     /// Which keys it has.
     pub(super) fn keys(&self) -> Keys {
         self.keys

@@ -47,9 +47,9 @@ impl Shard {
             Heard::Unknown => Some(false),
             Heard::Canon => {
                 let request = request.as_ref().ok()?;
-                let number = request.msgid().ok()?;
+                let number = request.number()?;
                 let is_known = HANDLERS.iter().any(|(id, ..)| *id == number);
-                (is_known || matches!(request.seq(), Ok(None))).then_some(is_known)
+                (is_known || !request.has_seq()).then_some(is_known)
             }
         }
     }

@@ -146,13 +146,19 @@ impl Hearing {
         self.candidates == 0
     }
 
+    /// Whether a client that was taken for one of canon sends nothing else: what was said before is not said anew.
+    pub fn is_nothing_new(self, request: &Request) -> bool {
+        let is_known = |verb| self.heard & bit(verb) != 0 && is_canons(verb, request.keys());
+        self.candidates == 0 || request.number().and_then(Verb::from_msgid).is_some_and(is_known)
+    }
+
     /// Takes note of a request. Returns the dialect of the client if it is not what it was taken for; `None` in there
     /// is canon. `speaks`: what it was taken for.
     pub fn hear(&mut self, request: &Request, speaks: Option<&Dialect>) -> Option<Option<Arc<Dialect>>> {
         if self.candidates == 0 {
             return None;
         }
-        let number = request.msgid().ok().or_else(|| other_msgid(request))?;
+        let number = request.number().or_else(|| other_msgid(request))?;
         if speaks.is_none()
             && let Some(verb) = Verb::from_msgid(number).filter(|verb| is_canons(*verb, request.keys()))
         {

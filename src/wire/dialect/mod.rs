@@ -84,7 +84,18 @@ impl Verb {
     }
 
     pub fn from_msgid(msgid: i64) -> Option<Verb> {
-        Verb::ALL.into_iter().find(|verb| verb.msgid() == msgid)
+        Some(match msgid {
+            msgid::LOGIN => Verb::Login,
+            msgid::LOGOUT => Verb::Logout,
+            msgid::REGISTER => Verb::Register,
+            msgid::ONE_CHAT => Verb::Chat,
+            msgid::ADD_FRIEND => Verb::AddFriend,
+            msgid::CREATE_GROUP => Verb::CreateGroup,
+            msgid::JOIN_GROUP => Verb::JoinGroup,
+            msgid::GROUP_CHAT => Verb::GroupChat,
+            msgid::LIST => Verb::Update,
+            _ => return None,
+        })
     }
 }
 
