@@ -26,7 +26,7 @@ pub fn run(data: &[u8]) {
     let Some((&first, mut rest)) = data.split_first() else { return };
     let given = list().nth(first.into()).and_then(|dialect| find(dialect.name())).cloned();
     let mut splitter = match &given {
-        Some(dialect) if dialect.length() == Length::Both => Splitter::with_lengths(),
+        Some(dialect) if dialect.length() == Length::Both => Splitter::of_known(true),
         _ => Splitter::default(),
     };
     let mut client = Client {

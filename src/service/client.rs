@@ -19,8 +19,6 @@ use crate::wire::{Framing, FramingMirror, Splitter, msgid};
 pub(super) struct Client {
     /// The client's own address, once the PROXY header of a proxy has told it.
     pub peer: SocketAddr,
-    /// It comes from a proxy, whose header must be read first.
-    pub header_due: bool,
     pub splitter: Splitter,
     pub framing: FramingMirror,
     /// Which dialect it may speak, as far as that is known.
@@ -180,7 +178,6 @@ impl Client {
     pub fn new(peer: SocketAddr) -> Self {
         Client {
             peer: canonical(peer),
-            header_due: false,
             splitter: Splitter::default(),
             framing: FramingMirror::default(),
             hearing: Hearing::default(),
@@ -210,10 +207,7 @@ impl Client {
             DialectChoice::Other(dialect) => Some(dialect),
         };
         self.hearing = Hearing::settled();
-        self.splitter = match dialect.map(|dialect| dialect.length()) {
-            Some(Length::Both) => Splitter::with_lengths(),
-            _ => Splitter::without_lengths(),
-        };
+        self.splitter = Splitter::of_known(dialect.is_some_and(|dialect| dialect.length() == Length::Both));
         self.speaker = dialect.map(|dialect| Box::new(Speaker::new(Arc::clone(dialect))));
     }
 

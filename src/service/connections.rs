@@ -8,7 +8,7 @@ use super::reason::Reason;
 use super::{Effect, Shard};
 use crate::reactor::{ConnId, canonical};
 use crate::wire::proxy::BadHeader;
-use crate::wire::{Errno, ProxyHeader, Refusal, reply};
+use crate::wire::{Errno, Refusal, reply};
 
 /// How soon a timer looks again if it has found the client busy.
 const LATER: Duration = Duration::from_secs(1);
@@ -69,24 +69,25 @@ impl Shard {
         let proxies = &self.settings.proxies;
         let Some(client) = self.clients.get_mut(conn).filter(|_| !proxies.is_empty()) else { return true };
         let ip = client.peer.ip();
-        client.header_due = proxies.iter().any(|network| network.contains(&ip));
-        client.closing = !client.header_due;
-        if client.closing {
+        let is_proxy = proxies.iter().any(|network| network.contains(&ip));
+        if is_proxy {
+            client.splitter.expect_proxy();
+        } else {
+            client.closing = true;
             log::debug!("{conn}: {ip} is none of the proxies");
             self.fx.push(Effect::Close(conn, Reason::NotTheProxy));
         }
-        client.header_due
+        is_proxy
     }
 
     /// Reads the header at the front of `input`, if one is due, and returns its length; `None`: it
     /// is not whole yet.
     pub(super) fn proxy_header(&mut self, conn: ConnId, input: &[u8]) -> Option<usize> {
-        let client = self.clients.get_mut(conn).filter(|client| client.header_due && !client.closing);
+        let client = self.clients.get_mut(conn).filter(|client| client.splitter.expects_proxy() && !client.closing);
         let Some(client) = client else { return Some(0) };
-        match ProxyHeader::parse(input) {
+        match client.splitter.proxy_header(input) {
             Ok(header) => {
                 let header = header?;
-                client.header_due = false;
                 if let Some(source) = header.source.map(canonical) {
                     log::debug!("{conn}: {source} has connected, through {}", client.peer);
                     client.peer = source;

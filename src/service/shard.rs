@@ -316,7 +316,7 @@ impl Shard {
     fn input_ended(&mut self, conn: ConnId, rest: usize) {
         let Some(client) = self.clients.get_mut(conn) else { return };
         client.ended = true;
-        if rest > 0 && client.header_due {
+        if rest > 0 && client.splitter.expects_proxy() {
             self.refuse_proxy_header(conn, BadHeader::Malformed);
         } else if !client.splitter.may_end(rest) {
             let refusal = Refusal::new(Errno::Unfollowable, "the stream ended inside an object");

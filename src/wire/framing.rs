@@ -1,6 +1,6 @@
 //! Mirrors how a client ends its objects, so that its own reader recognises the server's.
 
-use super::splitter::is_separator;
+use super::opening::is_separator;
 
 /// What the server writes behind each object for one connection.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]

@@ -1,14 +1,15 @@
 //! The wire: what stands on the TCP stream, as pure functions over bytes.
 //!
-//! A message is one JSON object; there is no length prefix. [`Splitter`] finds where an object
+//! A message is one JSON object; few clients put a length before it. [`Splitter`] finds where an object
 //! ends, [`Request`] reads the fields the server needs out of one, [`reply`] writes what the
-//! server says, and [`Framing`] mirrors how a client ends its own objects. Behind a proxy, a
-//! [`ProxyHeader`] stands before all of it. Nothing here knows a socket, a session or a clock.
+//! server says, and [`Framing`] mirrors how a client ends its own objects. What may stand before the first
+//! object, a [`ProxyHeader`] for one, `opening.rs` tells apart; what clients of other copies speak, [`dialect`]. Nothing here knows a socket, a session or a clock.
 
 pub mod dialect;
 mod framing;
 mod integer;
 pub mod name;
+mod opening;
 pub mod proxy;
 pub mod reply;
 mod request;

@@ -307,8 +307,8 @@ fn value_of(object: &[u8], key: Key) -> Option<&str> {
         }
         fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
             let mut found = None;
-            while let Some(Name { key, .. }) = map.next_key()? {
-                if key == Some(self.0) {
+            while let Some(Name(bit)) = map.next_key()? {
+                if bit == self.0 as u8 {
                     found = Some(map.next_value()?);
                 } else {
                     map.next_value::<IgnoredAny>()?;
@@ -321,11 +321,8 @@ fn value_of(object: &[u8], key: Key) -> Option<&str> {
     Some(serde_json::Deserializer::from_str(text).deserialize_map(Find(key)).ok()??.get())
 }
 
-/// The name of a member: a key that is read, or perhaps one of [`ALIASES`].
-struct Name {
-    key: Option<Key>,
-    bit: Keys,
-}
+/// The name of a member, by its bit in [`Keys`]: those of the keys that are read come first.
+struct Name(u8);
 
 impl<'de> Deserialize<'de> for Name {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -336,10 +333,10 @@ impl<'de> Deserialize<'de> for Name {
                 f.write_str("a key")
             }
             fn visit_str<E>(self, text: &str) -> Result<Name, E> {
-                Ok(match Key::find(text) {
-                    Some(key) => Name { key: Some(key), bit: Keys(1 << key as u32) },
-                    None => Name { key: None, bit: Keys::named(text).unwrap_or(Keys::OTHER) },
-                })
+                Ok(Name(match Key::find(text) {
+                    Some(key) => key as u8,
+                    None => (KEYS + ALIASES.iter().position(|alias| *alias == text).unwrap_or(ALIASES.len())) as u8,
+                }))
             }
         }
         deserializer.deserialize_str(KeyVisitor)
@@ -358,11 +355,10 @@ impl<'de> Deserialize<'de> for Request<'de> {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
                 let mut fields: [Field<'de>; KEYS] = Default::default();
                 let mut keys = Keys::default();
-                while let Some(Name { key, bit }) = map.next_key()? {
-                    keys = keys.with(bit);
+                while let Some(Name(bit)) = map.next_key()? {
+                    keys = keys.with(Keys(1 << bit));
                     let value = map.next_value()?;
-                    if let Some(key) = key {
-                        let field = &mut fields[key as usize];
+                    if let Some(field) = fields.get_mut(usize::from(bit)) {
                         *field = if matches!(field, Field::Absent) { value } else { Field::Twice };
                     }
                 }

@@ -3,6 +3,8 @@
 use memchr::memchr2;
 
 use super::MAX_NESTING;
+use super::opening::{Found, LENGTH, Opening, SHORTEST, is_separator, length};
+use super::proxy::{BadHeader, ProxyHeader};
 
 /// What [`Splitter::next`] found at the front of the input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,30 +30,15 @@ pub enum Broken {
     WrongLength,
 }
 
-/// Whether a length stands before each object: four bytes, the most significant one first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Whether a length stands before each object.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum Lengths {
-    /// The first bytes will tell: a length begins with a NUL, and an object follows it that is as long. Until then
-    /// they are left where they are; `begun`: they are not all blanks.
-    Undecided {
-        begun: bool,
-    },
+    #[default]
     Never,
     /// The first object is being read, and begins as one with a length would.
     Perhaps,
     Always,
 }
-
-impl Default for Lengths {
-    fn default() -> Lengths {
-        Lengths::Undecided { begun: false }
-    }
-}
-
-/// The bytes of a length.
-const LENGTH: usize = 4;
-/// No object is shorter.
-const SHORTEST: usize = b"{}".len();
 
 /// Resumable boundary search over one connection's input.
 ///
@@ -67,37 +54,38 @@ pub struct Splitter {
     in_string: bool,
     /// The last byte looked at was a backslash inside a string.
     escaped: bool,
-    /// The first object is over, or the mark before it was skipped: no [`BYTE_ORDER_MARK`] may come.
-    begun: bool,
+    opening: Opening,
     lengths: Lengths,
 }
 
-fn length(head: &[u8]) -> usize {
-    head.iter().fold(0, |length, byte| length << 8 | usize::from(*byte))
-}
-
-/// U+FEFF, which some put before the first byte of every text.
-const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
-
-/// What may stand between objects, in any number: the C++ client sends NUL, telnet CR LF.
-pub(super) fn is_separator(byte: u8) -> bool {
-    matches!(byte, 0 | b' ' | b'\t' | b'\r' | b'\n')
-}
-
 impl Splitter {
-    /// For a client that puts no length before any object.
-    pub fn without_lengths() -> Splitter {
-        Splitter { lengths: Lengths::Never, ..Splitter::default() }
+    /// For a client of which it is known whether it puts a length before each object.
+    pub fn of_known(has_lengths: bool) -> Splitter {
+        let lengths = if has_lengths { Lengths::Always } else { Lengths::Never };
+        Splitter { opening: Opening::of_known(has_lengths), lengths, ..Splitter::default() }
     }
 
-    /// For a client that puts a length before each object.
-    pub fn with_lengths() -> Splitter {
-        Splitter { lengths: Lengths::Always, ..Splitter::default() }
+    /// A PROXY header must come before everything else, and be read by [`Splitter::proxy_header`].
+    pub fn expect_proxy(&mut self) {
+        self.opening = self.opening.proxied();
+    }
+
+    /// Whether that has still to come.
+    pub fn expects_proxy(&self) -> bool {
+        self.opening.is_proxied()
+    }
+
+    /// Reads the PROXY header at the front of `input`; `None`: none is due, or it is not whole yet.
+    ///
+    /// # Errors
+    /// There is no header, though one is due. The connection must be closed.
+    pub fn proxy_header(&mut self, input: &[u8]) -> Result<Option<ProxyHeader>, BadHeader> {
+        self.opening.proxy(input)
     }
 
     /// True while an object has begun and not ended; the stream's end here is an error.
     pub fn inside_object(&self) -> bool {
-        self.depth > 0 || self.lengths == Lengths::Undecided { begun: true }
+        self.depth > 0 || self.opening.is_begun()
     }
 
     /// Whether the client puts a length before each object, as the first one has shown.
@@ -107,33 +95,39 @@ impl Splitter {
 
     /// Whether the stream may end here, behind `rest` bytes that were left.
     pub fn may_end(&self, rest: usize) -> bool {
-        !self.inside_object() && (rest == 0 || self.lengths == Lengths::Undecided { begun: false })
+        !self.inside_object() && (rest == 0 || self.opening.may_end())
     }
 
     /// Looks for the end of the first object in `input`, whose size may be `max_object` bytes at
     /// most. After an error the splitter must not be used again.
     pub fn next(&mut self, input: &[u8], max_object: usize) -> Result<Split, Broken> {
+        if !self.opening.is_over() {
+            return self.open(input, max_object);
+        }
         match self.lengths {
             Lengths::Never => self.next_object(input, max_object),
-            _ => self.behind_length(input, max_object),
+            Lengths::Perhaps | Lengths::Always => self.behind_length(input, max_object),
         }
     }
 
-    /// Before the object stands its length, or the first bytes do not tell yet.
-    fn behind_length(&mut self, input: &[u8], max_object: usize) -> Result<Split, Broken> {
-        if let Lengths::Undecided { .. } = self.lengths {
-            let is_length = |head: &[u8], next: u8| next == b'{' && (SHORTEST..=max_object).contains(&length(head));
-            self.lengths = match input {
-                [] => return Ok(Split::Partial { skip: 0 }),
-                [0, ..] if input.len() <= LENGTH => {
-                    self.lengths = Lengths::Undecided { begun: !input.iter().all(|byte| is_separator(*byte)) };
-                    return Ok(Split::Partial { skip: 0 });
-                }
-                [0, ..] if is_length(&input[..LENGTH], input[LENGTH]) => Lengths::Perhaps,
-                _ => Lengths::Never,
-            };
-            return self.next(input, max_object);
+    /// Looks for the first object of the connection.
+    #[cold]
+    fn open(&mut self, input: &[u8], max_object: usize) -> Result<Split, Broken> {
+        match self.opening.next(input, max_object) {
+            Found::Nothing { skip } => Ok(Split::Partial { skip }),
+            Found::Length => {
+                self.lengths = Lengths::Perhaps;
+                self.behind_length(input, max_object)
+            }
+            Found::Object { skip } => Ok(match self.next_object(&input[skip..], max_object)? {
+                Split::Object { start, end } => Split::Object { start: skip + start, end: skip + end },
+                Split::Partial { skip: more } => Split::Partial { skip: skip + more },
+            }),
         }
+    }
+
+    /// Before the object stands its length.
+    fn behind_length(&mut self, input: &[u8], max_object: usize) -> Result<Split, Broken> {
         let Some((head, object)) = input.split_at_checked(LENGTH) else { return Ok(Split::Partial { skip: 0 }) };
         let length = length(head);
         if length > max_object {
@@ -154,7 +148,7 @@ impl Splitter {
             Split::Partial { .. } if object.len() < length => Ok(Split::Partial { skip: 0 }),
             // What looked like a length was blanks, unless it was none.
             _ if self.lengths == Lengths::Perhaps && head.iter().all(|byte| is_separator(*byte)) => {
-                *self = Splitter { lengths: Lengths::Never, ..Splitter::default() };
+                *self = Splitter { opening: Opening::over(), ..Splitter::default() };
                 self.next_object(input, max_object)
             }
             _ if self.lengths == Lengths::Perhaps => Err(Broken::NotAnObject),
@@ -162,6 +156,7 @@ impl Splitter {
         }
     }
 
+    #[inline]
     fn next_object(&mut self, input: &[u8], max_object: usize) -> Result<Split, Broken> {
         let mut start = 0;
         if self.depth == 0 {
@@ -172,7 +167,7 @@ impl Splitter {
                     self.depth = 1;
                     self.scanned = 1;
                 }
-                Some(_) => return self.behind_mark(input, start, max_object),
+                Some(_) => return Err(Broken::NotAnObject),
             }
         }
         let object = &input[start..];
@@ -183,25 +178,6 @@ impl Splitter {
             None if object.len() <= max_object => Ok(Split::Partial { skip: start }),
             _ => Err(Broken::TooLarge),
         }
-    }
-
-    /// At `start` of `input` stands no object: perhaps the one mark that may come before the first.
-    #[cold]
-    fn behind_mark(&mut self, input: &[u8], start: usize, max_object: usize) -> Result<Split, Broken> {
-        let rest = &input[start..];
-        if self.begun {
-            return Err(Broken::NotAnObject);
-        }
-        let Some(rest) = rest.strip_prefix(BYTE_ORDER_MARK) else {
-            let may_become_one = BYTE_ORDER_MARK.starts_with(rest);
-            return if may_become_one { Ok(Split::Partial { skip: start }) } else { Err(Broken::NotAnObject) };
-        };
-        self.begun = true;
-        let from = start + BYTE_ORDER_MARK.len();
-        Ok(match self.next_object(rest, max_object)? {
-            Split::Object { start, end } => Split::Object { start: from + start, end: from + end },
-            Split::Partial { skip } => Split::Partial { skip: from + skip },
-        })
     }
 
     /// Continues over `object`, which begins with the unfinished object's first byte. Returns the
@@ -241,7 +217,7 @@ impl Splitter {
                     b'}' | b']' => {
                         self.depth -= 1;
                         if self.depth == 0 {
-                            *self = Splitter { begun: true, lengths: self.lengths, ..Splitter::default() };
+                            *self = Splitter { opening: self.opening, lengths: self.lengths, ..Splitter::default() };
                             return Ok(Some(at + 1));
                         }
                     }
@@ -259,6 +235,7 @@ impl Splitter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::opening::BYTE_ORDER_MARK;
 
     fn split_all(input: &[u8]) -> Result<Vec<&[u8]>, Broken> {
         let (mut splitter, mut at, mut found) = (Splitter::default(), 0, Vec::new());
@@ -398,7 +375,7 @@ mod tests {
             };
             assert_eq!((found, end, has_lengths), (objects, End::Between, true), "{length}");
         }
-        let given = read_anyhow(&framed(8, &object(8)), &Splitter::with_lengths());
+        let given = read_anyhow(&framed(8, &object(8)), &Splitter::of_known(true));
         assert_eq!(given, (vec![object(8)], End::Between, true));
     }
 
@@ -437,7 +414,7 @@ mod tests {
             let stream = [framed(8, &object(8)), padded.clone()].concat();
             let (found, broken, _) = read_anyhow(&stream, &Splitter::default());
             assert_eq!((found, &broken), (vec![object(8)], &end), "{length}: {}", behind.escape_ascii());
-            assert_eq!(read_anyhow(&padded, &Splitter::with_lengths()).1, end, "{length}");
+            assert_eq!(read_anyhow(&padded, &Splitter::of_known(true)).1, end, "{length}");
         }
         // What stands between objects without a length stands nowhere here.
         let stream = [framed(8, &object(8)), b"\0".to_vec(), framed(8, &object(8))].concat();
@@ -471,7 +448,7 @@ mod tests {
             let end = if may_end { End::Between } else { End::Inside };
             assert_eq!(read(stream[..at].chunks(1), Splitter::default()).1, end, "{at}");
             let end = if at == 0 || at == 12 || at == stream.len() { End::Between } else { End::Inside };
-            assert_eq!(read(stream[..at].chunks(1), Splitter::with_lengths()).1, end, "{at}");
+            assert_eq!(read(stream[..at].chunks(1), Splitter::of_known(true)).1, end, "{at}");
         }
         assert_eq!(read([&b"\0\0{"[..]], Splitter::default()).1, End::Inside);
         assert_eq!(read([&b"\0\0\0\x08"[..]], Splitter::default()).1, End::Inside);

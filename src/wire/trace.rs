@@ -1,7 +1,7 @@
 //! What a connection sent or got, as the log shows it: one message a line, and no password in it.
 
 use super::dialect::{Members, elements, string};
-use super::splitter::is_separator;
+use super::opening::is_separator;
 
 /// What these lines have as their target in the log.
 pub const TARGET: &str = "wire";

@@ -136,7 +136,7 @@ impl Conversation {
         let has_lengths = target.dialect.as_deref().is_some_and(|dialect| dialect.length() != Length::Nowhere);
         let mut conversation = Conversation {
             channel: Arc::new(Channel::open(target)?),
-            splitter: if has_lengths { Splitter::with_lengths() } else { Splitter::default() },
+            splitter: if has_lengths { Splitter::of_known(true) } else { Splitter::default() },
             buffer: Vec::new(),
             greeting: Greeting { confirms: false },
             dialect: target.dialect.clone(),

@@ -188,7 +188,7 @@ mod tests {
 
     /// The one object that these bytes are, in a stream that has lengths or has none.
     fn object(stream: &[u8], has_lengths: bool) -> &[u8] {
-        let mut splitter = if has_lengths { Splitter::with_lengths() } else { Splitter::default() };
+        let mut splitter = if has_lengths { Splitter::of_known(true) } else { Splitter::default() };
         match splitter.next(stream, 1 << 16) {
             Ok(Split::Object { start, end }) => {
                 assert!(stream.len() - end <= 1, "one object alone");
