@@ -146,12 +146,11 @@ impl Splitter {
                 Ok(Split::Object { start: LENGTH, end: LENGTH + end })
             }
             Split::Partial { .. } if object.len() < length => Ok(Split::Partial { skip: 0 }),
-            // What looked like a length was blanks, unless it was none.
-            _ if self.lengths == Lengths::Perhaps && head.iter().all(|byte| is_separator(*byte)) => {
-                *self = Splitter { opening: Opening::over(), ..Splitter::default() };
-                self.next_object(input, max_object)
+            // What looked like a length was none: it is read again, as blanks and what follows them.
+            _ if self.lengths == Lengths::Perhaps => {
+                *self = Splitter::of_known(false);
+                self.open(input, max_object)
             }
-            _ if self.lengths == Lengths::Perhaps => Err(Broken::NotAnObject),
             _ => Err(Broken::WrongLength),
         }
     }
@@ -392,6 +391,10 @@ mod tests {
             let broken = End::Broken(Broken::NotAnObject);
             assert_eq!(read_anyhow(&none.concat(), &undecided), (vec![], broken, false), "{object_length}");
         }
+        // Neither is a length, though both are followed by a brace: 31,613 and 15,712,191.
+        let empty = || vec![b"{}".to_vec(); 2];
+        assert_eq!(read_anyhow(b"\0\0{}{}", &undecided), (empty(), End::Between, false));
+        assert_eq!(read_anyhow(b"\0\xef\xbb\xbf{}{}", &undecided), (empty(), End::Between, false));
     }
 
     #[test]
