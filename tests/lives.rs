@@ -9,7 +9,7 @@ use std::net::{SocketAddr, TcpStream};
 
 use mysql::prelude::Queryable;
 use serde_json::json;
-use support::{Client, Cluster, DEADLINE, MariaDb, REAPED, Server, eventually, eventually_within};
+use support::{Account, Client, Cluster, DEADLINE, MariaDb, REAPED, Server, eventually, eventually_within};
 
 const METRICS: [&str; 2] = ["--metrics", "127.0.0.1:0"];
 
@@ -67,19 +67,40 @@ fn start() -> (Cluster, mysql::Conn) {
 #[test]
 fn a_node_that_is_marked_ends_its_sessions_and_begins_anew_under_another_number_and_leaves_nothing_behind() {
     const LIVES: usize = 5;
+    const READERS: usize = 32;
+    /// Messages of 1,000 bytes for each of them: less than the high-water mark.
+    const QUEUED: usize = 900;
     let (cluster, mut database) = start();
     let node = &cluster.nodes[0];
     let monitor = monitor_of(node);
     let account = Client::connect(node.address).register("someone", "secret");
+    let readers: Vec<Account> = (0..READERS)
+        .map(|reader| Client::connect(node.address).register(&format!("reader {reader}"), "secret"))
+        .collect();
     let mut numbers = vec![membership(&mut database)[0].0];
-    let mut held = Vec::new();
+    let (mut held, mut resident) = (Vec::new(), Vec::new());
     for life in 1..=LIVES {
         let (mut client, mut stranger) = (Client::connect(node.address), Client::connect(node.address));
         eventually_within(REAPED, "a login", || client.try_login(&account)["errno"] == 0);
         stranger.sync();
+        // Some megabytes wait in memory for clients that do not read.
+        let silent: Vec<Client> = readers
+            .iter()
+            .map(|reader| {
+                let mut silent = Client::connect_with_receive_buffer(node.address, 4 << 10).expect("a client");
+                eventually_within(REAPED, "a login", || silent.try_login(reader)["errno"] == 0);
+                silent
+            })
+            .collect();
+        let text = "x".repeat(1000);
+        for reader in readers.iter().flat_map(|reader| std::iter::repeat_n(reader, QUEUED)) {
+            client.post(&client.chat_to(reader.id, &text));
+        }
+        client.sync();
         mark(&mut database, numbers[life - 1]);
         client.expect_end();
         stranger.expect_end();
+        drop(silent);
         eventually("the next life", || lives(node) == life);
         eventually("the node to be ready", || is_ready(monitor));
         // The new one frees what the old one had.
@@ -89,6 +110,7 @@ fn a_node_that_is_marked_ends_its_sessions_and_begins_anew_under_another_number_
         });
         numbers.push(membership(&mut database)[0].0);
         held.push((threads(node), node.descriptors()));
+        resident.push(node.resident_kib());
     }
     numbers.sort_unstable();
     numbers.dedup();
@@ -97,6 +119,10 @@ fn a_node_that_is_marked_ends_its_sessions_and_begins_anew_under_another_number_
     assert!(threads.iter().all(|one| *one == threads[0]), "{threads:#?}");
     let descriptors: Vec<_> = held.iter().map(|(_, descriptors)| *descriptors).collect();
     assert!(descriptors.iter().all(|n| n.abs_diff(descriptors[0]) < 6), "{descriptors:?}");
+    println!("resident KiB at the beginning of each life: {resident:?}");
+    // Together the lives leave behind less than what one of them had queued.
+    let queued = READERS * QUEUED * 1000 / 1024;
+    assert!(resident.iter().all(|kib| *kib < resident[0] + queued), "memory grows: {resident:?}");
     let log = node.log_tail();
     assert_eq!(log.matches("other nodes took this one for dead").count(), LIVES, "{log}");
 }

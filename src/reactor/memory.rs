@@ -1,4 +1,6 @@
 //! Acceptor thread: memory that a crowd of clients has used goes back to the system.
+//!
+//! Thread `lives` gives back what a life of the node has used.
 
 /// The least number of connections that are a crowd.
 const CROWD: usize = 64;
@@ -23,8 +25,9 @@ impl Crowd {
     }
 }
 
-/// Has the allocator give free pages back, of all threads. It takes some milliseconds for 100 MB.
-pub(super) fn give_back() {
+/// Has the allocator give free pages back, of all threads, also of those that have ended: what they have used it would
+/// keep for later ones. It takes some milliseconds for 100 MB.
+pub fn give_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: it takes the allocator's own locks and touches nothing that is in use.
     unsafe {

@@ -47,7 +47,7 @@ use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, Sender, bounded, select};
 
 use crate::config::{Config, Listen, Listener};
-use crate::reactor::{Acceptor, Admission, listen, listen_everywhere};
+use crate::reactor::{Acceptor, Admission, give_back_memory, listen, listen_everywhere};
 use crate::secret::SecretUrl;
 use crate::wire::dialect::DialectChoice;
 use crate::wire::{Errno, Refusal};
@@ -191,6 +191,8 @@ impl Lives {
             );
             self.monitor.iter().for_each(Monitor::watch_no_node);
             node.abandon();
+            // The threads of the next life would take other parts of the heap than those of this one.
+            give_back_memory();
             let Some(next) = self.begin_anew(stop)? else { return Ok(()) };
             node = next;
         }
