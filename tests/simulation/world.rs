@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use chat_server::password::{Cost, Hasher};
@@ -211,10 +211,7 @@ impl World {
         };
         let password = match mixed {
             true => "p".to_owned(),
-            false => {
-                let cost: Cost = "8,1".parse().expect("a cost");
-                Hasher::new(cost).hash("p").expect("a hash")
-            }
+            false => a_hash().to_owned(),
         };
         let database = Database::new(rng.next(), !is_alone, password, quota);
         let mut world = World {
@@ -413,17 +410,15 @@ impl World {
     }
 
     fn some_socket(&mut self, is_due: impl Fn(&Socket) -> bool, what: impl FnOnce(&mut World, SocketId)) -> bool {
-        let due: Vec<SocketId> = self
-            .sockets
-            .iter()
-            .filter(|(_, socket)| is_due(socket) && self.may_act(socket.node))
-            .map(|(id, _)| *id)
-            .collect();
-        if due.is_empty() {
+        let may_act: Vec<bool> = (0..self.nodes.len()).map(|at| self.may_act(at)).collect();
+        let due = || self.sockets.iter().filter(|(_, socket)| is_due(socket) && may_act[socket.node]);
+        let count = due().count();
+        if count == 0 {
             return false;
         }
-        let id = self.rng.pick(&due);
-        what(self, id);
+        let nth = self.rng.below(count);
+        let Some((id, _)) = due().nth(nth) else { return false };
+        what(self, *id);
         true
     }
 
@@ -433,11 +428,13 @@ impl World {
 
     fn take_letter(&mut self, at: usize) -> bool {
         let node = &mut self.nodes[at];
-        let busy: Vec<_> = node.links.iter().filter(|(_, queue)| !queue.is_empty()).map(|(link, _)| *link).collect();
-        if busy.is_empty() {
+        let busy = || node.links.iter().filter(|(_, queue)| !queue.is_empty()).map(|(link, _)| *link);
+        let count = busy().count();
+        if count == 0 {
             return false;
         }
-        let link = self.rng.pick(&busy);
+        let nth = self.rng.below(count);
+        let Some(link) = busy().nth(nth) else { return false };
         match node.links.get_mut(&link).and_then(VecDeque::pop_front) {
             Some(Item::Letter(letter)) => self.call(at, link.1, |shard, now, fx| shard.letter(letter, now, fx)),
             Some(Item::Moved(id, moved)) => self.arrive(at, link.1, id, moved),
@@ -898,6 +895,15 @@ impl World {
         }
         assert_eq!(self.database().claims(), 0, "somebody was left online");
     }
+}
+
+/// Every account's password, hashed once for all runs.
+fn a_hash() -> &'static str {
+    static HASH: OnceLock<String> = OnceLock::new();
+    HASH.get_or_init(|| {
+        let cost: Cost = "8,1".parse().expect("a cost");
+        Hasher::new(cost).hash("p").expect("a hash")
+    })
 }
 
 /// The same, with lists of bytes as the texts that they are.
