@@ -105,6 +105,61 @@ fn cpp_reader(place: &Place) -> (Account, Client, [Client; SENDERS]) {
     (account, client, senders)
 }
 
+/// 64 MiB wait for clients that read nothing: on SQLite the end takes 5 s at most, where the server is optimised and
+/// nothing runs beside it.
+#[test]
+fn an_end_stores_64_mib_in_seconds() {
+    const READERS: usize = 64;
+    const TOTAL: usize = 64 << 20;
+    const TEXT: usize = 1000;
+    let took_at_most = Duration::from_secs(if cfg!(debug_assertions) { 30 } else { 5 });
+    let mut place = Place::start(&Config::new(2), &["--high-water", "4194304"], |_| {});
+    let readers = accounts::<READERS>(place.node(), "reader");
+    let mut clients = readers.each_ref().map(|account| {
+        let mut client = Client::connect_with_receive_buffer(place.node(), 4 << 10).expect("a client");
+        client.login(account);
+        client
+    });
+    let [mut sender] = accounts::<1>(place.node(), "sender").map(|account| login(place.node(), &account));
+    let mut sent = [0; READERS];
+    let mut bytes = 0;
+    while bytes < TOTAL {
+        for (reader, sent) in readers.iter().zip(&mut sent) {
+            let chat = sender.chat_to(reader.id, &format!("{sent} {}", "x".repeat(TEXT)));
+            bytes += chat.to_string().len();
+            sender.post(&chat);
+            *sent += 1;
+        }
+    }
+    sender.sync();
+    let began = Instant::now();
+    let status = place.stop();
+    let took = began.elapsed();
+    // What was written whole before the end has gone; the rest is in the store, in order behind it.
+    let path = place.launch.store.trim_start_matches("sqlite:").to_owned();
+    let database = rusqlite::Connection::open(&path).expect("the store");
+    let mut rows = database.prepare("SELECT message FROM OfflineMessage WHERE userid = ?1 ORDER BY id").expect("rows");
+    let mut stored = 0;
+    for ((client, account), sent) in clients.iter_mut().zip(&readers).zip(sent) {
+        let mut numbers = Numbers::default();
+        client.set_patience(LONGEST);
+        while let Ok(text) = client.next_push() {
+            numbers.take(&support::parse(&text));
+        }
+        let messages = rows.query_map([account.id], |row| row.get::<_, String>(0)).expect("rows");
+        for message in messages {
+            let message = message.expect("a message");
+            stored += message.len();
+            numbers.take(&support::parse(&message));
+        }
+        assert_eq!(numbers.count(sender.id()), sent, "{}", account.name);
+    }
+    assert_eq!(status, Some(0));
+    assert!(stored > TOTAL / 2, "{stored} bytes had to be stored: that shows nothing");
+    println!("{stored} bytes in {took:?}");
+    assert!(took < took_at_most, "it took {took:?}");
+}
+
 #[test]
 fn an_end_stores_what_is_queued_for_a_cpp_client_that_reads_well() {
     let mut place = Place::start(&Config::new(2), &["--legacy-client"], |_| {});
