@@ -327,16 +327,6 @@ fn median(values: &[f64]) -> f64 {
     values[values.len() / 2]
 }
 
-/// The time that the server has had on all cores.
-fn processor_time(world: &World) -> Duration {
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", world.server().pid())).expect("the server lives");
-    let nanoseconds = tasks.filter_map(|task| {
-        let times = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
-        times.split(' ').next()?.parse::<u64>().ok()
-    });
-    Duration::from_nanos(nanoseconds.sum())
-}
-
 /// The machine is never the same for long, so the two groups are measured in turn, each for a moment: every
 /// pair gives a ratio of its latencies and one of its times, and the medians of all are held to the bound. What
 /// disturbs a pair then does no harm; and what the slow ones cost is in all of them.
@@ -363,9 +353,9 @@ fn of_a_thousand_members_fifty_that_do_not_read_are_felt_by_nobody_and_miss_noth
         for pair in 0..PAIRS {
             let order = if pair % 2 == 0 { [0, 1] } else { [1, 0] };
             let mut measured = order.map(|group| {
-                let before = processor_time(&world);
+                let before = world.server().cpu();
                 let measured = crowd.measure(group);
-                spent[group] += processor_time(&world) - before;
+                spent[group] += world.server().cpu() - before;
                 measured
             });
             if order == [1, 0] {

@@ -114,6 +114,16 @@ impl Server {
         std::fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("the server lives").count()
     }
 
+    /// The processor time of all its threads that run, user and system.
+    pub fn cpu(&self) -> Duration {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).expect("the server lives");
+        let run = |task: std::io::Result<std::fs::DirEntry>| {
+            let times = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+            times.split_whitespace().next()?.parse::<u64>().ok()
+        };
+        Duration::from_nanos(tasks.filter_map(run).sum())
+    }
+
     /// The server's resident memory, in KiB.
     pub fn resident_kib(&self) -> usize {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the server lives");
