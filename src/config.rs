@@ -94,6 +94,10 @@ pub struct Config {
     pub trace_wire: bool,
     /// Networks whose connections begin with a PROXY header; empty: no connection does.
     pub proxies: Vec<IpNet>,
+    /// Browsers get a page, and a WebSocket.
+    pub web: bool,
+    /// The other hosts whose pages may open a WebSocket, or `*` for all.
+    pub web_origins: Vec<String>,
     /// Where metrics and health are served; `None`: nowhere.
     pub metrics: Option<SocketAddr>,
     /// Decides which reactor each user belongs to; `None`: drawn at random, so that an attacker cannot choose ids that
@@ -269,6 +273,16 @@ struct Flags {
     #[arg(long, env = "CHAT_PROXY_PROTOCOL", value_name = "CIDR,…", value_delimiter = ',', value_parser = network)]
     proxy_protocol: Vec<IpNet>,
 
+    /// Whether browsers are served at the address of the chat: at / a page to chat with, and at /ws a WebSocket, in
+    /// which the page speaks as every client does. on or off
+    #[arg(long, env = "CHAT_WEB", value_name = SWITCH, value_parser = switch(true), action = ArgAction::Set, default_value = "on")]
+    web: bool,
+
+    /// The other hosts whose pages may open a WebSocket here, like https://example.com,http://10.0.0.7:8080, or * for
+    /// all. Pages of this server's own host always may
+    #[arg(long, env = "CHAT_WEB_ORIGINS", value_name = "ORIGIN,…", value_delimiter = ',', value_parser = origin)]
+    web_origins: Vec<String>,
+
     /// Serves /metrics (for Prometheus), /healthz, /readyz and, at /, a page that draws them, by HTTP, to
     /// every client that can reach it: keep it from strangers. Off by default
     #[arg(long, env = "CHAT_METRICS", value_name = "IP:PORT", allow_hyphen_values = true, value_parser = socket_address)]
@@ -381,6 +395,20 @@ fn network(text: &str) -> Result<IpNet, String> {
         }
         _ => network,
     })
+}
+
+/// The host of a page, as a browser names it: its scheme, its name, and its port unless that is the scheme's own.
+fn origin(text: &str) -> Result<String, String> {
+    let form = || "must be like https://example.com or http://10.0.0.7:8080, without a path, or *".to_owned();
+    let is_host = |host: &str| !host.is_empty() && !host.contains(['/', '?', '#', '@', ' ', '*']);
+    match text.split_once("://") {
+        _ if text == "*" => Ok(text.to_owned()),
+        Some(("http" | "https", host)) if is_host(host) => {
+            let port = if text.starts_with("https") { ":443" } else { ":80" };
+            Ok(text.strip_suffix(port).unwrap_or(text).to_owned())
+        }
+        _ => Err(form()),
+    }
 }
 
 /// An address that is not parsed yet, so nothing of it may be printed.
@@ -617,6 +645,8 @@ impl Config {
             legacy_client: flags.legacy_client,
             trace_wire: flags.trace_wire,
             proxies: flags.proxy_protocol,
+            web: flags.web,
+            web_origins: flags.web_origins,
             metrics: flags.metrics,
             home_seed: flags.home_seed,
             payload: flags.payload,
@@ -784,6 +814,9 @@ mod tests {
             ("chat-server --max-connections-per-address 0", "--max-connections-per-address"),
             ("chat-server --max-connections-per-address -1", "--max-connections-per-address"),
             ("chat-server --metrics 9100", "--metrics"),
+            ("chat-server --web perhaps", "--web"),
+            ("chat-server --web-origins example.com", "--web-origins"),
+            ("chat-server --web-origins https://a.example,https://b.example/", "without a path"),
             ("chat-server --dialect nobody", "--dialect"),
             ("chat-server --listen 7000", "--listen"),
             ("chat-server --listen 127.0.0.1:7000,b", "dialect="),
@@ -834,6 +867,19 @@ mod tests {
         assert_eq!(of("chat-server"), (false, true, false));
         assert_eq!(of("chat-server --legacy-client --login-memo off --trace-wire on 6000"), (true, false, true));
         assert_eq!(of("chat-server --legacy-client=No --login-memo=1"), (false, true, false));
+    }
+
+    #[test]
+    fn browsers_are_served_unless_they_are_not_to_be() {
+        let of = |line: &str| {
+            let config = config(line).unwrap();
+            (config.web, config.web_origins)
+        };
+        assert_eq!(of("chat-server"), (true, Vec::new()));
+        assert!(!of("chat-server --web off").0);
+        let origins = of("chat-server --web-origins https://a.example:443,http://a.example:8080,http://[::1]:80").1;
+        assert_eq!(origins, ["https://a.example", "http://a.example:8080", "http://[::1]"]);
+        assert_eq!(of("chat-server --web-origins=*").1, ["*"]);
     }
 
     #[test]

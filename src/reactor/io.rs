@@ -182,7 +182,7 @@ impl<H: Types> Io<H> {
         let output = &mut connection.output;
         let outbox = output.outbox.get_or_insert_with(|| self.spare.pop().unwrap_or_default());
         let own_write = message.options.own_write || output.pace != Pace::Unpaced;
-        self.counts.queued.add(message.body.bytes().len() + message.terminator.len());
+        self.counts.queued.add(message.len());
         if message.tag.is_some() {
             match connection.pressure.queued_anew() {
                 Anew::Watch if output.blocked && !output.stall_timer => {
@@ -197,7 +197,7 @@ impl<H: Types> Io<H> {
                 Anew::Watch | Anew::Recall | Anew::Nothing => {}
             }
         }
-        outbox.push(message.body, message.terminator, message.tag, SendOptions { own_write, ..message.options });
+        outbox.push(Message { options: SendOptions { own_write, ..message.options }, ..message });
         if connection.pressure.is_news(outbox.counted(), self.limits.high_water, self.limits.hard) {
             self.over.push(conn);
         }

@@ -33,7 +33,7 @@ const MAX_SLICES: usize = 64;
 #[derive(Debug)]
 pub struct Outbox<T> {
     messages: VecDeque<Queued<T>>,
-    /// The bytes of the messages that were copied, in the messages' order.
+    /// The bytes of the messages that were copied, and the prefixes of all others, in the messages' order.
     copied: Vec<u8>,
     /// How many bytes of `copied` belong to messages that are gone.
     copied_head: usize,
@@ -57,8 +57,10 @@ pub struct Outbox<T> {
 struct Queued<T> {
     /// `None`: the bytes stand in `copied`.
     shared: Option<Arc<[u8]>>,
-    /// Body and terminator.
+    /// Prefix, body and terminator.
     len: u32,
+    /// The length of the prefix, which stands in `copied` in any case.
+    prefix: u8,
     terminator: &'static [u8],
     /// Leaves in a write of its own.
     own_write: bool,
@@ -70,6 +72,11 @@ struct Queued<T> {
 impl<T> Queued<T> {
     fn is_special(&self) -> bool {
         self.shared.is_some() || self.own_write
+    }
+
+    /// How much of it stands in `copied`.
+    fn copied(&self) -> usize {
+        if self.shared.is_some() { self.prefix.into() } else { self.len as usize }
     }
 }
 
@@ -84,6 +91,8 @@ pub struct SendOptions {
 
 /// One message to be written.
 pub struct Message<'a, T> {
+    /// Precedes the body; 255 bytes at most. A message that is taken back comes without it.
+    pub prefix: &'a [u8],
     pub body: Body<'a>,
     /// Follows the body.
     pub terminator: &'static [u8],
@@ -94,14 +103,20 @@ pub struct Message<'a, T> {
 }
 
 impl<'a, T> Message<'a, T> {
-    /// Bytes as they are, with no terminator and no tag.
+    /// Bytes as they are, with nothing around them and no tag.
     pub fn plain(bytes: &'a [u8]) -> Self {
-        Message { body: Body::Borrowed(bytes), terminator: b"", tag: None, options: SendOptions::default() }
+        let body = Body::Borrowed(bytes);
+        Message { prefix: b"", body, terminator: b"", tag: None, options: SendOptions::default() }
     }
 
     /// The same of bytes that many connections are sent.
     pub fn shared(bytes: &'a Arc<[u8]>) -> Self {
         Message { body: Body::Shared(bytes), ..Message::plain(b"") }
+    }
+
+    /// How many bytes are written.
+    pub(super) fn len(&self) -> usize {
+        self.prefix.len() + self.body.bytes().len() + self.terminator.len()
     }
 }
 
@@ -109,7 +124,7 @@ impl<'a, T> Message<'a, T> {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Unwritten<T> {
     pub tag: T,
-    /// The body, without its terminator.
+    /// The body, with neither prefix nor terminator.
     pub body: Arc<[u8]>,
     /// Some of it was written: it is still in the outbox, and will be finished if it can.
     pub begun: bool,
@@ -143,18 +158,22 @@ impl<T> Default for Outbox<T> {
 }
 
 impl<T> Outbox<T> {
-    /// Appends a message and its terminator. An empty one with a tag is a barrier: it counts as
+    /// Appends a message with what stands around it. An empty one with a tag is a barrier: it counts as
     /// written when all before it is.
-    pub fn push(&mut self, body: Body<'_>, terminator: &'static [u8], tag: Option<T>, options: SendOptions) {
+    pub fn push(&mut self, message: Message<'_, T>) {
+        let len = message.len();
+        let Message { prefix, body, terminator, tag, options } = message;
         let SendOptions { own_write, uncounted } = options;
         let shared = match body {
             Body::Shared(bytes) if bytes.len() >= COPY_BELOW => Some(Arc::clone(bytes)),
             _ => None,
         };
-        let bytes = body.bytes();
-        let len = bytes.len() + terminator.len();
+        if !prefix.is_empty() {
+            debug_assert!(prefix.len() <= u8::MAX.into());
+            self.copied.extend_from_slice(prefix);
+        }
         if shared.is_none() {
-            self.copied.extend_from_slice(bytes);
+            self.copied.extend_from_slice(body.bytes());
             self.copied.extend_from_slice(terminator);
         }
         self.bytes += len;
@@ -175,7 +194,8 @@ impl<T> Outbox<T> {
             last.len = joined;
             return;
         }
-        let message = Queued { shared, len: len as u32, terminator, own_write, uncounted, tag };
+        let prefix = prefix.len() as u8;
+        let message = Queued { shared, len: len as u32, prefix, terminator, own_write, uncounted, tag };
         self.special += usize::from(message.is_special());
         self.messages.push_back(message);
     }
@@ -253,24 +273,19 @@ impl<T> Outbox<T> {
             if !room || (message.own_write && i > 0) {
                 break;
             }
-            let len = message.len as usize;
-            match &message.shared {
-                None => {
-                    if skip > 0 {
-                        run_from += skip;
-                    }
-                    run_to += len;
+            let copied = message.copied();
+            run_from += skip.min(copied);
+            run_to += copied;
+            if let Some(body) = &message.shared {
+                if run_to > run_from {
+                    add(&self.copied[run_from..run_to]);
+                    run_from = run_to;
                 }
-                Some(body) => {
-                    if run_to > run_from {
-                        add(&self.copied[run_from..run_to]);
-                        run_from = run_to;
-                    }
-                    if skip < body.len() {
-                        add(&body[skip..]);
-                    }
-                    room = add(&message.terminator[skip.saturating_sub(body.len())..]);
+                let skip = skip.saturating_sub(copied);
+                if skip < body.len() {
+                    add(&body[skip..]);
                 }
+                room = add(&message.terminator[skip.saturating_sub(body.len())..]);
             }
             skip = 0;
             if message.own_write {
@@ -298,9 +313,7 @@ impl<T> Outbox<T> {
                 break;
             }
             self.written = 0;
-            if first.shared.is_none() {
-                self.copied_head += len;
-            }
+            self.copied_head += first.copied();
             if let Some(message) = self.messages.pop_front() {
                 self.special -= usize::from(message.is_special());
                 done.extend(message.tag);
@@ -328,12 +341,10 @@ impl<T> Outbox<T> {
         for message in std::mem::take(&mut self.messages) {
             let len = message.len as usize;
             let start = at;
-            if message.shared.is_none() {
-                at += len;
-            }
+            at += message.copied();
             let body = || match &message.shared {
                 Some(body) => Arc::clone(body),
-                None => Arc::from(&self.copied[start..start + len - message.terminator.len()]),
+                None => Arc::from(&self.copied[start + usize::from(message.prefix)..at - message.terminator.len()]),
             };
             let is_begun = begun > 0;
             match &message.tag {
@@ -345,9 +356,7 @@ impl<T> Outbox<T> {
                 }
                 _ => {}
             }
-            if message.shared.is_none() {
-                kept.copied.extend_from_slice(&self.copied[start..start + len]);
-            }
+            kept.copied.extend_from_slice(&self.copied[start..at]);
             kept.bytes += len - begun;
             if message.uncounted {
                 kept.uncounted += len - begun;
@@ -416,6 +425,17 @@ mod tests {
         SendOptions { own_write, ..PLAIN }
     }
 
+    fn push<T>(
+        outbox: &mut Outbox<T>,
+        prefix: &[u8],
+        body: Body<'_>,
+        terminator: &'static [u8],
+        tag: Option<T>,
+        options: SendOptions,
+    ) {
+        outbox.push(Message { prefix, body, terminator, tag, options });
+    }
+
     fn text(pieces: &[Vec<u8>]) -> Vec<u8> {
         pieces.concat()
     }
@@ -426,8 +446,8 @@ mod tests {
         let big: Arc<[u8]> = vec![b'x'; 5000].into();
         let mut expected = Vec::new();
         for i in 0..10 {
-            outbox.push(Body::Borrowed(b"{small}"), b"\0", Some(i), PLAIN);
-            outbox.push(Body::Shared(&big), b"\n", None, PLAIN);
+            push(&mut outbox, b"", Body::Borrowed(b"{small}"), b"\0", Some(i), PLAIN);
+            push(&mut outbox, b"", Body::Shared(&big), b"\n", None, PLAIN);
             expected.extend_from_slice(b"{small}\0");
             expected.extend_from_slice(&big);
             expected.push(b'\n');
@@ -445,7 +465,7 @@ mod tests {
             let (mut outbox, mut expected) = (Outbox::default(), Vec::new());
             for i in 0..6 {
                 let body = if i % 3 == 1 { Body::Shared(&big) } else { Body::Borrowed(b"0123456") };
-                outbox.push(body.clone(), b"\r\n", (i % 2 == 0).then_some(i), own_write(i == 4));
+                push(&mut outbox, b"", body.clone(), b"\r\n", (i % 2 == 0).then_some(i), own_write(i == 4));
                 expected.extend_from_slice(match &body {
                     Body::Borrowed(bytes) => bytes,
                     Body::Shared(bytes) => bytes,
@@ -464,10 +484,46 @@ mod tests {
     }
 
     #[test]
+    fn a_prefix_is_written_once_wherever_the_write_is_cut_and_is_not_handed_back() {
+        let big: Arc<[u8]> = vec![b'x'; 1030].into();
+        let bodies = || [Body::Shared(&big), Body::Borrowed(b"small"), Body::Shared(&big), Body::Borrowed(b"ack")];
+        for cut in 0..2200 {
+            let (mut outbox, mut expected) = (Outbox::default(), Vec::new());
+            for (tag, body) in bodies().into_iter().enumerate() {
+                let prefix = format!("<{}>", body.bytes().len());
+                expected.extend_from_slice(&[prefix.as_bytes(), body.bytes()].concat());
+                push(&mut outbox, prefix.as_bytes(), body, b"", (tag < 3).then_some(tag), own_write(tag == 2));
+            }
+            let (mut socket, mut done) = (Socket { room: cut, ..Socket::default() }, Vec::new());
+            while outbox.write_to(&mut socket, &mut done).unwrap() == WriteResult::Boundary {}
+            let (written, gone) = (text(&socket.got).len(), done.len());
+            // What is begun is finished, and what is not is handed back; the rest stays.
+            let recalled = outbox.recall(|_| true);
+            for Unwritten { tag, body, .. } in &recalled {
+                assert_eq!(**body, *bodies()[*tag].bytes(), "cut at {cut}");
+            }
+            let begun = recalled.iter().filter(|message| message.begun).count();
+            assert_eq!((gone + recalled.len(), begun <= 1), (3, true), "cut at {cut}");
+            socket.room = usize::MAX;
+            while outbox.write_to(&mut socket, &mut done).unwrap() != WriteResult::Empty {}
+            let (got, last) = (text(&socket.got), b"<3>ack");
+            if written < expected.len() - last.len() {
+                let (front, behind) = got.split_at(got.len() - last.len());
+                assert_eq!((front, behind), (&expected[..front.len()], &last[..]), "cut at {cut}");
+                let ends = [0, 1036, 1044, 2080];
+                assert!(ends.contains(&front.len()) && front.len() >= written, "cut at {cut}: {}", front.len());
+            } else {
+                assert_eq!(got, expected, "cut at {cut}");
+            }
+            assert_eq!((outbox.len(), outbox.counted()), (0, 0));
+        }
+    }
+
+    #[test]
     fn a_message_that_stands_alone_shares_its_write_with_nobody() {
         let mut outbox: Outbox<()> = Outbox::default();
         for (text, is_alone) in [("a", false), ("b", false), ("ACK", true), ("c", false), ("d", false)] {
-            outbox.push(Body::Borrowed(text.as_bytes()), b"", None, own_write(is_alone));
+            push(&mut outbox, b"", Body::Borrowed(text.as_bytes()), b"", None, own_write(is_alone));
         }
         let (mut socket, mut done) = (Socket { room: 100, ..Socket::default() }, Vec::new());
         assert_eq!(outbox.write_to(&mut socket, &mut done).unwrap(), WriteResult::Boundary);
@@ -479,8 +535,8 @@ mod tests {
     fn recall_takes_whole_messages_and_copies_the_one_that_is_begun() {
         let mut outbox = Outbox::default();
         for i in 0..4 {
-            outbox.push(Body::Borrowed(format!("message{i}").as_bytes()), b"\n", Some(i), PLAIN);
-            outbox.push(Body::Borrowed(b"ack"), b"\n", None, PLAIN);
+            push(&mut outbox, b"", Body::Borrowed(format!("message{i}").as_bytes()), b"\n", Some(i), PLAIN);
+            push(&mut outbox, b"", Body::Borrowed(b"ack"), b"\n", None, PLAIN);
         }
         let (mut socket, mut done) = (Socket { room: 3, ..Socket::default() }, Vec::new());
         assert_eq!(outbox.write_to(&mut socket, &mut done).unwrap(), WriteResult::Blocked);
@@ -497,11 +553,11 @@ mod tests {
     fn a_barrier_counts_as_written_when_all_before_it_is() {
         let mut outbox = Outbox::default();
         let (mut socket, mut done) = (Socket { room: 2, ..Socket::default() }, Vec::new());
-        outbox.push(Body::Borrowed(b""), b"", Some(1), PLAIN);
+        push(&mut outbox, b"", Body::Borrowed(b""), b"", Some(1), PLAIN);
         outbox.write_to(&mut socket, &mut done).unwrap();
         assert_eq!(done, [1]);
-        outbox.push(Body::Borrowed(b"abc"), b"", Some(2), PLAIN);
-        outbox.push(Body::Borrowed(b""), b"", Some(3), PLAIN);
+        push(&mut outbox, b"", Body::Borrowed(b"abc"), b"", Some(2), PLAIN);
+        push(&mut outbox, b"", Body::Borrowed(b""), b"", Some(3), PLAIN);
         assert_eq!(outbox.write_to(&mut socket, &mut done).unwrap(), WriteResult::Blocked);
         assert_eq!(done, [1]);
         socket.room = 1;
@@ -512,9 +568,9 @@ mod tests {
     #[test]
     fn exempt_bytes_do_not_count_wherever_they_stand() {
         let mut outbox = Outbox::default();
-        outbox.push(Body::Borrowed(b"chat"), b"", Some(1), PLAIN);
-        outbox.push(Body::Borrowed(&[b'r'; 1000]), b"", Some(2), SendOptions { uncounted: true, ..PLAIN });
-        outbox.push(Body::Borrowed(b"more"), b"", Some(3), PLAIN);
+        push(&mut outbox, b"", Body::Borrowed(b"chat"), b"", Some(1), PLAIN);
+        push(&mut outbox, b"", Body::Borrowed(&[b'r'; 1000]), b"", Some(2), SendOptions { uncounted: true, ..PLAIN });
+        push(&mut outbox, b"", Body::Borrowed(b"more"), b"", Some(3), PLAIN);
         assert_eq!((outbox.counted(), outbox.len()), (8, 1008));
         let mut socket = Socket { room: 104, ..Socket::default() };
         outbox.write_to(&mut socket, &mut Vec::new()).unwrap();

@@ -9,6 +9,7 @@ use rlimit::Resource;
 
 use super::monitor::MAX_CONNECTIONS;
 use crate::config::Config;
+use crate::wire::dialect::DialectChoice;
 
 /// The server cannot listen on an address.
 #[derive(Debug, thiserror::Error)]
@@ -156,4 +157,18 @@ pub fn advise(error: anyhow::Error, config: &Config) -> anyhow::Error {
         _ => return error,
     };
     anyhow!("{error:#}; {advice}")
+}
+
+/// Ports from 1024 up to which no browser connects: <https://fetch.spec.whatwg.org/#port-blocking>
+const BLOCKED: [u16; 19] =
+    [1719, 1720, 1723, 2049, 3659, 4045, 4190, 5060, 5061, 6000, 6566, 6665, 6666, 6667, 6668, 6669, 6679, 6697, 10080];
+
+/// What browsers make of the main listener, for the log.
+pub fn about_browsers(config: &Config, port: u16) -> &'static str {
+    let has_page = config.web && config.listeners.first().is_some_and(|main| main.dialect == DialectChoice::Auto);
+    match has_page {
+        true if BLOCKED.contains(&port) => "; browsers connect to no such port",
+        true => "; a page for browsers",
+        false => "",
+    }
 }

@@ -90,7 +90,8 @@ impl Bridge {
                     if traces_wire {
                         log_output(conn, &body, framing);
                     }
-                    io.send(conn, Message { body, terminator: framing.terminator(), tag, options });
+                    let prefix = framing.prefix(body.bytes().len());
+                    io.send(conn, Message { prefix: &prefix, body, terminator: framing.terminator(), tag, options });
                 }
                 Effect::Pause(conn) => io.pause(conn),
                 Effect::Resume(conn) => io.resume(conn),

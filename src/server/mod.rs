@@ -51,8 +51,8 @@ use crate::reactor::{Acceptor, Admission, give_back_memory, listen, listen_every
 use crate::secret::SecretUrl;
 use crate::wire::dialect::DialectChoice;
 use crate::wire::{Errno, Refusal};
-use advice::Descriptors;
 pub use advice::{CannotListen, advise, enough_memory};
+use advice::{Descriptors, about_browsers};
 use bridge::Mailboxes;
 use door::{Door, refusal_of};
 pub use ending::{Hurried, Hurry};
@@ -89,13 +89,14 @@ impl Server {
         let monitor =
             monitored.map(|listener| Monitor::start(listener, descriptors.watchers(), sources)).transpose()?;
         log::info!(
-            "listening on {main}; store {}; bus {}; reactors {}; workers {}; file descriptors {}{}",
+            "listening on {main}; store {}; bus {}; reactors {}; workers {}; file descriptors {}{}{}",
             config.store,
             config.redis.as_ref().map_or("in-process".to_owned(), SecretUrl::to_string),
             config.reactors,
             config.workers,
             descriptors.limit(),
             monitor.as_ref().map_or_else(String::new, |monitor| format!("; metrics on http://{}/", monitor.address())),
+            about_browsers(config, address.port()),
         );
         listeners[1..].iter().for_each(|further| log::info!("listening on {further}"));
         let (stop, stopping) = bounded(1);

@@ -30,7 +30,7 @@ use crate::reactor::{Acceptor, Addresses, Admission, Budget, EventLoop, Limits, 
 use crate::service::{self, HashQueue, Job, JobRunner, Memo, Settings, Shard, Throttle};
 use crate::store::mysql::Lock;
 use crate::store::{NodeId, Store, StoreCounts, Timed, UserId};
-use crate::wire::{Errno, Refusal};
+use crate::wire::{Errno, Refusal, http};
 
 /// How long the store may take to finish and close, after all users are logged out.
 const LAST_WRITES: Duration = Duration::from_secs(5);
@@ -44,6 +44,9 @@ const LANES_PER_WORKER: usize = 2;
 
 /// How often the node checks whether it still holds the lock on the database.
 const LOCK_PERIOD: Duration = Duration::from_secs(1);
+
+/// What a browser gets.
+const PAGE: &str = include_str!("../web/page.html");
 
 /// What outlives a life.
 pub(super) struct Lasting {
@@ -238,6 +241,9 @@ fn settings(lasting: &Lasting, node: NodeId, lanes: usize) -> Settings {
         mixed: config.mixed,
         proxies: config.proxies.clone().into(),
         listeners: config.listeners.iter().map(|listener| listener.dialect.clone()).collect(),
+        browsers: config.web.then(|| {
+            Arc::new(service::Browsers { page: http::page(PAGE).into(), origins: config.web_origins.clone() })
+        }),
         limits: service::Limits {
             addresses: lasting.addresses.clone().filter(|_| lasting.is_behind_a_proxy()),
             failed_logins: lasting.failed_logins.clone(),

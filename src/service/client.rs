@@ -12,6 +12,7 @@ use super::receipts::SessionId;
 use crate::reactor::{AddressSlot, canonical};
 use crate::store::UserId;
 use crate::wire::dialect::{Dialect, DialectChoice, Hearing, Length, Me, Speaker};
+use crate::wire::websocket::WebSocket;
 use crate::wire::{Framing, FramingMirror, Splitter, msgid};
 
 /// A connection, as the service sees it.
@@ -25,6 +26,8 @@ pub(super) struct Client {
     pub hearing: Hearing,
     /// It does not speak canon; a pointer, since most do.
     pub speaker: Option<Box<Speaker>>,
+    /// It is a browser; a pointer, since most are not.
+    pub web: Option<Box<Web>>,
     /// The user who is logged in; a pointer, since many connections never have one.
     pub user: Option<Box<LoggedIn>>,
     /// The user who was logged in and whose session is still ending.
@@ -42,7 +45,7 @@ pub(super) struct Client {
     pub attempt: Option<Box<Attempt>>,
     /// It has finished sending, and what it sent last is still on its way.
     pub half_closed: bool,
-    /// It has used `seq`, so it is no C++ client.
+    /// It has used `seq`, or is a browser: so it is no C++ client.
     pub uses_seq: bool,
     /// It has sent a PING or a PONG.
     pub knows_ping: bool,
@@ -61,6 +64,17 @@ pub(super) struct Client {
 pub(crate) struct LoggedIn {
     pub session: SessionId,
     pub name: Box<str>,
+}
+
+/// How far a connection has come that began with an HTTP request.
+#[derive(Debug)]
+pub(super) enum Web {
+    /// The head of the request is not whole.
+    Head,
+    /// It is a WebSocket. `code`: what its close frame is to say, if something else than the reason tells.
+    Socket { frames: WebSocket, code: Option<u16> },
+    /// It was a WebSocket: the close frame is queued, and nothing may follow.
+    Closed,
 }
 
 /// A reason why the input of a connection waits.
@@ -182,6 +196,7 @@ impl Client {
             framing: FramingMirror::default(),
             hearing: Hearing::default(),
             speaker: None,
+            web: None,
             user: None,
             leaving: None,
             pending: 0,
@@ -211,6 +226,27 @@ impl Client {
         self.speaker = dialect.map(|dialect| Box::new(Speaker::new(Arc::clone(dialect))));
     }
 
+    /// It is a WebSocket from here on, and speaks canon.
+    pub fn becomes_socket(&mut self) {
+        self.web = Some(Box::new(Web::Socket { frames: WebSocket::default(), code: None }));
+        self.hearing = Hearing::settled();
+        self.framing = FramingMirror::of_known(Framing::WebSocket);
+        self.uses_seq = true;
+    }
+
+    /// Its frames, if it is a WebSocket.
+    pub fn frames(&mut self) -> Option<&mut WebSocket> {
+        match self.web.as_deref_mut() {
+            Some(Web::Socket { frames, .. }) => Some(frames),
+            _ => None,
+        }
+    }
+
+    /// Whether nothing may be sent to it any more.
+    pub fn is_closed_socket(&self) -> bool {
+        self.closing && matches!(self.web.as_deref(), Some(Web::Closed))
+    }
+
     /// Whether a request must wait for the changes that earlier ones have made, since it would not see them. A
     /// join and what is sent to its group need not wait for each other: they take the same route.
     pub fn must_wait(&self, msgid: i64) -> bool {
@@ -221,7 +257,7 @@ impl Client {
         }
     }
 
-    /// What follows each object that is sent to it.
+    /// What stands around each object that is sent to it.
     pub fn framing(&self) -> Framing {
         match self.dialect().map(Dialect::length) {
             // What ends its own requests ends nothing that it reads.
@@ -302,5 +338,18 @@ impl Client {
     /// Whether it has turned out to be a program.
     pub fn is_program(&self) -> bool {
         self.tally.as_deref().and_then(|tally| tally.cpp.as_deref()).is_some_and(Cpp::is_program)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_browser_costs_little_more_than_others_and_they_pay_for_a_pointer_only() {
+        // With what the allocator adds to a block, and nothing else: an idle WebSocket has no buffer.
+        assert!(size_of::<Web>() + 16 <= 200, "{}", size_of::<Web>());
+        assert!(size_of::<Client>() <= 120, "{}", size_of::<Client>());
+        assert_eq!(size_of::<Option<Box<Web>>>(), size_of::<usize>());
     }
 }

@@ -134,7 +134,9 @@ impl Shard {
             self.fx.timer(ask, Timer::Idle(conn));
         } else if due > now.at {
             // Only clients that know a PING get one: all others get nothing that the original does not send.
-            if client.uses_seq || client.knows_ping {
+            if client.web.is_some() {
+                self.ping_socket(conn);
+            } else if client.uses_seq || client.knows_ping {
                 self.reply(conn, reply::ping);
             }
             self.fx.timer(due, Timer::Idle(conn));

@@ -115,6 +115,8 @@ pub enum Timer {
     Attempt { conn: ConnId, number: u64 },
     /// It may not stay silent longer.
     Idle(ConnId),
+    /// The head of its HTTP request must be whole.
+    Head(ConnId),
     /// A client that was too fast is read again.
     Rate(ConnId),
     /// A session's backlog waits for something.

@@ -35,6 +35,7 @@
 //! | `settings.rs`, `counts.rs`, `call.rs` | what an operator can set; what a shard counts; a request on its way to its handler |
 //! | `shard.rs` | a shard: its state, and its inputs |
 //! | `connections.rs`, `attempts.rs`, `limits.rs` | input that waits, PROXY headers and silence; logins and registrations on their way; what clients may not exceed |
+//! | `web.rs` | browsers: their HTTP requests, and the frames of their WebSockets |
 //! | `dialects.rs` | what clients speak: their requests in canon, and what they are told in their dialect |
 //! | `groups.rs` | how group messages and joins go by the group's home |
 //! | `requests/` | a file for each thing that a client can ask for, and the table of them |
@@ -71,6 +72,7 @@ mod shard;
 mod sums;
 mod throttle;
 mod users;
+mod web;
 
 pub use client::Moved;
 pub use counts::{Asks, Limit, MessageKind, PasswordWork, Path, ShardCounts};
@@ -82,6 +84,6 @@ pub use limits::address_is_full;
 pub use memo::Memo;
 pub use reason::Reason;
 pub use receipts::{Receipt, ReplyTo, SessionId};
-pub use settings::{Limits, Now, Settings};
+pub use settings::{Browsers, Limits, Now, Settings};
 pub use shard::Shard;
 pub use throttle::Throttle;

@@ -25,6 +25,8 @@ labels! {
         ShuttingDown = "shutting down",
         /// Its user may be logged in elsewhere.
         ClaimLost = "claim lost",
+        /// Its HTTP request was answered.
+        Http = "http",
     }
 }
 

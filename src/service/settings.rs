@@ -48,9 +48,27 @@ pub struct Settings {
     pub proxies: Arc<[IpNet]>,
     /// What is spoken at each listener; at those that are not named here, it is found out.
     pub listeners: Arc<[DialectChoice]>,
+    /// What browsers get; `None`: an HTTP request is no message.
+    pub browsers: Option<Arc<Browsers>>,
     pub limits: Limits,
     /// Where passwords wait to be hashed, on the whole node.
     pub hashes: Arc<HashQueue>,
+}
+
+impl Settings {
+    /// The largest object of a client, in bytes.
+    pub(super) fn max_message_of(&self, is_logged_in: bool) -> usize {
+        if is_logged_in { self.max_message } else { self.max_message_before_login }
+    }
+}
+
+/// What browsers get.
+#[derive(Debug)]
+pub struct Browsers {
+    /// The reply to a request for the page, whole.
+    pub page: Arc<[u8]>,
+    /// The other hosts whose pages may open a WebSocket, as browsers name them; `*`: all.
+    pub origins: Vec<String>,
 }
 
 /// The limits that the service holds clients to; by default none.
@@ -87,6 +105,7 @@ impl Default for Settings {
             mixed: false,
             proxies: Arc::default(),
             listeners: Arc::default(),
+            browsers: None,
             limits: Limits::default(),
             hashes: HashQueue::new(1),
         }

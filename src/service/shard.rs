@@ -8,7 +8,7 @@ use std::time::Instant;
 use chrono::{Local, TimeZone};
 
 use super::call::Call;
-use super::client::{Client, Hold, Moved};
+use super::client::{Client, Hold, Moved, Web};
 use super::cpp::Cpp;
 use super::letters::Translation;
 use super::members::Groups;
@@ -24,10 +24,10 @@ use crate::reactor::{CloseReason, ConnId, ConnMap, HangUp, ListenerId, Taken, Un
 use crate::store::{StoreError, UserId, Write};
 use crate::wire::dialect::Heard;
 use crate::wire::proxy::BadHeader;
-use crate::wire::{Broken, Errno, Refusal, Request, Split, msgid, reply, trace};
+use crate::wire::{Broken, Errno, Refusal, Request, Split, http, msgid, reply, trace};
 
-/// The number of objects of one connection after which the others have their turn.
-const OBJECTS_A_TURN: usize = 32;
+/// The number of objects, or frames, of one connection after which the others have their turn.
+pub(super) const OBJECTS_A_TURN: usize = 32;
 /// The number of unsettled requests of a connection at which it is not read any further…
 const MAX_PENDING: u32 = 256;
 /// …and the number of jobs in the pool and questions to other nodes at which no connection with any is read.
@@ -267,10 +267,7 @@ impl Shard {
             if !client.holds.is_empty() {
                 return Taken { bytes: taken, more: false };
             }
-            let limit = match client.user {
-                Some(_) => self.settings.max_message,
-                None => self.settings.max_message_before_login,
-            };
+            let limit = self.settings.max_message_of(client.user.is_some());
             match client.splitter.next(&input[taken..], limit) {
                 Ok(Split::Partial { skip }) => return Taken { bytes: taken + skip, more: false },
                 Ok(Split::Object { start, end }) => {
@@ -296,17 +293,12 @@ impl Shard {
                         Err(refusal) => self.refuse_stream(conn, refusal.clone(), Reason::Unfollowable),
                     }
                 }
+                Err(Broken::Http) if self.settings.browsers.is_some() => return self.web_input(conn, input, taken),
                 Err(broken) => {
                     if self.settings.trace_wire {
                         log_input(conn, &input[taken..], b"");
                     }
-                    let (errno, reason) = match broken {
-                        Broken::TooLarge => (Errno::TooLarge, Reason::TooLarge),
-                        Broken::NotAnObject | Broken::TooDeep | Broken::WrongLength => {
-                            (Errno::Unfollowable, Reason::Unfollowable)
-                        }
-                    };
-                    self.refuse_stream(conn, Refusal::new(errno, broken.to_string()), reason);
+                    self.refuse_broken(conn, broken);
                 }
             }
         }
@@ -318,6 +310,8 @@ impl Shard {
         client.ended = true;
         if rest > 0 && client.splitter.expects_proxy() {
             self.refuse_proxy_header(conn, BadHeader::Malformed);
+        } else if client.web.is_some() {
+            self.web_ended(conn);
         } else if !client.splitter.may_end(rest) {
             let refusal = Refusal::new(Errno::Unfollowable, "the stream ended inside an object");
             self.refuse_stream(conn, refusal, Reason::Unfollowable);
@@ -352,6 +346,7 @@ impl Shard {
             Timer::Login(conn) => self.login_timer(conn),
             Timer::Attempt { conn, number } => self.attempt_timer(conn, number),
             Timer::Idle(conn) => self.idle_timer(conn),
+            Timer::Head(conn) => self.head_timer(conn),
             Timer::Rate(conn) => self.unhold(conn, Hold::Rate),
             Timer::Backlog(session) => self.with_backlog(session, |backlog, cx| backlog.time(cx)),
             Timer::Half(session) => self.half_timer(session),
@@ -438,7 +433,7 @@ impl Shard {
 
     /// `own_write`: the client reads one object a time, and waits for this one.
     pub(super) fn reply_with(&mut self, conn: ConnId, own_write: bool, write: impl FnOnce(&mut Vec<u8>)) {
-        let Some(client) = self.clients.get(conn) else { return };
+        let Some(client) = self.clients.get(conn).filter(|client| !client.is_closed_socket()) else { return };
         let framing = client.framing();
         if client.speaker.is_none() {
             return self.fx.reply(conn, framing, own_write, write);
@@ -464,9 +459,23 @@ impl Shard {
         if !std::mem::replace(&mut client.closing, true) {
             client.give_up();
             log::debug!("{conn}: {}", refusal.text);
+            if matches!(client.web.as_deref(), Some(Web::Head)) {
+                return self.refuse_http(conn, http::Refused::Timeout);
+            }
             self.refuse(conn, None, None, &refusal);
             self.close(conn, reason);
         }
+    }
+
+    /// The same for input that is no message.
+    pub(super) fn refuse_broken(&mut self, conn: ConnId, broken: Broken) {
+        let (errno, reason) = match broken {
+            Broken::TooLarge => (Errno::TooLarge, Reason::TooLarge),
+            Broken::NotAnObject | Broken::TooDeep | Broken::WrongLength | Broken::Http => {
+                (Errno::Unfollowable, Reason::Unfollowable)
+            }
+        };
+        self.refuse_stream(conn, Refusal::new(errno, broken.to_string()), reason);
     }
 
     /// The same where the stream cannot be followed: requests before that still get their replies.
@@ -550,6 +559,7 @@ impl Shard {
     /// Closes a connection behind what is queued for it. Its session ends before, so that nothing waits for its reader.
     pub(super) fn close(&mut self, conn: ConnId, reason: Reason) {
         self.end_with_connection(conn);
+        self.say_close(conn, reason);
         self.fx.push(Effect::Close(conn, reason));
     }
 
@@ -620,6 +630,6 @@ impl Shard {
 
 /// Logs what has come from a connection; `rest` came behind it.
 #[cold]
-fn log_input(conn: ConnId, message: &[u8], rest: &[u8]) {
+pub(super) fn log_input(conn: ConnId, message: &[u8], rest: &[u8]) {
     log::info!(target: trace::TARGET, "{conn}: <- {}", trace::shown(message, rest));
 }

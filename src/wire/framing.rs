@@ -1,8 +1,9 @@
 //! Mirrors how a client ends its objects, so that its own reader recognises the server's.
 
 use super::opening::is_separator;
+use super::websocket::Prefix;
 
-/// What the server writes behind each object for one connection.
+/// What the server writes before or behind each object for one connection.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
     /// Nothing, also while nothing is known yet.
@@ -14,17 +15,25 @@ pub enum Framing {
     Lf,
     /// telnet.
     CrLf,
+    /// A browser: each object is a text message.
+    WebSocket,
 }
 
 impl Framing {
     /// The bytes that follow an object.
     pub fn terminator(self) -> &'static [u8] {
         match self {
-            Framing::Bare => b"",
+            Framing::Bare | Framing::WebSocket => b"",
             Framing::Nul => b"\0",
             Framing::Lf => b"\n",
             Framing::CrLf => b"\r\n",
         }
+    }
+
+    /// The bytes that precede an object of this length.
+    #[inline]
+    pub fn prefix(self, length: usize) -> Prefix {
+        if self == Framing::WebSocket { Prefix::of_text(length) } else { Prefix::default() }
     }
 }
 
@@ -48,6 +57,11 @@ enum Watch {
 }
 
 impl FramingMirror {
+    /// Of a client of which it is known, and which no object is to tell otherwise.
+    pub fn of_known(framing: Framing) -> FramingMirror {
+        FramingMirror { known: Some(framing), state: Watch::Idle }
+    }
+
     pub fn framing(&self) -> Framing {
         self.known.unwrap_or_default()
     }

@@ -3,10 +3,12 @@
 //! A message is one JSON object; few clients put a length before it. [`Splitter`] finds where an object
 //! ends, [`Request`] reads the fields the server needs out of one, [`reply`] writes what the
 //! server says, and [`Framing`] mirrors how a client ends its own objects. What may stand before the first
-//! object, a [`ProxyHeader`] for one, `opening.rs` tells apart; what clients of other copies speak, [`dialect`]. Nothing here knows a socket, a session or a clock.
+//! object, a [`ProxyHeader`] for one, `opening.rs` tells apart; what clients of other copies speak, [`dialect`]. Browsers
+//! ask by [`http`], and then put each object into a message of a [`websocket`]. Nothing here knows a socket, a session or a clock.
 
 pub mod dialect;
 mod framing;
+pub mod http;
 mod integer;
 pub mod name;
 mod opening;
@@ -15,13 +17,14 @@ pub mod reply;
 mod request;
 mod splitter;
 pub mod trace;
+pub mod websocket;
 
 pub use framing::{Framing, FramingMirror};
 pub use integer::integer;
 pub use proxy::ProxyHeader;
 pub use reply::{Errno, Refusal};
 pub use request::{Request, rewrite_chat};
-pub use splitter::{Broken, Split, Splitter};
+pub use splitter::{Broken, Split, Splitter, one_object};
 
 /// The message numbers. 1 to 10 are the original's, from 200 up are this server's additions.
 pub mod msgid {

@@ -1,7 +1,8 @@
 //! What a connection begins with; all that may stand before its first object is told apart here.
 //!
 //! Where a proxy is expected, its PROXY header comes first. Then there may be blanks, and among them one byte order
-//! mark; or the length of the first object, which then stands before every one.
+//! mark; or the length of the first object, which then stands before every one. Or the connection is a browser's, and
+//! begins with an HTTP request: `G` begins nothing else.
 
 use super::proxy::{BadHeader, ProxyHeader};
 
@@ -32,6 +33,8 @@ pub(super) enum Found {
     Object { skip: usize },
     /// A length, if an object follows that is as long; otherwise blanks.
     Length,
+    /// An HTTP request, and no object ever.
+    Http,
 }
 
 /// How far the beginning of a connection has been read.
@@ -52,6 +55,8 @@ enum Stage {
     Blanks {
         marked: bool,
     },
+    /// An HTTP request has begun.
+    Http,
     Over,
 }
 
@@ -111,6 +116,11 @@ impl Opening {
         match self.stage {
             _ if self.is_proxied || input.is_empty() => Found::Nothing { skip: 0 },
             Stage::Over => Found::Object { skip: 0 },
+            Stage::Http => Found::Http,
+            Stage::First { .. } if input[0] == b'G' => {
+                self.stage = Stage::Http;
+                Found::Http
+            }
             Stage::First { .. } if input[0] == 0 && input.len() <= LENGTH => {
                 self.stage = Stage::First { begun: !input.iter().all(|byte| is_separator(*byte)) };
                 Found::Nothing { skip: 0 }
@@ -165,6 +175,11 @@ mod tests {
             (&b""[..], nothing(0)),
             (b"{", object(0)),
             (b"x", object(0)),
+            (b"G", Found::Http),
+            (b"GET / HTTP/1.1\r\n\r\n", Found::Http),
+            (b"g", object(0)),
+            (b" GET", object(1)),
+            (b"\xef\xbb\xbfGET", object(3)),
             (b" \r\n", nothing(3)),
             (b"\n{", object(1)),
             (b"\xef\xbb", nothing(0)),
@@ -184,6 +199,7 @@ mod tests {
             assert_eq!(Opening::default().next(input, 100), found, "{input:?}");
         }
         assert_eq!(Opening::of_known(false).next(b"\0\0\0\x02{", 100), object(3));
+        assert_eq!(Opening::of_known(false).next(b"GET", 100), object(0), "where it is known what is spoken");
         assert_eq!(Opening::of_known(true).next(b"\0\0\0\x02{", 100), object(0));
     }
 
@@ -196,6 +212,10 @@ mod tests {
         assert_eq!(opening.proxy(b"PROXY UNKNOWN\r\n"), Ok(None), "a second one is none");
         assert_eq!(opening.next(b"{}", 100), Found::Object { skip: 0 });
         assert_eq!(Opening::default().proxied().proxy(b"{}"), Err(BadHeader::Missing));
+        let mut opening = Opening::default().proxied();
+        assert_eq!(opening.next(b"GET", 100), Found::Nothing { skip: 0 });
+        assert!(opening.proxy(b"PROXY UNKNOWN\r\nGET").is_ok());
+        assert_eq!([opening.next(b"G", 100), opening.next(b"GET", 100)], [Found::Http; 2]);
     }
 
     #[test]

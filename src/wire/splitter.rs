@@ -28,6 +28,9 @@ pub enum Broken {
     TooLarge,
     #[error("a message must end where its length says")]
     WrongLength,
+    /// An HTTP request has begun instead of the first object. This is said of all that follows, too.
+    #[error("a message must be one JSON object")]
+    Http,
 }
 
 /// Whether a length stands before each object.
@@ -115,6 +118,7 @@ impl Splitter {
     fn open(&mut self, input: &[u8], max_object: usize) -> Result<Split, Broken> {
         match self.opening.next(input, max_object) {
             Found::Nothing { skip } => Ok(Split::Partial { skip }),
+            Found::Http => Err(Broken::Http),
             Found::Length => {
                 self.lengths = Lengths::Perhaps;
                 self.behind_length(input, max_object)
@@ -231,6 +235,17 @@ impl Splitter {
     }
 }
 
+/// The object that a text message is: there may be separators around it, and nothing else.
+///
+/// # Errors
+/// It is not one object, or nests too deep.
+pub fn one_object(text: &[u8]) -> Result<&[u8], Broken> {
+    match Splitter::of_known(false).next(text, text.len())? {
+        Split::Object { start, end } if text[end..].iter().copied().all(is_separator) => Ok(&text[start..end]),
+        Split::Object { .. } | Split::Partial { .. } => Err(Broken::NotAnObject),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -260,6 +275,30 @@ mod tests {
         for input in [&b"hello"[..], b"[1,2]", b" 1", b"\"{}\"", b"\xff{}"] {
             assert_eq!(split_all(input), Err(Broken::NotAnObject));
         }
+    }
+
+    #[test]
+    fn a_text_message_is_one_object() {
+        for text in ["{\"a\":\"}{\"}", "\r\n{}\n", "\u{feff} {}\0"] {
+            assert_eq!(
+                one_object(text.as_bytes()),
+                Ok(text.trim_matches(['\u{feff}', '\r', '\n', ' ', '\0']).as_bytes())
+            );
+        }
+        for text in ["", " ", "{", "{}{}", "{} x", "{}\u{feff}", "[]", "hello", "G", "GET / HTTP/1.1\r\n\r\n"] {
+            assert_eq!(one_object(text.as_bytes()), Err(Broken::NotAnObject), "{text:?}");
+        }
+        assert_eq!(one_object("[".repeat(40).replacen('[', "{\"a\":", 1).as_bytes()), Err(Broken::TooDeep));
+    }
+
+    #[test]
+    fn an_http_request_is_told_from_what_is_no_object() {
+        let mut splitter = Splitter::default();
+        for input in [&b"G"[..], b"GET", b"\x81\x80\0\0\0\0", b"{}"] {
+            assert_eq!(splitter.next(input, 100), Err(Broken::Http), "{input:?}");
+        }
+        assert_eq!(split_all(b"{}GET"), Err(Broken::NotAnObject));
+        assert_eq!(Splitter::of_known(false).next(b"GET", 100), Err(Broken::NotAnObject));
     }
 
     #[test]

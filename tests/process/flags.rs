@@ -96,6 +96,18 @@ fn numbers() -> Vec<Flag> {
             ]),
         },
         Flag {
+            name: "--web-origins",
+            accepted: texts(&["*", "https://example.com", "http://10.0.0.7:8080,https://[::1]"]),
+            refused: texts(&[
+                "",
+                "example.com",
+                "https://",
+                "ftp://example.com",
+                "https://example.com/",
+                "https://*.com",
+            ]),
+        },
+        Flag {
             name: "--proxy-protocol",
             // No client comes from there.
             accepted: texts(&["10.0.0.0/0", "::/0"]),
@@ -105,7 +117,7 @@ fn numbers() -> Vec<Flag> {
 }
 
 /// Flags that take neither a number nor a time.
-const OTHERS: [&str; 11] = [
+const OTHERS: [&str; 12] = [
     "--store",
     "--redis",
     "--mixed",
@@ -115,6 +127,7 @@ const OTHERS: [&str; 11] = [
     "--legacy-client",
     "--trace-wire",
     "--dialect",
+    "--web",
     "--help",
     "--version",
 ];

@@ -5,9 +5,7 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chat_server::reactor::{
-    Body, CloseReason, ConnId, Io, Limits, Mail, Mark, Message, Outbox, SendOptions, Slowness, Unwritten,
-};
+use chat_server::reactor::{Body, CloseReason, ConnId, Io, Limits, Mail, Mark, Message, Outbox, Slowness, Unwritten};
 
 use crate::probe;
 use crate::support::eventually;
@@ -243,9 +241,9 @@ fn one_message_over_the_hard_mark_does_not_wait_for_a_second_one() {
 #[test]
 fn a_recall_does_not_leave_its_bytes_exemption_to_others() {
     let mut outbox: Outbox<Tag> = Outbox::default();
-    outbox.push(Body::Borrowed(&[b'c'; 1000]), b"", Some(Tag::Chat(0)), SendOptions::default());
-    outbox.push(Body::Borrowed(&[b'r'; 100]), b"", None, UNCOUNTED);
-    outbox.push(Body::Borrowed(&[b'a'; 500]), b"", None, SendOptions::default());
+    outbox.push(message(&[b'c'; 1000], Some(Tag::Chat(0))));
+    outbox.push(Message { options: UNCOUNTED, ..message(&[b'r'; 100], None) });
+    outbox.push(message(&[b'a'; 500], None));
     assert_eq!(outbox.counted(), 1500);
     outbox.recall(|tag| matches!(tag, Tag::Chat(_)));
     assert_eq!(outbox.counted(), 500);

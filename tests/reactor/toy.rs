@@ -13,7 +13,7 @@ use std::thread::{JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
 use chat_server::reactor::{
-    Acceptor, AcceptorHandle, Admission, Body, Budget, CloseReason, ConnId, EventLoop, Handler, HangUp, Io, Limits,
+    Acceptor, AcceptorHandle, Admission, Budget, CloseReason, ConnId, EventLoop, Handler, HangUp, Io, Limits,
     ListenerId, Mail, Mailbox, Message, ReactorCounts, Reason, Recall, SendOptions, Taken, Types, Unwritten, listen,
 };
 use mio::Poll;
@@ -216,7 +216,7 @@ pub fn refuse(_: &mut Toy, io: &mut Io<Toy>, conn: ConnId, input: &[u8]) -> Take
 pub const UNCOUNTED: SendOptions = SendOptions { own_write: false, uncounted: true };
 
 pub fn message<'a>(bytes: &'a [u8], tag: Option<Tag>) -> Message<'a, Tag> {
-    Message { body: Body::Borrowed(bytes), terminator: b"", tag, options: SendOptions::default() }
+    Message { tag, ..Message::plain(bytes) }
 }
 
 pub fn send(io: &mut Io<Toy>, conn: ConnId, bytes: &[u8], tag: Option<Tag>) -> bool {

@@ -4,7 +4,7 @@ use std::io::{self, IoSlice, Read, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chat_server::reactor::{Body, ConnId, Io, Message, Outbox, SendOptions, Taken};
+use chat_server::reactor::{Body, ConnId, Io, Message, Outbox, Taken};
 
 use crate::probe;
 use crate::support::eventually;
@@ -106,7 +106,7 @@ impl Write for Stuck {
 #[test]
 fn a_write_that_takes_nothing_is_an_error_not_a_loop() {
     let mut outbox: Outbox<()> = Outbox::default();
-    outbox.push(Body::Borrowed(b"something"), b"", None, SendOptions::default());
+    outbox.push(Message::plain(b"something"));
     let error = outbox.write_to(&mut Stuck, &mut Vec::new()).expect_err("nothing was written");
     assert_eq!(error.kind(), io::ErrorKind::WriteZero);
 }

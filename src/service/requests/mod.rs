@@ -99,7 +99,7 @@ impl Shard {
     pub(super) fn was_read(&mut self, to: ReplyTo, request: i64, answer: Result<Answer, StoreError>) {
         let conn = to.conn;
         if let Ok(Answer::Bytes(mut bytes)) = answer {
-            if let Some(client) = self.clients.get(conn) {
+            if let Some(client) = self.clients.get(conn).filter(|client| !client.is_closed_socket()) {
                 let framing = client.framing();
                 if client.speaker.is_some() {
                     bytes = self.reply_in_dialect(conn, &bytes);
