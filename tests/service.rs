@@ -1414,6 +1414,25 @@ fn what_the_store_refuses_of_another_node_keeps_the_rest_of_it_out_until_a_nudge
 }
 
 #[test]
+fn nothing_is_left_of_a_user_whose_end_waited_for_what_the_store_has_refused() {
+    let (mut node, conn, epoch) = with_somebody_here();
+    node.stall(conn);
+    node.ask(conn, &chat(1, 1, "to myself"));
+    node.hear_from_there(launched("1", epoch, 1, 0));
+    node.waits = |op| is_keep(op) || matches!(op, Op::Write(Write::Claim { .. }));
+    node.hang_up(conn, CloseReason::SocketError);
+    // The next login waits for the end of that session, and its client does not wait for it.
+    let next = node.connect();
+    node.ask(next, LOGIN);
+    assert_texts(&stored_by(&node.waiting[0].op), &["to myself", "1"]);
+    node.answer_kept(Kept::Full(1));
+    node.hang_up(next, CloseReason::SocketError);
+    node.wait_no_more();
+    node.call(0, |shard, now, fx| shard.stop(now, fx));
+    assert_eq!((node.wound_up, node.population()), (1, (0, 0)));
+}
+
+#[test]
 fn what_comes_for_a_claim_before_its_session_has_begun_waits_for_it() {
     let mut node = Node::new();
     let conn = node.connect();

@@ -94,7 +94,8 @@ impl Shard {
             }
             backlog::Step::Settle(receipt, delivery) => self.settle_and_count(receipt, delivery, false),
             backlog::Step::Fence(node) => {
-                if let Some(user) = self.users.get_mut(&user) {
+                // What was settled before may have been the last thing that its end waited for.
+                if let Some(user) = self.users.get_mut(&user).filter(|user| user.has_session_by(id.epoch)) {
                     user.peer(node).fenced = true;
                 }
             }

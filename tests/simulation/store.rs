@@ -346,8 +346,14 @@ impl Database {
         let is_past = match holder {
             Some(Holder::Node(claim)) if claim.node == node => false,
             Some(holder) if parcel.past != Some(holder) => {
-                let is_there = self.keys.contains_key(&(node, key));
-                return if is_there { Kept::Past(self.keys[&(node, key)]) } else { Kept::Elsewhere(holder) };
+                // As many as an earlier try found room for. Who has got the user since then has read them, or will.
+                let keys = (key..).take(parcel.messages.len());
+                let there: Vec<RowId> = keys.filter_map(|key| self.keys.get(&(node, key)).copied()).collect();
+                return match there.first() {
+                    None => Kept::Elsewhere(holder),
+                    Some(_) if there.len() < parcel.messages.len() => Kept::Full(there.len()),
+                    Some(first) => Kept::Stored(*first),
+                };
             }
             holder => holder.is_some(),
         };
