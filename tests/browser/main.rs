@@ -45,7 +45,10 @@ fn two_register_become_friends_and_chat() {
     zhang.say("hello");
     zhang.last_is("hello", "delivered");
     // She has not added him: he is shown all the same, and counted.
-    li.window.until(&format!("document.querySelector('[data-key=u{}] .badge').textContent.startsWith('1')", zhang.id));
+    li.window.until(&format!(
+        "document.querySelector('[data-key=u{}] .badge')?.textContent.startsWith('1') === true",
+        zhang.id
+    ));
     li.window.until("document.title === '(1) Chat'");
     li.open(&zhang);
     li.window.until("document.title === 'Chat'");

@@ -97,7 +97,7 @@ impl User {
     #[track_caller]
     pub fn last_is(&self, text: &str, state: &str) {
         self.sees(text);
-        let last = "document.querySelector('#log').lastElementChild.dataset.state";
+        let last = "document.getElementById('log').lastElementChild?.dataset.state";
         self.window.until(&format!("{last} === {}", json!(state)));
     }
 }
