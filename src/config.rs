@@ -330,6 +330,9 @@ enum DialectFlag {
     Of(DialectChoice),
 }
 
+/// What may stand there besides a dialect, and is listed first.
+const AUTO: (&str, &str) = ("auto", "found out from the requests of each client");
+
 fn dialect_flag(text: &str) -> Result<DialectFlag, String> {
     if text == "list" { Ok(DialectFlag::List) } else { dialect(text).map(DialectFlag::Of) }
 }
@@ -353,10 +356,10 @@ pub fn dialect(text: &str) -> Result<DialectChoice, String> {
     dialect.map(|dialect| DialectChoice::Other(Arc::new(dialect))).map_err(|why| format!("{text}: {why}"))
 }
 
-/// All dialects with what distinguishes them, one a line.
-fn dialects() -> String {
+/// All dialects with what distinguishes them, one a line, behind what else the flag can have.
+pub fn dialects(others: &[(&str, &str)]) -> String {
     let known = dialect::list().map(|dialect| (dialect.name(), dialect.about()));
-    let lines: Vec<_> = [("auto", "found out from the requests of each client")].into_iter().chain(known).collect();
+    let lines: Vec<_> = others.iter().copied().chain(known).collect();
     let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     lines.iter().map(|(name, about)| format!("{name:width$}  {about}\n")).collect()
 }
@@ -589,7 +592,7 @@ impl Config {
 
     fn from_flags(flags: Flags, is_word: &dyn Fn(&str) -> bool) -> Result<Config, Stop> {
         let dialect = match flags.dialect {
-            DialectFlag::List => return Err(Stop::Help(dialects())),
+            DialectFlag::List => return Err(Stop::Help(dialects(&[AUTO]))),
             DialectFlag::Of(dialect) => dialect,
         };
         let place = listen_address(&flags.address).map_err(Stop::Usage)?;

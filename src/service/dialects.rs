@@ -64,7 +64,7 @@ impl Shard {
     /// The client turns out to speak another dialect, or canon after all: it is remembered for its account.
     fn speaks(&mut self, conn: ConnId, dialect: Option<Arc<Dialect>>) {
         let Some(client) = self.clients.get_mut(conn) else { return };
-        log::debug!("{conn}: speaks {}", dialect.as_deref().map_or("canon", Dialect::name));
+        log::debug!("{conn}: speaks {}", dialect.as_deref().map_or(CANON, Dialect::name));
         match (client.speaker.as_deref_mut(), dialect) {
             (Some(speaker), Some(dialect)) => speaker.switch(dialect),
             (None, Some(dialect)) => client.speaker = Some(Box::new(Speaker::new(dialect))),

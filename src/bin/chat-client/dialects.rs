@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use chat_server::config;
-use chat_server::wire::dialect::{Dialect, DialectChoice, find, list};
+use chat_server::wire::dialect::{CANON, Dialect, DialectChoice, find};
 
 pub enum Choice {
     /// `None`: that of this project's server.
@@ -15,17 +15,11 @@ pub enum Choice {
 /// A dialect by its name, or else of a file, as the server takes it; `auto` is what there is without the flag.
 pub fn choose(text: &str) -> Result<Choice, String> {
     if text == "list" {
-        return Ok(Choice::List(names()));
+        return Ok(Choice::List(config::dialects(&[])));
     }
     Ok(Choice::Dialect(match config::dialect(text)? {
         DialectChoice::Auto => None,
-        DialectChoice::Canon => find("canon").cloned(),
+        DialectChoice::Canon => find(CANON).cloned(),
         DialectChoice::Other(dialect) => Some(dialect),
     }))
-}
-
-/// All dialects with what distinguishes them, one a line.
-fn names() -> String {
-    let width = list().map(|dialect| dialect.name().len()).max().unwrap_or(0);
-    list().map(|dialect| format!("{:width$}  {}\n", dialect.name(), dialect.about())).collect()
 }

@@ -228,7 +228,7 @@ impl DialectChoice {
     pub fn named(name: &str) -> Option<DialectChoice> {
         match name {
             "auto" => Some(DialectChoice::Auto),
-            "canon" => Some(DialectChoice::Canon),
+            CANON => Some(DialectChoice::Canon),
             _ => find(name).cloned().map(DialectChoice::Other),
         }
     }
@@ -237,7 +237,7 @@ impl DialectChoice {
     pub fn name(&self) -> Option<&str> {
         match self {
             DialectChoice::Auto => None,
-            DialectChoice::Canon => Some("canon"),
+            DialectChoice::Canon => Some(CANON),
             DialectChoice::Other(dialect) => Some(dialect.name()),
         }
     }
