@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::members::{Members, Writer, elements, string};
+use super::members::{Members, Writer, array, string_of};
 use super::renaming::To;
 use super::translate::{frame, number, write_number, write_text};
 use super::{Ack, Dialect, Fact, Length, Place, Verb};
@@ -155,18 +155,10 @@ fn canon_key(fact: Fact) -> Option<&'static str> {
 /// Writes an array of strings; `element` is called with each object of `list`, whether it stands there as it is or
 /// within a string.
 fn write_strings(list: &str, out: &mut Vec<u8>, mut element: impl FnMut(&str, &mut Vec<u8>)) -> bool {
-    let Some(elements) = elements(list) else { return write_text(out, list) };
-    out.push(b'[');
-    for (at, text) in elements.into_iter().enumerate() {
-        if at > 0 {
-            out.push(b',');
-        }
+    array(list, out, |text, out| {
         let text = serde_json::from_str::<String>(text).map_or(Cow::Borrowed(text), Cow::Owned);
-        let mut object = Vec::new();
-        element(&text, &mut object);
-        string(out, &String::from_utf8_lossy(&object));
-    }
-    out.push(b']');
+        string_of(out, |out| element(&text, out));
+    });
     true
 }
 

@@ -115,6 +115,26 @@ pub(in crate::wire) fn string(out: &mut Vec<u8>, text: &str) {
     let _ = serde_json::to_writer(out, text);
 }
 
+/// Writes what `write` writes as a JSON string.
+pub(super) fn string_of(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+    let mut text = Vec::new();
+    write(&mut text);
+    string(out, &String::from_utf8_lossy(&text));
+}
+
+/// Writes an array; `element` is called with each element of `list` as it stands. What is no array stays as it is.
+pub(super) fn array(list: &str, out: &mut Vec<u8>, mut element: impl FnMut(&str, &mut Vec<u8>)) {
+    let Some(elements) = elements(list) else { return out.extend_from_slice(list.as_bytes()) };
+    out.push(b'[');
+    for (at, text) in elements.into_iter().enumerate() {
+        if at > 0 {
+            out.push(b',');
+        }
+        element(text, out);
+    }
+    out.push(b']');
+}
+
 /// The elements of a JSON array, as they stand; `None`: it is none.
 pub(in crate::wire) fn elements(array: &str) -> Option<Vec<&str>> {
     let elements: Vec<&RawValue> = serde_json::from_str(array).ok()?;

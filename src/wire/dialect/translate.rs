@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::members::{Members, Writer, elements, string};
+use super::members::{Members, Writer, array, string_of};
 use super::renaming::To;
 use super::{Dialect, Length, Place, Verb};
 use crate::wire::reply::{Listed, LoginReply};
@@ -138,9 +138,7 @@ impl Dialect {
             "friends" => self.write_list(value, Place::Friend, self.objects.friends, out),
             "groups" => self.write_list(value, Place::Group, self.objects.groups, out),
             "offlinemsg" => write_array(value, out, |message, out| {
-                let mut chat = Vec::new();
-                self.write_chat(To::Theirs, message.as_bytes(), &mut chat);
-                string(out, &String::from_utf8_lossy(&chat));
+                string_of(out, |out| self.write_chat(To::Theirs, message.as_bytes(), out));
             }),
             _ => write_text(out, value),
         }
@@ -167,9 +165,7 @@ impl Dialect {
             if as_objects {
                 self.write_element(element, place, as_objects, out);
             } else {
-                let mut object = Vec::new();
-                self.write_element(element, place, as_objects, &mut object);
-                string(out, &String::from_utf8_lossy(&object));
+                string_of(out, |out| self.write_element(element, place, as_objects, out));
             }
         })
     }
@@ -192,18 +188,10 @@ impl Dialect {
 
 /// Writes an array; `element` is called with what each string of `list` holds.
 fn write_array(list: &str, out: &mut Vec<u8>, mut element: impl FnMut(&str, &mut Vec<u8>)) -> bool {
-    let Some(elements) = elements(list) else { return write_text(out, list) };
-    out.push(b'[');
-    for (at, text) in elements.into_iter().enumerate() {
-        if at > 0 {
-            out.push(b',');
-        }
-        match serde_json::from_str::<String>(text) {
-            Ok(text) => element(&text, out),
-            Err(_) => out.extend_from_slice(text.as_bytes()),
-        }
-    }
-    out.push(b']');
+    array(list, out, |text, out| match serde_json::from_str::<String>(text) {
+        Ok(text) => element(&text, out),
+        Err(_) => out.extend_from_slice(text.as_bytes()),
+    });
     true
 }
 
