@@ -67,9 +67,9 @@ impl Node {
         Node { id, bus, heard }
     }
 
-    /// A build of another dialect.
-    fn start_as(redis: &Redis, id: u64, dialect: &str) -> Node {
-        Node::start_at(&redis.url(), id, Setup { dialect: dialect.parse().unwrap(), ..Setup::default() })
+    /// A build of other payload versions.
+    fn start_as(redis: &Redis, id: u64, payload: &str) -> Node {
+        Node::start_at(&redis.url(), id, Setup { payload: payload.parse().unwrap(), ..Setup::default() })
     }
 
     fn send(&self, op: BusOp) {
@@ -1192,8 +1192,8 @@ fn a_node_speaks_the_newest_version_that_the_others_lease_tells() {
         reader.payload()[0]
     };
     assert_eq!(version_for(&mut to_old, old), 2);
-    let setup = |dialect: &str| Setup { dialect: dialect.parse().unwrap(), ..Setup::default() };
-    let lease = |node, dialect| Leases::new(&redis.url(), node, "test", setup(dialect)).unwrap();
+    let setup = |payload: &str| Setup { payload: payload.parse().unwrap(), ..Setup::default() };
+    let lease = |node, payload| Leases::new(&redis.url(), node, "test", setup(payload)).unwrap();
     let (mut of_old, mut of_newer) = (lease(old, "2-2"), lease(newer.id, "2-3+200"));
     of_old.take().unwrap();
     of_newer.take().unwrap();

@@ -207,29 +207,29 @@ impl FromStr for Versions {
     }
 }
 
-/// How a node writes and reads payloads. Tests can make a node behave like a build that does not exist yet, by the
+/// The versions of payloads that a node reads and writes. Tests can make a node behave like a build that does not exist yet, by the
 /// text `LOWEST-NEWEST` or `LOWEST-NEWEST+KIND`.
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Dialect {
+pub struct PayloadVersions {
     pub versions: Versions,
     /// A made-up kind: each payload begins with an envelope of it.
     pub made_up: Option<u8>,
 }
 
-impl Default for Dialect {
-    fn default() -> Dialect {
-        Dialect { versions: Versions::OURS, made_up: None }
+impl Default for PayloadVersions {
+    fn default() -> PayloadVersions {
+        PayloadVersions { versions: Versions::OURS, made_up: None }
     }
 }
 
-impl FromStr for Dialect {
+impl FromStr for PayloadVersions {
     type Err = NoVersions;
 
-    fn from_str(text: &str) -> Result<Dialect, NoVersions> {
+    fn from_str(text: &str) -> Result<PayloadVersions, NoVersions> {
         let (versions, kind) = text.split_once('+').map_or((text, None), |(versions, kind)| (versions, Some(kind)));
         let made_up = kind.map(str::parse).transpose().map_err(|_| NoVersions)?;
-        Ok(Dialect { versions: versions.parse()?, made_up })
+        Ok(PayloadVersions { versions: versions.parse()?, made_up })
     }
 }
 
@@ -470,11 +470,11 @@ mod tests {
 
     #[test]
     fn a_newer_build_reads_what_is_older_and_is_not_read_by_that() {
-        let newer: Dialect = "2-3+200".parse().unwrap();
+        let newer: PayloadVersions = "2-3+200".parse().unwrap();
         assert_eq!(newer.made_up, Some(200));
-        assert_eq!("2-2".parse(), Ok(Dialect::default()));
+        assert_eq!("2-2".parse(), Ok(PayloadVersions::default()));
         for text in ["2-3+", "2-3+256", "2+3", "+7"] {
-            assert_eq!(text.parse::<Dialect>(), Err(NoVersions), "{text}");
+            assert_eq!(text.parse::<PayloadVersions>(), Err(NoVersions), "{text}");
         }
         let mut payload = payload(&some());
         assert!(decode_as(newer.versions, &payload).is_ok());

@@ -50,8 +50,8 @@ impl Joined {
     ) -> Result<Joined> {
         let node = *node;
         let membership = || store.membership().context("no nodes can share this store");
-        let dialect = config.payload.as_deref().map(str::parse).transpose().context("--payload cannot be read")?;
-        let setup = Setup { dialect: dialect.unwrap_or_default(), ..Setup::default() };
+        let payload = config.payload.as_deref().map(str::parse).transpose().context("--payload cannot be read")?;
+        let setup = Setup { payload: payload.unwrap_or_default(), ..Setup::default() };
         let (tell_reaper, notices) = unbounded();
         let (look, renewals) = bounded(1);
         let (validity, marked) = Validity::new(LEASE_TTL);

@@ -19,7 +19,7 @@ use redis::{
 
 use super::error::StartError;
 use super::retry::PATIENCE;
-use crate::bus::envelope::Dialect;
+use crate::bus::envelope::PayloadVersions;
 
 /// Resolves a name to IP addresses; may block.
 pub type Lookup = Arc<dyn Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync>;
@@ -32,15 +32,15 @@ pub(super) fn system_lookup() -> Lookup {
 /// What tests change; the default otherwise.
 #[derive(Clone)]
 pub struct Setup {
-    /// How payloads are written and read.
-    pub dialect: Dialect,
+    /// The versions of payloads that the node reads and writes.
+    pub payload: PayloadVersions,
     /// How the name of Redis is resolved.
     pub lookup: Lookup,
 }
 
 impl Default for Setup {
     fn default() -> Setup {
-        Setup { dialect: Dialect::default(), lookup: system_lookup() }
+        Setup { payload: PayloadVersions::default(), lookup: system_lookup() }
     }
 }
 

@@ -106,7 +106,7 @@ impl Leases {
     /// The address cannot be used.
     pub fn new(url: &str, node: NodeId, label: &str, setup: Setup) -> Result<Leases, StartError> {
         let address = Address::parse(url, setup.lookup)?;
-        let value = format!("{} {label}", setup.dialect.versions);
+        let value = format!("{} {label}", setup.payload.versions);
         Ok(Leases { address, connection: None, key: key_of(node), value, chain: None })
     }
 

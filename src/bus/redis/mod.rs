@@ -126,7 +126,7 @@ impl RedisBus {
         let (listening, started) = bounded(1);
         let shared = Arc::new(Shared {
             node,
-            dialect: setup.dialect,
+            payload: setup.payload,
             inbox: Mutex::new(Inbox::new(node, Posts::new(Arc::clone(&listener)))),
             subscribed: AtomicU64::new(0),
             beat: AtomicU64::new(0),

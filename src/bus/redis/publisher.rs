@@ -109,11 +109,11 @@ impl Pipeline {
 
     /// Begins a payload for a node, in the newest version that both read.
     fn begin(&self, to: NodeId) -> Vec<u8> {
-        let Shared { node, dialect, .. } = &*self.shared;
+        let Shared { node, payload: ours, .. } = &*self.shared;
         let theirs = self.shared.versions().get(&to).copied();
         let mut payload = Vec::new();
-        envelope::begin(dialect.versions.to_speak(theirs), *node, self.line, &mut payload);
-        if let Some(kind) = dialect.made_up {
+        envelope::begin(ours.versions.to_speak(theirs), *node, self.line, &mut payload);
+        if let Some(kind) = ours.made_up {
             envelope::append(&(kind, "made up"), &mut payload);
         }
         payload
@@ -412,10 +412,10 @@ mod tests {
         Posts::new(Arc::new(Nobody))
     }
 
-    fn pipeline_of(dialect: &str, versions: &[(NodeId, &str)]) -> Pipeline {
+    fn pipeline_of(payload: &str, versions: &[(NodeId, &str)]) -> Pipeline {
         let shared = Shared {
             node: ME,
-            dialect: dialect.parse().unwrap(),
+            payload: payload.parse().unwrap(),
             inbox: Mutex::new(Inbox::new(ME, posts())),
             subscribed: AtomicU64::new(0),
             beat: AtomicU64::new(0),

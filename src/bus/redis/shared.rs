@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::inbox::Inbox;
-use crate::bus::envelope::{Dialect, Versions};
+use crate::bus::envelope::{PayloadVersions, Versions};
 use crate::store::NodeId;
 
 /// The channel that only this node listens to.
@@ -16,7 +16,7 @@ pub(super) fn channel_of(node: NodeId) -> String {
 /// What the bus's threads share.
 pub(super) struct Shared {
     pub node: NodeId,
-    pub dialect: Dialect,
+    pub payload: PayloadVersions,
     pub inbox: Mutex<Inbox>,
     /// The number of the subscriber's connection to Redis; 0: there is none.
     pub subscribed: AtomicU64,

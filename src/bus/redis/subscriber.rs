@@ -190,7 +190,7 @@ impl Subscriber {
         self.looking_up = None;
         let address = self.address.choose(looked_up)?;
         self.connecting_to = Some(address);
-        let hearing = Hearing::of(self.shared.dialect.versions);
+        let hearing = Hearing::of(self.shared.payload.versions);
         let mut link = Link::connect(address, self.address.credentials(), hearing, self.poll.registry())?;
         link.send(redis::cmd("SUBSCRIBE").arg(&self.own_channel));
         for users in self.subscriptions.line_begins().chunks(CHANNELS_A_COMMAND) {
