@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use super::members::{Members, Writer, array, string_of};
 use super::renaming::To;
 use super::translate::{frame, number, write_number, write_text};
-use super::{Ack, Dialect, Fact, Length, Place, Verb};
+use super::{Ack, Dialect, Fact, Kind, Length, Verb};
 use crate::wire::reply::Errno;
 use crate::wire::{Framing, msgid};
 
@@ -32,7 +32,6 @@ impl Dialect {
         let members = Members::parse(canon)?;
         let verb = Verb::from_msgid(number(members.get("msgid")?)?)?;
         let msgid = self.number(verb)?;
-        let places = [Place::All, Place::Requests, verb.into()];
         let (length, framing) = match self.length() {
             Length::Both => (Length::Both, Framing::Bare),
             Length::Nowhere | Length::Replies => (Length::Nowhere, Framing::Nul),
@@ -40,7 +39,8 @@ impl Dialect {
         let mut out = Vec::with_capacity(canon.len() + 16);
         frame(length, &mut out, |out| {
             let mut writer = Writer::new(out);
-            self.renaming(&places).write(To::Theirs, &members, &mut writer, |key, value, out| match key {
+            let renaming = self.renaming(Kind::Request(verb));
+            renaming.write(To::Theirs, &members, &mut writer, |key, value, out| match key {
                 "msgid" => write_number(out, msgid),
                 "seq" => false,
                 _ => write_text(out, value),
@@ -71,12 +71,12 @@ impl Dialect {
     }
 
     fn write_canon_reply<'a>(&self, verb: Verb, ack: &Ack, mut members: Members<'a>, out: &mut Vec<u8>) {
-        let (msgid, places) = match verb {
-            Verb::Login => (msgid::LOGIN_ACK, &[Place::All, Place::Replies, Place::LoginAck][..]),
-            Verb::Register => (msgid::REGISTER_ACK, &[Place::All, Place::Replies, Place::RegisterAck][..]),
-            _ => (msgid::ACK, &[Place::All, Place::Replies][..]),
+        let msgid = match verb {
+            Verb::Login => msgid::LOGIN_ACK,
+            Verb::Register => msgid::REGISTER_ACK,
+            _ => msgid::ACK,
         };
-        let renaming = self.renaming(places);
+        let renaming = self.renaming(Kind::Reply(verb));
         if self.data {
             self.take_data(&mut members);
         }
@@ -98,8 +98,8 @@ impl Dialect {
         renaming.write(To::Canon, &members, &mut writer, |key, value, out| match key {
             "msgid" => write_number(out, msgid),
             "seq" => false,
-            "friends" => self.write_canon_list(value, Place::Friend, out),
-            "groups" => self.write_canon_list(value, Place::Group, out),
+            "friends" => self.write_canon_list(value, Kind::Friend, out),
+            "groups" => self.write_canon_list(value, Kind::Group, out),
             "offlinemsg" => write_strings(value, out, |chat, out| self.write_chat(To::Canon, chat.as_bytes(), out)),
             _ => write_text(out, value),
         });
@@ -123,14 +123,14 @@ impl Dialect {
     }
 
     /// Writes a list of friends, groups or members as canon has it, whose elements are strings that hold JSON.
-    fn write_canon_list(&self, list: &str, place: Place, out: &mut Vec<u8>) -> bool {
+    fn write_canon_list(&self, list: &str, of: Kind, out: &mut Vec<u8>) -> bool {
         write_strings(list, out, |element, out| {
             let Some(members) = Members::parse(element.as_bytes()) else {
                 return out.extend_from_slice(element.as_bytes());
             };
             let mut writer = Writer::new(out);
-            self.renaming(&[place]).write(To::Canon, &members, &mut writer, |key, value, out| match key {
-                "users" if place == Place::Group => self.write_canon_list(value, Place::Member, out),
+            self.renaming(of).write(To::Canon, &members, &mut writer, |key, value, out| match key {
+                "users" if of == Kind::Group => self.write_canon_list(value, Kind::Member, out),
                 _ => write_text(out, value),
             });
             writer.end();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::{Ack, Dialect, Fact, Length, Place, Verb};
+use super::{Ack, Dialect, Fact, Kind, Length, Place, Verb};
 
 /// What is wrong with a file; where there is a line to blame, the text begins with its number.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -183,11 +183,13 @@ impl Fact {
 impl Dialect {
     /// The other key of canon that this dialect calls the same in an object that has both.
     fn other_called(&self, place: Place, canon: &str, theirs: &str) -> Option<&str> {
-        let requests = Verb::ALL.map(|verb| vec![Place::All, Place::Requests, verb.into()]);
-        let replies = [Place::LoginAck, Place::RegisterAck].map(|ack| vec![Place::All, Place::Replies, ack]);
-        let elements = [Place::Friend, Place::Group, Place::Member].map(|element| vec![element]);
-        let objects = requests.into_iter().chain(replies).chain(elements).filter(|places| places.contains(&place));
-        let renamings: Vec<_> = objects.map(|places| self.renaming(&places)).collect();
-        renamings.iter().find_map(|renaming| renaming.other_called(canon, theirs))
+        // A chat that comes has the keys of its request, and any ack those of a login's.
+        let is_checked = |kind: &Kind| match kind {
+            Kind::Chat(_) => false,
+            Kind::Reply(verb) => matches!(verb, Verb::Login | Verb::Register),
+            Kind::Request(_) | Kind::Friend | Kind::Group | Kind::Member => true,
+        };
+        let kinds = Kind::all().filter(|kind| kind.is_at(place)).filter(is_checked);
+        kinds.map(|kind| self.renaming(kind)).find_map(|renaming| renaming.other_called(canon, theirs))
     }
 }

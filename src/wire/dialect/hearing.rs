@@ -12,7 +12,7 @@ use std::sync::{Arc, LazyLock};
 
 use super::members::Members;
 use super::translate::number;
-use super::{Ack, Dialect, Place, Verb, find};
+use super::{Ack, Dialect, Kind, Place, Verb, find};
 use crate::wire::Request;
 use crate::wire::request::{Key, Keys};
 
@@ -45,7 +45,7 @@ static KNOWN: LazyLock<Vec<Family>> = LazyLock::new(|| {
 impl Dialect {
     /// The keys that this dialect has instead of canon's in a request.
     fn own_keys(&self, verb: Verb) -> Vec<(Keys, Keys)> {
-        let renaming = self.renaming(&[Place::All, Place::Requests, verb.into()]);
+        let renaming = self.renaming(Kind::Request(verb));
         renaming.pairs().filter_map(|(canon, theirs)| Some((Keys::named(theirs)?, Keys::named(canon)?))).collect()
     }
 }
@@ -245,7 +245,7 @@ impl Dialect {
 
     /// Whether a chat's `toid` is called `friendid`.
     fn names_friend(&self) -> bool {
-        self.renaming(&[Place::Chat]).theirs("toid") == "friendid"
+        self.renaming(Kind::Chat(Verb::Chat)).theirs("toid") == "friendid"
     }
 
     /// The same with another number for one request, and its ack where the original has one.

@@ -127,8 +127,6 @@ pub(super) enum Place {
     Member,
 }
 
-const PLACES: usize = Place::Member as usize + 1;
-
 impl From<Verb> for Place {
     fn from(verb: Verb) -> Place {
         match verb {
@@ -143,6 +141,66 @@ impl From<Verb> for Place {
             Verb::Update => Place::Update,
         }
     }
+}
+
+/// A kind of object, whose keys may be renamed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Request(Verb),
+    /// A chat, or a group chat, that comes for somebody.
+    Chat(Verb),
+    /// The reply to such a request.
+    Reply(Verb),
+    Friend,
+    Group,
+    Member,
+}
+
+const VERBS: usize = Verb::ALL.len();
+const KINDS: usize = 3 * VERBS + 3;
+
+impl Kind {
+    fn all() -> impl Iterator<Item = Kind> {
+        let of_verbs = [Kind::Request, Kind::Chat, Kind::Reply].into_iter();
+        of_verbs.flat_map(|of| Verb::ALL.map(of)).chain([Kind::Friend, Kind::Group, Kind::Member])
+    }
+
+    /// Its index among all.
+    fn index(self) -> usize {
+        match self {
+            Kind::Request(verb) => verb as usize,
+            Kind::Chat(verb) => VERBS + verb as usize,
+            Kind::Reply(verb) => 2 * VERBS + verb as usize,
+            Kind::Friend => 3 * VERBS,
+            Kind::Group => 3 * VERBS + 1,
+            Kind::Member => 3 * VERBS + 2,
+        }
+    }
+
+    /// Whether what is renamed at this place is renamed in it.
+    fn is_at(self, place: Place) -> bool {
+        match self {
+            Kind::Request(verb) => place == Place::All || place == Place::Requests || place == verb.into(),
+            Kind::Chat(verb) => place == Place::All || place == verb.into(),
+            Kind::Reply(verb) => match place {
+                Place::All | Place::Replies => true,
+                Place::LoginAck => verb == Verb::Login,
+                Place::RegisterAck => verb == Verb::Register,
+                _ => false,
+            },
+            Kind::Friend => place == Place::Friend,
+            Kind::Group => place == Place::Group,
+            Kind::Member => place == Place::Member,
+        }
+    }
+}
+
+/// A key that a dialect calls otherwise.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Renamed {
+    place: Place,
+    canon: Box<str>,
+    theirs: Box<str>,
 }
 
 /// What an ack says besides `errno`.
@@ -204,8 +262,8 @@ pub struct Dialect {
     numbers: [Option<i64>; Verb::ALL.len()],
     /// The reply to each request; `None`: it has none.
     acks: [Option<Ack>; Verb::ALL.len()],
-    /// By place: canon's key, and this dialect's.
-    keys: [Vec<(Box<str>, Box<str>)>; PLACES],
+    /// By kind of object, in the order of their places; dialects that differ in numbers alone share them.
+    keys: Arc<[Vec<Renamed>; KINDS]>,
     objects: Objects,
     data: bool,
     length: Length,
@@ -255,7 +313,7 @@ impl Dialect {
             about: "the original".into(),
             numbers: Verb::ALL.map(|verb| (verb != Verb::Update).then(|| verb.msgid())),
             acks,
-            keys: [const { Vec::new() }; PLACES],
+            keys: Arc::default(),
             objects: Objects::default(),
             data: false,
             length: Length::Nowhere,
@@ -302,11 +360,18 @@ impl Dialect {
         Verb::ALL.into_iter().find(|verb| self.number(*verb) == Some(number))
     }
 
-    /// A place has one name for each of canon's keys.
+    /// A place has one name for each of canon's keys; of those of an object's places, the last one counts.
     fn rename(&mut self, place: Place, canon: &str, theirs: &str) {
-        let keys = &mut self.keys[place as usize];
-        keys.retain(|(known, _)| **known != *canon);
-        keys.push((canon.into(), theirs.into()));
+        let by_kind = Arc::make_mut(&mut self.keys);
+        for kind in Kind::all().filter(|kind| kind.is_at(place)) {
+            let keys = &mut by_kind[kind.index()];
+            if keys.iter().any(|known| *known.canon == *canon && known.place > place) {
+                continue;
+            }
+            keys.retain(|known| *known.canon != *canon);
+            let at = keys.partition_point(|known| known.place <= place);
+            keys.insert(at, Renamed { place, canon: canon.into(), theirs: theirs.into() });
+        }
     }
 
     fn ack(&self, verb: Verb) -> Option<&Ack> {

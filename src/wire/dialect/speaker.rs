@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::members::{Members, Writer, string};
 use super::renaming::To;
 use super::translate::{frame, number};
-use super::{Dialect, Fact, Place, Verb};
+use super::{Dialect, Fact, Kind, Verb};
 use crate::wire::{Request, msgid};
 
 /// What a request is in canon.
@@ -166,7 +166,7 @@ impl Speaker {
     /// Writes a dialect's own ack, made of canon's.
     fn write_ack_of(&self, asked: &Asked, reply: &Members, me: Option<Me>, out: &mut Vec<u8>) {
         let Some(ack) = self.dialect.ack(asked.verb) else { return };
-        let renaming = self.dialect.renaming(&[Place::All, Place::Replies]);
+        let renaming = self.dialect.renaming(Kind::Reply(asked.verb));
         let is_done = reply.get("errno").and_then(number) == Some(0);
         let mut writer = Writer::new(out);
         writer.member(renaming.theirs("msgid"), &ack.number.to_string());

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{Dialect, Heard, Hearing, Length, Me, Speaker, To, Verb, find, list};
+use super::{Dialect, Heard, Hearing, Kind, Length, Me, Speaker, To, Verb, find, list};
 use crate::wire::Request;
 use crate::wire::reply::{self, Errno, Friend, Group, LoginReply, Member, Refusal, ReplyLimit, Yields};
 
@@ -616,8 +616,8 @@ fn some_are_never_guessed() {
                 let members = at(number, verb).to_string();
                 let members = super::members::Members::parse(members.as_bytes()).unwrap();
                 let mut writer = super::members::Writer::new(&mut out);
-                let places = [super::Place::All, super::Place::Requests, verb.into()];
-                dialect.renaming(&places).write(To::Theirs, &members, &mut writer, |_, text, out| {
+                let renaming = dialect.renaming(Kind::Request(verb));
+                renaming.write(To::Theirs, &members, &mut writer, |_, text, out| {
                     out.extend_from_slice(text.as_bytes());
                     true
                 });
@@ -744,7 +744,7 @@ fn json_inside_strings_has_no_blanks() {
         let text = list[0].as_str().unwrap();
         let msgid = dialect.msgid_key();
         let number = dialect.number(Verb::Chat).unwrap();
-        let to = dialect.renaming(&[super::Place::Chat]).theirs("toid").to_owned();
+        let to = dialect.renaming(Kind::Chat(Verb::Chat)).theirs("toid").to_owned();
         let expected = format!(r#"{{"{msgid}":{number},"{to}":7,"msg":" a \" b \\","more":[1,{{"a b":" "}}]}}"#);
         assert_eq!(text, expected, "{}", dialect.name());
     }
@@ -882,7 +882,7 @@ says = { who = "friendid", ok = "done" }
     let mine = Dialect::from_toml(text, "mine").unwrap();
     assert_eq!((mine.name(), mine.about(), mine.largest_reply()), ("mine", "mine", 2047));
     assert_eq!((mine.number(Verb::Chat), mine.number(Verb::JoinGroup)), (Some(20), Some(10)));
-    assert_eq!(mine.renaming(&[super::Place::Chat]).theirs("toid"), "target");
+    assert_eq!(mine.renaming(Kind::Chat(Verb::Chat)).theirs("toid"), "target");
     assert_eq!(mine.ack(Verb::AddFriend).unwrap().says.len(), 2);
     assert_eq!(mine.ack(Verb::CreateGroup), dialect("g").ack(Verb::CreateGroup));
     assert!(mine.objects.friends && !mine.objects.groups);
@@ -933,6 +933,16 @@ fn one_key_may_have_another_name_in_each_object() {
     let mine = Speaker::new(Arc::new(Dialect::from_toml(text, "mine").unwrap()));
     let chat = json!({"msgid": 6, "y": 7, "x": 2, "msg": "a"});
     assert_eq!(canon(&mine, &chat), Some((Verb::Chat, json!({"msgid": 6, "id": 7, "toid": 2, "msg": "a"}))));
+}
+
+#[test]
+fn what_is_renamed_at_the_narrower_place_counts_whichever_was_written_first() {
+    let text = "like = \"canon-userid\"\nkeys = { requests = { id = \"x\" } }";
+    let mine = Speaker::new(Arc::new(Dialect::from_toml(text, "mine").unwrap()));
+    let chat = json!({"msgid": 6, "fromid": 7, "toid": 2, "msg": "a"});
+    assert_eq!(canon(&mine, &chat), Some((Verb::Chat, json!({"msgid": 6, "id": 7, "toid": 2, "msg": "a"}))));
+    let join = json!({"msgid": 9, "x": 7, "groupid": 3});
+    assert_eq!(canon(&mine, &join), Some((Verb::JoinGroup, json!({"msgid": 9, "id": 7, "groupid": 3}))));
 }
 
 #[test]

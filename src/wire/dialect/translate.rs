@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use super::members::{Members, Writer, array, string_of};
 use super::renaming::To;
-use super::{Dialect, Length, Place, Verb};
+use super::{Dialect, Kind, Length, Verb};
 use crate::wire::reply::{Listed, LoginReply};
 use crate::wire::{integer, msgid};
 
@@ -27,9 +27,9 @@ pub(super) fn write_text(out: &mut Vec<u8>, text: &str) -> bool {
 }
 
 impl Dialect {
-    /// What this dialect calls `msgid`.
+    /// What this dialect calls `msgid`, in all objects.
     pub(super) fn msgid_key(&self) -> &str {
-        self.renaming(&[Place::All]).theirs("msgid")
+        self.renaming(Kind::Request(Verb::Login)).theirs("msgid")
     }
 
     /// The request that an object is, by its number in this dialect.
@@ -43,8 +43,8 @@ impl Dialect {
         let me = me.filter(|_| !matches!(verb, Verb::Login | Verb::Register));
         let mut has_id = false;
         let mut writer = Writer::new(out);
-        let places = [Place::All, Place::Requests, verb.into()];
-        self.renaming(&places).write(To::Canon, members, &mut writer, |key, value, out| match (key, me) {
+        let renaming = self.renaming(Kind::Request(verb));
+        renaming.write(To::Canon, members, &mut writer, |key, value, out| match (key, me) {
             ("msgid", _) => write_number(out, verb.msgid()),
             ("id", Some(me)) => {
                 has_id = true;
@@ -77,7 +77,7 @@ impl Dialect {
             To::Theirs => self.number(verb).unwrap_or(verb.msgid()),
             To::Canon => verb.msgid(),
         };
-        self.renaming(&[Place::All, verb.into()]).write(to, &members, &mut writer, |key, value, out| match key {
+        self.renaming(Kind::Chat(verb)).write(to, &members, &mut writer, |key, value, out| match key {
             "msgid" => write_number(out, msgid),
             _ => write_text(out, value),
         });
@@ -87,13 +87,11 @@ impl Dialect {
     /// Writes what this dialect makes of the reply to a login or a registration. `seq`: whether the client has sent
     /// one.
     pub(super) fn write_ack(&self, verb: Verb, reply: &Members, seq: bool, also: &[(&str, &str)], out: &mut Vec<u8>) {
-        let place = if verb == Verb::Login { Place::LoginAck } else { Place::RegisterAck };
-        let places = [Place::All, Place::Replies, place];
         let msgid = self
             .ack(verb)
             .map_or(if verb == Verb::Login { msgid::LOGIN_ACK } else { msgid::REGISTER_ACK }, |ack| ack.number);
         let mut writer = Writer::new(out);
-        self.renaming(&places).write(To::Theirs, reply, &mut writer, |key, value, out| match key {
+        self.renaming(Kind::Reply(verb)).write(To::Theirs, reply, &mut writer, |key, value, out| match key {
             "msgid" => write_number(out, msgid),
             "seq" if !seq => false,
             _ => self.write_part(key, value, out),
@@ -135,8 +133,8 @@ impl Dialect {
     /// Writes a value of a reply: lists are translated.
     pub(super) fn write_part(&self, key: &str, value: &str, out: &mut Vec<u8>) -> bool {
         match key {
-            "friends" => self.write_list(value, Place::Friend, self.objects.friends, out),
-            "groups" => self.write_list(value, Place::Group, self.objects.groups, out),
+            "friends" => self.write_list(value, Kind::Friend, self.objects.friends, out),
+            "groups" => self.write_list(value, Kind::Group, self.objects.groups, out),
             "offlinemsg" => write_array(value, out, |message, out| {
                 string_of(out, |out| self.write_chat(To::Theirs, message.as_bytes(), out));
             }),
@@ -146,13 +144,13 @@ impl Dialect {
 
     /// Some clients read all of a login reply in an object within it.
     fn write_data(&self, reply: &Members, out: &mut Vec<u8>) -> bool {
-        let places = [Place::All, Place::Replies, Place::LoginAck];
         let parts = reply.0.iter().filter(|(key, _)| matches!(&**key, "id" | "name" | "state" | "friends" | "groups"));
         let parts = Members(parts.cloned().collect());
         let mut writer = Writer::new(out);
-        self.renaming(&places).write(To::Theirs, &parts, &mut writer, |key, value, out| match key {
-            "friends" => self.write_list(value, Place::Friend, true, out),
-            "groups" => self.write_list(value, Place::Group, true, out),
+        let renaming = self.renaming(Kind::Reply(Verb::Login));
+        renaming.write(To::Theirs, &parts, &mut writer, |key, value, out| match key {
+            "friends" => self.write_list(value, Kind::Friend, true, out),
+            "groups" => self.write_list(value, Kind::Group, true, out),
             _ => write_text(out, value),
         });
         writer.end();
@@ -160,25 +158,25 @@ impl Dialect {
     }
 
     /// Writes a list of friends, groups or members. In canon its elements are strings that hold JSON.
-    fn write_list(&self, list: &str, place: Place, as_objects: bool, out: &mut Vec<u8>) -> bool {
+    fn write_list(&self, list: &str, of: Kind, as_objects: bool, out: &mut Vec<u8>) -> bool {
         write_array(list, out, |element, out| {
             if as_objects {
-                self.write_element(element, place, as_objects, out);
+                self.write_element(element, of, as_objects, out);
             } else {
-                string_of(out, |out| self.write_element(element, place, as_objects, out));
+                string_of(out, |out| self.write_element(element, of, as_objects, out));
             }
         })
     }
 
-    fn write_element(&self, element: &str, place: Place, as_objects: bool, out: &mut Vec<u8>) {
+    fn write_element(&self, element: &str, of: Kind, as_objects: bool, out: &mut Vec<u8>) {
         let Some(members) = Members::parse(element.as_bytes()) else {
             return out.extend_from_slice(element.as_bytes());
         };
         let mut writer = Writer::new(out);
-        self.renaming(&[place]).write(To::Theirs, &members, &mut writer, |key, value, out| match key {
-            "users" if place == Place::Group => {
+        self.renaming(of).write(To::Theirs, &members, &mut writer, |key, value, out| match key {
+            "users" if of == Kind::Group => {
                 let as_objects = self.objects.members || (self.data && as_objects);
-                self.write_list(value, Place::Member, as_objects, out)
+                self.write_list(value, Kind::Member, as_objects, out)
             }
             _ => write_text(out, value),
         });
