@@ -249,10 +249,10 @@ impl Client {
 
     /// Whether a request must wait for the changes that earlier ones have made, since it would not see them. A
     /// join and what is sent to its group need not wait for each other: they take the same route.
-    pub fn must_wait(&self, msgid: i64) -> bool {
+    pub fn must_wait(&self, msgid: Option<i64>) -> bool {
         match msgid {
-            msgid::LIST => self.changes > 0,
-            msgid::GROUP_CHAT => self.changes > self.joins,
+            Some(msgid::LIST) => self.changes > 0,
+            Some(msgid::GROUP_CHAT) => self.changes > self.joins,
             _ => false,
         }
     }

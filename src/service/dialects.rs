@@ -15,13 +15,13 @@ use crate::wire::{Errno, Request};
 const WITH_LENGTHS: &str = "canon-length";
 
 impl Shard {
-    /// Takes note of what a request tells about its client, and makes canon of it.
-    pub(super) fn hear(&mut self, conn: ConnId, request: &Request) -> Heard {
+    /// Takes note of what a request of this number tells about its client, and makes canon of it.
+    pub(super) fn hear(&mut self, conn: ConnId, request: &Request, number: Option<i64>) -> Heard {
         let Some(client) = self.clients.get_mut(conn) else { return Heard::Canon };
         // Who uses `seq` knows this server.
         let is_guessed = !client.uses_seq && !request.has_seq();
         let is_canons = client.speaker.is_none() && !client.splitter.has_lengths();
-        if is_canons && (!is_guessed || client.hearing.is_nothing_new(request)) {
+        if is_canons && (!is_guessed || client.hearing.is_nothing_new(request, number)) {
             return Heard::Canon;
         }
         if client.splitter.has_lengths() && client.speaker.is_none() {
@@ -40,10 +40,10 @@ impl Shard {
         client.speaker.as_deref().map_or(Heard::Canon, |speaker| speaker.hear(request.object(), me))
     }
 
-    /// A request, whatever its client speaks.
-    pub(super) fn heard(&mut self, conn: ConnId, request: &Request, heard: Heard) {
+    /// A request of this number, whatever its client speaks.
+    pub(super) fn heard(&mut self, conn: ConnId, request: &Request, number: Option<i64>, heard: Heard) {
         match heard {
-            Heard::Canon => self.request(conn, request, None),
+            Heard::Canon => self.request(conn, request, number, None),
             Heard::Theirs(verb, object) => {
                 let canon = match Request::parse(&object) {
                     Ok(canon) => canon,
@@ -52,7 +52,7 @@ impl Shard {
                 let speaker = self.clients.get_mut(conn).and_then(|client| client.speaker.as_deref_mut());
                 let has_seq = !matches!(canon.seq(), Ok(None));
                 let asked = speaker.filter(|_| !has_seq).and_then(|speaker| speaker.ask(verb, &object));
-                self.request(conn, &canon, asked);
+                self.request(conn, &canon, canon.number(), asked);
             }
             Heard::Unknown => {
                 let refusal = self.is_too_fast(conn, request.object().len());

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -22,7 +23,6 @@ use super::{Answer, Effect, Effects, Job, Lane, Letter, Now, Op, Settings, Shard
 use crate::home::Homes;
 use crate::reactor::{CloseReason, ConnId, ConnMap, HangUp, ListenerId, Taken, Unwritten};
 use crate::store::{StoreError, UserId, Write};
-use crate::wire::dialect::Heard;
 use crate::wire::proxy::BadHeader;
 use crate::wire::{Broken, Errno, Refusal, Request, Split, http, msgid, reply, trace};
 
@@ -249,6 +249,7 @@ impl Shard {
         self.set_timers(conn);
     }
 
+    /// Takes the objects out of what has come, as many as are one connection's turn.
     fn objects(&mut self, conn: ConnId, input: &[u8]) -> Taken {
         let Some(mut taken) = self.proxy_header(conn, input) else { return Taken { bytes: 0, more: false } };
         if let Some(client) = self.clients.get_mut(conn) {
@@ -260,49 +261,74 @@ impl Shard {
             }
         }
         for _ in 0..OBJECTS_A_TURN {
-            let Some(client) = self.clients.get_mut(conn) else { return Taken { bytes: input.len(), more: false } };
-            if client.closing {
+            let Some(client) = self.clients.get_mut(conn).filter(|client| !client.closing) else {
                 return Taken { bytes: input.len(), more: false };
-            }
+            };
             if !client.holds.is_empty() {
                 return Taken { bytes: taken, more: false };
             }
             let limit = self.settings.max_message_of(client.user.is_some());
-            match client.splitter.next(&input[taken..], limit) {
+            let rest = &input[taken..];
+            match client.splitter.next(rest, limit) {
                 Ok(Split::Partial { skip }) => return Taken { bytes: taken + skip, more: false },
                 Ok(Split::Object { start, end }) => {
-                    let request = Request::parse(&input[taken + start..taken + end]);
-                    let heard = request.as_ref().map_or(Heard::Canon, |request| self.hear(conn, request));
-                    let Some(client) = self.clients.get_mut(conn) else { continue };
-                    if client.changes > 0 && client.must_wait(heard.msgid(request.as_ref().ok())) {
-                        self.hold(conn, Hold::Changes);
+                    if !self.object(conn, rest, start..end) {
                         return Taken { bytes: taken + start, more: false };
                     }
-                    if self.settings.trace_wire {
-                        let from = if client.splitter.has_lengths() { 0 } else { start };
-                        log_input(conn, &input[taken + from..taken + end], &input[taken + end..]);
-                    }
                     taken += end;
-                    let is_known = if client.uses_seq { None } else { Self::is_known(&request, &heard) };
-                    client.note_object(is_known, &input[taken..]);
-                    if client.cpp().is_some() {
-                        self.watch(conn, Cpp::sent);
-                    }
-                    match &request {
-                        Ok(request) => self.heard(conn, request, heard),
-                        Err(refusal) => self.refuse_stream(conn, refusal.clone(), Reason::Unfollowable),
-                    }
                 }
                 Err(Broken::Http) if self.settings.browsers.is_some() => return self.web_input(conn, input, taken),
-                Err(broken) => {
-                    if self.settings.trace_wire {
-                        log_input(conn, &input[taken..], b"");
-                    }
-                    self.refuse_broken(conn, broken);
-                }
+                Err(broken) => self.stream_broke(conn, rest, broken),
             }
         }
         Taken { bytes: taken, more: taken < input.len() }
+    }
+
+    /// Handles the object that stands there in what has come. Returns false if it must wait: then it has still to be
+    /// handled.
+    fn object(&mut self, conn: ConnId, input: &[u8], at: Range<usize>) -> bool {
+        let request = Request::parse(&input[at.clone()]);
+        let request = match &request {
+            Ok(request) => request,
+            Err(refusal) => {
+                self.note_object(conn, input, at, None);
+                self.refuse_stream(conn, refusal.clone(), Reason::Unfollowable);
+                return true;
+            }
+        };
+        let number = request.number();
+        let heard = self.hear(conn, request, number);
+        let Some(client) = self.clients.get(conn) else { return true };
+        if client.changes > 0 && client.must_wait(heard.msgid(number)) {
+            self.hold(conn, Hold::Changes);
+            return false;
+        }
+        let is_known = if client.uses_seq { None } else { Self::is_known(request, number, &heard) };
+        self.note_object(conn, input, at, is_known);
+        self.heard(conn, request, number, heard);
+        true
+    }
+
+    /// Notes that an object has come, before it is handled.
+    fn note_object(&mut self, conn: ConnId, input: &[u8], at: Range<usize>, is_known: Option<bool>) {
+        let Some(client) = self.clients.get_mut(conn) else { return };
+        let rest = &input[at.end..];
+        if self.settings.trace_wire {
+            let from = if client.splitter.has_lengths() { 0 } else { at.start };
+            log_input(conn, &input[from..at.end], rest);
+        }
+        client.note_object(is_known, rest);
+        if client.cpp().is_some() {
+            self.watch(conn, Cpp::sent);
+        }
+    }
+
+    /// No object can be found in what has come.
+    pub(super) fn stream_broke(&mut self, conn: ConnId, input: &[u8], broken: Broken) {
+        if self.settings.trace_wire {
+            log_input(conn, input, b"");
+        }
+        self.refuse_broken(conn, broken);
     }
 
     fn input_ended(&mut self, conn: ConnId, rest: usize) {
@@ -395,15 +421,16 @@ impl Shard {
         }
     }
 
-    /// A request in canon, unless it has come too fast. `asked`: the `seq` that its dialect needs for its ack.
-    pub(super) fn request(&mut self, conn: ConnId, request: &Request, asked: Option<i64>) {
-        let (id, seq) = (request.msgid(), request.seq());
+    /// A request in canon, unless it has come too fast. `number`: its own, if that can be read. `asked`: the `seq` that
+    /// its dialect needs for its ack.
+    pub(super) fn request(&mut self, conn: ConnId, request: &Request, number: Option<i64>, asked: Option<i64>) {
+        let seq = request.seq();
         if let Some(refusal) = self.is_too_fast(conn, request.object().len()) {
-            return self.refuse(conn, id.ok(), seq.ok().flatten().or(asked), &refusal);
+            return self.refuse(conn, number, seq.ok().flatten().or(asked), &refusal);
         }
-        let (msgid, seq) = match (id, seq) {
+        let (msgid, seq) = match (number.map_or_else(|| request.msgid(), Ok), seq) {
             (Ok(msgid), Ok(seq)) => (msgid, seq),
-            (msgid, Err(refusal)) => return self.refuse(conn, msgid.ok(), None, &refusal),
+            (_, Err(refusal)) => return self.refuse(conn, number, None, &refusal),
             (Err(refusal), Ok(seq)) => return self.refuse(conn, None, seq, &refusal),
         };
         if seq.is_some()

@@ -11,7 +11,6 @@ use super::reason::Reason;
 use super::shard::{OBJECTS_A_TURN, Shard, log_input};
 use super::{Effect, Payload};
 use crate::reactor::{ConnId, SendOptions, Taken};
-use crate::wire::dialect::Heard;
 use crate::wire::http::{self, Asked, Head, Refused};
 use crate::wire::websocket::{self, Failed, Found, Payload as Held, code};
 use crate::wire::{Broken, Framing, Request, one_object};
@@ -146,16 +145,14 @@ impl Shard {
         let object = match one_object(&text) {
             Ok(object) => object,
             Err(broken) => {
-                if self.settings.trace_wire {
-                    log_input(conn, &text, b"");
-                }
-                self.refuse_broken(conn, broken);
+                self.stream_broke(conn, &text, broken);
                 return true;
             }
         };
         let request = Request::parse(object);
+        let number = request.as_ref().ok().and_then(Request::number);
         let Some(client) = self.clients.get_mut(conn) else { return true };
-        if client.changes > 0 && client.must_wait(Heard::Canon.msgid(request.as_ref().ok())) {
+        if client.changes > 0 && client.must_wait(number) {
             drop(request);
             if let Some(frames) = client.frames() {
                 frames.put_back(text, taken);
@@ -167,7 +164,7 @@ impl Shard {
             log_input(conn, object, b"");
         }
         match &request {
-            Ok(request) => self.request(conn, request, None),
+            Ok(request) => self.request(conn, request, number, None),
             Err(refusal) => self.refuse_stream(conn, refusal.clone(), Reason::Unfollowable),
         }
         true

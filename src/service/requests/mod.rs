@@ -41,13 +41,12 @@ const HANDLERS: &[(i64, Asks, RequestHandler)] = &[
 
 impl Shard {
     /// Whether an object bears the number of a request; `None`: it bears no number, or an unknown one with a `seq`.
-    pub(super) fn is_known(request: &Result<Request, Refusal>, heard: &Heard) -> Option<bool> {
+    pub(super) fn is_known(request: &Request, number: Option<i64>, heard: &Heard) -> Option<bool> {
         match heard {
             Heard::Theirs(..) => Some(true),
             Heard::Unknown => Some(false),
             Heard::Canon => {
-                let request = request.as_ref().ok()?;
-                let number = request.number()?;
+                let number = number?;
                 let is_known = HANDLERS.iter().any(|(id, ..)| *id == number);
                 (is_known || !request.has_seq()).then_some(is_known)
             }

@@ -146,10 +146,11 @@ impl Hearing {
         self.candidates == 0
     }
 
-    /// Whether a client that was taken for one of canon sends nothing else: what was said before is not said anew.
-    pub fn is_nothing_new(self, request: &Request) -> bool {
+    /// Whether a client that was taken for one of canon sends nothing else with a request of this number: what was said
+    /// before is not said anew.
+    pub fn is_nothing_new(self, request: &Request, number: Option<i64>) -> bool {
         let is_known = |verb| self.heard & bit(verb) != 0 && is_canons(verb, request.keys());
-        self.candidates == 0 || request.number().and_then(Verb::from_msgid).is_some_and(is_known)
+        self.candidates == 0 || number.and_then(Verb::from_msgid).is_some_and(is_known)
     }
 
     /// Takes note of a request. Returns the dialect of the client if it is not what it was taken for; `None` in there

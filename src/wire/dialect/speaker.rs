@@ -7,7 +7,7 @@ use super::members::{Members, Writer, string};
 use super::renaming::To;
 use super::translate::{frame, number};
 use super::{Dialect, Fact, Kind, Verb};
-use crate::wire::{Request, msgid};
+use crate::wire::msgid;
 
 /// What a request is in canon.
 #[derive(Debug, PartialEq, Eq)]
@@ -20,12 +20,12 @@ pub enum Heard {
 }
 
 impl Heard {
-    /// The msgid of the request in canon; 0, which no request has, if there is none.
-    pub fn msgid(&self, request: Option<&Request>) -> i64 {
+    /// The msgid in canon of the request, which bears this number.
+    pub fn msgid(&self, number: Option<i64>) -> Option<i64> {
         match self {
-            Heard::Theirs(verb, _) => verb.msgid(),
-            Heard::Canon => request.and_then(|request| request.msgid().ok()).unwrap_or(0),
-            Heard::Unknown => 0,
+            Heard::Theirs(verb, _) => Some(verb.msgid()),
+            Heard::Canon => number,
+            Heard::Unknown => None,
         }
     }
 }
