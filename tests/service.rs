@@ -642,6 +642,23 @@ fn a_group_chat_waits_for_what_its_connection_changes_in_the_input_and_for_its_j
 }
 
 #[test]
+fn what_waits_in_the_input_keeps_the_length_before_it() {
+    let framed = |request: &str| format!("\0\0\0{}{request}", char::from(u8::try_from(request.len()).unwrap()));
+    let mut node = Node::new();
+    let conn = node.connect();
+    node.ask(conn, &framed(r#"{"msgid":4,"name":"someone","password":"p"}"#));
+    node.ask(conn, &framed(LOGIN));
+    node.waits = changes_lists;
+    node.ask(conn, &framed(r#"{"msgid":8,"id":1,"groupname":"g","groupdesc":""}"#));
+    let chat = framed(r#"{"msgid":10,"id":1,"groupid":1,"msg":"m","seq":7}"#);
+    assert_eq!(node.offer(conn, &chat), 0);
+    node.wait_no_more();
+    node.sent.clear();
+    node.ask(conn, &chat);
+    assert!(node.reply().contains(r#""seq":7,"errno":0"#));
+}
+
+#[test]
 fn a_login_waits_for_what_its_connection_has_changed() {
     let mut node = Node::new();
     let conns = node.log_in(2);

@@ -272,8 +272,10 @@ impl Shard {
             match client.splitter.next(rest, limit) {
                 Ok(Split::Partial { skip }) => return Taken { bytes: taken + skip, more: false },
                 Ok(Split::Object { start, end }) => {
+                    // Its length, if it has one, stays before an object that has to be taken again.
+                    let skip = if client.splitter.has_lengths() { 0 } else { start };
                     if !self.object(conn, rest, start..end) {
-                        return Taken { bytes: taken + start, more: false };
+                        return Taken { bytes: taken + skip, more: false };
                     }
                     taken += end;
                 }
