@@ -16,6 +16,7 @@ use crate::round::{self, Run};
 use crate::stats::{Ratio, Row, ratios};
 use crate::table;
 use crate::target::Target;
+use crate::which::say;
 use crate::workload::Workload;
 
 /// An interval must lie wholly beyond this for a row to differ.
@@ -160,9 +161,9 @@ fn in_turn(flags: &Flags, binaries: [&str; 2], problems: &mut Vec<String>) -> an
     }
     if limited > 0 {
         let of = 2 * flags.rounds();
-        eprintln!(
-            "load: in {limited} of {of} rounds the machine or the generator was the limit: rates and latencies are its"
-        );
+        say(format_args!(
+            "in {limited} of {of} rounds the machine or the generator was the limit: rates and latencies are its"
+        ));
     }
     let [old, new] = rounds;
     ensure!(old.len() >= 2, "ended by a signal before two rounds were measured");

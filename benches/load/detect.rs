@@ -12,6 +12,7 @@ use crate::pace;
 use crate::tally::sample;
 use crate::target::{Endpoint, Target};
 use crate::users::{self, User};
+use crate::which::say;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long each possible recipient of a message is listened to, in turn.
@@ -27,7 +28,7 @@ pub fn find_out(target: &mut Target, book: &mut Book) -> anyhow::Result<()> {
                 let found = ask(server, book);
                 let found = found.with_context(|| format!("cannot find out what {} speaks", server.address))?;
                 if !book.is_quiet {
-                    eprintln!("load: {} speaks: {found}", server.address);
+                    say(format_args!("{} speaks: {found}", server.address));
                 }
                 book.known.push((server.address, found));
                 book.give_back();

@@ -11,6 +11,7 @@ use clap::{CommandFactory, FromArgMatches, Parser};
 
 use crate::condition::Condition;
 use crate::measures::Measure;
+use crate::which;
 use crate::workload::Workload;
 
 /// Smaller objects have no room for the fields, larger ones none in any server.
@@ -109,7 +110,7 @@ two files that --out has written.";
 
 /// Puts a chat server under load.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "load", after_help = EXIT_STATUS)]
+#[command(name = which::name(), version, after_help = EXIT_STATUS)]
 pub struct Flags {
     #[arg(long, value_enum, default_value = "pairs")]
     pub workload: Workload,
@@ -126,6 +127,9 @@ pub struct Flags {
     /// At the end, logs in every user with stored messages, and reads them, so that none are left there. With --addr
     #[arg(long)]
     pub clean: bool,
+    /// The server to start [default: the one of this build; chat-bench: the chat-server beside it, or on the path]
+    #[arg(long, value_name = "FILE")]
+    pub server: Option<PathBuf>,
     /// Fresh servers to start; several make a cluster with a MariaDB and a Redis of its own [default: 1; busy: 2]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=16))]
     pub nodes: Option<u16>,
@@ -266,11 +270,16 @@ impl Flags {
         match self.words.first().map(String::as_str) {
             Some("compare") => Mode::Compare,
             Some(filter) if !"load".contains(filter) => Mode::NotAsked,
-            _ if self.test || !self.bench => Mode::Test,
+            _ if self.test || !(self.bench || which::is_installed()) => Mode::Test,
             _ if self.goals => Mode::Goals,
             _ if self.sweep => Mode::Sweep,
             _ => Mode::Measure,
         }
+    }
+
+    /// The server that is started.
+    pub fn server(&self) -> PathBuf {
+        self.server.clone().unwrap_or_else(which::server)
     }
 
     pub fn rivals(&self) -> impl Iterator<Item = &Rival> {
@@ -460,8 +469,8 @@ impl Flags {
             }
             Mode::Compare
                 if [
-                    "addr", "pid", "accounts", "clean", "floor", "rival", "html", "out", "fail_if", "sweep", "svg",
-                    "goals", "readme",
+                    "addr", "pid", "accounts", "clean", "server", "floor", "rival", "html", "out", "fail_if", "sweep",
+                    "svg", "goals", "readme",
                 ]
                 .contains(&id) =>
             {
@@ -473,7 +482,7 @@ impl Flags {
             "seed" if mode == Mode::Compare => Ok(()),
             "clean" | "seed" if workload == Idle => not_here(false),
             "pid" | "accounts" | "clean" => only(is_foreign, "it goes with --addr"),
-            "nodes" | "reactors" | "workers" | "password_cost" => {
+            "server" | "nodes" | "reactors" | "workers" | "password_cost" => {
                 only(!is_foreign, "it is of a fresh server, and --addr names one that runs")
             }
             "members" => not_here(workload == Group),

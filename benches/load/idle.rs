@@ -14,6 +14,7 @@ use crate::preflight;
 use crate::table;
 use crate::target::Target;
 use crate::users::{self, Arrival, User};
+use crate::which::say;
 
 /// Memory that has not changed for this long has settled…
 const STILL: Duration = Duration::from_millis(300);
@@ -88,7 +89,7 @@ pub fn measure(flags: &Flags, mut target: Target) -> anyhow::Result<Idle> {
         book.save(file)?;
     }
     if target.is_foreign {
-        eprintln!("load: left at {}: {}", flags.addr.join(", "), book.left());
+        say(format_args!("left at {}: {}", flags.addr.join(", "), book.left()));
     }
     Ok(Idle { sessions: [few, all], resident_kib: [before, after] })
 }

@@ -1,4 +1,4 @@
-//! What a chat server carries, and what it costs: `cargo bench --bench load -- --help`.
+//! What a chat server carries, and what it costs: `cargo bench --bench load -- --help`, or `chat-bench --help`.
 //!
 //! ```text
 //! main: sets up users, says when, reads /proc ──▶ generator threads ──▶ the target, processes
@@ -9,66 +9,69 @@
 //! | file | what |
 //! | --- | --- |
 //! | `stats.rs`, `bytes.rs`, `clock.rs`, `machine.rs` | numbers, bytes, clocks, /proc |
+//! | `which.rs` | which program this is, and where the server is |
 //! | `ending.rs`, `pace.rs` | how a run ends, and the pace for servers that support one request at a time |
 //! | `measures.rs`, `tally.rs`, `timeline.rs` | the results: what is timed and counted |
 //! | `figures.rs`, `condition.rs` | the same, of a round or of several, and what fails |
 //! | `workload.rs`, `flags.rs` | the workloads, and the command line |
 //! | `dialect.rs`, `message.rs` | what goes over the wire |
-//! | `target.rs`, `rivals.rs`, `floor.rs` | what is put under load |
+//! | `program.rs`, `stores.rs`, `target.rs`, `rivals.rs`, `floor.rs` | what is put under load |
 //! | `book.rs`, `users.rs`, `detect.rs`, `preflight.rs`, `roles.rs` | the users, what they find, and their roles |
 //! | `traffic.rs`, `generator.rs` | a thread full of clients: what they send and get, and its loop |
 //! | `round.rs` | what is measured |
 //! | `table.rs`, `plot.rs`, `report.rs` | how it is shown |
 //! | `idle.rs`, `sweep.rs`, `goals.rs`, `compare.rs`, `smoke.rs` | what else can be asked for |
 
-mod book;
-mod bytes;
-mod clock;
-mod compare;
-mod condition;
-mod detect;
-mod dialect;
-mod ending;
-mod figures;
-mod flags;
-mod floor;
-mod generator;
-mod goals;
-mod idle;
-mod machine;
-mod measures;
-mod message;
-mod pace;
-mod plot;
-mod preflight;
-mod report;
-mod rivals;
-mod roles;
-mod round;
-mod smoke;
-mod stats;
-#[path = "../../tests/support/mod.rs"]
-mod support;
-mod sweep;
-mod table;
-mod tally;
-mod target;
-mod timeline;
-mod traffic;
-mod users;
-mod workload;
+pub(crate) mod book;
+pub(crate) mod bytes;
+pub(crate) mod clock;
+pub(crate) mod compare;
+pub(crate) mod condition;
+pub(crate) mod detect;
+pub(crate) mod dialect;
+pub(crate) mod ending;
+pub(crate) mod figures;
+pub(crate) mod flags;
+pub(crate) mod floor;
+pub(crate) mod generator;
+pub(crate) mod goals;
+pub(crate) mod idle;
+pub(crate) mod machine;
+pub(crate) mod measures;
+pub(crate) mod message;
+pub(crate) mod pace;
+pub(crate) mod plot;
+pub(crate) mod preflight;
+pub(crate) mod program;
+pub(crate) mod report;
+pub(crate) mod rivals;
+pub(crate) mod roles;
+pub(crate) mod round;
+pub(crate) mod smoke;
+pub(crate) mod stats;
+pub(crate) mod stores;
+pub(crate) mod sweep;
+pub(crate) mod table;
+pub(crate) mod tally;
+pub(crate) mod target;
+pub(crate) mod timeline;
+pub(crate) mod traffic;
+pub(crate) mod users;
+pub(crate) mod which;
+pub(crate) mod workload;
 
 use std::io::Write;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use flags::{Flags, Mode};
+use which::say;
 use workload::Workload;
 
 /// Something was measured, and is not as it should be.
 const WRONG: u8 = 2;
 
-fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     let flags = match Flags::read(std::env::args()) {
         Ok(flags) => flags,
         Err(error) => {
@@ -80,13 +83,13 @@ fn main() -> ExitCode {
     let ended = run(&flags);
     match (ended, ending::signal()) {
         (Ok(problems), _) if !problems.is_empty() => {
-            problems.iter().for_each(|problem| eprintln!("load: {problem}"));
+            problems.iter().for_each(say);
             ExitCode::from(WRONG)
         }
         (Ok(_), None) => ExitCode::SUCCESS,
         (Ok(_), Some(signal)) => ExitCode::from(128 + signal),
         (Err(error), signal) => {
-            eprintln!("load: {error:#}");
+            say(format_args!("{error:#}"));
             signal.map_or(ExitCode::FAILURE, |signal| ExitCode::from(128 + signal))
         }
     }
@@ -99,7 +102,9 @@ fn run(flags: &Flags) -> anyhow::Result<Vec<String>> {
         return Ok(Vec::new());
     }
     if flags.mode() == Mode::NotAsked {
-        eprintln!("load: not asked for by '{}'", flags.words.join(" "));
+        let words = flags.words.join(" ");
+        ensure!(!which::is_installed(), "there is no command '{words}'");
+        say(format_args!("not asked for by '{words}'"));
         return Ok(Vec::new());
     }
     rlimit::increase_nofile_limit(u64::MAX)?;

@@ -9,6 +9,7 @@ use crate::measures::Measure;
 use crate::plot::{Line, Plot};
 use crate::round::Run;
 use crate::table;
+use crate::which;
 
 const STYLE: &str = "body{font:16px/1.5 sans-serif;max-width:1320px;margin:2em auto;padding:0 1em;color:#222}\
     pre{background:#f5f5f5;padding:1em;overflow-x:auto;line-height:1.3}svg{max-width:100%;height:auto}\
@@ -27,7 +28,7 @@ fn page(run: &Run) -> anyhow::Result<String> {
     let command: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     writeln!(page, "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>{title}</title>")?;
     writeln!(page, "<style>{STYLE}</style><h1>{title}</h1>")?;
-    writeln!(page, "<p><code>cargo bench --bench load -- {}</code>", escaped(&command.join(" ")))?;
+    writeln!(page, "<p><code>{} {}</code>", which::invocation(), escaped(&command.join(" ")))?;
     writeln!(page, "<br>{}", escaped(&table::setting(&run.flags)))?;
     writeln!(page, "<br>{}</p>", chrono::Local::now().format("%F %T"))?;
     writeln!(page, "<pre>{}</pre>", escaped(&table::text(run)?))?;

@@ -6,7 +6,8 @@ use std::net::SocketAddr;
 use crate::dialect::{Capabilities, Dialect};
 use crate::ending::{apart, is_installed};
 use crate::flags::Rival;
-use crate::target::{Target, need, start_program};
+use crate::program::{self, Ready, need};
+use crate::target::Target;
 
 impl Rival {
     /// Its program, which its package is named after.
@@ -36,7 +37,7 @@ impl Rival {
     pub fn start(&self) -> anyhow::Result<Target> {
         match self {
             Rival::Inspircd => {
-                let program = start_program("inspircd", |folder, address| {
+                let program = program::start("inspircd", Ready::Accepts, |folder, address| {
                     let file = folder.join("config");
                     std::fs::write(&file, inspircd_config(address))?;
                     let mut command = apart("inspircd", true);
@@ -46,7 +47,7 @@ impl Rival {
                 Ok(Target::program("inspircd", Dialect::Irc, program))
             }
             Rival::Nats => {
-                let program = start_program("nats", |folder, address| {
+                let program = program::start("nats", Ready::Accepts, |folder, address| {
                     let file = folder.join("config");
                     std::fs::write(&file, nats_config(address))?;
                     let mut command = apart("nats-server", true);
@@ -56,7 +57,7 @@ impl Rival {
                 Ok(Target::program("nats", Dialect::Nats, program))
             }
             Rival::Command(text) => {
-                let program = start_program("the rival", |_, address| {
+                let program = program::start("the rival", Ready::Accepts, |_, address| {
                     let mut command = apart("sh", true);
                     command.arg("-c").arg(text.replace("{port}", &address.port().to_string()));
                     Ok(command)

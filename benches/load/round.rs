@@ -23,6 +23,7 @@ use crate::tally::Counts;
 use crate::target::Target;
 use crate::traffic::Plan;
 use crate::users;
+use crate::which::say;
 use crate::workload::Workload;
 
 const SAMPLE: Duration = Duration::from_millis(200);
@@ -98,7 +99,7 @@ pub fn measure(flags: &Flags) -> anyhow::Result<Run> {
         if let Err(error) = in_turn(flags, round, &mut book, &mut rounds) {
             if rounds.is_empty() {
                 keep_book(flags, &book)?;
-                left(flags, &book).iter().for_each(|left| eprintln!("load: {left}"));
+                left(flags, &book).iter().for_each(say);
                 return Err(error);
             }
             failed = Some(format!("{error:#}"));
@@ -174,7 +175,7 @@ pub fn with_rate(
     let closed = Flags { rate: None, window: vec![16], ..flags.clone() };
     let capacity = once(&closed, start(&closed)?, book)?;
     if let Some(limit) = capacity.limit() {
-        eprintln!("load: the capacity was measured with the {} as its limit", limit.name());
+        say(format_args!("the capacity was measured with the {} as its limit", limit.name()));
     }
     Ok(Flags { rate: Some(Rate::PerSecond((capacity.rate * percent / 100.0).max(1.0))), ..flags.clone() })
 }
@@ -325,7 +326,8 @@ fn finish(mut figures: Figures, outcomes: &[Outcome], book: &mut Book) -> anyhow
         figures.cut_short = Some("the server has closed all connections of a thread in mid-run".to_owned());
     }
     if figures.cut_short.is_none() && outcomes.iter().any(|outcome| outcome.was_cut_off) {
-        eprintln!("load: {}: what still came 30 s after the end was not waited for, and counts as lost", figures.name);
+        let name = &figures.name;
+        say(format_args!("{name}: what still came 30 s after the end was not waited for, and counts as lost"));
     }
     Ok(figures)
 }

@@ -5,6 +5,7 @@ use clap::ValueEnum;
 
 use crate::ending::is_installed;
 use crate::flags::{Flags, Rate, Rival, Rivals};
+use crate::which::say;
 use crate::workload::Workload;
 use crate::{idle, report, round, sweep, table};
 
@@ -33,7 +34,7 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
     if is_installed("mariadbd") && is_installed("redis-server") {
         clean(&Flags { nodes: Some(2), ..few.clone() })?;
     } else {
-        eprintln!("load: no cluster without mariadb-server and redis-server");
+        say("no cluster without mariadb-server and redis-server");
     }
     for rival in [Rival::Inspircd, Rival::Nats].into_iter().filter(Rival::is_installed) {
         clean(&Flags { rival: vec![Rivals(vec![rival])], ..few.clone() })?;

@@ -12,7 +12,7 @@ use crate::machine;
 use crate::plot::{Line, Plot};
 use crate::round;
 use crate::table;
-use crate::target::{OURS, Target};
+use crate::target::Target;
 
 /// Throughput that is less than this part of the best is worse; more would be noise.
 const AS_GOOD: f64 = 0.95;
@@ -94,7 +94,7 @@ fn points(flags: &Flags) -> anyhow::Result<Vec<Point>> {
 fn show(flags: &Flags, points: &[Point], figures: &[Figures]) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{}", table::title(flags))?;
-    let (version, machine) = (table::version(OURS), machine::describe());
+    let (version, machine) = (table::version(&flags.server()), machine::describe());
     writeln!(out, "{version}, password cost {}; {machine}; seed {}", flags.password_cost(), flags.seed())?;
     writeln!(out, "reactors workers window      msg/s   CPU us    p99 us   lost  disorder  refused  limit")?;
     for (Point { reactors, workers, window }, figures) in points.iter().zip(figures) {

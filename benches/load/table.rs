@@ -1,6 +1,7 @@
 //! Figures as a table and as JSON.
 
 use std::fmt::Write;
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Map, Value, json};
@@ -10,7 +11,6 @@ use crate::flags::{Flags, Rate};
 use crate::machine;
 use crate::measures::Measure;
 use crate::round::Run;
-use crate::target::OURS;
 use crate::timeline::{STEP, Step};
 use crate::workload::Workload;
 
@@ -169,7 +169,7 @@ pub fn setting(flags: &Flags) -> String {
     let server = if flags.addr.is_empty() {
         format!(
             "{}, {} node{}, {} reactors, {} workers, password cost {}",
-            version(OURS),
+            version(&flags.server()),
             flags.nodes(),
             if flags.nodes() == 1 { "" } else { "s" },
             flags.reactors(),
@@ -183,7 +183,7 @@ pub fn setting(flags: &Flags) -> String {
 }
 
 /// What a server's binary says of itself.
-pub fn version(binary: &str) -> String {
+pub fn version(binary: &Path) -> String {
     let said = Command::new(binary).arg("--version").output();
     let said = said.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
     said.ok().filter(|version| !version.is_empty()).unwrap_or_else(|| "version unknown".to_owned())
@@ -221,7 +221,8 @@ pub fn settings(flags: &Flags) -> Value {
         "workers": is_fresh.then(|| flags.workers()), "threads": flags.threads,
         "password_cost": is_fresh.then(|| flags.password_cost()), "pause": flags.pause(),
         "read_rate": flags.read_rate(), "rounds": flags.rounds(), "seconds": flags.seconds(),
-        "addr": flags.addr, "machine": machine::describe(), "version": if is_fresh { version(OURS) } else { String::new() },
+        "addr": flags.addr, "machine": machine::describe(),
+        "version": if is_fresh { version(&flags.server()) } else { String::new() },
         "bench_version": env!("CARGO_PKG_VERSION"), "seed": flags.seed(),
     })
 }

@@ -1,32 +1,23 @@
 //! What is put under load: servers that run already, fresh ones, the floor, or a rival.
 
-use std::fs::File;
 use std::io::{BufRead, BufReader};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use chat_server::home::Homes;
-use tempfile::TempDir;
 
 use crate::dialect::{Capabilities, Dialect};
-use crate::ending::{self, Owned, apart, is_installed};
+use crate::ending::{Owned, apart, is_installed};
 use crate::flags::Flags;
 use crate::machine;
-use crate::pace;
-use crate::support::{Launch, MariaDb, Server};
+use crate::program::{self, Program, Ready, STARTING, open_log};
+use crate::stores::{MariaDb, start_redis};
 
-/// How long the end of a process may take to be seen, once its connections are gone.
-const DYING: Duration = Duration::from_secs(1);
-const STARTING: Duration = Duration::from_secs(15);
-/// The number of lines that are shown of a dead server's log.
-const LAST_LINES: usize = 20;
 /// Given to every server that takes one, so that it is known which reactor each user belongs to.
 const HOME_SEED: u64 = 1;
-/// The server of this build.
-pub const OURS: &str = env!("CARGO_BIN_EXE_chat-server");
 
 /// Dropping it kills what it has started.
 pub struct Target {
@@ -59,27 +50,19 @@ pub struct Processes {
 enum Keep {
     /// The processes were not started here, and are left alone.
     Foreign,
-    /// Our own nodes, and what they stand on.
+    /// Our own nodes, and the Redis between them.
     Nodes {
-        servers: Vec<Server>,
+        servers: Vec<Program>,
         _redis: Option<Program>,
-        _folder: Option<TempDir>,
     },
     Program(Program),
-}
-
-/// A program that listens. In its folder is its log.
-pub struct Program {
-    process: Owned,
-    folder: TempDir,
-    pub address: SocketAddr,
 }
 
 impl Target {
     /// The servers that the flags describe.
     pub fn server(flags: &Flags) -> anyhow::Result<Target> {
         if flags.addr.is_empty() {
-            return Target::fresh(flags, "server", Path::new(OURS));
+            return Target::fresh(flags, "server", &flags.server());
         }
         let mut processes: Vec<Processes> = Vec::new();
         for named in &flags.pid {
@@ -103,39 +86,45 @@ impl Target {
 
     /// Servers of this binary, and what they stand on.
     pub fn fresh(flags: &Flags, name: &str, binary: &Path) -> anyhow::Result<Target> {
-        // The server replaces the shell that starts it, so that a signal at the terminal does not reach it.
-        let start = format!("export RUST_LOG=info\nexec {}\"{}\" \"$@\"", ending::launcher(true), binary.display());
-        let mut launch = Launch {
-            store: String::new(),
-            reactors: flags.reactors(),
-            workers: flags.workers(),
-            flags: vec!["--password-cost".to_owned(), flags.password_cost().to_owned()],
-            setup: start,
-            port: 0,
-        };
+        let program = binary.display().to_string();
+        ensure!(
+            binary.is_file() || is_installed(&program),
+            "there is no server {program} to start: --server FILE, or --addr of one that runs"
+        );
+        let mut words: Vec<String> = vec!["--password-cost".to_owned(), flags.password_cost().to_owned()];
+        words.extend(["--reactors".to_owned(), flags.reactors().to_string()]);
+        words.extend(["--workers".to_owned(), flags.workers().to_string()]);
         let homes = has_homes(binary)?.then(|| Homes::new(HOME_SEED, flags.reactors()));
         if homes.is_some() {
-            launch.flags.extend(["--home-seed".to_owned(), HOME_SEED.to_string()]);
+            words.extend(["--home-seed".to_owned(), HOME_SEED.to_string()]);
         }
-        let (mut folder, mut redis, mut beside) = (None, None, Vec::new());
-        if flags.nodes() == 1 {
-            let folder = folder.insert(tempfile::tempdir()?);
-            launch.store = format!("sqlite:{}", folder.path().join("chat.db").display());
-        } else {
-            need("mariadbd", "mariadb-server")?;
-            let mariadb = MariaDb::shared();
-            ending::adopt(mariadb.pid());
-            launch.store = mariadb.url(&mariadb.new_database());
+        let (mut store, mut redis, mut beside) = (None, None, Vec::new());
+        if flags.nodes() > 1 {
+            let mariadb = MariaDb::shared()?;
+            store = Some(mariadb.new_database());
             let redis = redis.insert(start_redis()?);
-            launch.flags.extend(["--redis".to_owned(), format!("redis://{}", redis.address)]);
+            words.extend(["--redis".to_owned(), format!("redis://{}", redis.address)]);
             beside.push(Processes { name: "mariadb".to_owned(), pids: vec![mariadb.pid()] });
-            beside.push(Processes { name: "redis".to_owned(), pids: vec![redis.process.pid()] });
+            beside.push(Processes { name: "redis".to_owned(), pids: vec![redis.pid()] });
         }
-        let servers: Vec<Server> = (0..flags.nodes()).map(|_| Server::start(&launch)).collect();
-        servers.iter().for_each(|server| ending::adopt(server.pid()));
+        let start = |_| {
+            program::start(name, Ready::Says("listening on 127.0.0.1:"), |folder, address| {
+                let of_its_own = || format!("sqlite:{}", folder.join("chat.db").display());
+                let mut command = apart(&program, true);
+                command.arg("--store").arg(store.clone().unwrap_or_else(of_its_own)).args(&words);
+                command.arg(address.ip().to_string()).arg(address.port().to_string());
+                // The environment of this program must not change what is measured.
+                std::env::vars().filter(|(name, _)| name.starts_with("CHAT_")).for_each(|(name, _)| {
+                    command.env_remove(name);
+                });
+                command.env("RUST_LOG", "info");
+                Ok(command)
+            })
+        };
+        let servers = (0..flags.nodes()).map(start).collect::<anyhow::Result<Vec<Program>>>()?;
         let dialect = Dialect::Chat(Capabilities::OURS);
         let mut processes =
-            vec![Processes { name: name.to_owned(), pids: servers.iter().map(|server| server.pid()).collect() }];
+            vec![Processes { name: name.to_owned(), pids: servers.iter().map(Program::pid).collect() }];
         processes.extend(beside);
         Ok(Target {
             name: name.to_owned(),
@@ -144,7 +133,7 @@ impl Target {
             is_foreign: false,
             is_unknown: false,
             homes,
-            keep: Keep::Nodes { servers, _redis: redis, _folder: folder },
+            keep: Keep::Nodes { servers, _redis: redis },
         })
     }
 
@@ -165,7 +154,7 @@ impl Target {
 
     pub fn program(name: &str, dialect: Dialect, program: Program) -> Target {
         // All that it may have started, too: they share its session.
-        let pids = session(program.process.pid());
+        let pids = session(program.pid());
         Target {
             name: name.to_owned(),
             servers: vec![Endpoint { address: program.address, dialect }],
@@ -197,29 +186,8 @@ impl Target {
                 let gone = self.processes.iter().flat_map(|of| &of.pids).filter(|&&pid| !machine::is_alive(pid));
                 gone.map(|pid| format!("process {pid} has ended\n")).collect()
             }
-            Keep::Nodes { servers, .. } => {
-                let words = servers.iter_mut().map(|server| {
-                    let (pid, state) = (server.pid(), state(&mut server.0));
-                    format!("server process {pid} {state}; its log ends with\n{}", tail(&server.log_tail()))
-                });
-                words.collect()
-            }
-            Keep::Program(program) => {
-                let log = log_of(program.folder.path());
-                let (name, pid, state) = (&self.name, program.process.pid(), state(&mut program.process.0));
-                format!("{name} process {pid} {state}; its log ends with\n{}", tail(&log))
-            }
-        }
-    }
-}
-
-impl Drop for Target {
-    fn drop(&mut self) {
-        if let Keep::Nodes { servers, .. } = &mut self.keep {
-            for server in servers {
-                server.kill();
-                ending::release(server.pid());
-            }
+            Keep::Nodes { servers, .. } => servers.iter_mut().map(|server| server.last_words("server")).collect(),
+            Keep::Program(program) => program.last_words(&self.name),
         }
     }
 }
@@ -240,48 +208,6 @@ fn has_homes(binary: &Path) -> anyhow::Result<bool> {
     }
 }
 
-/// Starts a program on a port that is free now, until it listens there. `command` gets the folder and the address.
-pub fn start_program(
-    name: &str,
-    command: impl Fn(&Path, SocketAddr) -> anyhow::Result<Command>,
-) -> anyhow::Result<Program> {
-    let mut tries = 3;
-    loop {
-        let deadline = Instant::now() + STARTING;
-        let folder = tempfile::tempdir()?;
-        let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
-        let (stdout, stderr) = open_log(folder.path())?;
-        let mut command = command(folder.path(), address)?;
-        let child = command.stdin(Stdio::null()).stdout(stdout).stderr(stderr).spawn();
-        let mut process = Owned::new(child.with_context(|| format!("{name} cannot be started"))?);
-        while process.is_alive() && Instant::now() < deadline && ending::signal().is_none() {
-            if let Ok(mut stream) = TcpStream::connect(address) {
-                // The C++ server takes the end of a connection badly when others come beside it.
-                stream.set_read_timeout(Some(Duration::from_millis(100)))?;
-                pace::farewell(false, &mut stream, TcpStream::shutdown);
-                return Ok(Program { process, folder, address });
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        // Another process may have been faster with the port.
-        tries -= 1;
-        if tries == 0 || ending::signal().is_some() || process.is_alive() {
-            bail!("{name} does not listen on {address}:\n{}", tail(&log_of(folder.path())));
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
-
-fn start_redis() -> anyhow::Result<Program> {
-    need("redis-server", "redis-server")?;
-    start_program("redis", |folder, address| {
-        let mut command = apart("redis-server", true);
-        command.args(["--bind", "127.0.0.1", "--port", &address.port().to_string(), "--save", ""]);
-        command.args(["--appendonly", "no", "--dir"]).arg(folder);
-        Ok(command)
-    })
-}
-
 /// The processes of the session that this one has begun.
 fn session(first: u32) -> Vec<u32> {
     let processes = std::fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
@@ -297,45 +223,4 @@ fn session(first: u32) -> Vec<u32> {
         pids.push(first);
     }
     pids
-}
-
-fn log_in(folder: &Path) -> PathBuf {
-    folder.join("log.txt")
-}
-
-/// Where a program's output is to go, so that it can be shown: stdout and stderr.
-fn open_log(folder: &Path) -> std::io::Result<(File, File)> {
-    let file = File::create(log_in(folder))?;
-    Ok((file.try_clone()?, file))
-}
-
-fn log_of(folder: &Path) -> String {
-    std::fs::read_to_string(log_in(folder)).unwrap_or_default()
-}
-
-/// # Errors
-/// The program is not installed; the message names the package that has it.
-pub fn need(program: &str, package: &str) -> anyhow::Result<()> {
-    if is_installed(program) {
-        return Ok(());
-    }
-    bail!("{program} is not installed: apt-get install {package}")
-}
-
-/// Its exit status, or that it is alive. A process that is dying is given the time.
-fn state(process: &mut std::process::Child) -> String {
-    let deadline = Instant::now() + DYING;
-    while matches!(process.try_wait(), Ok(None)) && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    match process.try_wait() {
-        Ok(Some(status)) => format!("has ended ({status})"),
-        _ => "is alive".to_owned(),
-    }
-}
-
-fn tail(log: &str) -> String {
-    let lines: Vec<&str> = log.lines().collect();
-    let last = &lines[lines.len().saturating_sub(LAST_LINES)..];
-    last.iter().map(|line| format!("    {}\n", line.trim())).collect()
 }

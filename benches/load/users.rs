@@ -17,6 +17,7 @@ use crate::ending;
 use crate::pace;
 use crate::tally::sample;
 use crate::target::{Endpoint, Target};
+use crate::which;
 
 /// How many log in side by side. Below the listen backlog of any server.
 const SIDE_BY_SIDE: usize = 64;
@@ -289,7 +290,7 @@ impl Progress {
         if self.shown.elapsed() > SHOWN_EVERY[usize::from(!is_terminal)] {
             self.shown = Instant::now();
             let end = if is_terminal { "\x1b[K\r" } else { "\n" };
-            eprint!("load: {} of {} users {}{end}", n, self.of, self.what);
+            eprint!("{}: {} of {} users {}{end}", which::name(), n, self.of, self.what);
         }
         Ok(())
     }

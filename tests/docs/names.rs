@@ -12,8 +12,18 @@ use crate::play::{Example, What};
 use crate::support::CHAT_CLIENT;
 
 /// Flags of cargo, which documents show in commands.
-const OF_CARGO: [&str; 8] =
-    ["--all-targets", "--bench", "--bin", "--example", "--no-run", "--release", "--test", "--workspace"];
+const OF_CARGO: [&str; 10] = [
+    "--all-targets",
+    "--bench",
+    "--bin",
+    "--example",
+    "--features",
+    "--no-run",
+    "--path",
+    "--release",
+    "--test",
+    "--workspace",
+];
 /// Flags of mysqldump, likewise.
 const OF_MYSQLDUMP: [&str; 2] = ["--databases", "--single-transaction"];
 /// Names that begin as those of metrics do, and are names of crates.
