@@ -4,17 +4,16 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
+use crate::about;
 use crate::book::Book;
 use crate::ending;
 use crate::figures::Figures;
 use crate::flags::{Flags, ROUNDS_TO_COMPARE};
 use crate::idle;
-use crate::round::{self, Run};
+use crate::round;
+use crate::run::{Run, in_words};
 use crate::stats::{Ratio, Row, ratios};
-use crate::table;
 use crate::target::Target;
 use crate::which::say;
 use crate::workload::Workload;
@@ -24,22 +23,12 @@ const MATTERS: f64 = 1.02;
 /// What two runs may differ in, and still be compared.
 const FREE: [&str; 6] = ["rounds", "machine", "version", "bench_version", "seed", "addr"];
 
-/// A run, as `--out` writes it.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct File {
-    pub title: String,
-    pub settings: Value,
-    /// The server's rounds. `results` has those of each target, for other readers of the file.
-    pub rounds: Vec<Vec<Entry>>,
-    pub results: Vec<Value>,
-}
-
 /// A row of one round.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Entry {
-    pub row: String,
-    pub value: f64,
-    pub more_is_better: bool,
+#[derive(Debug, Clone)]
+struct Entry {
+    row: String,
+    value: f64,
+    more_is_better: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,16 +36,6 @@ enum Verdict {
     Better,
     Worse,
     NoDifference,
-}
-
-/// Writes the file that `--out` names, if it does.
-pub fn write(run: &Run) -> anyhow::Result<()> {
-    let Some(file) = &run.flags.out else { return Ok(()) };
-    let results = run.rounds.iter().flatten().map(table::result).collect();
-    let rounds = run.rounds.first().into_iter().flatten().map(entries).collect();
-    let all = File { title: table::title(&run.flags), settings: table::settings(&run.flags), rounds, results };
-    let text = serde_json::to_string_pretty(&all)?;
-    std::fs::write(file, text + "\n").with_context(|| format!("cannot write {}", file.display()))
 }
 
 fn entries(figures: &Figures) -> Vec<Entry> {
@@ -67,7 +46,7 @@ fn entries(figures: &Figures) -> Vec<Entry> {
 /// One of the two.
 enum Side {
     Binary(String),
-    File(Box<File>),
+    File(Box<Run>),
 }
 
 fn side(name: &str) -> anyhow::Result<Side> {
@@ -76,8 +55,8 @@ fn side(name: &str) -> anyhow::Result<Side> {
         let path = Path::new(name).canonicalize().with_context(|| format!("cannot find {name}"))?;
         return Ok(Side::Binary(path.display().to_string()));
     }
-    let file = serde_json::from_slice(&bytes);
-    Ok(Side::File(Box::new(file.with_context(|| format!("{name} is no program, nor a file that --out has written"))?)))
+    let run = Run::parse(&bytes);
+    Ok(Side::File(Box::new(run.with_context(|| format!("{name} is no program, nor a file that --out has written"))?)))
 }
 
 /// Compares, and shows it. Returns what was wrong or worse.
@@ -98,36 +77,29 @@ pub fn run(flags: &Flags) -> anyhow::Result<Vec<String>> {
                 unused.map_or("", |id| id)
             );
             for (name, file) in [(old_name, old), (new_name, new)] {
-                let rounds = file.rounds.len();
+                let rounds = file.rounds[0].len();
                 ensure!(
                     rounds >= usize::from(ROUNDS_TO_COMPARE),
                     "{name} has {rounds} rounds: --rounds {ROUNDS_TO_COMPARE}"
                 );
             }
-            same_settings(&old.settings, &new.settings)?;
-            (old.title.clone(), old.rounds.clone(), new.rounds.clone(), false)
+            let differ = old.about.differences(&new.about, &FREE);
+            ensure!(differ.is_empty(), "the two were measured differently: {}", differ.join(", "));
+            // The server's.
+            let rounds = |run: &Run| run.rounds[0].iter().map(entries).collect::<Rounds>();
+            (old.about.title.clone(), rounds(old), rounds(new), false)
         }
         (Side::Binary(old), Side::Binary(new)) => {
             // A part of what the old one carries, for both.
             let start = |flags: &Flags| Target::fresh(flags, "old", Path::new(old));
             flags = round::with_rate(&flags, start, &mut Book::default())?;
             let (old, new) = in_turn(&flags, [old, new], &mut problems)?;
-            (table::title(&flags), old, new, true)
+            (about::title(&flags), old, new, true)
         }
         _ => bail!("compare two binaries, or two files"),
     };
     problems.extend(show(&flags, &title, [old_name, new_name], &old, &new, is_paired)?);
     Ok(problems)
-}
-
-/// # Errors
-/// The two runs were measured differently; the message names each setting that differs.
-fn same_settings(old: &Value, new: &Value) -> anyhow::Result<()> {
-    let names = old.as_object().into_iter().flatten().map(|(name, _)| name.as_str());
-    let differ = names.filter(|name| !FREE.contains(name) && old[*name] != new[*name]);
-    let differ: Vec<String> = differ.map(|name| format!("{name} {} and {}", old[name], new[name])).collect();
-    ensure!(differ.is_empty(), "the two were measured differently: {}", differ.join(", "));
-    Ok(())
 }
 
 type Rounds = Vec<Vec<Entry>>;
@@ -187,7 +159,7 @@ fn measure(flags: &Flags, target: Target) -> anyhow::Result<Round> {
     let figures = round::once(flags, target, &mut Book::default())?;
     let count = figures.counts.wrong(&flags.expect_errno);
     let wrong = figures.cut_short.clone();
-    let wrong = wrong.or_else(|| (count > 0).then(|| round::in_words(&figures.counts)));
+    let wrong = wrong.or_else(|| (count > 0).then(|| in_words(&figures.counts)));
     Ok(Round { entries: entries(&figures), wrong, is_limited: figures.limit().is_some() })
 }
 
@@ -251,7 +223,7 @@ fn show(
     }
     if flags.json {
         let all = serde_json::json!({ "title": title, "old": names[0], "new": names[1], "paired": is_paired,
-            "rounds": [old.len(), new.len()], "settings": table::settings(flags), "rows": results });
+            "rounds": [old.len(), new.len()], "settings": about::settings(flags), "rows": results });
         writeln!(out, "{all}")?;
     }
     Ok(worse)

@@ -2,6 +2,10 @@
 
 use std::ops::Range;
 
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+use crate::hdr;
 use crate::machine::Cpu;
 use crate::measures::{Measure, Measures};
 use crate::stats::median;
@@ -14,9 +18,12 @@ const FULL: f64 = 0.85;
 pub const TOO_LATE: f64 = 0.01;
 
 /// One round, or several taken together.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Figures {
     pub name: String,
+    /// When it began to be measured, in seconds since 1970, and for how many seconds it was.
+    pub began: f64,
+    pub seconds: f64,
     /// Messages a second.
     pub rate: f64,
     /// The target's CPU by its parts: the server, and a database or a Redis beside it; empty without a pid.
@@ -29,6 +36,8 @@ pub struct Figures {
     pub load: Load,
     /// The measures of all rounds together.
     pub measures: Measures,
+    /// What the samples have timed, if anything.
+    pub sampled: Option<Measure>,
     /// The samples of the last round.
     pub samples: Vec<Sample>,
     /// How a busy recipient was served; else none.
@@ -38,10 +47,10 @@ pub struct Figures {
 }
 
 /// How a busy recipient was served with what was written on one kind of node.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Service {
     /// "own node" or "other node".
-    pub name: &'static str,
+    pub name: String,
     /// When it stood still, in nanoseconds.
     pub still: Range<u64>,
     /// The timeline of the last round.
@@ -53,7 +62,7 @@ pub struct Service {
 }
 
 /// Processes of one name.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Part {
     pub name: String,
     /// Microseconds for each message.
@@ -62,7 +71,7 @@ pub struct Part {
 }
 
 /// What the generator and the machine had to do.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct Load {
     /// Cores that this process used, …
     pub generator: f64,
@@ -99,16 +108,28 @@ impl Limit {
     }
 }
 
-/// A moment of a round.
-#[derive(Debug, Clone, Copy)]
+/// A step of a round.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Sample {
-    /// Seconds since the round began to be measured.
+    /// Its end, in seconds since the round began to be measured.
     pub at: f64,
-    /// Messages a second, since the sample before.
+    /// Messages a second.
     pub rate: f64,
-    /// The target's CPU since the sample before, in cores.
+    /// The CPU of the target, of this process, and of all, in cores.
     pub cores: f64,
+    pub generator: f64,
+    pub all: f64,
     pub resident_kib: u64,
+    /// The times of the workload's first measure that ended in it, in microseconds.
+    #[serde(with = "hdr")]
+    pub times: Histogram<u64>,
+}
+
+impl Sample {
+    /// Its number among the steps of this length, in seconds.
+    pub fn step(&self, length: f64) -> usize {
+        ((self.at / length).round() as usize).saturating_sub(1)
+    }
 }
 
 impl Figures {
@@ -201,6 +222,8 @@ pub fn together(rounds: &[Figures]) -> anyhow::Result<Figures> {
     });
     Ok(Figures {
         name: last.name.clone(),
+        began: rounds[0].began,
+        seconds: last.seconds,
         rate: of(&|f| f.rate),
         parts: parts.collect(),
         to_floor: (!ratios.is_empty()).then(|| median(ratios)),
@@ -214,6 +237,7 @@ pub fn together(rounds: &[Figures]) -> anyhow::Result<Figures> {
             late: of(&|f| f.load.late),
         },
         measures,
+        sampled: last.sampled,
         samples: last.samples.clone(),
         services: services.collect(),
         cut_short: rounds.iter().find_map(|round| round.cut_short.clone()),

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail, ensure};
+use serde::{Deserialize, Serialize};
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser};
 
@@ -97,6 +98,48 @@ impl FromStr for NamedPid {
     }
 }
 
+/// One of several generators of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    /// Counted from 1.
+    pub number: u16,
+    pub of: u16,
+}
+
+impl FromStr for Share {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Share, String> {
+        let parsed = text.split_once('/').and_then(|(number, of)| Some((number.parse().ok()?, of.parse().ok()?)));
+        let share = parsed.map(|(number, of)| Share { number, of });
+        let share = share.filter(|share| (1..=share.of).contains(&share.number));
+        share.ok_or_else(|| format!("'{text}' is no share, such as 2/3"))
+    }
+}
+
+impl std::fmt::Display for Share {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.number, self.of)
+    }
+}
+
+/// A time of the wall clock, in seconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StartAt(pub f64);
+
+impl FromStr for StartAt {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<StartAt, String> {
+        if let Ok(seconds) = text.parse::<u64>() {
+            return Ok(StartAt(seconds as f64));
+        }
+        let time = chrono::DateTime::parse_from_rfc3339(text);
+        let time = time.map_err(|_| "seconds since 1970, or a time such as 2026-12-01T12:00:00Z".to_owned())?;
+        Ok(StartAt(time.timestamp_millis() as f64 / 1000.0))
+    }
+}
+
 const EXIT_STATUS: &str = "\
 Exit status:
   0    everything arrived, once and in order
@@ -106,7 +149,10 @@ Exit status:
   130  (143) ended by Ctrl-C (SIGTERM), and nothing was wrong until then
 
 compare OLD NEW runs two server binaries in turn, at least 7 rounds each, and tells which rows differ; or it compares
-two files that --out has written.";
+two files that --out has written.
+
+report FILE... shows a file that --out has written, also as --html, --csv or --json; several files, which several
+generators have written with --share, become one run.";
 
 /// Puts a chat server under load.
 #[derive(Debug, Clone, Parser)]
@@ -196,9 +242,18 @@ pub struct Flags {
     /// Write a report with plots, in one file
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
-    /// Write every round, as JSON, for `compare`
+    /// Write every round, as JSON with HDR histograms, for `compare` and `report`
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// Write every figure of every round, and of each step of it, as CSV
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
+    /// This is one of several generators, on as many machines: it takes this share of --users and --rate. With --addr
+    #[arg(long, value_name = "N/OF")]
+    pub share: Option<Share>,
+    /// All users have come by then, and begin to act: seconds since 1970, or as in 2026-12-01T12:00:00Z. With --addr
+    #[arg(long, value_name = "TIME")]
+    pub start_at: Option<StartAt>,
     /// Try the workload with each of several --reactors, --workers and --window, and recommend some
     #[arg(long)]
     pub sweep: bool,
@@ -223,8 +278,8 @@ pub struct Flags {
     /// Seed of the order in which users send in an open loop, and of the bootstrap [default: by the clock]
     #[arg(long)]
     pub seed: Option<u64>,
-    /// compare OLD NEW: two server binaries, or two files of --out
-    #[arg(value_name = "compare OLD NEW")]
+    /// compare OLD NEW: two server binaries, or two files of --out; report FILE...: files of --out
+    #[arg(value_name = "compare OLD NEW | report FILE")]
     pub words: Vec<String>,
     /// Cargo passes it; without it this is a test
     #[arg(long, hide = true)]
@@ -247,6 +302,7 @@ pub enum Mode {
     Sweep,
     Goals,
     Compare,
+    Report,
     /// Cargo was asked for another bench or test.
     NotAsked,
     Test,
@@ -269,6 +325,7 @@ impl Flags {
     pub fn mode(&self) -> Mode {
         match self.words.first().map(String::as_str) {
             Some("compare") => Mode::Compare,
+            Some("report") => Mode::Report,
             Some(filter) if !"load".contains(filter) => Mode::NotAsked,
             _ if self.test || !(self.bench || which::is_installed()) => Mode::Test,
             _ if self.goals => Mode::Goals,
@@ -286,8 +343,19 @@ impl Flags {
         self.rival.iter().flat_map(|rivals| &rivals.0)
     }
 
-    pub fn users(&self) -> usize {
+    /// The users of all generators.
+    pub fn all_users(&self) -> usize {
         self.users.unwrap_or(self.workload.usual_users())
+    }
+
+    /// The users of this one.
+    pub fn users(&self) -> usize {
+        self.all_users() / self.shares()
+    }
+
+    /// How many generators there are.
+    pub fn shares(&self) -> usize {
+        self.share.map_or(1, |share| share.of.into())
     }
 
     /// The members of each group, if not all users are in one.
@@ -349,11 +417,11 @@ impl Flags {
         self.seq || self.workload.always_acks() || self.workload == Workload::Mix
     }
 
-    /// The rate of all threads together, if this is an open loop.
+    /// The rate of all threads of this generator together, if this is an open loop.
     pub fn rate(&self) -> Option<f64> {
         let users = self.users() as f64;
         match self.rate {
-            Some(Rate::PerSecond(rate)) => Some(rate),
+            Some(Rate::PerSecond(rate)) => Some(rate / self.shares() as f64),
             Some(Rate::Percent(_)) => None,
             // People do not wait for each other: one action for every four users and second.
             None if self.workload == Workload::Mix => Some(users / 4.0),
@@ -389,6 +457,10 @@ impl Flags {
             }
         }
         let (users, threads, workload) = (self.users(), usize::from(self.threads), self.workload);
+        if let Some(share) = self.share {
+            ensure!(self.all_users().is_multiple_of(share.of.into()), "--users must be a multiple of {}", share.of);
+            ensure!(self.rounds() == 1, "--share goes with one round: those of several generators do not stay in step");
+        }
         ensure!(workload != Workload::Idle || users >= 3, "--users must be 3 or more for idle");
         ensure!(
             !workload.has_a_pair_beside() || threads == 1,
@@ -422,7 +494,8 @@ impl Flags {
         ensure!(!too_large, "--size: a server takes {LARGEST_FOR_OURS} bytes, unless it is told otherwise: --addr");
         let lists = [self.reactors.len(), self.workers.len(), self.window.len()];
         ensure!(self.sweep || lists.iter().all(|&n| n <= 1), "several --reactors, --workers or --window: --sweep");
-        self.check_conditions()
+        // What a file has is not known from the flags.
+        if self.mode() == Mode::Report { Ok(()) } else { self.check_conditions() }
     }
 
     fn check_conditions(&self) -> anyhow::Result<()> {
@@ -460,8 +533,8 @@ impl Flags {
             }
             Mode::Sweep
                 if [
-                    "addr", "pid", "accounts", "clean", "nodes", "floor", "rival", "json", "html", "out", "fail_if",
-                    "together",
+                    "addr", "pid", "accounts", "clean", "nodes", "floor", "rival", "json", "html", "out", "csv",
+                    "fail_if", "together",
                 ]
                 .contains(&id) =>
             {
@@ -469,12 +542,16 @@ impl Flags {
             }
             Mode::Compare
                 if [
-                    "addr", "pid", "accounts", "clean", "server", "floor", "rival", "html", "out", "fail_if", "sweep",
-                    "svg", "goals", "readme",
+                    "addr", "pid", "accounts", "clean", "server", "floor", "rival", "html", "out", "csv", "fail_if",
+                    "sweep", "svg", "goals", "readme",
                 ]
                 .contains(&id) =>
             {
                 return Err("compare starts two servers, and shows how they differ".to_owned());
+            }
+            Mode::Report => {
+                let used = ["words", "json", "html", "csv", "out", "fail_if", "bench", "seed"];
+                return only(used.contains(&id), "report shows what was measured");
             }
             _ => {}
         }
@@ -505,7 +582,13 @@ impl Flags {
                 only(!is_foreign, "nobody knows how many reactors a server of --addr has")
             }
             "rounds" if mode == Mode::Compare => Ok(()),
-            "threads" | "seconds" | "rounds" | "html" | "out" | "sweep" => not_here(workload != Idle),
+            "share" | "start_at" => {
+                only(is_foreign, "it goes with --addr")?;
+                let is_percent = matches!(self.rate, Some(Rate::Percent(_)));
+                only(!is_percent && !self.floor && self.rival.is_empty(), "the server is all that is measured so")?;
+                not_here(!workload.has_a_pair_beside() && !matches!(workload, Idle | Busy))
+            }
+            "threads" | "seconds" | "rounds" | "html" | "out" | "csv" | "sweep" => not_here(workload != Idle),
             "fail_if" | "expect_errno" => not_here(workload != Idle),
             "floor" => not_here(matches!(workload, Pairs | Group)),
             "rival" => {

@@ -16,6 +16,7 @@ use crate::dialect::{Cutter, Piece};
 use crate::measures::{Measure, Measures};
 use crate::pace;
 use crate::roles::{Role, Troupe};
+use crate::series::Series;
 use crate::stats::mix;
 use crate::tally::Counts;
 use crate::timeline::Timeline;
@@ -54,6 +55,7 @@ pub struct Shared {
     pub hurry: AtomicBool,
     /// Messages that have arrived, or requests that were answered.
     pub done: AtomicU64,
+    pub series: Series,
 }
 
 impl Shared {
@@ -64,6 +66,7 @@ impl Shared {
             stopping: AtomicBool::new(false),
             hurry: AtomicBool::new(false),
             done: AtomicU64::new(0),
+            series: Series::default(),
         }
     }
 }
@@ -238,9 +241,11 @@ impl<'a> Generator<'a> {
                 self.leave();
             }
             self.flush_all();
+            self.traffic.series.tell(&self.shared.series, now.saturating_sub(self.traffic.from));
             self.shared.done.fetch_add(std::mem::take(&mut self.traffic.done), Relaxed);
         }
         self.shared.done.fetch_add(std::mem::take(&mut self.traffic.done), Relaxed);
+        self.traffic.series.tell(&self.shared.series, u64::MAX);
         self.traffic.finish();
         let is_alone = self.lines.iter().all(|line| line.is_gone);
         let (late, due) = (self.late + self.traffic.counts.missed, self.scheduled.max(1));

@@ -176,7 +176,7 @@ fn measure(goal: &Goal) -> anyhow::Result<Row> {
         return Ok(Row { told: (format!("{slope:.0}"), slope <= 600.0), limit: None, problems: Vec::new() });
     }
     let run = round::measure(&flags)?;
-    let problems: Vec<String> = run.problems().into_iter().map(|why| format!("{}: {why}", goal.command)).collect();
+    let problems: Vec<String> = run.problems.iter().map(|why| format!("{}: {why}", goal.command)).collect();
     let mut told = (goal.told)(&run.shown);
     if run.shown[0].counts.wrong(&[]) > 0 || run.shown[0].cut_short.is_some() {
         told = (format!("{}; messages were lost or wrong", told.0), false);

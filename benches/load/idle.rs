@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use serde_json::json;
 
+use crate::about;
 use crate::book::Book;
 use crate::detect;
 use crate::flags::Flags;
 use crate::machine;
 use crate::preflight;
-use crate::table;
 use crate::target::Target;
 use crate::users::{self, Arrival, User};
 use crate::which::say;
@@ -46,13 +46,13 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     if flags.json {
         let all = json!({
-            "title": table::title(flags), "settings": table::settings(flags), "sessions": sessions,
+            "title": about::title(flags), "settings": about::settings(flags), "sessions": sessions,
             "resident_kib": resident_kib, "bytes_per_session": slope,
         });
         writeln!(out, "{all}")?;
     } else {
         let ([few, all], [before, after]) = (sessions, resident_kib);
-        writeln!(out, "{}\n{}", table::title(flags), table::setting(flags))?;
+        writeln!(out, "{}\n{}", about::title(flags), about::setting(flags))?;
         writeln!(out, "idle: {before} KiB with {few} sessions, {after} KiB with {all}: {slope:.0} bytes a session")?;
     }
     Ok(())

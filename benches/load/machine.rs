@@ -4,6 +4,7 @@ use std::io;
 
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 
 use crate::clock::CpuClock;
 
@@ -11,7 +12,7 @@ use crate::clock::CpuClock;
 const TICKS_PER_SECOND: f64 = 100.0;
 
 /// CPU time in seconds.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct Cpu {
     pub user: f64,
     pub system: f64,

@@ -11,22 +11,25 @@
 //! | `stats.rs`, `bytes.rs`, `clock.rs`, `machine.rs` | numbers, bytes, clocks, /proc |
 //! | `which.rs` | which program this is, and where the server is |
 //! | `ending.rs`, `pace.rs` | how a run ends, and the pace for servers that support one request at a time |
-//! | `measures.rs`, `tally.rs`, `timeline.rs` | the results: what is timed and counted |
+//! | `hdr.rs`, `measures.rs`, `series.rs`, `tally.rs`, `timeline.rs` | the results: what is timed and counted |
 //! | `figures.rs`, `condition.rs` | the same, of a round or of several, and what fails |
 //! | `workload.rs`, `flags.rs` | the workloads, and the command line |
+//! | `about.rs`, `run.rs`, `shares.rs` | a run: what was measured and what came out, also as a file |
 //! | `dialect.rs`, `message.rs` | what goes over the wire |
 //! | `program.rs`, `stores.rs`, `target.rs`, `rivals.rs`, `floor.rs` | what is put under load |
 //! | `book.rs`, `users.rs`, `detect.rs`, `preflight.rs`, `roles.rs` | the users, what they find, and their roles |
 //! | `traffic.rs`, `generator.rs` | a thread full of clients: what they send and get, and its loop |
 //! | `round.rs` | what is measured |
-//! | `table.rs`, `plot.rs`, `report.rs` | how it is shown |
+//! | `table.rs`, `plot.rs`, `report.rs`, `csv.rs` | how it is shown |
 //! | `idle.rs`, `sweep.rs`, `goals.rs`, `compare.rs`, `smoke.rs` | what else can be asked for |
 
+pub(crate) mod about;
 pub(crate) mod book;
 pub(crate) mod bytes;
 pub(crate) mod clock;
 pub(crate) mod compare;
 pub(crate) mod condition;
+pub(crate) mod csv;
 pub(crate) mod detect;
 pub(crate) mod dialect;
 pub(crate) mod ending;
@@ -35,6 +38,7 @@ pub(crate) mod flags;
 pub(crate) mod floor;
 pub(crate) mod generator;
 pub(crate) mod goals;
+pub(crate) mod hdr;
 pub(crate) mod idle;
 pub(crate) mod machine;
 pub(crate) mod measures;
@@ -47,6 +51,9 @@ pub(crate) mod report;
 pub(crate) mod rivals;
 pub(crate) mod roles;
 pub(crate) mod round;
+pub(crate) mod run;
+pub(crate) mod series;
+pub(crate) mod shares;
 pub(crate) mod smoke;
 pub(crate) mod stats;
 pub(crate) mod stores;
@@ -65,6 +72,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
 use flags::{Flags, Mode};
+use run::Run;
 use which::say;
 use workload::Workload;
 
@@ -118,20 +126,25 @@ fn run(flags: &Flags) -> anyhow::Result<Vec<String>> {
         Mode::Goals => goals::run(flags),
         Mode::Sweep => sweep::run(flags),
         Mode::Compare => compare::run(flags),
+        Mode::Report => {
+            flags.check()?;
+            show(flags, shares::read(flags, &flags.words[1..])?)
+        }
         Mode::Measure | Mode::NotAsked if flags.workload == Workload::Idle => idle::run(flags).map(|()| Vec::new()),
-        Mode::Measure | Mode::NotAsked => measure(flags),
+        Mode::Measure | Mode::NotAsked => show(flags, round::measure(flags)?),
     }
 }
 
-fn measure(flags: &Flags) -> anyhow::Result<Vec<String>> {
-    let run = round::measure(flags)?;
+/// Shows a run, and writes it where the flags name files.
+fn show(flags: &Flags, run: Run) -> anyhow::Result<Vec<String>> {
     let mut out = std::io::stdout().lock();
     if flags.json {
         writeln!(out, "{}", table::json(&run))?;
     } else {
         write!(out, "{}", table::text(&run)?)?;
     }
-    report::write(&run)?;
-    compare::write(&run)?;
-    Ok(run.problems())
+    report::write(flags, &run)?;
+    csv::write(flags, &run)?;
+    run.write(flags)?;
+    Ok(run.problems)
 }

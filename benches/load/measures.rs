@@ -1,11 +1,18 @@
 //! What is timed, and how often each time came.
 
+use std::collections::BTreeMap;
+
 use hdrhistogram::Histogram;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::hdr;
 
 /// The longest time that is distinguished from longer ones, in nanoseconds.
 const LONGEST: u64 = 600_000_000_000;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Measure {
     /// The time from a chat's sending (or due time) to its arrival.
     Chat,
@@ -111,5 +118,36 @@ impl Measures {
         // The histogram returns the upper end of a step of 0.1 %.
         let nanoseconds = if part >= 1.0 { times.max } else { times.histogram.value_at_quantile(part).min(times.max) };
         nanoseconds as f64 / 1000.0
+    }
+}
+
+/// The times of one measure in a file.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    #[serde(with = "hdr")]
+    nanoseconds: Histogram<u64>,
+    max: u64,
+}
+
+impl Serialize for Measures {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_map(self.seen().map(|measure| {
+            let Times { histogram, max } = &self.0[measure as usize];
+            (measure.key(), Saved { nanoseconds: histogram.clone(), max: *max })
+        }))
+    }
+}
+
+impl<'de> Deserialize<'de> for Measures {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Measures, D::Error> {
+        let mut measures = Measures::new().map_err(D::Error::custom)?;
+        for (key, saved) in BTreeMap::<String, Saved>::deserialize(from)? {
+            let known = Measure::ALL.into_iter().find(|measure| measure.key() == key);
+            let measure = known.ok_or_else(|| D::Error::custom(format!("nothing is timed as {key}")))?;
+            let times = &mut measures.0[measure as usize];
+            times.histogram.add(&saved.nanoseconds).map_err(D::Error::custom)?;
+            times.max = saved.max;
+        }
+        Ok(measures)
     }
 }

@@ -5,35 +5,34 @@ use std::fmt::Write;
 use anyhow::Context;
 
 use crate::figures::{Figures, Sample};
+use crate::flags::Flags;
 use crate::measures::Measure;
 use crate::plot::{Line, Plot};
-use crate::round::Run;
+use crate::run::Run;
 use crate::table;
-use crate::which;
 
 const STYLE: &str = "body{font:16px/1.5 sans-serif;max-width:1320px;margin:2em auto;padding:0 1em;color:#222}\
     pre{background:#f5f5f5;padding:1em;overflow-x:auto;line-height:1.3}svg{max-width:100%;height:auto}\
     h1{font-size:1.4em}h2{font-size:1.1em}.wrong{color:#b00;white-space:pre-wrap}";
 
 /// Writes it into the file that `--html` names, if it does.
-pub fn write(run: &Run) -> anyhow::Result<()> {
-    let Some(file) = &run.flags.html else { return Ok(()) };
+pub fn write(flags: &Flags, run: &Run) -> anyhow::Result<()> {
+    let Some(file) = &flags.html else { return Ok(()) };
     let page = page(run)?;
     std::fs::write(file, page).with_context(|| format!("cannot write {}", file.display()))
 }
 
 fn page(run: &Run) -> anyhow::Result<String> {
     let mut page = String::new();
-    let title = escaped(&table::title(&run.flags));
-    let command: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    let title = escaped(&run.about.title);
     writeln!(page, "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>{title}</title>")?;
     writeln!(page, "<style>{STYLE}</style><h1>{title}</h1>")?;
-    writeln!(page, "<p><code>{} {}</code>", which::invocation(), escaped(&command.join(" ")))?;
-    writeln!(page, "<br>{}", escaped(&table::setting(&run.flags)))?;
-    writeln!(page, "<br>{}</p>", chrono::Local::now().format("%F %T"))?;
+    writeln!(page, "<p><code>{}</code>", escaped(&run.about.command))?;
+    writeln!(page, "<br>{}", escaped(&run.about.setting))?;
+    writeln!(page, "<br>{}</p>", run.about.began)?;
     writeln!(page, "<pre>{}</pre>", escaped(&table::text(run)?))?;
-    for problem in run.problems() {
-        writeln!(page, "<p class=\"wrong\">{}</p>", escaped(&problem))?;
+    for problem in &run.problems {
+        writeln!(page, "<p class=\"wrong\">{}</p>", escaped(problem))?;
     }
     for (title, plot) in plots(&run.shown) {
         writeln!(page, "<h2>{title}</h2>{}", plot.svg()?)?;

@@ -3,21 +3,24 @@
 
 use std::io::IsTerminal;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::anyhow;
+use anyhow::{anyhow, ensure};
 
+use crate::about::About;
 use crate::book::Book;
 use crate::clock::{self, CpuClock};
 use crate::detect;
 use crate::ending;
-use crate::figures::{Figures, Load, Part, Sample, Service, together};
-use crate::flags::{Flags, Rate, Rival};
+use crate::figures::{Figures, Load, Part, Sample, Service};
+use crate::flags::{Flags, Rate, Rival, workload_measures};
 use crate::generator::{Generator, Outcome, Shared};
 use crate::machine::{self, Cpu};
 use crate::measures::Measures;
 use crate::preflight;
 use crate::roles;
+use crate::run::Run;
+use crate::series;
 use crate::stats::mix;
 use crate::tally::Counts;
 use crate::target::Target;
@@ -26,63 +29,8 @@ use crate::users;
 use crate::which::say;
 use crate::workload::Workload;
 
-const SAMPLE: Duration = Duration::from_millis(200);
 /// How often the watching thread looks for a signal, and for the end of the target.
 const GLANCE: Duration = Duration::from_millis(50);
-
-/// What was measured.
-pub struct Run {
-    /// The flags as they were used: with a rate in place of a percentage.
-    pub flags: Flags,
-    /// Each target's rounds, the server's first.
-    pub rounds: Vec<Vec<Figures>>,
-    /// The same, taken together.
-    pub shown: Vec<Figures>,
-    /// What stays at a server that was there before.
-    pub left: Option<String>,
-    /// What was found out about each of its servers.
-    pub speaks: Vec<String>,
-    /// Why it is not all that was asked for.
-    pub failed: Option<String>,
-}
-
-impl Run {
-    /// Everything that makes the exit status 2, in words.
-    pub fn problems(&self) -> Vec<String> {
-        let mut problems: Vec<String> = self.failed.iter().cloned().collect();
-        for figures in &self.shown {
-            problems.extend(figures.cut_short.iter().map(|why| format!("{}: {why}", figures.name)));
-            let counts = &figures.counts;
-            if counts.wrong(&self.flags.expect_errno) > 0 {
-                problems.push(format!("{}: {}", figures.name, in_words(counts)));
-            }
-        }
-        if let Some(server) = self.shown.first() {
-            problems.extend(self.flags.fail_if.iter().filter_map(|condition| condition.met_by(server)));
-        }
-        problems
-    }
-}
-
-/// What was not as it should be.
-pub fn in_words(counts: &Counts) -> String {
-    let mut words = Vec::new();
-    let mut tell = |count: u64, what: &str| {
-        if count > 0 {
-            words.push(format!("{count} {what}"));
-        }
-    };
-    tell(counts.lost, "messages lost");
-    tell(counts.repeated, "repeated");
-    tell(counts.out_of_order, "out of order");
-    tell(counts.changed, "changed");
-    tell(counts.refusals(), "refused");
-    tell(counts.acks_lost, "acks or replies lost");
-    tell(counts.acks_repeated, "acks repeated");
-    tell(counts.acks_changed, "acks changed");
-    tell(counts.closed, "connections closed by the server");
-    words.join(", ")
-}
 
 /// Runs all rounds, in turn with the floor and the rivals.
 ///
@@ -93,6 +41,7 @@ pub fn measure(flags: &Flags) -> anyhow::Result<Run> {
     preflight::check_rivals(flags)?;
     let mut book = Book::open(flags.accounts.as_deref())?;
     let flags = &with_rate(flags, Target::server, &mut book)?;
+    let about = About::of(flags);
     let mut rounds: Vec<Vec<Figures>> = Vec::new();
     let mut failed = None;
     for round in 0..flags.rounds() {
@@ -116,11 +65,12 @@ pub fn measure(flags: &Flags) -> anyhow::Result<Run> {
         book.messages = book.messages.saturating_sub(users::clean(&target, &book)?);
     }
     keep_book(flags, &book)?;
-    let left = left(flags, &book);
-    let speaks = book.known.iter().map(|(address, it)| format!("{address} speaks: {it}")).collect();
-    let shown = rounds.iter().map(|rounds| together(rounds)).collect::<Result<_, _>>()?;
-    let failed = failed.filter(|_| ending::signal().is_none());
-    Ok(Run { flags: flags.clone(), rounds, shown, left, speaks, failed })
+    let mut run = Run::new(flags, about, rounds)?;
+    run.left = left(flags, &book);
+    run.speaks = book.known.iter().map(|(address, it)| format!("{address} speaks: {it}")).collect();
+    // Why it is not all that was asked for.
+    run.problems.extend(failed.filter(|_| ending::signal().is_none()));
+    Ok(run)
 }
 
 /// What stays at a server that was there before the run.
@@ -193,6 +143,9 @@ fn round(flags: &Flags, target: &mut Target, book: &mut Book) -> anyhow::Result<
         preflight::check_capabilities(flags, target)?;
     }
     let troupes = roles::cast(flags, target, book)?;
+    if let Some(start) = flags.start_at {
+        wait_until(start.0)?;
+    }
     let shared = Shared::new();
     let plan = Plan {
         window: flags.window(),
@@ -204,6 +157,7 @@ fn round(flags: &Flags, target: &mut Target, book: &mut Book) -> anyhow::Result<
         one_at_a_time: !target.is_sturdy(),
         pause: if matches!(flags.workload, Workload::Paused | Workload::Busy) { nanoseconds(flags.pause()) } else { 0 },
         pauses_after: nanoseconds(flags.pauses_after()),
+        series: (workload_measures(flags).first().copied(), nanoseconds(series::step(flags.seconds()))),
         read_rate: if flags.workload == Workload::Slow { flags.read_rate() } else { 0 },
     };
     let generators: Vec<Generator<'_>> =
@@ -221,6 +175,10 @@ fn round(flags: &Flags, target: &mut Target, book: &mut Book) -> anyhow::Result<
             threads.into_iter().map(|thread| thread.join().expect("a generator does not panic")).collect();
         let outcomes = outcomes?;
         let mut figures = finish(seen?, &outcomes, book)?;
+        let step = series::step(flags.seconds());
+        for sample in &mut figures.samples {
+            sample.times = shared.series.of(sample.step(step));
+        }
         if flags.workload == Workload::Busy {
             figures.services = services(flags, target, &shared, &outcomes);
         }
@@ -236,6 +194,17 @@ fn round(flags: &Flags, target: &mut Target, book: &mut Book) -> anyhow::Result<
     Ok(figures)
 }
 
+/// Waits for a time of the wall clock, which other generators wait for, too.
+fn wait_until(start: f64) -> anyhow::Result<()> {
+    let late = since_1970() - start;
+    ensure!(late <= 0.0, "--start-at was {late:.1} s ago when all users had come");
+    while since_1970() < start && ending::signal().is_none() {
+        let left = Duration::from_secs_f64((start - since_1970()).max(0.0));
+        std::thread::sleep(GLANCE.min(left));
+    }
+    Ok(())
+}
+
 /// Warms up, then counts for `--seconds`. Ends early if a generator has given up, at a signal, and with the target.
 fn watch(flags: &Flags, target: &Target, shared: &Shared, given_up: impl Fn() -> bool) -> anyhow::Result<Figures> {
     let is_over = || given_up() || ending::signal().is_some() || target.ended().is_some();
@@ -247,7 +216,8 @@ fn watch(flags: &Flags, target: &Target, shared: &Shared, given_up: impl Fn() ->
     };
     wait(Duration::from_secs_f64((flags.seconds() / 4.0).min(1.0)));
     let length = Duration::from_secs_f64(flags.seconds());
-    let (started, first) = (Instant::now(), shared.done.load(Relaxed));
+    let step = series::step(flags.seconds());
+    let (began, started, first) = (since_1970(), Instant::now(), shared.done.load(Relaxed));
     let cpus = || target.processes.iter().map(|of| machine::cpu(&of.pids)).collect::<Result<Vec<Cpu>, _>>();
     let pids: Vec<u32> = target.pids().collect();
     let (before, generator, all) = (cpus(), CpuClock::PROCESS.seconds()?, machine::busy());
@@ -257,22 +227,25 @@ fn watch(flags: &Flags, target: &Target, shared: &Shared, given_up: impl Fn() ->
     let mut resident_kib = machine::resident(&pids).unwrap_or(0);
     shared.from.store(clock::now(), Relaxed);
     let mut samples = Vec::new();
-    let (mut last, mut last_done, mut last_cpu) = (0.0, first, sum(&now));
+    let mut last = [0.0, first as f64, sum(&now), generator, all];
     while started.elapsed() < length && !is_over() {
-        wait(SAMPLE.min(length.saturating_sub(started.elapsed())));
+        let next = (started.elapsed().as_secs_f64() / step).floor() + 1.0;
+        wait(length.min(Duration::from_secs_f64(next * step)).saturating_sub(started.elapsed()));
         now = cpus().unwrap_or(now);
         resident_kib = machine::resident(&pids).unwrap_or(resident_kib);
-        let (at, done, cpu) = (started.elapsed().as_secs_f64(), shared.done.load(Relaxed), sum(&now));
-        let time = at - last;
-        let (rate, cores) = ((done - last_done) as f64 / time, (cpu - last_cpu) / time);
-        // What is left of the last sample may be too short to say anything.
-        if time > SAMPLE.as_secs_f64() / 2.0 || samples.is_empty() {
-            samples.push(Sample { at, rate, cores, resident_kib });
+        let (at, done) = (started.elapsed().as_secs_f64(), shared.done.load(Relaxed) as f64);
+        let these = [at, done, sum(&now), CpuClock::PROCESS.seconds()?, machine::busy()];
+        let time = (at - last[0]).max(1e-9);
+        let [_, rate, cores, generator, all] = std::array::from_fn(|n| (these[n] - last[n]) / time);
+        let sample = Sample { at, rate, cores, generator, all, resident_kib, times: series::times() };
+        last = these;
+        show_progress(flags, target, &sample);
+        // What is left of the last step may be too short to say anything.
+        if time > step / 2.0 || samples.is_empty() {
+            samples.push(sample);
         }
-        (last, last_done, last_cpu) = (at, done, cpu);
-        show_progress(flags, target, &Sample { at, rate, cores, resident_kib });
     }
-    let (seconds, messages) = (started.elapsed().as_secs_f64(), (shared.done.load(Relaxed) - first) as f64);
+    let (seconds, messages) = (started.elapsed().as_secs_f64().max(1e-9), (shared.done.load(Relaxed) - first) as f64);
     shared.to.store(clock::now(), Relaxed);
     now = cpus().unwrap_or(now);
     let load = Load {
@@ -291,6 +264,8 @@ fn watch(flags: &Flags, target: &Target, shared: &Shared, given_up: impl Fn() ->
     });
     Ok(Figures {
         name: target.name.clone(),
+        began,
+        seconds,
         rate: messages / seconds,
         parts: parts.collect(),
         to_floor: None,
@@ -298,10 +273,15 @@ fn watch(flags: &Flags, target: &Target, shared: &Shared, given_up: impl Fn() ->
         counts: Counts::default(),
         load,
         measures: Measures::new()?,
+        sampled: workload_measures(flags).first().copied(),
         samples,
         services: Vec::new(),
         cut_short: target.ended().map(|pid| format!("process {pid} has ended in mid-run, after {seconds:.1} s")),
     })
+}
+
+fn since_1970() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
 }
 
 fn nanoseconds(seconds: f64) -> u64 {
@@ -346,14 +326,14 @@ fn services(flags: &Flags, target: &Target, shared: &Shared, outcomes: &[Outcome
         timeline.end(measured);
         let back = timeline.back(&still, rate);
         let rest = measured.saturating_sub(still.end) as f64 / 1e9;
-        (some > 0).then(|| Service { name, still: still.clone(), timeline, back, rest })
+        (some > 0).then(|| Service { name: name.to_owned(), still: still.clone(), timeline, back, rest })
     });
     services.collect()
 }
 
 fn show_progress(flags: &Flags, target: &Target, sample: &Sample) {
     if std::io::stderr().is_terminal() {
-        let Sample { at, rate, cores, resident_kib } = sample;
+        let Sample { at, rate, cores, resident_kib, .. } = sample;
         let (workload, name, of, mib) = (flags.workload.name(), &target.name, flags.seconds(), resident_kib / 1024);
         eprint!("\r{workload}, {name}: {at:.1} of {of} s, {rate:.0} messages/s, {cores:.2} cores, {mib} MiB \x1b[K");
     }

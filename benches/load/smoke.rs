@@ -50,8 +50,8 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
 fn clean(flags: &Flags) -> anyhow::Result<()> {
     let run = round::measure(flags)?;
     print!("{}", table::text(&run)?);
-    report::write(&run)?;
-    let (workload, problems) = (flags.workload.name(), run.problems());
+    report::write(flags, &run)?;
+    let (workload, problems) = (flags.workload.name(), &run.problems);
     ensure!(problems.is_empty(), "{workload}: {}", problems.join("\n"));
     ensure!(run.shown.iter().all(|figures| figures.rate > 0.0), "{workload}: nothing went through");
     Ok(())

@@ -4,6 +4,7 @@ use std::io::Write;
 
 use anyhow::{Context, ensure};
 
+use crate::about;
 use crate::book::Book;
 use crate::ending;
 use crate::figures::{Figures, together};
@@ -11,7 +12,6 @@ use crate::flags::Flags;
 use crate::machine;
 use crate::plot::{Line, Plot};
 use crate::round;
-use crate::table;
 use crate::target::Target;
 
 /// Throughput that is less than this part of the best is worse; more would be noise.
@@ -93,8 +93,8 @@ fn points(flags: &Flags) -> anyhow::Result<Vec<Point>> {
 
 fn show(flags: &Flags, points: &[Point], figures: &[Figures]) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{}", table::title(flags))?;
-    let (version, machine) = (table::version(&flags.server()), machine::describe());
+    writeln!(out, "{}", about::title(flags))?;
+    let (version, machine) = (about::version(&flags.server()), machine::describe());
     writeln!(out, "{version}, password cost {}; {machine}; seed {}", flags.password_cost(), flags.seed())?;
     writeln!(out, "reactors workers window      msg/s   CPU us    p99 us   lost  disorder  refused  limit")?;
     for (Point { reactors, workers, window }, figures) in points.iter().zip(figures) {

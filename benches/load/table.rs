@@ -1,25 +1,24 @@
 //! Figures as a table and as JSON.
 
 use std::fmt::Write;
-use std::path::Path;
-use std::process::Command;
 
 use serde_json::{Map, Value, json};
 
 use crate::figures::{Figures, Limit, TOO_LATE};
-use crate::flags::{Flags, Rate};
-use crate::machine;
 use crate::measures::Measure;
-use crate::round::Run;
+use crate::run::Run;
 use crate::timeline::{STEP, Step};
-use crate::workload::Workload;
 
 /// A row of a timeline is a second.
 const STEPS_A_ROW: usize = (1_000_000_000 / STEP) as usize;
 
 pub fn text(run: &Run) -> Result<String, std::fmt::Error> {
     let mut out = String::new();
-    writeln!(out, "{}\n{}", title(&run.flags), setting(&run.flags))?;
+    write!(out, "{}", run.about.title)?;
+    if let Some(share) = run.about.share {
+        write!(out, "; share {share} of it")?;
+    }
+    writeln!(out, "\n{}", run.about.setting)?;
     figures(&mut out, &run.shown)?;
     latencies(&mut out, &run.shown)?;
     counts(&mut out, &run.shown)?;
@@ -29,7 +28,7 @@ pub fn text(run: &Run) -> Result<String, std::fmt::Error> {
     for figures in &run.shown {
         writeln!(out, "{}: {}", figures.name, verdict(figures))?;
     }
-    if !is_open(&run.flags) {
+    if !run.about.is_open {
         writeln!(out, "closed loop: who waits sends nothing, so a stall counts once for each in flight; see --rate")?;
     }
     if run.shown.iter().any(|figures| figures.measures.count(Measure::Lag) > 0) {
@@ -125,70 +124,6 @@ fn services(out: &mut String, figures: &Figures) -> std::fmt::Result {
     Ok(())
 }
 
-fn is_open(flags: &Flags) -> bool {
-    flags.rate.is_some() || flags.workload.is_always_open() || flags.workload == Workload::Idle
-}
-
-/// What is measured.
-pub fn title(flags: &Flags) -> String {
-    let workload = flags.workload;
-    let mut title = format!("{}: {} users", workload.name(), flags.users());
-    if let Some(members) = flags.members() {
-        title += &format!(" in groups of {members}");
-    }
-    if workload.has_window() && !is_open(flags) && !flags.sweep {
-        title += &format!(", window {}", flags.window());
-    }
-    if let Some(Rate::Percent(percent)) = flags.rate {
-        title += &format!(", {percent:.0} % of capacity");
-    }
-    if let Some(rate) = flags.rate() {
-        title += &format!(", {rate:.0} a second");
-    }
-    if workload.sends_messages() {
-        title += &format!(", {} bytes each", flags.size());
-    }
-    let told = [(flags.seq, ", acked"), (flags.batch, ", batched"), (flags.together, ", each pair on one reactor")];
-    told.iter().filter(|(is_so, _)| *is_so).for_each(|(_, words)| title += words);
-    match workload {
-        Workload::Paused => title += &format!(", readers pause for {} s", flags.pause()),
-        Workload::Slow => title += &format!(", readers take {} bytes a second", flags.read_rate()),
-        Workload::Busy => title += &format!(", the recipient stands still for {} s", flags.pause()),
-        _ => {}
-    }
-    let threads = flags.threads + u16::from(workload.has_a_pair_beside());
-    if workload != Workload::Idle {
-        let s = if threads == 1 { "" } else { "s" };
-        title += &format!(", {threads} generator thread{s}, {} x {} s", flags.rounds(), flags.seconds());
-    }
-    title
-}
-
-/// What it is measured with, and where.
-pub fn setting(flags: &Flags) -> String {
-    let server = if flags.addr.is_empty() {
-        format!(
-            "{}, {} node{}, {} reactors, {} workers, password cost {}",
-            version(&flags.server()),
-            flags.nodes(),
-            if flags.nodes() == 1 { "" } else { "s" },
-            flags.reactors(),
-            flags.workers(),
-            flags.password_cost()
-        )
-    } else {
-        flags.addr.join(", ")
-    };
-    format!("{server}; {}; seed {}", machine::describe(), flags.seed())
-}
-
-/// What a server's binary says of itself.
-pub fn version(binary: &Path) -> String {
-    let said = Command::new(binary).arg("--version").output();
-    let said = said.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
-    said.ok().filter(|version| !version.is_empty()).unwrap_or_else(|| "version unknown".to_owned())
-}
-
 /// The machine's use by its users, and what that says of the figures.
 pub fn verdict(figures: &Figures) -> String {
     let (shares, late) = (figures.shares(), figures.load.late);
@@ -205,25 +140,8 @@ pub fn verdict(figures: &Figures) -> String {
 pub fn json(run: &Run) -> Value {
     let results: Vec<Value> = run.shown.iter().map(result).collect();
     json!({
-        "title": title(&run.flags), "settings": settings(&run.flags), "results": results,
-        "speaks": run.speaks, "left": run.left, "failures": run.problems(),
-    })
-}
-
-/// What two runs must share to be compared, and what else is known of one.
-pub fn settings(flags: &Flags) -> Value {
-    let is_fresh = flags.addr.is_empty();
-    json!({
-        "workload": flags.workload.name(), "users": flags.users(), "members": flags.members(),
-        "window": flags.window(), "size": flags.size(), "seq": flags.seq, "batch": flags.batch,
-        "together": flags.together, "rate": flags.rate(), "loop": if is_open(flags) { "open" } else { "closed" },
-        "nodes": flags.nodes(), "reactors": is_fresh.then(|| flags.reactors()),
-        "workers": is_fresh.then(|| flags.workers()), "threads": flags.threads,
-        "password_cost": is_fresh.then(|| flags.password_cost()), "pause": flags.pause(),
-        "read_rate": flags.read_rate(), "rounds": flags.rounds(), "seconds": flags.seconds(),
-        "addr": flags.addr, "machine": machine::describe(),
-        "version": if is_fresh { version(&flags.server()) } else { String::new() },
-        "bench_version": env!("CARGO_PKG_VERSION"), "seed": flags.seed(),
+        "title": run.about.title, "share": run.about.share, "settings": run.about.settings, "results": results,
+        "speaks": run.speaks, "left": run.left, "failures": run.problems,
     })
 }
 

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 /// The width of a step, in nanoseconds.
 pub const STEP: u64 = 100_000_000;
 /// The steps that are judged together: a second, as a moment says nothing about a rate.
@@ -10,7 +12,7 @@ const STEPS: usize = 10;
 const AS_BEFORE: f64 = 0.95;
 
 /// A step's messages that take one route.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
     /// Messages that were due in it.
     pub sent: u64,
@@ -22,7 +24,7 @@ pub struct Step {
     pub arrived: u64,
 }
 
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
 pub struct Timeline {
     steps: Vec<Step>,
 }

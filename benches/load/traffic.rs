@@ -12,6 +12,7 @@ use crate::dialect::Dialect;
 use crate::measures::{Measure, Measures};
 use crate::message::{Check, Mark, Sender, Shape};
 use crate::roles::Role;
+use crate::series::Recorder;
 use crate::tally::{Ack, Acks, Arrival, Counts, Order, sample};
 use crate::timeline::{Step, Timeline};
 use crate::users::{new_id, register_request};
@@ -43,6 +44,8 @@ pub struct Plan {
     pub pauses_after: u64,
     /// What a reader reads at most, in bytes a second; 0: all.
     pub read_rate: u32,
+    /// What is timed step by step, if anything, and the length of a step in nanoseconds.
+    pub series: (Option<Measure>, u64),
 }
 
 /// Acts of a closed loop that have not had their answer.
@@ -120,6 +123,7 @@ pub struct Traffic {
     pub sends: Vec<(usize, usize)>,
     pub counts: Counts,
     pub measures: Measures,
+    pub series: Recorder,
     /// How the recipient is served by senders of its own node and of others.
     pub timelines: [Timeline; 2],
     /// Senders by their ids.
@@ -193,6 +197,7 @@ impl Traffic {
             sends: Vec::new(),
             counts: Counts::default(),
             measures: Measures::new()?,
+            series: Recorder::new(plan.series.0, plan.series.1),
             from: u64::MAX,
             to: u64::MAX,
             stopping: false,
@@ -866,7 +871,9 @@ impl Traffic {
 
     pub fn time(&mut self, measure: Measure, since: u64, now: u64) {
         if now >= self.from && since < self.to {
-            self.measures.record(measure, now.saturating_sub(since));
+            let time = now.saturating_sub(since);
+            self.measures.record(measure, time);
+            self.series.record(measure, now - self.from, time);
         }
     }
 

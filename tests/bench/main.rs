@@ -5,6 +5,7 @@ mod compare;
 mod cpp;
 mod ends;
 mod faults;
+mod files;
 mod flags;
 mod numbers;
 mod order;

@@ -1,0 +1,132 @@
+//! What is measured, with what, and where.
+
+use std::path::Path;
+use std::process::Command;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::flags::{Flags, Rate, Share};
+use crate::machine;
+use crate::which;
+use crate::workload::Workload;
+
+/// What stands above the figures of a run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct About {
+    pub title: String,
+    pub setting: String,
+    pub command: String,
+    /// When it began, in local time.
+    pub began: String,
+    pub is_open: bool,
+    /// This generator's share, if there are several.
+    pub share: Option<Share>,
+    pub settings: Value,
+}
+
+impl About {
+    pub fn of(flags: &Flags) -> About {
+        let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+        About {
+            title: title(flags),
+            setting: setting(flags),
+            command: format!("{} {}", which::invocation(), words.join(" ")),
+            began: chrono::Local::now().format("%F %T %:z").to_string(),
+            is_open: is_open(flags),
+            share: flags.share,
+            settings: settings(flags),
+        }
+    }
+
+    /// The settings in which two runs differ, but for these: each with both values.
+    pub fn differences(&self, other: &About, free: &[&str]) -> Vec<String> {
+        let (one, other) = (&self.settings, &other.settings);
+        let names = one.as_object().into_iter().flatten().map(|(name, _)| name.as_str());
+        let differ = names.filter(|name| !free.contains(name) && one[*name] != other[*name]);
+        differ.map(|name| format!("{name} {} and {}", one[name], other[name])).collect()
+    }
+}
+
+fn is_open(flags: &Flags) -> bool {
+    flags.rate.is_some() || flags.workload.is_always_open() || flags.workload == Workload::Idle
+}
+
+/// What is measured.
+pub fn title(flags: &Flags) -> String {
+    let workload = flags.workload;
+    let mut title = format!("{}: {} users", workload.name(), flags.all_users());
+    if let Some(members) = flags.members() {
+        title += &format!(" in groups of {members}");
+    }
+    if workload.has_window() && !is_open(flags) && !flags.sweep {
+        title += &format!(", window {}", flags.window());
+    }
+    if let Some(Rate::Percent(percent)) = flags.rate {
+        title += &format!(", {percent:.0} % of capacity");
+    }
+    if let Some(rate) = flags.rate() {
+        title += &format!(", {:.0} a second", rate * flags.shares() as f64);
+    }
+    if workload.sends_messages() {
+        title += &format!(", {} bytes each", flags.size());
+    }
+    let told = [(flags.seq, ", acked"), (flags.batch, ", batched"), (flags.together, ", each pair on one reactor")];
+    told.iter().filter(|(is_so, _)| *is_so).for_each(|(_, words)| title += words);
+    match workload {
+        Workload::Paused => title += &format!(", readers pause for {} s", flags.pause()),
+        Workload::Slow => title += &format!(", readers take {} bytes a second", flags.read_rate()),
+        Workload::Busy => title += &format!(", the recipient stands still for {} s", flags.pause()),
+        _ => {}
+    }
+    let threads = flags.threads + u16::from(workload.has_a_pair_beside());
+    if workload != Workload::Idle {
+        let s = if threads == 1 { "" } else { "s" };
+        title += &format!(", {threads} generator thread{s}, {} x {} s", flags.rounds(), flags.seconds());
+    }
+    title
+}
+
+/// What it is measured with, and where.
+pub fn setting(flags: &Flags) -> String {
+    let server = if flags.addr.is_empty() {
+        format!(
+            "{}, {} node{}, {} reactors, {} workers, password cost {}",
+            version(&flags.server()),
+            flags.nodes(),
+            if flags.nodes() == 1 { "" } else { "s" },
+            flags.reactors(),
+            flags.workers(),
+            flags.password_cost()
+        )
+    } else {
+        flags.addr.join(", ")
+    };
+    format!("{server}; {}; seed {}", machine::describe(), flags.seed())
+}
+
+/// What a server's binary says of itself.
+pub fn version(binary: &Path) -> String {
+    let said = Command::new(binary).arg("--version").output();
+    let said = said.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    said.ok().filter(|version| !version.is_empty()).unwrap_or_else(|| "version unknown".to_owned())
+}
+
+/// What two runs must share to be compared, and what else is known of one.
+pub fn settings(flags: &Flags) -> Value {
+    let is_fresh = flags.addr.is_empty();
+    let whole = |rate: f64| rate * flags.shares() as f64;
+    json!({
+        "workload": flags.workload.name(), "users": flags.all_users(), "members": flags.members(),
+        "window": flags.window(), "size": flags.size(), "seq": flags.seq, "batch": flags.batch,
+        "together": flags.together, "rate": flags.rate().map(whole),
+        "loop": if is_open(flags) { "open" } else { "closed" },
+        "nodes": flags.nodes(), "reactors": is_fresh.then(|| flags.reactors()),
+        "workers": is_fresh.then(|| flags.workers()), "threads": flags.threads,
+        "password_cost": is_fresh.then(|| flags.password_cost()), "pause": flags.pause(),
+        "read_rate": flags.read_rate(), "rounds": flags.rounds(), "seconds": flags.seconds(),
+        "addr": flags.addr, "machine": machine::describe(),
+        "version": if is_fresh { version(&flags.server()) } else { String::new() },
+        "bench_version": env!("CARGO_PKG_VERSION"), "seed": flags.seed(),
+    })
+}
