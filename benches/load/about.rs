@@ -6,7 +6,7 @@ use std::process::Command;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::flags::{Flags, Rate, Share};
+use crate::flags::{Flags, Rate, Share, Sizes};
 use crate::machine;
 use crate::which;
 use crate::workload::Workload;
@@ -71,6 +71,12 @@ pub fn title(flags: &Flags) -> String {
     if workload.sends_messages() {
         title += &format!(", {} bytes each", flags.size());
     }
+    if let Some(think) = flags.think {
+        title += &format!(", thinking for {think} s");
+    }
+    if flags.ramp() > 0.0 {
+        title += &format!(", after a ramp of {} s", flags.ramp());
+    }
     let told = [(flags.seq, ", acked"), (flags.batch, ", batched"), (flags.together, ", each pair on one reactor")];
     told.iter().filter(|(is_so, _)| *is_so).for_each(|(_, words)| title += words);
     match workload {
@@ -102,7 +108,11 @@ pub fn setting(flags: &Flags) -> String {
     } else {
         flags.addr.join(", ")
     };
-    format!("{server}; {}; seed {}", machine::describe(), flags.seed())
+    let pinned = flags.pin.as_ref().map_or(String::new(), |pin| {
+        let server = pin.server.as_ref().map_or(String::new(), |cores| format!(", servers on {cores}"));
+        format!("; generator on cores {}{server}", pin.own)
+    });
+    format!("{server}; {}{pinned}; seed {}", machine::describe(), flags.seed())
 }
 
 /// What a server's binary says of itself.
@@ -116,15 +126,20 @@ pub fn version(binary: &Path) -> String {
 pub fn settings(flags: &Flags) -> Value {
     let is_fresh = flags.addr.is_empty();
     let whole = |rate: f64| rate * flags.shares() as f64;
+    let Sizes { low, high } = flags.size();
+    let size = if low == high { Value::from(low) } else { Value::from(flags.size().to_string()) };
     json!({
         "workload": flags.workload.name(), "users": flags.all_users(), "members": flags.members(),
-        "window": flags.window(), "size": flags.size(), "seq": flags.seq, "batch": flags.batch,
+        "window": flags.window(), "size": size, "seq": flags.seq, "batch": flags.batch,
         "together": flags.together, "rate": flags.rate().map(whole),
         "loop": if is_open(flags) { "open" } else { "closed" },
         "nodes": flags.nodes(), "reactors": is_fresh.then(|| flags.reactors()),
         "workers": is_fresh.then(|| flags.workers()), "threads": flags.threads,
         "password_cost": is_fresh.then(|| flags.password_cost()), "pause": flags.pause(),
         "read_rate": flags.read_rate(), "rounds": flags.rounds(), "seconds": flags.seconds(),
+        "think": flags.think.map(|think| think.to_string()), "ramp": flags.ramp(),
+        "pin": flags.pin.as_ref().map(|pin| [Some(pin.own.clone()), pin.server.clone()]),
+        "source": flags.source.map(|source| source.to_string()),
         "addr": flags.addr, "machine": machine::describe(),
         "version": if is_fresh { version(&flags.server()) } else { String::new() },
         "bench_version": env!("CARGO_PKG_VERSION"), "seed": flags.seed(),

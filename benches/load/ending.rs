@@ -6,11 +6,13 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 static SIGNAL: OnceLock<Arc<AtomicUsize>> = OnceLock::new();
 static HEIR: OnceLock<Mutex<ChildStdin>> = OnceLock::new();
+/// The cores of what is started, if they are not those of this program.
+static CORES: OnceLock<String> = OnceLock::new();
 
 /// Outlives this process, however that ends: it reads which processes belong to it, and which do not any more, and
 /// at the end of its input kills those that are left, and every process that was started with something below the
@@ -80,6 +82,16 @@ fn tell_heir(line: &str) {
     }
 }
 
+/// What is started from here on uses these cores alone.
+///
+/// # Errors
+/// There is no program that can bring that about.
+pub fn start_on(cores: &str) -> anyhow::Result<()> {
+    ensure!(is_installed("taskset"), "taskset is not installed: apt-get install util-linux");
+    let _ = CORES.set(cores.to_owned());
+    Ok(())
+}
+
 /// A program in a session of its own, so that a Ctrl-C at the terminal reaches this process alone, which then still
 /// can count what arrives. `dies_with_us`: killed by the kernel at the end of the thread that starts it.
 pub fn apart(program: &str, dies_with_us: bool) -> Command {
@@ -93,9 +105,9 @@ pub fn apart(program: &str, dies_with_us: bool) -> Command {
     command
 }
 
-/// The words in front of a command that start it as [`apart`] does. Both programs exec the next one in their place.
-pub fn launcher(dies_with_us: bool) -> String {
-    let mut words = String::new();
+/// The words in front of a command that start it as [`apart`] does. Each program execs the next one in its place.
+fn launcher(dies_with_us: bool) -> String {
+    let mut words = CORES.get().map_or(String::new(), |cores| format!("taskset -c {cores} "));
     if is_installed("setsid") {
         words += "setsid ";
     }

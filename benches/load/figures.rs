@@ -82,6 +82,8 @@ pub struct Load {
     pub busiest: f64,
     /// The part of an open loop's acts that were done late, or not at all.
     pub late: f64,
+    /// The generator and the servers have cores of their own: who fills all of its cores takes none from the other.
+    pub is_apart: bool,
 }
 
 /// What kept the target from doing more, other than itself.
@@ -152,10 +154,10 @@ impl Figures {
     }
 
     pub fn limit(&self) -> Option<Limit> {
-        let Load { all, cores, busiest, late, .. } = self.load;
+        let Load { all, cores, busiest, late, is_apart, .. } = self.load;
         match () {
             () if busiest > FULL => Some(Limit::Generator),
-            () if cores > 0.0 && all / cores > FULL => Some(Limit::Machine),
+            () if !is_apart && cores > 0.0 && all / cores > FULL => Some(Limit::Machine),
             () if late > TOO_LATE => Some(Limit::Generator),
             () => None,
         }
@@ -235,6 +237,7 @@ pub fn together(rounds: &[Figures]) -> anyhow::Result<Figures> {
             cores: last.load.cores,
             busiest: of(&|f| f.load.busiest),
             late: of(&|f| f.load.late),
+            is_apart: last.load.is_apart,
         },
         measures,
         sampled: last.sampled,

@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -9,17 +9,21 @@ use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser};
+use ipnet::IpNet;
 
 use crate::condition::Condition;
+use crate::machine;
 use crate::measures::Measure;
 use crate::which;
 use crate::workload::Workload;
 
 /// Smaller objects have no room for the fields, larger ones none in any server.
-const SIZES: std::ops::RangeInclusive<i64> = 150..=1 << 20;
-const USUAL_SIZE: usize = 150;
+const SIZES: std::ops::RangeInclusive<usize> = 150..=1 << 20;
+const USUAL_SIZE: Sizes = Sizes { low: 150, high: 150 };
 /// What a fresh server takes.
-const LARGEST_FOR_OURS: u32 = 65_536;
+const LARGEST_FOR_OURS: usize = 65_536;
+/// In bits.
+const LARGEST_NETWORK: u8 = 24;
 /// Fewer say too little about noise.
 pub const ROUNDS_TO_COMPARE: u16 = 7;
 
@@ -96,6 +100,84 @@ impl FromStr for NamedPid {
         let pid = pid.ok_or_else(|| format!("'{text}' is no process id, nor NAME=ID as in redis=123"))?;
         Ok(NamedPid { name: name.to_owned(), pid })
     }
+}
+
+/// The sizes of messages, in bytes: all alike, or any between two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sizes {
+    pub low: usize,
+    pub high: usize,
+}
+
+impl FromStr for Sizes {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Sizes, String> {
+        let (low, high) = text.split_once('-').unwrap_or((text, text));
+        let number = |text: &str| text.parse::<usize>().ok().filter(|size| SIZES.contains(size));
+        let sizes = number(low).zip(number(high)).filter(|(low, high)| low <= high);
+        let (least, most) = (SIZES.start(), SIZES.end());
+        let why = format!("a size, or two as in 150-4096; an object with its fields has {least} bytes, and {most} at most");
+        sizes.map(|(low, high)| Sizes { low, high }).ok_or(why)
+    }
+}
+
+impl std::fmt::Display for Sizes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Sizes { low, high } = self;
+        if low == high { write!(f, "{low}") } else { write!(f, "{low}-{high}") }
+    }
+}
+
+/// How long users think, in seconds: always alike, or anything between two.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Think {
+    pub low: f64,
+    pub high: f64,
+}
+
+impl FromStr for Think {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Think, String> {
+        let (low, high) = text.split_once('-').unwrap_or((text, text));
+        let number = |text: &str| text.parse::<f64>().ok().filter(|time| (0.0..=3600.0).contains(time));
+        let think = number(low).zip(number(high)).filter(|(low, high)| low <= high && *high > 0.0);
+        think.map(|(low, high)| Think { low, high }).ok_or_else(|| "seconds, or two as in 0.5-2".to_owned())
+    }
+}
+
+impl std::fmt::Display for Think {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Think { low, high } = self;
+        if low == high { write!(f, "{low}") } else { write!(f, "{low}-{high}") }
+    }
+}
+
+/// Cores by their numbers, as in `0,2-3`: those of this program, and those of the servers that it starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pin {
+    pub own: String,
+    pub server: Option<String>,
+}
+
+impl FromStr for Pin {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Pin, String> {
+        let (own, server) = text.split_once(':').map_or((text, None), |(own, server)| (own, Some(server)));
+        let known = |list: &str| machine::cores_in(list).map(drop);
+        known(own)?;
+        server.map_or(Ok(()), known)?;
+        Ok(Pin { own: own.to_owned(), server: server.map(str::to_owned) })
+    }
+}
+
+/// A network, or one address.
+fn source(text: &str) -> Result<IpNet, String> {
+    let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+    let network = network.filter(|network| network.max_prefix_len() - network.prefix_len() <= LARGEST_NETWORK);
+    network.ok_or_else(|| format!("'{text}' is no network, such as 127.0.0.0/24, and not larger than 10.0.0.0/8"))
 }
 
 /// One of several generators of a run.
@@ -189,9 +271,10 @@ pub struct Flags {
     /// sweep: 1,16]
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..))]
     pub window: Vec<u16>,
-    /// Size of each message, as the whole object that is sent, in bytes [default: 150]
-    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(SIZES))]
-    pub size: Option<u32>,
+    /// Size of each message, as the whole object that is sent, in bytes, or anything between two: 150-4096
+    /// [default: 150]
+    #[arg(long, value_name = "BYTES[-BYTES]")]
+    pub size: Option<Sizes>,
     /// Ask for an ack for each message
     #[arg(long)]
     pub seq: bool,
@@ -202,6 +285,12 @@ pub struct Flags {
     /// group, store, mix, paused, slow, busy). As 50%: of what a closed loop of window 16 is measured to carry (pairs)
     #[arg(long, value_name = "N|N%")]
     pub rate: Option<Rate>,
+    /// In a closed loop, a user waits so long before it acts again, or anything between two: 0.5-2
+    #[arg(long, value_name = "SECONDS[-SECONDS]")]
+    pub think: Option<Think>,
+    /// The load grows from nothing to all of it within this time, before anything is measured [default: 0]
+    #[arg(long, value_name = "SECONDS")]
+    pub ramp: Option<f64>,
     /// paused: how long a recipient does not read, and then reads, in seconds; busy: how long it does not read, a quarter
     /// of --seconds after the begin [default: 1; busy: 2.6]
     #[arg(long, value_name = "SECONDS")]
@@ -212,6 +301,12 @@ pub struct Flags {
     /// Both users of a pair on one reactor; without it, on two
     #[arg(long)]
     pub together: bool,
+    /// Connect from the addresses of this network in turn: one address has some 28,000 ports for all connections
+    #[arg(long, value_name = "NETWORK", value_parser = source)]
+    pub source: Option<IpNet>,
+    /// Cores of this program, and behind a colon those of the servers that it starts: 0:1-3
+    #[arg(long, value_name = "CORES[:CORES]")]
+    pub pin: Option<Pin>,
     /// Generator threads; each has its own share of the users, and its own group
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: u16,
@@ -353,6 +448,11 @@ impl Flags {
         self.all_users() / self.shares()
     }
 
+    /// How many addresses its connections come from.
+    pub fn sources(&self) -> u64 {
+        self.source.map_or(1, |network| network.hosts().count() as u64).max(1)
+    }
+
     /// How many generators there are.
     pub fn shares(&self) -> usize {
         self.share.map_or(1, |share| share.of.into())
@@ -383,8 +483,19 @@ impl Flags {
         self.window.first().map_or(1, |&n| n.into())
     }
 
-    pub fn size(&self) -> usize {
-        self.size.map_or(USUAL_SIZE, |size| size as usize)
+    pub fn size(&self) -> Sizes {
+        self.size.unwrap_or(USUAL_SIZE)
+    }
+
+    pub fn ramp(&self) -> f64 {
+        self.ramp.unwrap_or(0.0)
+    }
+
+    /// The generator and the servers share no core.
+    pub fn is_apart(&self) -> bool {
+        let Some(Pin { own, server: Some(server) }) = &self.pin else { return false };
+        let (own, server) = (machine::cores_in(own), machine::cores_in(server));
+        own.is_ok_and(|own| server.is_ok_and(|server| !own.iter().any(|core| server.contains(core))))
     }
 
     pub fn password_cost(&self) -> &str {
@@ -490,7 +601,8 @@ impl Flags {
             let turn = self.reactors() * self.nodes();
             ensure!((users / 2).is_multiple_of(turn), "--together needs a multiple of {} --users here", 2 * turn);
         }
-        let too_large = self.addr.is_empty() && self.size.is_some_and(|size| size > LARGEST_FOR_OURS);
+        ensure!((0.0..=3600.0).contains(&self.ramp()), "--ramp must be 0 or more, and an hour at most");
+        let too_large = self.addr.is_empty() && self.size().high > LARGEST_FOR_OURS;
         ensure!(!too_large, "--size: a server takes {LARGEST_FOR_OURS} bytes, unless it is told otherwise: --addr");
         let lists = [self.reactors.len(), self.workers.len(), self.window.len()];
         ensure!(self.sweep || lists.iter().all(|&n| n <= 1), "several --reactors, --workers or --window: --sweep");
@@ -575,6 +687,13 @@ impl Flags {
                 only(workload == Pairs, "a percentage goes with pairs, whose capacity can be measured")
             }
             "rate" => not_here(workload.may_be_open()),
+            "source" => only(!self.floor && self.rival.is_empty(), "the floor and the rivals are reached from one address"),
+            "think" if self.rate().is_some() => Err("in an open loop, nobody waits for an answer".to_owned()),
+            "think" => not_here(workload != Idle),
+            "ramp" => not_here(workload != Idle),
+            "pin" if is_foreign && self.pin.as_ref().is_some_and(|pin| pin.server.is_some()) => {
+                Err("a server of --addr has its cores already: without the part behind the colon".to_owned())
+            }
             "pause" => not_here(matches!(workload, Paused | Busy)),
             "read_rate" => not_here(workload == Slow),
             "together" => {
@@ -605,5 +724,6 @@ impl Flags {
 
 /// What this run times.
 pub fn workload_measures(flags: &Flags) -> Vec<Measure> {
-    flags.workload.measures(flags.seq, flags.rate.is_some() || flags.workload.is_always_open())
+    let is_in_time = flags.rate.is_some() || flags.think.is_some() || flags.workload.is_always_open();
+    flags.workload.measures(flags.seq, is_in_time)
 }

@@ -16,6 +16,7 @@ use crate::dialect::{Cutter, Piece};
 use crate::measures::{Measure, Measures};
 use crate::pace;
 use crate::roles::{Role, Troupe};
+use crate::schedule::Schedule;
 use crate::series::Series;
 use crate::stats::mix;
 use crate::tally::Counts;
@@ -113,8 +114,8 @@ impl Drop for Line {
 
 pub struct Generator<'a> {
     plan: Plan,
-    /// Acts a second, if this is an open loop.
-    rate: Option<f64>,
+    /// When acts are due, if this is an open loop.
+    schedule: Option<Schedule>,
     traffic: Traffic,
     lines: Vec<Line>,
     shared: &'a Shared,
@@ -160,7 +161,7 @@ impl<'a> Generator<'a> {
         let alarm = Alarm::new(poll.registry(), ALARM)?;
         Ok(Generator {
             plan,
-            rate,
+            schedule: rate.map(|rate| Schedule::new(rate, plan.ramp)),
             traffic,
             lines,
             shared,
@@ -178,15 +179,18 @@ impl<'a> Generator<'a> {
         let mut events = Events::with_capacity(1024);
         let mut buffer = vec![0; 64 * 1024];
         let started = clock::now();
-        if self.rate.is_none() {
-            self.traffic.open_windows(started);
-            self.leave();
+        match &mut self.schedule {
+            Some(schedule) => schedule.started = started,
+            None => {
+                self.traffic.open_windows(started);
+                self.leave();
+            }
         }
         self.flush_all();
         let mut cpu = Cpu::default();
         let (mut swept, mut heard, mut stopped, mut was_cut_off) = (started, started, NOT_YET, false);
         loop {
-            let timeout = self.until_next(started)?;
+            let timeout = self.until_next()?;
             match self.poll.poll(&mut events, Some(timeout)) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 done => done?,
@@ -216,7 +220,7 @@ impl<'a> Generator<'a> {
             }
             let now = clock::now();
             if self.shared.stopping.load(Relaxed) && !self.traffic.stopping {
-                self.end_in_time(started);
+                self.end_in_time();
                 self.traffic.stop(now);
                 self.leave();
                 (stopped, heard) = (now, now);
@@ -232,8 +236,10 @@ impl<'a> Generator<'a> {
             if is_alone {
                 break;
             }
-            if let (Some(rate), false) = (self.rate, self.traffic.stopping) {
-                self.send_what_is_due(rate, started, NOT_YET);
+            match self.schedule {
+                _ if self.traffic.stopping => {}
+                Some(schedule) => self.send_what_is_due(schedule, NOT_YET),
+                None => self.go_on_after_thought(),
             }
             if now - swept > SWEEP {
                 swept = now;
@@ -263,12 +269,14 @@ impl<'a> Generator<'a> {
     }
 
     /// How long to wait for the sockets. The alarm rings when the next act is due.
-    fn until_next(&mut self, started: u64) -> anyhow::Result<Duration> {
+    fn until_next(&mut self) -> anyhow::Result<Duration> {
         let glance = if self.readers.is_empty() { GLANCE } else { READING };
-        let Some(rate) = self.rate.filter(|_| !self.traffic.stopping && !self.senders.is_empty()) else {
-            return Ok(glance);
+        let due = match &self.schedule {
+            _ if self.traffic.stopping => None,
+            Some(schedule) => (!self.senders.is_empty()).then(|| schedule.at(self.scheduled)),
+            None => self.traffic.next_thought(),
         };
-        let due = due_at(started, self.scheduled, rate);
+        let Some(due) = due else { return Ok(glance) };
         if due <= clock::now() {
             return Ok(Duration::ZERO);
         }
@@ -277,32 +285,46 @@ impl<'a> Generator<'a> {
     }
 
     /// Sends from all senders in turn, each at its own time; arrivals are read soon, however much is due.
-    fn send_what_is_due(&mut self, rate: f64, started: u64, end: u64) {
+    fn send_what_is_due(&mut self, schedule: Schedule, end: u64) {
         if self.senders.is_empty() {
             return;
         }
         for _ in 0..ACTS {
-            let (now, at) = (clock::now(), due_at(started, self.scheduled, rate));
+            let (now, at) = (clock::now(), schedule.at(self.scheduled));
             if at > now || at >= end {
                 break;
             }
             let sender = self.senders[(self.scheduled % self.senders.len() as u64) as usize];
-            self.scheduled += 1;
-            self.late += u64::from(now - at > LATE);
             self.traffic.act(sender, at);
-            self.leave();
-            self.traffic.time(Measure::Lag, at, clock::now());
+            self.has_acted(at, now);
         }
     }
 
+    /// In a closed loop, those act that have thought.
+    fn go_on_after_thought(&mut self) {
+        for _ in 0..ACTS {
+            let now = clock::now();
+            let Some(at) = self.traffic.next_thought().filter(|&at| at <= now) else { break };
+            self.traffic.act_after_thought();
+            self.has_acted(at, now);
+        }
+    }
+
+    /// An act that was due `at` one time has begun at another.
+    fn has_acted(&mut self, at: u64, now: u64) {
+        self.scheduled += 1;
+        self.late += u64::from(now - at > LATE);
+        self.leave();
+        self.traffic.time(Measure::Lag, at, clock::now());
+    }
+
     /// Does the last acts that were due; if they are more than a moment's work, counts those that are not done.
-    fn end_in_time(&mut self, started: u64) {
-        let Some(rate) = self.rate.filter(|_| !self.senders.is_empty()) else { return };
+    fn end_in_time(&mut self) {
+        let Some(schedule) = self.schedule.filter(|_| !self.senders.is_empty()) else { return };
         self.traffic.to = self.shared.to.load(Relaxed);
         let end = self.traffic.to;
-        self.send_what_is_due(rate, started, end);
-        let due = (end.saturating_sub(started) as f64 * rate / 1e9) as u64;
-        let missed = due.saturating_sub(self.scheduled);
+        self.send_what_is_due(schedule, end);
+        let missed = schedule.due_by(end).saturating_sub(self.scheduled);
         self.traffic.counts.missed += missed;
         self.scheduled += missed;
     }
@@ -475,11 +497,6 @@ impl<'a> Generator<'a> {
             self.traffic.closed(n);
         }
     }
-}
-
-/// When act `number` of an open loop is due.
-fn due_at(started: u64, number: u64, rate: f64) -> u64 {
-    started + ((number + 1) as f64 * 1e9 / rate) as u64
 }
 
 /// CPU time of this thread while it is measured.

@@ -1,8 +1,10 @@
 //! What /proc reports about this machine and its processes.
 
 use std::io;
+use std::sync::OnceLock;
 
-use nix::sched::{CpuSet, sched_getaffinity};
+use anyhow::{Context, ensure};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
@@ -63,22 +65,73 @@ pub fn is_alive(pid: u32) -> bool {
     stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with(['Z', 'X']))
 }
 
-/// The cores that this process may use: by its affinity, and by the quota of its group.
+/// What this program may use of the machine.
+struct Mine {
+    cores: f64,
+    set: CpuSet,
+}
+
+/// As of when it is first asked: before this thread is pinned.
+fn mine() -> &'static Mine {
+    static MINE: OnceLock<Mine> = OnceLock::new();
+    MINE.get_or_init(|| Mine {
+        cores: std::thread::available_parallelism().map_or(1.0, |cores| usize::from(cores) as f64),
+        set: sched_getaffinity(Pid::from_raw(0)).unwrap_or_else(|_| CpuSet::new()),
+    })
+}
+
+/// The cores that this process and what it starts may use: by its affinity, and by the quota of its group.
 pub fn cores() -> f64 {
-    std::thread::available_parallelism().map_or(1.0, |cores| usize::from(cores) as f64)
+    mine().cores
+}
+
+/// The same, as a list.
+pub fn all_cores() -> String {
+    let Mine { set, .. } = mine();
+    let cores = (0..CpuSet::count()).filter(|&core| set.is_set(core).unwrap_or(false));
+    cores.map(|core| core.to_string()).collect::<Vec<_>>().join(",")
+}
+
+/// The numbers in a list such as `0,2-3`.
+pub fn cores_in(list: &str) -> Result<Vec<usize>, String> {
+    let wrong = || format!("'{list}' is no list of cores, such as 0,2-3");
+    let mut cores = Vec::new();
+    for part in list.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let number = |text: &str| text.parse::<usize>().ok().filter(|&core| core < CpuSet::count());
+        let (first, last) = number(first).zip(number(last)).ok_or_else(wrong)?;
+        if first > last {
+            return Err(wrong());
+        }
+        cores.extend(first..=last);
+    }
+    Ok(cores)
+}
+
+/// From here on, this thread and those that it starts use these cores alone.
+///
+/// # Errors
+/// There is none of them, or it is not ours.
+pub fn pin(list: &str) -> anyhow::Result<()> {
+    let Mine { set: all, .. } = mine();
+    let mut set = CpuSet::new();
+    for core in cores_in(list).map_err(anyhow::Error::msg)? {
+        ensure!(all.is_set(core).unwrap_or(false), "--pin {list}: this program may not use core {core}");
+        set.set(core)?;
+    }
+    sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("--pin {list}"))
 }
 
 /// CPU time that all processes have used on those cores, in seconds; what a hypervisor took for others is used, too.
 pub fn busy() -> f64 {
     let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-    let mine = sched_getaffinity(Pid::from_raw(0)).unwrap_or_else(|_| CpuSet::new());
     let ticks = stat.lines().filter_map(|line| {
         let (name, counts) = line.strip_prefix("cpu")?.split_once(' ')?;
         let core: usize = name.parse().ok()?; // the first line is the sum of all
         let counts: Vec<f64> = counts.split_whitespace().filter_map(|count| count.parse().ok()).collect();
         // user nice system idle iowait irq softirq steal; guests are in user already
         let used = counts.iter().take(8).sum::<f64>() - counts.get(3)? - counts.get(4)?;
-        mine.is_set(core).unwrap_or(false).then_some(used)
+        mine().set.is_set(core).unwrap_or(false).then_some(used)
     });
     ticks.sum::<f64>() / TICKS_PER_SECOND
 }

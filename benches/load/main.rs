@@ -8,7 +8,7 @@
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `stats.rs`, `bytes.rs`, `clock.rs`, `machine.rs` | numbers, bytes, clocks, /proc |
+//! | `stats.rs`, `bytes.rs`, `clock.rs`, `schedule.rs`, `machine.rs` | numbers, bytes, clocks, when what is due, /proc |
 //! | `which.rs` | which program this is, and where the server is |
 //! | `ending.rs`, `pace.rs` | how a run ends, and the pace for servers that support one request at a time |
 //! | `hdr.rs`, `measures.rs`, `series.rs`, `tally.rs`, `timeline.rs` | the results: what is timed and counted |
@@ -52,6 +52,7 @@ pub(crate) mod rivals;
 pub(crate) mod roles;
 pub(crate) mod round;
 pub(crate) mod run;
+pub(crate) mod schedule;
 pub(crate) mod series;
 pub(crate) mod shares;
 pub(crate) mod smoke;
@@ -117,6 +118,11 @@ fn run(flags: &Flags) -> anyhow::Result<Vec<String>> {
     }
     rlimit::increase_nofile_limit(u64::MAX)?;
     ending::listen()?;
+    if let Some(pin) = &flags.pin {
+        let all = machine::all_cores();
+        machine::pin(&pin.own)?;
+        ending::start_on(pin.server.as_deref().unwrap_or(&all))?;
+    }
     // All that is started and written stands below one folder, which is gone at the end, however that comes.
     let folder = tempfile::Builder::new().prefix("load-").tempdir()?;
     ending::leave_nothing(folder.path())?;

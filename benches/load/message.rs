@@ -10,6 +10,7 @@ use memchr::memchr;
 use serde_json::Value;
 
 use crate::bytes::number;
+use crate::flags::Sizes;
 use crate::stats::mix;
 
 /// What fills a text up to the size of its object.
@@ -31,8 +32,8 @@ pub struct Shape {
     name: String,
     /// What the recipient or the group is called, and is.
     to: (&'static str, u64),
-    /// The size of a whole object, in bytes, where its fields leave room.
-    size: usize,
+    /// The sizes of whole objects, in bytes, where their fields leave room.
+    size: Sizes,
     /// The salt of this run: messages of another run do not match.
     salt: u64,
 }
@@ -64,7 +65,7 @@ pub struct Sender<'a> {
 
 impl Shape {
     /// `is_sorted`: with keys in the alphabet's order, as servers write them that parse and print each message.
-    pub fn new(sender: &Sender<'_>, is_sorted: bool, size: usize, salt: u64) -> Shape {
+    pub fn new(sender: &Sender<'_>, is_sorted: bool, size: Sizes, salt: u64) -> Shape {
         let Sender { id, name, key, to } = *sender;
         let msgid = if key == "groupid" { 10 } else { 6 };
         let (head, tail) = match (is_sorted, key) {
@@ -104,7 +105,7 @@ impl Shape {
         let _ = write!(out, "#{number} @{at} ~{:08x}", self.check_code(mark));
         let seq = seq.map_or(0, |seq| 7 + digits(seq));
         let others = out.len() - start + self.tail.len() + seq + 1;
-        let mut left = self.size.saturating_sub(others).max(LEAST_FILLER);
+        let mut left = self.size_of(mark).saturating_sub(others).max(LEAST_FILLER);
         while left > 0 {
             let part = left.min(FILLER.len());
             out.extend_from_slice(&FILLER[..part]);
@@ -112,8 +113,18 @@ impl Shape {
         }
     }
 
+    /// The size of a message is known from its number, also to the receiving end.
+    fn size_of(&self, mark: Mark) -> usize {
+        let Sizes { low, high } = self.size;
+        low + (self.hash(mark) % (high - low + 1) as u64) as usize
+    }
+
     fn check_code(&self, mark: Mark) -> u32 {
-        (mix(self.salt ^ mix(self.id.wrapping_add(mix(mark.number ^ mix(mark.at))))) >> 32) as u32
+        (self.hash(mark) >> 32) as u32
+    }
+
+    fn hash(&self, mark: Mark) -> u64 {
+        mix(self.salt ^ mix(self.id.wrapping_add(mix(mark.number ^ mix(mark.at)))))
     }
 
     /// Has this shape's message arrived as it was sent? `scratch` saves allocations.

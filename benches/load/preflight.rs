@@ -35,11 +35,11 @@ pub fn check(flags: &Flags, target: &Target) -> anyhow::Result<()> {
     }
     let nodes = target.servers.len() as u64;
     let each = users.div_ceil(nodes);
-    if let Some(ports) = machine::ports() {
+    if let Some(ports) = machine::ports().map(|ports| ports.saturating_mul(flags.sources())) {
         ensure!(
             each <= ports,
-            "{each} connections to {} need more than the {ports} local ports there are for each address: more \
-             addresses, or a wider net.ipv4.ip_local_port_range",
+            "{each} connections to {} need more than the {ports} local ports there are for each address: --source with \
+             a network, or a wider net.ipv4.ip_local_port_range",
             target.servers[0].address
         );
     }
@@ -89,10 +89,16 @@ fn check_process(flags: &Flags, pid: u32, connections: u64) -> anyhow::Result<()
         Workload::Crowd => connections - 2,
         _ => 0,
     };
-    let message = if flags.workload.sends_messages() { flags.size() as u64 } else { 0 };
+    let message = if flags.workload.sends_messages() { flags.size().high as u64 } else { 0 };
+    let from_one = connections.div_ceil(flags.sources());
     let limits = [
         ("--max-connections", limit("--max-connections", None), connections, "connections"),
-        ("--max-connections-per-address", limit("--max-connections-per-address", Some(50)), connections, "connections"),
+        (
+            "--max-connections-per-address",
+            limit("--max-connections-per-address", Some(50)),
+            from_one,
+            "connections of an address",
+        ),
         ("--max-registrations", limit("--max-registrations", Some(20)), registrations, "new accounts an hour"),
         ("--max-group-size", limit("--max-group-size", Some(1000)), members, "members of a group"),
         ("--max-message", limit("--max-message", None), message, "bytes of a message"),
@@ -153,7 +159,7 @@ fn missing(flags: &Flags, it: &Capabilities, is_cluster: bool) -> Option<String>
     if flags.batch {
         return why("two objects in one read end it: without --batch");
     }
-    if flags.size() > LARGEST_PIECE {
+    if flags.size().high > LARGEST_PIECE {
         return Some(format!("half an object in one read ends it: --size {LARGEST_PIECE} at most"));
     }
     if is_cluster && (flags.users() > 2 || flags.rate.is_some()) {

@@ -152,6 +152,8 @@ fn round(flags: &Flags, target: &mut Target, book: &mut Book) -> anyhow::Result<
         seq: flags.seq,
         batch: flags.batch,
         size: flags.size(),
+        think: flags.think.map_or([0; 2], |think| [think.low, think.high].map(nanoseconds)),
+        ramp: nanoseconds(flags.ramp()),
         salt: mix(clock::now() ^ flags.seed()),
         seed: flags.seed(),
         one_at_a_time: !target.is_sturdy(),
@@ -214,7 +216,7 @@ fn watch(flags: &Flags, target: &Target, shared: &Shared, given_up: impl Fn() ->
             std::thread::sleep(GLANCE.min(deadline.saturating_duration_since(Instant::now())));
         }
     };
-    wait(Duration::from_secs_f64((flags.seconds() / 4.0).min(1.0)));
+    wait(Duration::from_secs_f64(flags.ramp() + (flags.seconds() / 4.0).min(1.0)));
     let length = Duration::from_secs_f64(flags.seconds());
     let step = series::step(flags.seconds());
     let (began, started, first) = (since_1970(), Instant::now(), shared.done.load(Relaxed));
@@ -254,6 +256,7 @@ fn watch(flags: &Flags, target: &Target, shared: &Shared, given_up: impl Fn() ->
         cores: machine::cores(),
         busiest: 0.0,
         late: 0.0,
+        is_apart: flags.is_apart(),
     };
     end_progress();
     let each = |seconds: f64| if messages > 0.0 { seconds * 1e6 / messages } else { 0.0 };

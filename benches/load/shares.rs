@@ -11,7 +11,7 @@ use crate::run::Run;
 use crate::series;
 
 /// What the shares of one run may differ in.
-const FREE: [&str; 5] = ["machine", "seed", "addr", "version", "bench_version"];
+const FREE: [&str; 7] = ["machine", "seed", "addr", "version", "bench_version", "pin", "source"];
 /// The part of the measured time that they may begin apart.
 const APART: f64 = 0.1;
 

@@ -4,7 +4,7 @@ use anyhow::ensure;
 use clap::ValueEnum;
 
 use crate::ending::is_installed;
-use crate::flags::{Flags, Rate, Rival, Rivals};
+use crate::flags::{Flags, Rate, Rival, Rivals, Sizes, Think};
 use crate::which::say;
 use crate::workload::Workload;
 use crate::{idle, report, round, sweep, table};
@@ -29,8 +29,15 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
             _ => clean(&few)?,
         }
     }
-    clean(&Flags { workload: Workload::Group, members: Some(3), size: Some(1000), ..few.clone() })?;
-    clean(&Flags { rate: Some(RATE), seq: true, batch: true, ..few.clone() })?;
+    clean(&Flags {
+        workload: Workload::Group,
+        members: Some(3),
+        size: Some(Sizes { low: 150, high: 1000 }),
+        ..few.clone()
+    })?;
+    clean(&Flags { rate: Some(RATE), seq: true, batch: true, ramp: Some(SECONDS), ..few.clone() })?;
+    let think = Some(Think { low: 0.0, high: 0.02 });
+    clean(&Flags { workload: Workload::Group, members: Some(3), think, ramp: Some(SECONDS), ..few.clone() })?;
     if is_installed("mariadbd") && is_installed("redis-server") {
         clean(&Flags { nodes: Some(2), ..few.clone() })?;
     } else {

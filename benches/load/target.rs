@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use chat_server::home::Homes;
+use ipnet::IpNet;
 
 use crate::dialect::{Capabilities, Dialect};
 use crate::ending::{Owned, apart, is_installed};
@@ -38,6 +39,8 @@ pub struct Target {
 pub struct Endpoint {
     pub address: SocketAddr,
     pub dialect: Dialect,
+    /// Where connections to it come from, if that is not left to the system.
+    pub source: Option<IpNet>,
 }
 
 /// The processes of one name: "server", "redis".
@@ -75,7 +78,7 @@ impl Target {
         let dialect = Dialect::Chat(Capabilities::OURS);
         Ok(Target {
             name: "server".to_owned(),
-            servers: flags.addresses()?.into_iter().map(|address| Endpoint { address, dialect }).collect(),
+            servers: flags.addresses()?.into_iter().map(|address| Endpoint { address, dialect, source: flags.source }).collect(),
             processes,
             is_foreign: true,
             is_unknown: true,
@@ -128,7 +131,7 @@ impl Target {
         processes.extend(beside);
         Ok(Target {
             name: name.to_owned(),
-            servers: servers.iter().map(|server| Endpoint { address: server.address, dialect }).collect(),
+            servers: servers.iter().map(|server| Endpoint { address: server.address, dialect, source: flags.source }).collect(),
             processes,
             is_foreign: false,
             is_unknown: false,
@@ -157,7 +160,7 @@ impl Target {
         let pids = session(program.pid());
         Target {
             name: name.to_owned(),
-            servers: vec![Endpoint { address: program.address, dialect }],
+            servers: vec![Endpoint { address: program.address, dialect, source: None }],
             processes: vec![Processes { name: name.to_owned(), pids }],
             is_foreign: false,
             is_unknown: false,

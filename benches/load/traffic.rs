@@ -1,7 +1,8 @@
 //! What clients send, and what becomes of what they get. Nothing here touches a socket: objects come in, objects to be
 //! sent come out, and every message and ack is accounted for.
 
-use std::collections::{HashMap, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 
 use memchr::{memchr, memmem, memrchr};
 use serde_json::Value;
@@ -9,10 +10,12 @@ use serde_json::Value;
 use crate::book::Account;
 use crate::bytes::{errno, msgid, number_after};
 use crate::dialect::Dialect;
+use crate::flags::Sizes;
 use crate::measures::{Measure, Measures};
 use crate::message::{Check, Mark, Sender, Shape};
 use crate::roles::Role;
 use crate::series::Recorder;
+use crate::stats::Rng;
 use crate::tally::{Ack, Acks, Arrival, Counts, Order, sample};
 use crate::timeline::{Step, Timeline};
 use crate::users::{new_id, register_request};
@@ -31,8 +34,12 @@ pub struct Plan {
     pub seq: bool,
     /// What a client sends in one turn leaves in one write; else each message in its own.
     pub batch: bool,
-    /// The size of each message, in bytes.
-    pub size: usize,
+    /// The sizes of messages.
+    pub size: Sizes,
+    /// How long a user of a closed loop thinks, at least and at most, in nanoseconds.
+    pub think: [u64; 2],
+    /// How long the load grows, in nanoseconds.
+    pub ramp: u64,
     /// The salt of this round: messages of another round do not match.
     pub salt: u64,
     pub seed: u64,
@@ -126,6 +133,9 @@ pub struct Traffic {
     pub series: Recorder,
     /// How the recipient is served by senders of its own node and of others.
     pub timelines: [Timeline; 2],
+    /// Who acts later in a closed loop, and when.
+    later: BinaryHeap<Reverse<(u64, usize)>>,
+    rng: Rng,
     /// Senders by their ids.
     senders: HashMap<u64, usize>,
     /// An act that ends after the first of these times, and was due before the second, is timed.
@@ -190,6 +200,8 @@ impl Traffic {
         Ok(Traffic {
             plan,
             timelines: Default::default(),
+            later: BinaryHeap::new(),
+            rng: Rng(plan.salt),
             senders: senders.map(|(n, ((account, _), _))| (account.id, n)).collect(),
             is_open,
             clients: clients.collect(),
@@ -225,7 +237,36 @@ impl Traffic {
                 Role::Feeder | Role::Visitor | Role::Registrar => 1,
                 _ => self.plan.window,
             };
-            (0..window).for_each(|_| self.act(n, now));
+            for _ in 0..window {
+                if self.plan.think == [0; 2] && self.plan.ramp == 0 {
+                    self.act(n, now);
+                } else {
+                    // They begin one after the other while the load grows.
+                    let begin = self.plan.ramp as f64 * n as f64 / self.clients.len() as f64;
+                    self.think(n, now + begin as u64);
+                }
+            }
+        }
+    }
+
+    /// Client `n` thinks from this time on, and then acts.
+    fn think(&mut self, n: usize, now: u64) {
+        let [low, high] = self.plan.think;
+        let at = now + low + self.rng.next() % (high - low + 1);
+        self.later.push(Reverse((at, n)));
+    }
+
+    /// When the next client acts that has thought.
+    pub fn next_thought(&self) -> Option<u64> {
+        self.later.peek().map(|Reverse((at, _))| *at)
+    }
+
+    /// It acts, unless what it has thought about has been done meanwhile.
+    pub fn act_after_thought(&mut self) {
+        let Some(Reverse((at, n))) = self.later.pop() else { return };
+        let holder = if self.clients[n].role == Role::Partner { n & !1 } else { n };
+        if self.clients[holder].flight.out < self.window_of(holder) {
+            self.act(n, at);
         }
     }
 
@@ -400,9 +441,10 @@ impl Traffic {
         let flight = &mut self.clients[n].flight;
         flight.progress = now;
         flight.out = flight.out.saturating_sub(1);
-        if !self.is_open && self.clients[n].flight.out < window {
-            self.act(next, now);
+        if self.is_open || self.clients[n].flight.out >= window {
+            return;
         }
+        if self.plan.think == [0; 2] { self.act(next, now) } else { self.think(next, now) }
     }
 
     fn window_of(&self, n: usize) -> u64 {

@@ -2,11 +2,13 @@
 //! server supports no more.
 
 use std::io::{ErrorKind, IsTerminal, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow, bail, ensure};
 use chat_server::store::UserId;
+use ipnet::IpNet;
 use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -38,7 +40,7 @@ const SHOWN_EVERY: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(
 pub struct User {
     pub account: Account,
     pub dialect: Dialect,
-    pub address: SocketAddr,
+    pub server: Endpoint,
     /// `None` once another owner has it.
     stream: Option<TcpStream>,
     /// The server ends its objects with LF.
@@ -53,10 +55,14 @@ impl User {
     /// `receive_buffer`: how much the kernel takes for a client that does not read. It must be known before the
     /// connection is made: a window that shrinks later has the kernel drop what it then gets.
     pub fn connect(server: Endpoint, account: Account, receive_buffer: Option<usize>) -> anyhow::Result<User> {
-        let Endpoint { address, dialect } = server;
+        let Endpoint { address, dialect, source } = server;
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         if let Some(bytes) = receive_buffer {
             socket.set_recv_buffer_size(bytes)?;
+        }
+        if let Some(source) = source.and_then(next_of) {
+            let bound = socket.bind(&SocketAddr::new(source, 0).into());
+            bound.with_context(|| format!("cannot connect from {source} for {}", account.name))?;
         }
         socket
             .connect_timeout(&address.into(), PATIENCE)
@@ -67,7 +73,7 @@ impl User {
         stream.set_write_timeout(Some(PATIENCE))?;
         let cutter = if matches!(dialect, Dialect::Chat(_)) { Cutter::objects() } else { Cutter::Lines };
         let (has_lines, last_byte, input) = (true, 0, Vec::new());
-        Ok(User { account, dialect, address, stream: Some(stream), has_lines, last_byte, input, cutter })
+        Ok(User { account, dialect, server, stream: Some(stream), has_lines, last_byte, input, cutter })
     }
 
     /// How the rest of the stream is best cut.
@@ -222,6 +228,13 @@ impl Drop for User {
             pace::farewell(self.dialect.is_sturdy(), stream, TcpStream::shutdown);
         }
     }
+}
+
+/// The addresses of a network are taken in turn.
+fn next_of(network: IpNet) -> Option<IpAddr> {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let mut hosts = network.hosts();
+    hosts.nth(NEXT.fetch_add(1, Relaxed) % hosts.count().max(1))
 }
 
 pub fn register_request(name: &str) -> String {
@@ -427,8 +440,7 @@ fn come_in(user: &mut User) -> anyhow::Result<Vec<u8>> {
 
 /// Leaves, and comes back over a new connection. Returns the login's reply.
 pub fn come_again(user: &mut User) -> anyhow::Result<Vec<u8>> {
-    let server = Endpoint { address: user.address, dialect: user.dialect };
-    let next = User::connect(server, user.account.clone(), None)?;
+    let next = User::connect(user.server, user.account.clone(), None)?;
     // The old connection must be gone before the account can come again.
     drop(std::mem::replace(user, next));
     come_in(user)

@@ -2,7 +2,8 @@
 
 use serde_json::Value;
 
-use crate::tool::{ours, run};
+use crate::support::eventually;
+use crate::tool::{finish, ours, run, start};
 
 #[test]
 fn flags_that_a_workload_does_not_use_are_refused() {
@@ -35,6 +36,19 @@ fn flags_that_a_workload_does_not_use_are_refused() {
         ("--pid 1", "--pid"),
         ("--accounts file", "--accounts"),
         ("--clean", "--clean"),
+        ("--size 64-4096", "150"),
+        ("--size 400-200", "--size"),
+        ("--think 1 --rate 100", "--think"),
+        ("--think 2-1", "--think"),
+        ("--workload mix --think 1", "--think"),
+        ("--workload idle --ramp 1", "--ramp"),
+        ("--ramp -1", "--ramp"),
+        ("--pin 0-", "--pin"),
+        ("--pin 0:9999", "--pin"),
+        ("--addr 127.0.0.1:1 --pin 0:1", "--pin"),
+        ("--source 10.0.0.0", "cannot connect from 10.0.0.0"),
+        ("--source net", "--source"),
+        ("--source 127.0.0.0/24 --floor", "--source"),
         ("--share 1/2", "--share"),
         ("--start-at 1", "--start-at"),
         ("--addr 127.0.0.1:1 --share 0/2", "--share"),
@@ -236,4 +250,50 @@ fn a_recipient_that_stands_still_once_is_served_as_before_soon_after() {
         assert!(seconds.len() == 12 && due > 1000 && live + stored == due && stored > 0, "{node}: {said:?}");
         assert!(service["back_s"].is_number(), "{node}: {said:?}");
     }
+}
+
+#[test]
+fn sizes_differ_users_think_and_the_load_grows() {
+    let said = run("--users 8 --seconds 0.6 --size 150-900 --think 0.05-0.15 --ramp 0.3 --json");
+    let (result, settings) = (said.result(), said.json()["settings"].clone());
+    assert_eq!((said.status, settings["size"].as_str()), (0, Some("150-900")), "{said:?}");
+    // Four pairs, and a message of each about ten times a second.
+    let rate = result["messages_per_s"].as_f64().unwrap();
+    assert!((10.0..60.0).contains(&rate), "{said:?}");
+    // How late a user was, who had thought, is told beside the time that its message took.
+    let [chats, lags] = ["chat", "lag"].map(|name| result["latency"][name]["count"].as_u64().unwrap());
+    assert!(chats > 5 && lags > 5, "{said:?}");
+    let said = run("--users 8 --seconds 0.5 --rate 400 --ramp 0.5 --json");
+    assert_eq!((said.status, said.result()["missed"].as_u64()), (0, Some(0)), "{said:?}");
+}
+
+#[test]
+fn connections_come_from_many_addresses_and_everybody_keeps_to_the_cores_given() {
+    let ours = ours(&["--max-connections-per-address", "3"]);
+    let line = format!("--users 8 --seconds 0.3 --addr {}", ours.server.address);
+    let said = run(&line);
+    assert_eq!(said.status, 1, "{said:?}");
+    let said = run(&format!("{line} --source 127.0.0.8/29 --pid {}", ours.server.pid()));
+    assert_eq!(said.status, 0, "{said:?}");
+    let allowed = |pid: u32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap_or_default();
+        line.trim().to_owned()
+    };
+    let all = allowed(std::process::id());
+    let (first, last) = (all.split([',', '-']).next().unwrap(), all.rsplit([',', '-']).next().unwrap());
+    let child = start(&format!("--users 8 --seconds 30 --pin {first}:{last}"));
+    eventually("a server on the last core", || {
+        let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap_or_default();
+        let mut pids = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+        pids.any(|pid: u32| {
+            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            name.trim() == "chat-server" && allowed(pid) == last
+        })
+    });
+    assert_eq!(allowed(child.id()), first);
+    let status = std::process::Command::new("kill").arg("-INT").arg(child.id().to_string()).status();
+    assert!(status.unwrap().success());
+    let said = finish(child);
+    assert!(matches!(said.status, 1 | 130), "{said:?}");
 }

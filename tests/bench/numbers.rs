@@ -1,6 +1,9 @@
 //! The pure parts of the bench: its statistics, and what it makes of numbers that come.
 
 #[allow(dead_code)]
+#[path = "../../benches/load/schedule.rs"]
+mod schedule;
+#[allow(dead_code)]
 #[path = "../../benches/load/stats.rs"]
 mod stats;
 #[allow(dead_code)]
@@ -10,6 +13,7 @@ mod tally;
 #[path = "../../benches/load/timeline.rs"]
 mod timeline;
 
+use schedule::Schedule;
 use stats::{Rng, Row, median, ratios};
 use tally::{Ack, Acks, Arrival, Counts, Order};
 use timeline::{STEP, Step, Timeline};
@@ -162,4 +166,22 @@ fn a_recipient_is_served_as_before_when_it_stays_so() {
     // What is behind the end says nothing.
     timeline.end(2_950_000_000);
     assert_eq!(timeline.back(&(1_000_000_000..2_000_000_000), 1000.0), None);
+}
+
+#[test]
+fn a_rate_grows_evenly_and_is_kept_then() {
+    let second = 1_000_000_000;
+    let mut grows = Schedule::new(1000.0, 2 * second);
+    grows.started = 5 * second;
+    // Half as many come in the two seconds as later in one.
+    for (seconds, due) in [(0, 0), (1, 250), (2, 1000), (3, 2000), (4, 3000)] {
+        assert_eq!(grows.due_by(5 * second + seconds * second), due);
+    }
+    for number in [0, 1, 17, 249, 998, 999, 1000, 5000] {
+        let at = grows.at(number);
+        assert_eq!((grows.due_by(at + 1000), grows.due_by(at - 1000)), (number + 1, number), "{number}");
+    }
+    let mut steady = Schedule::new(500.0, 0);
+    steady.started = second;
+    assert_eq!((steady.at(0), steady.at(499), steady.due_by(2 * second)), (1_002_000_000, 2 * second, 500));
 }
