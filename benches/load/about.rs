@@ -49,7 +49,8 @@ impl About {
 }
 
 fn is_open(flags: &Flags) -> bool {
-    flags.rate.is_some() || flags.workload.is_always_open() || flags.workload == Workload::Idle
+    let is_searched = flags.find_max || !flags.slo.is_empty();
+    is_searched || flags.rate.is_some() || flags.workload.is_always_open() || flags.workload == Workload::Idle
 }
 
 /// What is measured.
@@ -59,13 +60,13 @@ pub fn title(flags: &Flags) -> String {
     if let Some(members) = flags.members() {
         title += &format!(" in groups of {members}");
     }
-    if workload.has_window() && !is_open(flags) && !flags.sweep {
+    if workload.has_window() && !is_open(flags) {
         title += &format!(", window {}", flags.window());
     }
     if let Some(Rate::Percent(percent)) = flags.rate {
         title += &format!(", {percent:.0} % of capacity");
     }
-    if let Some(rate) = flags.rate() {
+    if let Some(rate) = flags.rate().filter(|_| !flags.find_max) {
         title += &format!(", {:.0} a second", rate * flags.shares() as f64);
     }
     if workload.sends_messages() {
@@ -88,14 +89,20 @@ pub fn title(flags: &Flags) -> String {
     let threads = flags.threads + u16::from(workload.has_a_pair_beside());
     if workload != Workload::Idle {
         let s = if threads == 1 { "" } else { "s" };
-        title += &format!(", {threads} generator thread{s}, {} x {} s", flags.rounds(), flags.seconds());
+        title += &format!(", {threads} generator thread{s}");
+        title += &match flags.sweep || flags.find_max {
+            true => format!(", rounds of {} s", flags.seconds()),
+            false => format!(", {} x {} s", flags.rounds(), flags.seconds()),
+        };
     }
     title
 }
 
 /// What it is measured with, and where.
 pub fn setting(flags: &Flags) -> String {
-    let server = if flags.addr.is_empty() {
+    let server = if let Some(command) = &flags.launch {
+        format!("{command}, {} reactors, {} workers", flags.reactors(), flags.workers())
+    } else if flags.addr.is_empty() {
         format!(
             "{}, {} node{}, {} reactors, {} workers, password cost {}",
             version(&flags.server()),
@@ -125,6 +132,7 @@ pub fn version(binary: &Path) -> String {
 /// What two runs must share to be compared, and what else is known of one.
 pub fn settings(flags: &Flags) -> Value {
     let is_fresh = flags.addr.is_empty();
+    let is_ours = is_fresh && flags.launch.is_none();
     let whole = |rate: f64| rate * flags.shares() as f64;
     let Sizes { low, high } = flags.size();
     let size = if low == high { Value::from(low) } else { Value::from(flags.size().to_string()) };
@@ -141,7 +149,7 @@ pub fn settings(flags: &Flags) -> Value {
         "pin": flags.pin.as_ref().map(|pin| [Some(pin.own.clone()), pin.server.clone()]),
         "source": flags.source.map(|source| source.to_string()),
         "addr": flags.addr, "machine": machine::describe(),
-        "version": if is_fresh { version(&flags.server()) } else { String::new() },
+        "launch": flags.launch, "version": if is_ours { version(&flags.server()) } else { String::new() },
         "bench_version": env!("CARGO_PKG_VERSION"), "seed": flags.seed(),
     })
 }

@@ -13,7 +13,7 @@ use crate::flags::{Flags, ROUNDS_TO_COMPARE};
 use crate::idle;
 use crate::round;
 use crate::run::{Run, in_words};
-use crate::stats::{Ratio, Row, ratios};
+use crate::stats::{Ratio, Row, geometric_mean, ratios};
 use crate::target::Target;
 use crate::which::say;
 use crate::workload::Workload;
@@ -239,8 +239,4 @@ fn verdict(ratio: &Ratio, more_is_better: bool) -> Verdict {
         (_, true) => Verdict::Better,
         _ => Verdict::NoDifference,
     }
-}
-
-fn geometric_mean(values: &[f64]) -> f64 {
-    (values.iter().map(|value| value.ln()).sum::<f64>() / values.len() as f64).exp()
 }

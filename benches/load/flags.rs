@@ -6,10 +6,10 @@ use std::str::FromStr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail, ensure};
-use serde::{Deserialize, Serialize};
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser};
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use crate::condition::Condition;
 use crate::machine;
@@ -117,7 +117,8 @@ impl FromStr for Sizes {
         let number = |text: &str| text.parse::<usize>().ok().filter(|size| SIZES.contains(size));
         let sizes = number(low).zip(number(high)).filter(|(low, high)| low <= high);
         let (least, most) = (SIZES.start(), SIZES.end());
-        let why = format!("a size, or two as in 150-4096; an object with its fields has {least} bytes, and {most} at most");
+        let why =
+            format!("a size, or two as in 150-4096; an object with its fields has {least} bytes, and {most} at most");
         sizes.map(|(low, high)| Sizes { low, high }).ok_or(why)
     }
 }
@@ -180,6 +181,23 @@ fn source(text: &str) -> Result<IpNet, String> {
     network.ok_or_else(|| format!("'{text}' is no network, such as 127.0.0.0/24, and not larger than 10.0.0.0/8"))
 }
 
+/// What must be so at a rate, for --find-max.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Slo {
+    text: String,
+    /// It is broken if this is met.
+    pub broken: Condition,
+}
+
+impl FromStr for Slo {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Slo, String> {
+        let (name, bound) = text.split_once('=').ok_or("a figure and what it may be at most, as in chat.p99=5ms")?;
+        Ok(Slo { text: text.to_owned(), broken: format!("{name}>{bound}").parse()? })
+    }
+}
+
 /// One of several generators of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Share {
@@ -227,7 +245,7 @@ Exit status:
   0    everything arrived, once and in order
   1    it could not be measured, or the command line is wrong
   2    something was lost, repeated, out of order, changed or refused, a connection or the server ended, an
-       interval of compare is worse, or a --fail-if was met
+       interval of compare is worse, a --fail-if was met, or no rate keeps each --slo
   130  (143) ended by Ctrl-C (SIGTERM), and nothing was wrong until then
 
 compare OLD NEW runs two server binaries in turn, at least 7 rounds each, and tells which rows differ; or it compares
@@ -255,6 +273,10 @@ pub struct Flags {
     /// At the end, logs in every user with stored messages, and reads them, so that none are left there. With --addr
     #[arg(long)]
     pub clean: bool,
+    /// A command that starts another server of the family on {port} of 127.0.0.1, instead of ours; it may have {reactors}
+    /// and {workers} in it
+    #[arg(long, value_name = "COMMAND")]
+    pub launch: Option<String>,
     /// The server to start [default: the one of this build; chat-bench: the chat-server beside it, or on the path]
     #[arg(long, value_name = "FILE")]
     pub server: Option<PathBuf>,
@@ -268,7 +290,7 @@ pub struct Flags {
     #[arg(long, value_parser = clap::value_parser!(u32).range(2..))]
     pub members: Option<u32>,
     /// Messages in flight for each pair, group or sender; drain, mix: messages for each return [default: 1;
-    /// sweep: 1,16]
+    /// sweep: 16]
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..))]
     pub window: Vec<u16>,
     /// Size of each message, as the whole object that is sent, in bytes, or anything between two: 150-4096
@@ -313,7 +335,8 @@ pub struct Flags {
     /// How long each round is measured [default: 3; busy: 20]
     #[arg(long)]
     pub seconds: Option<f64>,
-    /// Number of rounds: medians of throughput and CPU, latencies of all together [default: 1; compare: 7]
+    /// Number of rounds: medians of throughput and CPU, latencies of all together [default: 1; compare: 7;
+    /// find-max: 3, of the highest rate; sweep: as many as are needed]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     pub rounds: Option<u16>,
     /// Measure the least that a relay can do as well, in turn with the server (pairs, group); it gives no acks, and
@@ -349,9 +372,20 @@ pub struct Flags {
     /// All users have come by then, and begin to act: seconds since 1970, or as in 2026-12-01T12:00:00Z. With --addr
     #[arg(long, value_name = "TIME")]
     pub start_at: Option<StartAt>,
-    /// Try the workload with each of several --reactors, --workers and --window, and recommend some
+    /// Find the highest rate that keeps each --slo: an open loop, from --rate on in steps, then bisected, then confirmed by
+    /// --rounds; and say what has limited it
+    #[arg(long)]
+    pub find_max: bool,
+    /// What a figure may be at most, as in chat.p99=5ms; repeatable. With --find-max [default: the p99 of what is timed,
+    /// 5 ms]; with --sweep, the settings are judged by the highest rate that keeps it, and not by a closed loop
+    #[arg(long, value_name = "FIGURE=BOUND")]
+    pub slo: Vec<Slo>,
+    /// Try the workload with several --reactors and --workers, in random order, until it is known which of them differ
     #[arg(long)]
     pub sweep: bool,
+    /// How long --find-max and --sweep may take, in seconds [default: 900]
+    #[arg(long, value_name = "SECONDS")]
+    pub budget: Option<f64>,
     /// Write the sweep's plot
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
@@ -364,7 +398,7 @@ pub struct Flags {
     /// Reactors of the fresh server [default: 2; sweep: 1,2,4 and so on, to twice the cores]
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=256))]
     pub reactors: Vec<u16>,
-    /// Workers of the fresh server [default: 4; sweep: 1,4]
+    /// Workers of the fresh server [default: 4; sweep: 1,2,4 where the workload has work for them]
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: Vec<u16>,
     /// Password cost of the fresh server; cheap, unless passwords are what is to be measured [default: 8,1]
@@ -395,6 +429,7 @@ pub struct Flags {
 pub enum Mode {
     Measure,
     Sweep,
+    Find,
     Goals,
     Compare,
     Report,
@@ -425,6 +460,7 @@ impl Flags {
             _ if self.test || !(self.bench || which::is_installed()) => Mode::Test,
             _ if self.goals => Mode::Goals,
             _ if self.sweep => Mode::Sweep,
+            _ if self.find_max => Mode::Find,
             _ => Mode::Measure,
         }
     }
@@ -468,7 +504,11 @@ impl Flags {
     }
 
     pub fn rounds(&self) -> u16 {
-        self.rounds.unwrap_or(if self.mode() == Mode::Compare { ROUNDS_TO_COMPARE } else { 1 })
+        self.rounds.unwrap_or(match self.mode() {
+            Mode::Compare => ROUNDS_TO_COMPARE,
+            Mode::Find => 3,
+            _ => 1,
+        })
     }
 
     pub fn reactors(&self) -> usize {
@@ -485,6 +525,23 @@ impl Flags {
 
     pub fn size(&self) -> Sizes {
         self.size.unwrap_or(USUAL_SIZE)
+    }
+
+    /// What must be so at a rate that is to be found.
+    pub fn slos(&self) -> Vec<Slo> {
+        let usual = || {
+            let first = workload_measures(self).first().copied();
+            first.and_then(|measure| format!("{}.p99=5ms", measure.key()).parse().ok())
+        };
+        if self.slo.is_empty() { usual().into_iter().collect() } else { self.slo.clone() }
+    }
+
+    pub fn slos_in_words(&self) -> String {
+        self.slos().iter().map(|slo| slo.text.clone()).collect::<Vec<_>>().join(" and ")
+    }
+
+    pub fn budget(&self) -> f64 {
+        self.budget.unwrap_or(900.0)
     }
 
     pub fn ramp(&self) -> f64 {
@@ -604,29 +661,34 @@ impl Flags {
         ensure!((0.0..=3600.0).contains(&self.ramp()), "--ramp must be 0 or more, and an hour at most");
         let too_large = self.addr.is_empty() && self.size().high > LARGEST_FOR_OURS;
         ensure!(!too_large, "--size: a server takes {LARGEST_FOR_OURS} bytes, unless it is told otherwise: --addr");
-        let lists = [self.reactors.len(), self.workers.len(), self.window.len()];
-        ensure!(self.sweep || lists.iter().all(|&n| n <= 1), "several --reactors, --workers or --window: --sweep");
+        ensure!(self.window.len() <= 1, "several --window: one is enough to compare servers by");
+        let lists = [self.reactors.len(), self.workers.len()];
+        ensure!(self.sweep || lists.iter().all(|&n| n <= 1), "several --reactors or --workers: --sweep");
+        ensure!((0.0..=86_400.0).contains(&self.budget()), "--budget must be 0 or more, and a day at most");
+        let has_port = self.launch.as_ref().is_none_or(|command| command.contains("{port}"));
+        ensure!(has_port, "--launch needs {{port}} in its command");
         // What a file has is not known from the flags.
         if self.mode() == Mode::Report { Ok(()) } else { self.check_conditions() }
     }
 
     fn check_conditions(&self) -> anyhow::Result<()> {
         let measures = workload_measures(self);
-        for condition in &self.fail_if {
+        let slos = self.slo.iter().map(|slo| (&slo.broken, "--slo"));
+        for (condition, flag) in self.fail_if.iter().map(|condition| (condition, "--fail-if")).chain(slos) {
             let name = self.workload.name();
             ensure!(
                 condition.measure().is_none_or(|measure| measures.contains(&measure)),
-                "--fail-if {condition}: {name} does not time that; it times {}",
+                "{flag} {condition}: {name} does not time that; it times {}",
                 measures.iter().map(|measure| measure.key()).collect::<Vec<_>>().join(", ")
             );
-            ensure!(!condition.needs_floor() || self.floor, "--fail-if {condition} needs --floor");
+            ensure!(!condition.needs_floor() || self.floor, "{flag} {condition} needs --floor");
             ensure!(
                 !condition.needs_a_pause() || self.workload == Workload::Busy,
-                "--fail-if {condition} needs --workload busy"
+                "{flag} {condition} needs --workload busy"
             );
             ensure!(
                 !condition.needs_pid() || self.addr.is_empty() || !self.pid.is_empty(),
-                "--fail-if {condition} needs --pid"
+                "{flag} {condition} needs --pid"
             );
         }
         Ok(())
@@ -645,8 +707,8 @@ impl Flags {
             }
             Mode::Sweep
                 if [
-                    "addr", "pid", "accounts", "clean", "nodes", "floor", "rival", "json", "html", "out", "csv",
-                    "fail_if", "together",
+                    "addr", "pid", "accounts", "clean", "nodes", "floor", "rival", "out", "csv", "fail_if", "together",
+                    "find_max",
                 ]
                 .contains(&id) =>
             {
@@ -654,12 +716,22 @@ impl Flags {
             }
             Mode::Compare
                 if [
-                    "addr", "pid", "accounts", "clean", "server", "floor", "rival", "html", "out", "csv", "fail_if",
-                    "sweep", "svg", "goals", "readme",
+                    "addr", "pid", "accounts", "clean", "server", "launch", "floor", "rival", "html", "out", "csv",
+                    "fail_if", "sweep", "svg", "goals", "readme", "find_max", "slo", "budget",
                 ]
                 .contains(&id) =>
             {
                 return Err("compare starts two servers, and shows how they differ".to_owned());
+            }
+            Mode::Find if id == "find_max" => return not_here(workload.may_be_open() && workload != Busy),
+            Mode::Find
+                if [
+                    "clean", "floor", "rival", "html", "out", "csv", "fail_if", "window", "think", "batch", "share",
+                    "start_at",
+                ]
+                .contains(&id) =>
+            {
+                return Err("--find-max shows a table of the rates that it has tried".to_owned());
             }
             Mode::Report => {
                 let used = ["words", "json", "html", "csv", "out", "fail_if", "bench", "seed"];
@@ -671,6 +743,20 @@ impl Flags {
             "seed" if mode == Mode::Compare => Ok(()),
             "clean" | "seed" if workload == Idle => not_here(false),
             "pid" | "accounts" | "clean" => only(is_foreign, "it goes with --addr"),
+            "launch" => only(!is_foreign, "--addr names a server that runs"),
+            "server" | "nodes" | "password_cost" | "together" if self.launch.is_some() => {
+                Err("it is of a fresh server of ours, and --launch starts another".to_owned())
+            }
+            "reactors" | "workers"
+                if self.launch.as_ref().is_some_and(|command| !command.contains(&format!("{{{id}}}"))) =>
+            {
+                Err(format!("the command of --launch has no {{{id}}}"))
+            }
+            "slo" | "budget" if !(self.find_max || self.sweep) => Err("it goes with --find-max or --sweep".to_owned()),
+            "slo" | "rate" if mode == Mode::Sweep => {
+                not_here(workload.may_be_open() && workload != Busy)?;
+                only(!self.slo.is_empty(), "without --slo, a sweep is a closed loop")
+            }
             "server" | "nodes" | "reactors" | "workers" | "password_cost" => {
                 only(!is_foreign, "it is of a fresh server, and --addr names one that runs")
             }
@@ -684,10 +770,13 @@ impl Flags {
             "seq" => not_here(workload.sends_messages()),
             "batch" => not_here(!matches!(workload, Idle | Register)),
             "rate" if matches!(self.rate, Some(Rate::Percent(_))) => {
+                only(mode != Mode::Find, "the search begins at a number")?;
                 only(workload == Pairs, "a percentage goes with pairs, whose capacity can be measured")
             }
             "rate" => not_here(workload.may_be_open()),
-            "source" => only(!self.floor && self.rival.is_empty(), "the floor and the rivals are reached from one address"),
+            "source" => {
+                only(!self.floor && self.rival.is_empty(), "the floor and the rivals are reached from one address")
+            }
             "think" if self.rate().is_some() => Err("in an open loop, nobody waits for an answer".to_owned()),
             "think" => not_here(workload != Idle),
             "ramp" => not_here(workload != Idle),

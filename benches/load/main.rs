@@ -8,7 +8,7 @@
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `stats.rs`, `bytes.rs`, `clock.rs`, `schedule.rs`, `machine.rs` | numbers, bytes, clocks, when what is due, /proc |
+//! | `stats.rs`, `search.rs`, `bytes.rs`, `clock.rs`, `schedule.rs`, `machine.rs` | numbers, a search, bytes, clocks, when what is due, /proc |
 //! | `which.rs` | which program this is, and where the server is |
 //! | `ending.rs`, `pace.rs` | how a run ends, and the pace for servers that support one request at a time |
 //! | `hdr.rs`, `measures.rs`, `series.rs`, `tally.rs`, `timeline.rs` | the results: what is timed and counted |
@@ -21,7 +21,7 @@
 //! | `traffic.rs`, `generator.rs` | a thread full of clients: what they send and get, and its loop |
 //! | `round.rs` | what is measured |
 //! | `table.rs`, `plot.rs`, `report.rs`, `csv.rs` | how it is shown |
-//! | `idle.rs`, `sweep.rs`, `goals.rs`, `compare.rs`, `smoke.rs` | what else can be asked for |
+//! | `idle.rs`, `find.rs`, `sweep.rs`, `goals.rs`, `compare.rs`, `smoke.rs` | what else can be asked for |
 
 pub(crate) mod about;
 pub(crate) mod book;
@@ -34,6 +34,7 @@ pub(crate) mod detect;
 pub(crate) mod dialect;
 pub(crate) mod ending;
 pub(crate) mod figures;
+pub(crate) mod find;
 pub(crate) mod flags;
 pub(crate) mod floor;
 pub(crate) mod generator;
@@ -53,6 +54,7 @@ pub(crate) mod roles;
 pub(crate) mod round;
 pub(crate) mod run;
 pub(crate) mod schedule;
+pub(crate) mod search;
 pub(crate) mod series;
 pub(crate) mod shares;
 pub(crate) mod smoke;
@@ -131,6 +133,7 @@ fn run(flags: &Flags) -> anyhow::Result<Vec<String>> {
         Mode::Test => smoke::run(flags).map(|()| Vec::new()),
         Mode::Goals => goals::run(flags),
         Mode::Sweep => sweep::run(flags),
+        Mode::Find => find::run(flags),
         Mode::Compare => compare::run(flags),
         Mode::Report => {
             flags.check()?;

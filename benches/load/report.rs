@@ -1,6 +1,7 @@
 //! The HTML report: one file that needs no other.
 
 use std::fmt::Write;
+use std::path::Path;
 
 use anyhow::Context;
 
@@ -19,6 +20,17 @@ const STYLE: &str = "body{font:16px/1.5 sans-serif;max-width:1320px;margin:2em a
 pub fn write(flags: &Flags, run: &Run) -> anyhow::Result<()> {
     let Some(file) = &flags.html else { return Ok(()) };
     let page = page(run)?;
+    std::fs::write(file, page).with_context(|| format!("cannot write {}", file.display()))
+}
+
+/// A page of another kind: a verdict first, then the text, and plots.
+pub fn write_page(file: &Path, title: &str, verdict: &str, text: &str, svgs: &[String]) -> anyhow::Result<()> {
+    let [title, verdict, text] = [title, verdict, text].map(escaped);
+    let page = format!(
+        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>{title}</title><style>{STYLE}</style>\n\
+         <h1>{title}</h1><p><strong>{verdict}</strong></p><pre>{text}</pre>\n{}</html>\n",
+        svgs.join("\n")
+    );
     std::fs::write(file, page).with_context(|| format!("cannot write {}", file.display()))
 }
 

@@ -3,9 +3,9 @@
 
 use std::net::SocketAddr;
 
-use crate::dialect::{Capabilities, Dialect};
+use crate::dialect::Dialect;
 use crate::ending::{apart, is_installed};
-use crate::flags::Rival;
+use crate::flags::{Flags, Rival};
 use crate::program::{self, Ready, need};
 use crate::target::Target;
 
@@ -34,7 +34,7 @@ impl Rival {
         need(self.program(), self.program())
     }
 
-    pub fn start(&self) -> anyhow::Result<Target> {
+    pub fn start(&self, flags: &Flags) -> anyhow::Result<Target> {
         match self {
             Rival::Inspircd => {
                 let program = program::start("inspircd", Ready::Accepts, |folder, address| {
@@ -56,16 +56,7 @@ impl Rival {
                 })?;
                 Ok(Target::program("nats", Dialect::Nats, program))
             }
-            Rival::Command(text) => {
-                let program = program::start("the rival", Ready::Accepts, |_, address| {
-                    let mut command = apart("sh", true);
-                    command.arg("-c").arg(text.replace("{port}", &address.port().to_string()));
-                    Ok(command)
-                })?;
-                let mut target = Target::program("rival", Dialect::Chat(Capabilities::OURS), program);
-                target.is_unknown = true;
-                Ok(target)
-            }
+            Rival::Command(command) => Target::launched(flags, "rival", command),
         }
     }
 }

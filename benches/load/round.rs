@@ -87,7 +87,8 @@ fn in_turn(flags: &Flags, round: u16, book: &mut Book, rounds: &mut Vec<Vec<Figu
     // The floor and the packages know pairs only, and give no acks.
     let plain = Flags { workload: Workload::Pairs, seq: false, members: None, ..flags.clone() };
     if flags.addr.is_empty() {
-        *book = Book::default(); // a fresh server knows no accounts
+        // A fresh server knows no accounts.
+        *book = Book { is_quiet: round > 0, ..Book::default() };
     }
     book.give_back();
     let mut here = vec![once(flags, Target::server(flags)?, book)?];
@@ -97,7 +98,7 @@ fn in_turn(flags: &Flags, round: u16, book: &mut Book, rounds: &mut Vec<Vec<Figu
     for rival in flags.rivals() {
         let flags = if rival.is_family() { flags } else { &plain };
         let mut book = Book { is_quiet: round > 0, ..Book::default() };
-        let mut figures = once(flags, rival.start()?, &mut book)?;
+        let mut figures = once(flags, rival.start(flags)?, &mut book)?;
         let others = flags.rivals().filter(|other| matches!(other, Rival::Command(_))).count();
         if others > 1
             && let Rival::Command(command) = rival

@@ -47,8 +47,8 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
         clean(&Flags { rival: vec![Rivals(vec![rival])], ..few.clone() })?;
     }
     let svg = Some(folder.path().join("sweep.svg"));
-    let tried =
-        sweep::run(&Flags { sweep: true, reactors: vec![1, 2], workers: vec![1], window: vec![2], svg, ..few })?;
+    let sweep = Flags { sweep: true, reactors: vec![1, 2], workers: vec![1], window: vec![2], svg, ..few };
+    let tried = sweep::run(&sweep)?;
     ensure!(tried.is_empty(), "{}", tried.join("\n"));
     Ok(())
 }

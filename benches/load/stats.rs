@@ -10,6 +10,10 @@ pub fn median(mut values: Vec<f64>) -> f64 {
     }
 }
 
+pub fn geometric_mean(values: &[f64]) -> f64 {
+    (values.iter().map(|value| value.ln()).sum::<f64>() / values.len() as f64).exp()
+}
+
 /// A small generator of random numbers (splitmix64).
 #[derive(Debug, Clone)]
 pub struct Rng(pub u64);

@@ -64,6 +64,9 @@ enum Keep {
 impl Target {
     /// The servers that the flags describe.
     pub fn server(flags: &Flags) -> anyhow::Result<Target> {
+        if let Some(command) = &flags.launch {
+            return Target::launched(flags, "server", command);
+        }
         if flags.addr.is_empty() {
             return Target::fresh(flags, "server", &flags.server());
         }
@@ -78,13 +81,33 @@ impl Target {
         let dialect = Dialect::Chat(Capabilities::OURS);
         Ok(Target {
             name: "server".to_owned(),
-            servers: flags.addresses()?.into_iter().map(|address| Endpoint { address, dialect, source: flags.source }).collect(),
+            servers: flags
+                .addresses()?
+                .into_iter()
+                .map(|address| Endpoint { address, dialect, source: flags.source })
+                .collect(),
             processes,
             is_foreign: true,
             is_unknown: true,
             homes: None,
             keep: Keep::Foreign,
         })
+    }
+
+    /// Any server of the family, by a command that starts it on `{port}` of 127.0.0.1.
+    pub fn launched(flags: &Flags, name: &str, command: &str) -> anyhow::Result<Target> {
+        let program = program::start(name, Ready::Accepts, |_, address| {
+            let numbers =
+                [("{port}", address.port().into()), ("{reactors}", flags.reactors()), ("{workers}", flags.workers())];
+            let fill = |words: String, (name, number): (&str, usize)| words.replace(name, &number.to_string());
+            let mut shell = apart("sh", true);
+            shell.arg("-c").arg(numbers.into_iter().fold(command.to_owned(), fill));
+            Ok(shell)
+        })?;
+        let mut target = Target::program(name, Dialect::Chat(Capabilities::OURS), program);
+        target.servers[0].source = flags.source;
+        target.is_unknown = true;
+        Ok(target)
     }
 
     /// Servers of this binary, and what they stand on.
@@ -126,12 +149,14 @@ impl Target {
         };
         let servers = (0..flags.nodes()).map(start).collect::<anyhow::Result<Vec<Program>>>()?;
         let dialect = Dialect::Chat(Capabilities::OURS);
-        let mut processes =
-            vec![Processes { name: name.to_owned(), pids: servers.iter().map(Program::pid).collect() }];
+        let mut processes = vec![Processes { name: name.to_owned(), pids: servers.iter().map(Program::pid).collect() }];
         processes.extend(beside);
         Ok(Target {
             name: name.to_owned(),
-            servers: servers.iter().map(|server| Endpoint { address: server.address, dialect, source: flags.source }).collect(),
+            servers: servers
+                .iter()
+                .map(|server| Endpoint { address: server.address, dialect, source: flags.source })
+                .collect(),
             processes,
             is_foreign: false,
             is_unknown: false,

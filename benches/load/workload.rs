@@ -95,6 +95,11 @@ impl Workload {
         matches!(self, Workload::Group | Workload::Crowd | Workload::Mix)
     }
 
+    /// Has work that blocks: hashes of passwords, the store.
+    pub fn needs_workers(self) -> bool {
+        matches!(self, Workload::Paused | Workload::Slow | Workload::Busy | Workload::Store) || self.is_a_storm()
+    }
+
     /// Many log in, out or register side by side.
     pub fn is_a_storm(self) -> bool {
         matches!(self, Workload::Drain | Workload::Login | Workload::Register | Workload::Mix)

@@ -6,6 +6,7 @@ mod cpp;
 mod ends;
 mod faults;
 mod files;
+mod find;
 mod flags;
 mod numbers;
 mod order;

@@ -3,6 +3,8 @@
 #[allow(dead_code)]
 #[path = "../../benches/load/schedule.rs"]
 mod schedule;
+#[path = "../../benches/load/search.rs"]
+mod search;
 #[allow(dead_code)]
 #[path = "../../benches/load/stats.rs"]
 mod stats;
@@ -14,6 +16,7 @@ mod tally;
 mod timeline;
 
 use schedule::Schedule;
+use search::{Care, search};
 use stats::{Rng, Row, median, ratios};
 use tally::{Ack, Acks, Arrival, Counts, Order};
 use timeline::{STEP, Step, Timeline};
@@ -184,4 +187,45 @@ fn a_rate_grows_evenly_and_is_kept_then() {
     let mut steady = Schedule::new(500.0, 0);
     steady.started = second;
     assert_eq!((steady.at(0), steady.at(499), steady.due_by(2 * second)), (1_002_000_000, 2 * second, 500));
+}
+
+#[test]
+fn the_highest_value_that_is_kept_is_found_from_below_and_from_above() {
+    let care = Care { ratio: 1.05, times: 3 };
+    for first in [1.0, 1000.0, 41_000.0, 5e6] {
+        let mut tries = 0;
+        let found = search(first, care, |value| {
+            tries += 1;
+            Some(value <= 41_000.0)
+        });
+        let (kept, broken) = (found.kept.unwrap(), found.broken.unwrap());
+        assert!(kept <= 41_000.0 && broken > 41_000.0 && broken / kept < 1.06, "{first}: {found:?}");
+        assert!(found.times == 3 && tries < 40, "{first}: {found:?} in {tries}");
+    }
+    let none = search(1000.0, care, |_| Some(false));
+    assert_eq!((none.kept, none.times), (None, 0));
+    // It ends when it is told to, with what there is.
+    let mut left = 3;
+    let cut = search(1000.0, care, |_| {
+        left -= 1;
+        (left >= 0).then_some(true)
+    });
+    assert_eq!((cut.kept, cut.broken), (Some(4000.0), None));
+}
+
+#[test]
+fn what_was_kept_by_chance_is_not_what_is_found() {
+    let care = Care { ratio: 1.05, times: 3 };
+    for seed in 0..50 {
+        let mut rng = Rng(seed);
+        // Below 900 always, above 1100 never, and between sometimes.
+        let mut tries = 0;
+        let found = search(100.0, care, |value| {
+            tries += 1;
+            let chance = ((1100.0 - value) / 200.0).clamp(0.0, 1.0);
+            (tries < 200).then(|| (rng.below(1000) as f64) < chance * 1000.0)
+        });
+        let kept = found.kept.unwrap();
+        assert!((800.0..1100.0).contains(&kept) && found.times == 3, "{seed}: {found:?} in {tries}");
+    }
 }
