@@ -9,7 +9,7 @@
 //! | file | what |
 //! | --- | --- |
 //! | `stats.rs`, `search.rs`, `bytes.rs`, `clock.rs`, `schedule.rs`, `machine.rs` | numbers, a search, bytes, clocks, when what is due, /proc |
-//! | `which.rs` | which program this is, and where the server is |
+//! | `which.rs`, `live.rs` | which program this is, and where the server is; how far it is |
 //! | `ending.rs`, `pace.rs` | how a run ends, and the pace for servers that support one request at a time |
 //! | `hdr.rs`, `measures.rs`, `series.rs`, `tally.rs`, `timeline.rs` | the results: what is timed and counted |
 //! | `figures.rs`, `condition.rs` | the same, of a round or of several, and what fails |
@@ -20,10 +20,11 @@
 //! | `book.rs`, `users.rs`, `detect.rs`, `preflight.rs`, `roles.rs` | the users, what they find, and their roles |
 //! | `traffic.rs`, `generator.rs` | a thread full of clients: what they send and get, and its loop |
 //! | `round.rs` | what is measured |
-//! | `table.rs`, `plot.rs`, `report.rs`, `csv.rs` | how it is shown |
+//! | `table.rs`, `advice.rs`, `plot.rs`, `report.rs`, `csv.rs` | how it is shown |
 //! | `idle.rs`, `find.rs`, `sweep.rs`, `goals.rs`, `compare.rs`, `smoke.rs` | what else can be asked for |
 
 pub(crate) mod about;
+pub(crate) mod advice;
 pub(crate) mod book;
 pub(crate) mod bytes;
 pub(crate) mod clock;
@@ -41,6 +42,7 @@ pub(crate) mod generator;
 pub(crate) mod goals;
 pub(crate) mod hdr;
 pub(crate) mod idle;
+pub(crate) mod live;
 pub(crate) mod machine;
 pub(crate) mod measures;
 pub(crate) mod message;

@@ -21,10 +21,10 @@ pub struct Line {
     pub points: Vec<(f64, f64)>,
 }
 
-pub struct Plot<'a> {
-    pub title: &'a str,
-    pub x_label: &'a str,
-    pub y_label: &'a str,
+pub struct Plot {
+    pub title: String,
+    pub x_label: &'static str,
+    pub y_label: &'static str,
     /// How numbers on the x axis are written.
     pub x_text: fn(f64) -> String,
     /// How many there are at most.
@@ -34,7 +34,7 @@ pub struct Plot<'a> {
     pub lines: Vec<Line>,
 }
 
-impl Plot<'_> {
+impl Plot {
     pub fn svg(&self) -> anyhow::Result<String> {
         let mut svg = String::new();
         let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
@@ -45,7 +45,7 @@ impl Plot<'_> {
     }
 
     /// Several beside each other, as one picture.
-    pub fn svg_of(plots: &[Plot<'_>]) -> anyhow::Result<String> {
+    pub fn svg_of(plots: &[Plot]) -> anyhow::Result<String> {
         let mut svg = String::new();
         let size = (SIZE.0 * plots.len() as u32, SIZE.1);
         let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
@@ -74,7 +74,7 @@ impl Plot<'_> {
             if self.log { (low.floor(), high.ceil().max(low.floor() + 1.0)) } else { (0.0, high * 1.25) };
         area.fill(&WHITE)?;
         let mut chart = ChartBuilder::on(area)
-            .caption(self.title, ("sans-serif", 16))
+            .caption(&self.title, ("sans-serif", 16))
             .margin(12)
             .x_label_area_size(40)
             .y_label_area_size(64)

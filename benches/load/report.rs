@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::Context;
 
+use crate::advice::Advice;
 use crate::figures::{Figures, Sample};
 use crate::flags::Flags;
 use crate::measures::Measure;
@@ -14,7 +15,9 @@ use crate::table;
 
 const STYLE: &str = "body{font:16px/1.5 sans-serif;max-width:1320px;margin:2em auto;padding:0 1em;color:#222}\
     pre{background:#f5f5f5;padding:1em;overflow-x:auto;line-height:1.3}svg{max-width:100%;height:auto}\
-    h1{font-size:1.4em}h2{font-size:1.1em}.wrong{color:#b00;white-space:pre-wrap}";
+    h1{font-size:1.4em}h2{font-size:1.1em}.wrong{color:#b00;white-space:pre-wrap}\
+    dl{background:#eef4fa;padding:1em;border-left:4px solid #0072b2}dt{font-weight:bold}dd{margin:0 0 .5em}\
+    .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(520px,1fr));gap:1em}";
 
 /// Writes it into the file that `--html` names, if it does.
 pub fn write(flags: &Flags, run: &Run) -> anyhow::Result<()> {
@@ -37,18 +40,25 @@ pub fn write_page(file: &Path, title: &str, verdict: &str, text: &str, svgs: &[S
 fn page(run: &Run) -> anyhow::Result<String> {
     let mut page = String::new();
     let title = escaped(&run.about.title);
+    let Advice { verdict, limit, next } = Advice::of(run);
     writeln!(page, "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>{title}</title>")?;
     writeln!(page, "<style>{STYLE}</style><h1>{title}</h1>")?;
-    writeln!(page, "<p><code>{}</code>", escaped(&run.about.command))?;
-    writeln!(page, "<br>{}", escaped(&run.about.setting))?;
-    writeln!(page, "<br>{}</p>", run.about.began)?;
-    writeln!(page, "<pre>{}</pre>", escaped(&table::text(run)?))?;
+    writeln!(page, "<dl>")?;
+    for (term, words) in [("Verdict", &*verdict), ("Limit", &limit), ("What to try next", next)] {
+        writeln!(page, "<dt>{term}</dt><dd>{}</dd>", escaped(words))?;
+    }
+    writeln!(page, "</dl>")?;
     for problem in &run.problems {
         writeln!(page, "<p class=\"wrong\">{}</p>", escaped(problem))?;
     }
-    for (title, plot) in plots(&run.shown) {
-        writeln!(page, "<h2>{title}</h2>{}", plot.svg()?)?;
+    writeln!(page, "<div class=\"plots\">")?;
+    for plot in plots(&run.shown) {
+        writeln!(page, "<div>{}</div>", plot.svg()?)?;
     }
+    writeln!(page, "</div><h2>All figures</h2><pre>{}</pre>", escaped(&table::text(run)?))?;
+    writeln!(page, "<h2>How it was measured</h2><p><code>{}</code>", escaped(&run.about.command))?;
+    writeln!(page, "<br>{}", escaped(&run.about.setting))?;
+    writeln!(page, "<br>{}</p>", run.about.began)?;
     writeln!(page, "</html>")?;
     Ok(page)
 }
@@ -58,37 +68,70 @@ fn marked(figures: &Figures) -> String {
     format!("{} {}", figures.name, figures.mark()).trim_end().to_owned()
 }
 
-fn plots(shown: &[Figures]) -> Vec<(String, Plot<'static>)> {
+fn plots(shown: &[Figures]) -> Vec<Plot> {
     let mut plots = Vec::new();
     for measure in Measure::ALL {
         let lines: Vec<Line> = shown.iter().filter_map(|figures| distribution(figures, measure)).collect();
         if !lines.is_empty() {
-            let plot = Plot {
-                title: "so many percent took at most…",
-                x_label: "percent",
-                y_label: "microseconds",
+            plots.push(Plot {
+                title: format!("Latency by percentile: {}, all rounds", measure.name()),
+                x_label: "percentile",
+                y_label: "latency, microseconds",
                 x_text: percent,
                 x_labels: 6,
                 log: true,
                 lines,
-            };
-            plots.push((format!("Latency: {}", measure.name()), plot));
+            });
         }
     }
-    let over_time = |title, y_label, value: fn(&Sample) -> f64| {
-        let line = |figures: &Figures| Line {
-            name: marked(figures),
-            points: figures.samples.iter().map(|sample| (sample.at, value(sample))).collect(),
-        };
-        let lines = shown.iter().map(line).collect();
-        let x_text = |x: f64| format!("{x:.1}");
-        let plot = Plot { title: "last round", x_label: "seconds", y_label, x_text, x_labels: 8, log: false, lines };
-        (String::from(title), plot)
-    };
-    plots.push(over_time("Throughput", "messages/s", |sample| sample.rate));
-    plots.push(over_time("CPU of the target", "cores", |sample| sample.cores));
-    plots.push(over_time("Resident memory of the target", "MiB", |sample| sample.resident_kib as f64 / 1024.0));
+    plots.push(over_time("Throughput", "messages/s", shown, |figures| vec![line(figures, "", |sample| sample.rate)]));
+    if shown.iter().any(|figures| figures.samples.iter().any(|sample| !sample.times.is_empty())) {
+        let mut plot = over_time("Latency", "latency, microseconds", shown, latency_lines);
+        plot.log = true;
+        plots.push(plot);
+    }
+    plots.push(over_time("CPU", "cores", shown, |figures| {
+        let mut lines = vec![line(figures, "generator", |sample| sample.generator)];
+        lines.push(line(figures, "whole machine", |sample| sample.all));
+        if !figures.parts.is_empty() {
+            lines.insert(0, line(figures, "its own", |sample| sample.cores));
+        }
+        lines
+    }));
+    if shown.iter().any(|figures| !figures.parts.is_empty()) {
+        plots.push(over_time("Resident memory", "MiB", shown, |figures| {
+            vec![line(figures, "", |sample| sample.resident_kib as f64 / 1024.0)]
+        }));
+    }
     plots
+}
+
+fn over_time(what: &str, y_label: &'static str, shown: &[Figures], lines: impl Fn(&Figures) -> Vec<Line>) -> Plot {
+    Plot {
+        title: format!("{what} over time, last round"),
+        x_label: "seconds since it began to be measured",
+        y_label,
+        x_text: |x| format!("{x:.1}"),
+        x_labels: 8,
+        log: false,
+        lines: shown.iter().flat_map(lines).collect(),
+    }
+}
+
+/// One line of a target over time; `what` is added to its name.
+fn line(figures: &Figures, what: &str, value: impl Fn(&Sample) -> f64) -> Line {
+    let points = figures.samples.iter().map(|sample| (sample.at, value(sample)));
+    Line { name: format!("{} {what}", marked(figures)).trim_end().to_owned(), points: points.collect() }
+}
+
+fn latency_lines(figures: &Figures) -> Vec<Line> {
+    let name = figures.sampled.map_or("", Measure::name);
+    let lines = [("p50", 0.5), ("p99", 0.99), ("max", 1.0)].map(|(part_name, part)| {
+        let timed = figures.samples.iter().filter(|sample| !sample.times.is_empty());
+        let points = timed.map(|sample| (sample.at, sample.times.value_at_quantile(part) as f64));
+        Line { name: format!("{}, {name} {part_name}", marked(figures)), points: points.collect() }
+    });
+    lines.into_iter().filter(|line| !line.points.is_empty()).collect()
 }
 
 /// Latency against the number of nines: each step to the right is ten times rarer. The last point is the maximum.

@@ -1,7 +1,6 @@
 //! One round: users come, generators run, and the target is watched. And all rounds of a run, in turn with the others
 //! that are measured beside it.
 
-use std::io::IsTerminal;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -15,6 +14,7 @@ use crate::ending;
 use crate::figures::{Figures, Load, Part, Sample, Service};
 use crate::flags::{Flags, Rate, Rival, workload_measures};
 use crate::generator::{Generator, Outcome, Shared};
+use crate::live;
 use crate::machine::{self, Cpu};
 use crate::measures::Measures;
 use crate::preflight;
@@ -202,8 +202,9 @@ fn wait_until(start: f64) -> anyhow::Result<()> {
     let late = since_1970() - start;
     ensure!(late <= 0.0, "--start-at was {late:.1} s ago when all users had come");
     while since_1970() < start && ending::signal().is_none() {
-        let left = Duration::from_secs_f64((start - since_1970()).max(0.0));
-        std::thread::sleep(GLANCE.min(left));
+        let left = (start - since_1970()).max(0.0);
+        live::show(&format!("all users have come; {} until --start-at", live::time(left)));
+        std::thread::sleep(GLANCE.min(Duration::from_secs_f64(left)));
     }
     Ok(())
 }
@@ -217,7 +218,9 @@ fn watch(flags: &Flags, target: &Target, shared: &Shared, given_up: impl Fn() ->
             std::thread::sleep(GLANCE.min(deadline.saturating_duration_since(Instant::now())));
         }
     };
-    wait(Duration::from_secs_f64(flags.ramp() + (flags.seconds() / 4.0).min(1.0)));
+    let warm_up = flags.ramp() + (flags.seconds() / 4.0).min(1.0);
+    live::show(&format!("{}, {}: warming up for {}", flags.workload.name(), target.name, live::time(warm_up)));
+    wait(Duration::from_secs_f64(warm_up));
     let length = Duration::from_secs_f64(flags.seconds());
     let step = series::step(flags.seconds());
     let (began, started, first) = (since_1970(), Instant::now(), shared.done.load(Relaxed));
@@ -242,7 +245,9 @@ fn watch(flags: &Flags, target: &Target, shared: &Shared, given_up: impl Fn() ->
         let [_, rate, cores, generator, all] = std::array::from_fn(|n| (these[n] - last[n]) / time);
         let sample = Sample { at, rate, cores, generator, all, resident_kib, times: series::times() };
         last = these;
-        show_progress(flags, target, &sample);
+        let before = shared.series.of(sample.step(step).saturating_sub(1));
+        let p99 = (!before.is_empty()).then(|| before.value_at_quantile(0.99));
+        live::show(&progress(flags, target, &sample, p99));
         // What is left of the last step may be too short to say anything.
         if time > step / 2.0 || samples.is_empty() {
             samples.push(sample);
@@ -259,7 +264,7 @@ fn watch(flags: &Flags, target: &Target, shared: &Shared, given_up: impl Fn() ->
         late: 0.0,
         is_apart: flags.is_apart(),
     };
-    end_progress();
+    live::end();
     let each = |seconds: f64| if messages > 0.0 { seconds * 1e6 / messages } else { 0.0 };
     let parts = target.processes.iter().zip(before).zip(now).map(|((of, before), now)| {
         let cpu = now.since(before);
@@ -335,16 +340,15 @@ fn services(flags: &Flags, target: &Target, shared: &Shared, outcomes: &[Outcome
     services.collect()
 }
 
-fn show_progress(flags: &Flags, target: &Target, sample: &Sample) {
-    if std::io::stderr().is_terminal() {
-        let Sample { at, rate, cores, resident_kib, .. } = sample;
-        let (workload, name, of, mib) = (flags.workload.name(), &target.name, flags.seconds(), resident_kib / 1024);
-        eprint!("\r{workload}, {name}: {at:.1} of {of} s, {rate:.0} messages/s, {cores:.2} cores, {mib} MiB \x1b[K");
-    }
-}
-
-fn end_progress() {
-    if std::io::stderr().is_terminal() {
-        eprint!("\r\x1b[K");
-    }
+/// How far it is, on a terminal. `p99`: of the step before, in microseconds, if anything was timed.
+fn progress(flags: &Flags, target: &Target, sample: &Sample, p99: Option<u64>) -> String {
+    let Sample { at, rate, cores, generator, all, resident_kib, .. } = sample;
+    let p99 = p99.map_or(String::new(), |p99| format!(", p99 {}", live::latency(p99)));
+    let (workload, name, left) = (flags.workload.name(), &target.name, live::time(flags.seconds() - at));
+    let own = if target.processes.is_empty() { String::new() } else { format!("{name} {cores:.2}, ") };
+    let (cores, mib) = (machine::cores(), resident_kib / 1024);
+    format!(
+        "{workload}, {name}: {rate:.0} messages/s{p99}; CPU: {own}generator {generator:.2}, all {all:.2} of {cores:.0} \
+         cores; {mib} MiB; {left} left"
+    )
 }

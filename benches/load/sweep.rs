@@ -254,7 +254,7 @@ fn advice(flags: &Flags, tried: &[Tried]) -> (String, Option<Setting>) {
     (format!("recommended for {workload}: --reactors {reactors} --workers {workers}; {how}"), Some(least))
 }
 
-fn plots(tried: &[Tried]) -> anyhow::Result<[Plot<'static>; 2]> {
+fn plots(tried: &[Tried]) -> anyhow::Result<[Plot; 2]> {
     let (mut rates, mut costs): (Vec<Line>, Vec<Line>) = Default::default();
     for it in tried {
         let name = format!("workers {}", it.setting.workers);
@@ -267,8 +267,8 @@ fn plots(tried: &[Tried]) -> anyhow::Result<[Plot<'static>; 2]> {
             }
         }
     }
-    let plot = |title, y_label, lines| Plot {
-        title,
+    let plot = |title: &str, y_label, lines| Plot {
+        title: title.to_owned(),
         x_label: "reactors",
         y_label,
         x_text: |x| if x.fract() == 0.0 { format!("{x:.0}") } else { String::new() },

@@ -1,7 +1,7 @@
 //! Accounts and sessions, before anything is measured: blocking, a few dozen at a time, and one at a time where the
 //! server supports no more.
 
-use std::io::{ErrorKind, IsTerminal, Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -16,6 +16,7 @@ use crate::book::{Account, Book, PASSWORD};
 use crate::bytes::{errno, msgid, number_after};
 use crate::dialect::{Cutter, Dialect, GroupIds, Piece};
 use crate::ending;
+use crate::live;
 use crate::pace;
 use crate::tally::sample;
 use crate::target::{Endpoint, Target};
@@ -34,7 +35,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// How long a session that was left may take to end.
 const LEAVING: Duration = Duration::from_secs(10);
 /// How often the number of arrived users is shown, on a terminal and elsewhere.
-const SHOWN_EVERY: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(10)];
+const SHOWN_EVERY: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(10)];
 
 /// A user with an account and a connection.
 pub struct User {
@@ -289,21 +290,23 @@ impl Names {
 struct Progress {
     what: &'static str,
     of: usize,
-    shown: Instant,
+    pace: live::Pace,
+    /// The time when it was shown last, since it began.
+    shown: Duration,
 }
 
 impl Progress {
     fn new(what: &'static str, of: usize) -> Progress {
-        Progress { what, of, shown: Instant::now() }
+        Progress { what, of, pace: live::Pace::new(), shown: Duration::ZERO }
     }
 
     fn at(&mut self, n: usize) -> anyhow::Result<()> {
         stop_if_told()?;
-        let is_terminal = std::io::stderr().is_terminal();
-        if self.shown.elapsed() > SHOWN_EVERY[usize::from(!is_terminal)] {
-            self.shown = Instant::now();
-            let end = if is_terminal { "\x1b[K\r" } else { "\n" };
-            eprint!("{}: {} of {} users {}{end}", which::name(), n, self.of, self.what);
+        let elapsed = self.pace.elapsed();
+        if elapsed > self.shown + SHOWN_EVERY[usize::from(!live::is_shown())] {
+            self.shown = elapsed;
+            let words = format!("{n} of {} users {}, {}", self.of, self.what, self.pace.words(n, self.of));
+            if live::is_shown() { live::show(&words) } else { which::say(words) }
         }
         Ok(())
     }

@@ -29,7 +29,11 @@ fn a_file_has_all_that_was_shown_and_can_be_shown_again() {
     for figure in ["server,1,,msg/s,", "server,2,,chat.p99 us,", "server,1,,lost,0", "server,1,0.2,chat.p99 us,"] {
         assert!(rows.iter().any(|row| row.starts_with(figure)), "{figure}: {text}");
     }
-    assert!(std::fs::read_to_string(&html).unwrap().contains("<svg"));
+    let page = std::fs::read_to_string(&html).unwrap();
+    let parts = ["<dt>Verdict</dt>", "<dt>Limit</dt>", "<dt>What to try next</dt>", "Latency by percentile: chat"];
+    for part in parts.into_iter().chain(["Throughput over time", "Latency over time", "CPU over time"]) {
+        assert!(page.contains(part), "{part}: {page}");
+    }
     // A bound is applied to what was measured before.
     let judged = load(&["report", &out, "--fail-if", "chat.p99>1ns"]);
     assert!(judged.status == 2 && judged.err.contains("chat.p99>1ns"), "{judged:?}");

@@ -42,7 +42,7 @@ fn flags_that_a_workload_does_not_use_are_refused() {
         ("--think 2-1", "--think"),
         ("--workload mix --think 1", "--think"),
         ("--workload idle --ramp 1", "--ramp"),
-        ("--ramp -1", "--ramp"),
+        ("--ramp=-1", "--ramp"),
         ("--pin 0-", "--pin"),
         ("--pin 0:9999", "--pin"),
         ("--addr 127.0.0.1:1 --pin 0:1", "--pin"),
@@ -307,4 +307,17 @@ fn connections_come_from_many_addresses_and_everybody_keeps_to_the_cores_given()
     assert!(status.unwrap().success());
     let said = finish(child);
     assert!(matches!(said.status, 1 | 130), "{said:?}");
+}
+
+#[test]
+fn on_a_terminal_a_line_shows_how_far_it_is() {
+    // A pseudo-terminal of util-linux, which every Debian has.
+    let line = format!("{} --bench --users 8 --seconds 1", crate::tool::program().display());
+    let output = std::process::Command::new("script").args(["-qec", &line, "/dev/null"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{said}");
+    let is_whole = |line: &str| {
+        ["messages/s, p99 ", "CPU: server ", "generator ", " s left"].iter().all(|part| line.contains(part))
+    };
+    assert!(said.contains("warming up") && said.split('\r').any(is_whole), "{said}");
 }
