@@ -183,13 +183,7 @@ impl Fact {
 impl Dialect {
     /// The other key of canon that this dialect calls the same in an object that has both.
     fn other_called(&self, place: Place, canon: &str, theirs: &str) -> Option<&str> {
-        // A chat that comes has the keys of its request, and any ack those of a login's.
-        let is_checked = |kind: &Kind| match kind {
-            Kind::Chat(_) => false,
-            Kind::Reply(verb) => matches!(verb, Verb::Login | Verb::Register),
-            Kind::Request(_) | Kind::Friend | Kind::Group | Kind::Member => true,
-        };
-        let kinds = Kind::all().filter(|kind| kind.is_at(place)).filter(is_checked);
+        let kinds = Kind::all().filter(|kind| kind.is_at(place));
         kinds.map(|kind| self.renaming(kind)).find_map(|renaming| renaming.other_called(canon, theirs))
     }
 }

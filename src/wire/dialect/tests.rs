@@ -910,6 +910,8 @@ fn what_is_wrong_with_a_file_is_told_with_its_line() {
         ("like = \"b\"\n[numbers]\nlogin = 20\nchat = 6\n", 4, "Chat and AddFriend"),
         ("\n[keys.chat]\nid = \"x\"\nmsg = \"x\"", 3, "both called x"),
         ("[keys.requests]\nid = \"x\"\n[keys.chat]\nmsg = \"x\"", 2, "both called x"),
+        // Requests have another name for the one, but not the chats that come.
+        ("[keys.all]\nid = \"x\"\n[keys.requests]\nid = \"y\"\n[keys.chat]\ntoid = \"x\"", 2, "both called x"),
         ("like = \"g\"\n[keys.group]\ngroupname = \"gid\"", 3, "both called gid"),
         ("[keys.login]\nmsgid = \"type\"", 2, "msgid"),
         ("[acks.login]\nnumber = 2\nsays = { uid = \"id\" }", 3, "Login"),
