@@ -5,6 +5,8 @@ use crate::run::Run;
 
 /// The server's share of the cores beside the generator, above which it has no more to give.
 const FULL: f64 = 0.85;
+/// The share of others in what was used, above which it is theirs.
+const OTHERS: f64 = 0.5;
 
 pub struct Advice {
     pub verdict: String,
@@ -40,6 +42,14 @@ fn limit(run: &Run, server: &Figures) -> (&'static str, &'static str) {
             "The generator was the limit, so the figures are its own",
             "More --threads, cores of its own (--pin), or several machines (--share).",
         ),
+        Some(Limit::Machine)
+            if !server.parts.is_empty() && server.load.all - own - server.load.generator > OTHERS * server.load.all =>
+        {
+            (
+                "Other programs have used most of the cores, so the figures are of a busy machine",
+                "The same again while nothing else runs on it.",
+            )
+        }
         Some(Limit::Machine) => (
             "All cores were busy, so server and generator have slowed down each other",
             "The generator on another machine (--addr), or cores for each (--pin).",

@@ -94,7 +94,7 @@ fn plots(shown: &[Figures]) -> Vec<Plot> {
         let mut lines = vec![line(figures, "generator", |sample| sample.generator)];
         lines.push(line(figures, "whole machine", |sample| sample.all));
         if !figures.parts.is_empty() {
-            lines.insert(0, line(figures, "its own", |sample| sample.cores));
+            lines.insert(0, line(figures, "alone", |sample| sample.cores));
         }
         lines
     }));
