@@ -13,8 +13,8 @@ use chat_server::password::{Cost, Hasher};
 use chat_server::pool::Standing;
 use chat_server::reactor::{CloseReason, ConnId, ConnIds, HangUp, ListenerId, Mark, Recall, Unwritten};
 use chat_server::service::{
-    Answer, Done, Effect, Effects, HashQueue, Job, JobRunner, Lane, Letter, Memo, Moved, Now, Op, PasswordWork,
-    Payload, Reason, Settings, Shard, Tag, Timer,
+    Answer, Browsers, Done, Effect, Effects, HashQueue, Job, JobRunner, Lane, Letter, Memo, Moved, Now, Op,
+    PasswordWork, Payload, Reason, Settings, Shard, Tag, Timer,
 };
 use chat_server::store::sqlite::SqliteStore;
 use chat_server::store::{Claim, Holder, Kept, NodeId, Outcome, Quotas, Store, StoreError, UserId, Write};
@@ -162,10 +162,10 @@ impl Node {
     }
 
     /// How much of its input a client is rid of.
-    fn offer(&mut self, conn: ConnId, input: &str) -> usize {
+    fn offer(&mut self, conn: ConnId, input: impl AsRef<[u8]>) -> usize {
         let conn = self.name(conn);
         let mut fx = Effects::default();
-        let taken = self.shards[conn.reactor()].input(conn, input.as_bytes(), self.now, &mut fx).bytes;
+        let taken = self.shards[conn.reactor()].input(conn, input.as_ref(), self.now, &mut fx).bytes;
         self.carry_out(conn.reactor(), fx);
         taken
     }
@@ -610,6 +610,33 @@ fn a_list_waits_for_what_its_own_connection_changes_and_holds_up_nobody_else() {
         node.ask(conns[0], list);
         assert!(node.sent.iter().any(|text| text.contains(r#""seq":9,"errno":0"#)), "{:?}", node.sent);
     }
+}
+
+#[test]
+fn a_list_of_a_browser_waits_though_its_beginning_was_unmasked_before() {
+    // The mask changes nothing.
+    let frame = |text: &str| [&[0x81, 0x80 | text.len() as u8, 0, 0, 0, 0], text.as_bytes()].concat();
+    let browsers = Browsers { page: Arc::from(*b"page"), origins: Vec::new() };
+    let mut node = Node::with_settings(1, |settings| settings.browsers = Some(Arc::new(browsers)));
+    node.log_in(1);
+    let conn = node.connect();
+    let head =
+        "GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n";
+    node.offer(conn, format!("{head}Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"));
+    node.offer(conn, frame(r#"{"msgid":4,"name":"browser","password":"p"}"#));
+    node.offer(conn, frame(r#"{"msgid":1,"id":2,"password":"p"}"#));
+    node.waits = changes_lists;
+    node.offer(conn, frame(r#"{"msgid":7,"id":2,"friendid":1}"#));
+    let list = frame(r#"{"msgid":206,"seq":9}"#);
+    let (front, behind) = list.split_at(10);
+    assert_eq!(node.offer(conn, front), front.len());
+    node.sent.clear();
+    assert_eq!(node.offer(conn, behind), 0, "it waits");
+    assert!(node.sent.is_empty(), "{:?}", node.sent);
+    node.wait_no_more();
+    assert_eq!(node.offer(conn, behind), behind.len());
+    assert!(node.sent.iter().any(|text| text.contains(r#""seq":9,"errno":0,"friends""#)), "{:?}", node.sent);
+    assert_eq!(node.last_framing, Framing::WebSocket);
 }
 
 #[test]
