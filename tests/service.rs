@@ -603,7 +603,7 @@ fn a_list_waits_for_what_its_own_connection_changes_and_holds_up_nobody_else() {
         node.ask(conns[1], list);
         assert!(node.sent.iter().any(|text| text.contains(r#""seq":9,"errno":0"#)), "{:?}", node.sent);
         node.sent.clear();
-        let asked = node.offer(conns[0], &format!("\n {list}"));
+        let asked = node.offer(conns[0], format!("\n {list}"));
         assert_eq!(asked, "\n ".len(), "it stays in the input behind {change}");
         assert!(node.sent.is_empty(), "{:?}", node.sent);
         node.wait_no_more();
@@ -1980,7 +1980,7 @@ const LOGIN_2: &str = r#"{"msgid":1,"id":2,"password":"p"}"#;
 
 /// What stands behind the request is looked at, and waits.
 fn log_in_again(node: &mut Node, conn: ConnId, login: &str, end: &str) {
-    node.offer(conn, &format!("{login}{end}"));
+    node.offer(conn, format!("{login}{end}"));
 }
 
 fn no_flag(_: &mut Settings) {}
