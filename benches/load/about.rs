@@ -78,7 +78,12 @@ pub fn title(flags: &Flags) -> String {
     if flags.ramp() > 0.0 {
         title += &format!(", after a ramp of {} s", flags.ramp());
     }
-    let told = [(flags.seq, ", acked"), (flags.batch, ", batched"), (flags.together, ", each pair on one reactor")];
+    let told = [
+        (flags.seq, ", acked"),
+        (flags.batch, ", batched"),
+        (flags.together, ", each pair on one reactor"),
+        (flags.ws, ", over WebSockets"),
+    ];
     told.iter().filter(|(is_so, _)| *is_so).for_each(|(_, words)| title += words);
     match workload {
         Workload::Paused => title += &format!(", readers pause for {} s", flags.pause()),
@@ -139,7 +144,7 @@ pub fn settings(flags: &Flags) -> Value {
     json!({
         "workload": flags.workload.name(), "users": flags.all_users(), "members": flags.members(),
         "window": flags.window(), "size": size, "seq": flags.seq, "batch": flags.batch,
-        "together": flags.together, "rate": flags.rate().map(whole),
+        "together": flags.together, "ws": flags.ws, "rate": flags.rate().map(whole),
         "loop": if is_open(flags) { "open" } else { "closed" },
         "nodes": flags.nodes(), "reactors": is_fresh.then(|| flags.reactors()),
         "workers": is_fresh.then(|| flags.workers()), "threads": flags.threads,

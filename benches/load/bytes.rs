@@ -1,7 +1,15 @@
-//! Fields found by a byte search. That is enough for objects whose form is known, and costs the
+//! Objects in a stream, and fields found by a byte search. That is enough for objects whose form is known, and costs the
 //! generator and the floor next to nothing.
 
 use memchr::memmem;
+
+/// What is in an input buffer.
+pub enum Piece {
+    /// One object or line, in this part of the buffer.
+    Whole { start: usize, end: usize },
+    /// Nothing whole is left; the first `skip` bytes are of no use.
+    Partial { skip: usize },
+}
 
 /// The unsigned number at the front of `bytes`, and what follows it.
 pub fn number(bytes: &[u8]) -> Option<(u64, &[u8])> {

@@ -43,7 +43,8 @@ pub fn find_out(target: &mut Target, book: &mut Book) -> anyhow::Result<()> {
 
 fn ask(server: &Endpoint, book: &mut Book) -> anyhow::Result<Capabilities> {
     // Until more is known, the server is treated as one that supports nothing.
-    let mut it = Capabilities { sturdy: false, acks: false, ..Capabilities::OURS };
+    let frames = server.dialect.has_frames();
+    let mut it = Capabilities { sturdy: false, acks: false, frames, ..Capabilities::OURS };
     let careful = Endpoint { dialect: Dialect::Chat(it), ..*server };
     let name = users::new_name(0);
     let mut users = Vec::new();

@@ -6,6 +6,9 @@ use std::io::Write;
 use chat_server::wire::{Broken, Split, Splitter};
 use memchr::memchr;
 
+use crate::bytes::Piece;
+use crate::frames;
+
 /// Larger than any reply.
 const MAX_OBJECT: usize = 16 << 20;
 
@@ -42,6 +45,8 @@ pub struct Capabilities {
     /// It may get several requests at a time. The C++ server crashes on two objects in one read, and on logins or
     /// disconnects side by side.
     pub sturdy: bool,
+    /// It is reached over WebSockets. That is not found out, but asked for.
+    pub frames: bool,
 }
 
 /// How the id of a new group becomes known.
@@ -76,6 +81,7 @@ impl Capabilities {
         sorted: false,
         ending: Ending::Lf,
         sturdy: true,
+        frames: false,
     };
     /// A relay that supports pairs only.
     pub const FLOOR: Capabilities =
@@ -110,14 +116,6 @@ impl fmt::Display for Capabilities {
     }
 }
 
-/// What is in an input buffer.
-pub enum Piece {
-    /// One object or line, in this part of the buffer.
-    Whole { start: usize, end: usize },
-    /// Nothing whole is left; the first `skip` bytes are of no use.
-    Partial { skip: usize },
-}
-
 /// Where one stream is to be cut.
 #[derive(Debug)]
 pub enum Cutter {
@@ -125,11 +123,22 @@ pub enum Cutter {
     Lines,
     /// The stream is cut where an object ends, for servers that put nothing behind it.
     Objects(Splitter),
+    /// Each object stands in a frame of its own.
+    Frames,
 }
 
 impl Cutter {
     pub fn objects() -> Cutter {
         Cutter::Objects(Splitter::default())
+    }
+
+    /// For a stream of which nothing has come yet.
+    pub fn of(dialect: Dialect) -> Cutter {
+        match dialect {
+            Dialect::Chat(it) if it.frames => Cutter::Frames,
+            Dialect::Chat(_) => Cutter::objects(),
+            Dialect::Irc | Dialect::Nats => Cutter::Lines,
+        }
     }
 
     pub fn next(&mut self, input: &[u8]) -> Result<Piece, Broken> {
@@ -142,6 +151,7 @@ impl Cutter {
                 Split::Object { start, end } => Piece::Whole { start, end },
                 Split::Partial { skip } => Piece::Partial { skip },
             }),
+            Cutter::Frames => Ok(frames::next(input)),
         }
     }
 }
@@ -160,11 +170,25 @@ impl Dialect {
         self.capabilities().is_none_or(|capabilities| capabilities.sturdy)
     }
 
+    /// Nothing stands before an object.
+    pub fn is_bare(self) -> bool {
+        matches!(self, Dialect::Chat(it) if !it.frames)
+    }
+
+    pub fn has_frames(self) -> bool {
+        self.capabilities().is_some_and(|it| it.frames)
+    }
+
     /// Puts this in front of an object of `length` bytes to the user of this name.
     pub fn begin(self, out: &mut Vec<u8>, to: &str, length: usize) {
         // Writing to a vector cannot fail.
         let _ = match self {
-            Dialect::Chat(_) => Ok(()),
+            Dialect::Chat(_) => {
+                if self.has_frames() {
+                    frames::begin(out, length);
+                }
+                Ok(())
+            }
             Dialect::Irc => write!(out, "PRIVMSG {to} :"),
             Dialect::Nats => write!(out, "PUB {to} {length}\r\n"),
         };
@@ -172,7 +196,11 @@ impl Dialect {
 
     /// And this behind it.
     pub fn end(self, out: &mut Vec<u8>) {
-        out.extend_from_slice(if matches!(self, Dialect::Chat(_)) { b"\n" } else { b"\r\n" });
+        out.extend_from_slice(match self {
+            Dialect::Chat(it) if it.frames => b"",
+            Dialect::Chat(_) => b"\n",
+            Dialect::Irc | Dialect::Nats => b"\r\n",
+        });
     }
 
     /// The answer to a question of the server's own, if `line` is one.

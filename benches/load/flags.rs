@@ -323,6 +323,9 @@ pub struct Flags {
     /// Both users of a pair on one reactor; without it, on two
     #[arg(long)]
     pub together: bool,
+    /// Connect over WebSockets, as browsers do
+    #[arg(long)]
+    pub ws: bool,
     /// Connect from the addresses of this network in turn: one address has some 28,000 ports for all connections
     #[arg(long, value_name = "NETWORK", value_parser = source)]
     pub source: Option<IpNet>,

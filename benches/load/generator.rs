@@ -11,8 +11,9 @@ use std::time::Duration;
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 
+use crate::bytes::Piece;
 use crate::clock::{self, Alarm, CpuClock};
-use crate::dialect::{Cutter, Piece};
+use crate::dialect::Cutter;
 use crate::measures::{Measure, Measures};
 use crate::pace;
 use crate::roles::{Role, Troupe};

@@ -38,6 +38,7 @@ pub(crate) mod figures;
 pub(crate) mod find;
 pub(crate) mod flags;
 pub(crate) mod floor;
+pub(crate) mod frames;
 pub(crate) mod generator;
 pub(crate) mod goals;
 pub(crate) mod hdr;

@@ -78,7 +78,7 @@ impl Target {
                 None => processes.push(Processes { name: named.name.clone(), pids: vec![named.pid] }),
             }
         }
-        let dialect = Dialect::Chat(Capabilities::OURS);
+        let dialect = Dialect::Chat(Capabilities { frames: flags.ws, ..Capabilities::OURS });
         Ok(Target {
             name: "server".to_owned(),
             servers: flags
@@ -104,7 +104,8 @@ impl Target {
             shell.arg("-c").arg(numbers.into_iter().fold(command.to_owned(), fill));
             Ok(shell)
         })?;
-        let mut target = Target::program(name, Dialect::Chat(Capabilities::OURS), program);
+        let mut target =
+            Target::program(name, Dialect::Chat(Capabilities { frames: flags.ws, ..Capabilities::OURS }), program);
         target.servers[0].source = flags.source;
         target.is_unknown = true;
         Ok(target)
@@ -148,7 +149,7 @@ impl Target {
             })
         };
         let servers = (0..flags.nodes()).map(start).collect::<anyhow::Result<Vec<Program>>>()?;
-        let dialect = Dialect::Chat(Capabilities::OURS);
+        let dialect = Dialect::Chat(Capabilities { frames: flags.ws, ..Capabilities::OURS });
         let mut processes = vec![Processes { name: name.to_owned(), pids: servers.iter().map(Program::pid).collect() }];
         processes.extend(beside);
         Ok(Target {

@@ -350,7 +350,7 @@ impl Traffic {
         }
         client.sent += 1;
         client.in_air += 1;
-        if let Dialect::Chat(_) = client.dialect {
+        if client.dialect.is_bare() {
             client.shape.write(&mut self.out, mark, seq);
         } else {
             self.scratch.clear();
@@ -363,8 +363,10 @@ impl Traffic {
     }
 
     fn request(&mut self, n: usize, request: &str) {
+        let client = &self.clients[n];
+        client.dialect.begin(&mut self.out, &client.to, request.len());
         self.out.extend_from_slice(request.as_bytes());
-        self.out.push(b'\n');
+        client.dialect.end(&mut self.out);
         self.sends.push((n, self.out.len()));
     }
 

@@ -13,9 +13,10 @@ use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::book::{Account, Book, PASSWORD};
-use crate::bytes::{errno, msgid, number_after};
-use crate::dialect::{Cutter, Dialect, GroupIds, Piece};
+use crate::bytes::{Piece, errno, msgid, number_after};
+use crate::dialect::{Cutter, Dialect, GroupIds};
 use crate::ending;
+use crate::frames;
 use crate::live;
 use crate::pace;
 use crate::tally::sample;
@@ -68,18 +69,19 @@ impl User {
         socket
             .connect_timeout(&address.into(), PATIENCE)
             .with_context(|| format!("cannot connect to {address} for {}", account.name))?;
-        let stream = TcpStream::from(socket);
+        let mut stream = TcpStream::from(socket);
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(GLANCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        let cutter = if matches!(dialect, Dialect::Chat(_)) { Cutter::objects() } else { Cutter::Lines };
-        let (has_lines, last_byte, input) = (true, 0, Vec::new());
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let input = if dialect.has_frames() { frames::open(&mut stream, address)? } else { Vec::new() };
+        stream.set_read_timeout(Some(GLANCE))?;
+        let (has_lines, last_byte, cutter) = (true, 0, Cutter::of(dialect));
         Ok(User { account, dialect, server, stream: Some(stream), has_lines, last_byte, input, cutter })
     }
 
     /// How the rest of the stream is best cut.
     pub fn cutter(&self) -> Cutter {
-        if self.has_lines { Cutter::Lines } else { Cutter::objects() }
+        if self.has_lines && !self.dialect.has_frames() { Cutter::Lines } else { Cutter::of(self.dialect) }
     }
 
     /// The same connection, for a loop that reads it from here on, and what has come of it already. It ends when
@@ -94,7 +96,15 @@ impl User {
     }
 
     pub fn send(&mut self, text: &str) -> anyhow::Result<()> {
-        let sent = self.stream()?.write_all(format!("{text}\n").as_bytes());
+        let mut bytes = Vec::with_capacity(text.len() + 16);
+        if self.dialect.has_frames() {
+            frames::begin(&mut bytes, text.len());
+        }
+        bytes.extend_from_slice(text.as_bytes());
+        if !self.dialect.has_frames() {
+            bytes.push(b'\n');
+        }
+        let sent = self.stream()?.write_all(&bytes);
         sent.with_context(|| format!("{} sends", self.account.name))
     }
 

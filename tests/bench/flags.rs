@@ -321,3 +321,14 @@ fn on_a_terminal_a_line_shows_how_far_it_is() {
     };
     assert!(said.contains("warming up") && said.split('\r').any(is_whole), "{said}");
 }
+
+#[test]
+fn browsers_are_measured_as_other_clients_are() {
+    for line in ["--users 8 --seq --size 150-60000", "--users 8 --workload group", "--users 20 --workload mix"] {
+        let said = run(&format!("--seconds 0.3 --ws --json {line}"));
+        assert_eq!((said.status, &said.json()["settings"]["ws"]), (0, &serde_json::json!(true)), "{line}: {said:?}");
+    }
+    let ours = ours(&["--web", "off"]);
+    let said = run(&format!("--users 8 --seconds 0.3 --ws --addr {}", ours.server.address));
+    assert!(said.status == 1 && said.err.contains("no WebSocket at"), "{said:?}");
+}
