@@ -167,7 +167,7 @@ const BLOCKED: [u16; 19] =
 pub fn about_browsers(config: &Config, port: u16) -> &'static str {
     let has_page = config.web && config.listeners.first().is_some_and(|main| main.dialect == DialectChoice::Auto);
     match has_page {
-        true if BLOCKED.contains(&port) => "; browsers connect to no such port",
+        true if BLOCKED.contains(&port) => "; for browsers, which refuse this port, add --listen 127.0.0.1:7000",
         true => "; a page for browsers",
         false => "",
     }
