@@ -28,7 +28,7 @@ fn registered(world: &World, tag: &str) -> User {
 #[test]
 fn the_page_is_one_small_file_and_takes_nothing_from_elsewhere() {
     const PAGE: &str = include_str!("../../src/web/page.html");
-    assert!(PAGE.len() < 40 * 1024, "{} bytes", PAGE.len());
+    assert!(PAGE.len() < 40_000, "{} bytes", PAGE.len());
     for forbidden in
         ["://", "innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval(", " style=", " onclick="]
     {
