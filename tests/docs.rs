@@ -63,10 +63,7 @@ fn every_place_in_the_source_that_a_document_cites_is_there() {
 
 /// The documents about the architecture.
 fn architecture(repository: &Repository) -> [Document; 2] {
-    ["docs/ARCHITECTURE.md", "docs/ARCHITECTURE.zh-CN.md"].map(|path| {
-        let text = repository.text(path).unwrap_or_else(|| panic!("no {path}"));
-        Document { path: path.to_owned(), text: text.to_owned() }
-    })
+    ["docs/ARCHITECTURE.md", "docs/ARCHITECTURE.zh-CN.md"].map(|path| repository.document(path))
 }
 
 #[test]
@@ -75,6 +72,15 @@ fn the_documents_about_the_architecture_name_what_is_there_and_all_threads() {
     let documents = architecture(&repository);
     expect_none(documents.iter().flat_map(|document| places::missing_names(&repository, document)).collect());
     expect_none(documents.iter().flat_map(|document| places::unnamed_threads(&repository, document)).collect());
+}
+
+#[test]
+fn the_names_in_the_document_for_contributors_are_there() {
+    let repository = Repository::read();
+    for path in ["CONTRIBUTING.md", "CONTRIBUTING.zh-CN.md"] {
+        let document = repository.document(path);
+        expect_none(places::missing_names(&repository, &document));
+    }
 }
 
 #[test]

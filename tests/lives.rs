@@ -66,8 +66,8 @@ fn start() -> (Cluster, mysql::Conn) {
 
 #[test]
 fn a_node_that_is_marked_ends_its_sessions_and_begins_anew_under_another_number_and_leaves_nothing_behind() {
-    const LIVES: usize = 5;
-    const READERS: usize = 32;
+    const LIVES: usize = 4;
+    const READERS: usize = 24;
     /// Messages of 1,000 bytes for each of them: less than the high-water mark.
     const QUEUED: usize = 900;
     let (cluster, mut database) = start();

@@ -441,6 +441,7 @@ fn who_does_not_read_is_counted_and_so_is_what_waits_for_it() {
     expect(at, "chat_connections_closed_total{reason=\"slow_consumer_high_water\"}", 1.0);
     let log = world.server().log_tail();
     assert!(log.contains("as a slow consumer") && log.contains("the high-water mark of 65536 bytes"), "{log}");
+    assert!(log.contains(&format!("was the connection of user {}\n", sleeper.id)), "{log}");
     expect(at, "chat_queued_bytes", 0.0);
     drop(slow);
 }

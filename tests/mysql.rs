@@ -599,7 +599,7 @@ fn a_login_over_the_wire_takes_four_round_trips_at_most_too() {
                 "SELECT command_type, argument FROM mysql.general_log
                  WHERE thread_id <> CONNECTION_ID() AND command_type <> 'Ping' AND argument NOT LIKE '%_LOCK(%'
                  AND argument NOT LIKE '%NodeLooks%' AND argument NOT LIKE 'SELECT marked%'
-                 AND argument NOT LIKE 'SELECT id FROM `User` WHERE node%'",
+                 AND argument NOT LIKE 'SELECT id% FROM `User` WHERE node%'",
             )
             .unwrap();
         conn.query_drop("TRUNCATE mysql.general_log").unwrap();

@@ -15,7 +15,7 @@
 //! | `figures.rs`, `condition.rs` | the same, of a round or of several, and what fails |
 //! | `workload.rs`, `flags.rs` | the workloads, and the command line |
 //! | `about.rs`, `run.rs`, `shares.rs` | a run: what was measured and what came out, also as a file |
-//! | `dialect.rs`, `message.rs` | what goes over the wire |
+//! | `frames.rs`, `dialect.rs`, `message.rs` | what goes over the wire |
 //! | `program.rs`, `stores.rs`, `target.rs`, `rivals.rs`, `floor.rs` | what is put under load |
 //! | `book.rs`, `users.rs`, `detect.rs`, `preflight.rs`, `roles.rs` | the users, what they find, and their roles |
 //! | `traffic.rs`, `generator.rs` | a thread full of clients: what they send and get, and its loop |

@@ -196,6 +196,12 @@ impl Shard {
         fx: &mut Effects,
     ) {
         log::debug!("{conn}: {}", reason.text());
+        // The reactor has told how it read too slowly, and knows no users.
+        if let CloseReason::SlowConsumer(_) = reason
+            && let Some(user) = self.clients.get(conn).and_then(|client| client.user.as_deref())
+        {
+            log::info!("{conn} was the connection of user {}", user.session.user);
+        }
         self.handle(now, fx, |shard| shard.connection_gone(conn, unwritten));
     }
 

@@ -79,6 +79,13 @@ impl Repository {
         found.map(|(path, text)| Document { path: path.clone(), text: text.clone() }).collect()
     }
 
+    /// One of them.
+    #[track_caller]
+    pub fn document(&self, path: &str) -> Document {
+        let text = self.text(path).unwrap_or_else(|| panic!("no {path}"));
+        Document { path: path.to_owned(), text: text.to_owned() }
+    }
+
     /// The text of a file.
     pub fn text(&self, path: &str) -> Option<&str> {
         self.files.get(path).map(String::as_str)

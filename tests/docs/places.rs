@@ -68,11 +68,12 @@ pub fn missing_places(repository: &Repository, document: &Document) -> Vec<Strin
     missing.map(|(number, file, name)| format!("{}:{number}: no {file}::{name}", document.path)).collect()
 }
 
-/// Names that stand in a document without their file and are nowhere in the sources.
+/// Names that stand in a document without their file, and are nowhere in the sources nor those of their files.
 pub fn missing_names(repository: &Repository, document: &Document) -> Vec<String> {
     let words: BTreeSet<&str> = repository
-        .below(&["src/", "tests/", "examples/"])
-        .flat_map(|(_, text)| text.split(|c| !is_in_a_word(c)))
+        .below(&["src/", "tests/", "benches/", "examples/"])
+        .flat_map(|(path, text)| [path, text])
+        .flat_map(|text| text.split(|c| !is_in_a_word(c)))
         .collect();
     let of_line = |(number, line)| spans(line).map(move |span| (number, span));
     let named = prose(&document.text).flat_map(of_line).filter(|(_, span)| span.split("::").all(is_name));
