@@ -58,8 +58,8 @@ impl Browser {
         command.args(["--remote-debugging-pipe", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]);
         command.args(["--no-first-run", "--disable-background-networking", "--disable-component-update", "--lang=en"]);
         command.arg(format!("--user-data-dir={}", profile.path().display())).arg("about:blank");
-        // Its settings and caches belong to the test, too.
-        command.env("HOME", profile.path()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        // Its settings, caches and temporary files belong to the test, too.
+        command.env("HOME", profile.path()).env("TMPDIR", profile.path()).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("sh can be started");
         let commands = Mutex::new((child.stdin.take().expect("stdin is piped"), 0));
         let output = BufReader::new(child.stdout.take().expect("stdout is piped"));
