@@ -44,7 +44,7 @@ fn read<'a>(chunks: impl Iterator<Item = &'a [u8]>) -> Reading {
 }
 
 /// Cuts `stream` into chunks of `sizes`, over and over; of 7 bytes where there are none.
-fn cut<'a>(mut stream: &'a [u8], sizes: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+pub(crate) fn cut<'a>(mut stream: &'a [u8], sizes: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
     let mut sizes = sizes.iter().copied().chain(sizes.is_empty().then_some(7)).cycle();
     std::iter::from_fn(move || {
         let (chunk, rest) = stream.split_at_checked(sizes.next()?.into()).unwrap_or((stream, &[]));

@@ -5,6 +5,8 @@
 
 use chat_server::wire::websocket::{Failed, Found, MAX_CONTROL, Prefix, WebSocket, write_pong};
 
+use super::splitter::cut;
+
 /// Small enough that the fuzzer comes to pass it.
 const MAX_MESSAGE: usize = 64;
 const MAX_SIZES: usize = 32;
@@ -56,16 +58,6 @@ fn read<'a>(chunks: impl Iterator<Item = &'a [u8]>, twice: bool) -> (Vec<Event>,
         assert!(input.len() < 14 + MAX_CONTROL, "{} bytes are left to the caller", input.len());
     }
     (events, None)
-}
-
-/// Cuts `stream` into chunks of `sizes`, over and over; of 7 bytes where there are none.
-fn cut<'a>(mut stream: &'a [u8], sizes: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
-    let mut sizes = sizes.iter().copied().chain(sizes.is_empty().then_some(7)).cycle();
-    std::iter::from_fn(move || {
-        let (chunk, rest) = stream.split_at_checked(sizes.next()?.into()).unwrap_or((stream, &[]));
-        stream = rest;
-        (!chunk.is_empty()).then_some(chunk)
-    })
 }
 
 /// What the server writes before a message, with a mask put in, as a client would send it.

@@ -268,7 +268,7 @@ impl Shard {
         }
         for _ in 0..OBJECTS_A_TURN {
             let Some(client) = self.clients.get_mut(conn).filter(|client| !client.closing) else {
-                return Taken { bytes: input.len(), more: false };
+                return Taken::all(input);
             };
             if !client.holds.is_empty() {
                 return Taken { bytes: taken, more: false };
