@@ -192,7 +192,10 @@ fn table(rows: &[Row], language: Language) -> Result<String, std::fmt::Error> {
     let (machine, date) = (machine::describe(), chrono::Local::now().format("%F"));
     match language {
         Language::English => {
-            writeln!(out, "{date}, {machine}. Times in us are the CPU time, user and system, that the whole server takes for a message.\n")?;
+            writeln!(
+                out,
+                "{date}, {machine}. Times in us are the CPU time, user and system, that the whole server takes for a message.\n"
+            )?;
             writeln!(out, "| workload | goal | | measured | `cargo bench --bench load --` |")?;
         }
         Language::Chinese => {

@@ -6,6 +6,7 @@ mod python;
 #[path = "../support/mod.rs"]
 mod support;
 
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 use chat_server::wire::msgid;
 use client::{BINARY, Browser, CLOSE, FIRST, LAST, MORE, PING, PONG, TEXT, UPGRADE, frame, http};
 use serde_json::json;
-use support::{Account, Client, Config, World, eventually};
+use support::{Account, Client, Config, DEADLINE, World, eventually};
 
 const PAGE: &str = include_str!("../../src/web/page.html");
 
@@ -416,6 +417,31 @@ fn limits_hold_as_for_all() {
         }
     }
     panic!("the login timeout did not come");
+}
+
+/// Who is refused before the first byte is told in JSON, as it may be any client.
+#[test]
+fn browsers_count_towards_the_limit_of_connections() {
+    let world = Config::new(2).own(&["--max-connections", "2"]);
+    let mut browser = browser(&world);
+    let mut other = world.client();
+    for _ in 0..2 {
+        let told = http(world.server().address, "");
+        let refusal: serde_json::Value = serde_json::from_str(told.trim_end_matches(['\0', '\n'])).expect("an object");
+        assert_eq!((&refusal["msgid"], &refusal["errno"]), (&json!(201), &json!(20)), "{refusal}");
+    }
+    assert_eq!(other.request(json!({"msgid": 202}))["msgid"], 203);
+    // A place is free again as soon as a browser has left it.
+    browser.send_raw(frame(CLOSE, b""));
+    browser.expect_close(1000);
+    eventually("a browser is let in", || {
+        let mut stream = TcpStream::connect(world.server().address).expect("a server");
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let begun = format!("GET /ws HTTP/1.1\r\n{UPGRADE}\r\n");
+        let mut reply = [0; 12];
+        stream.write_all(begun.as_bytes()).and_then(|()| stream.read_exact(&mut reply)).is_ok()
+            && reply == *b"HTTP/1.1 101"
+    });
 }
 
 /// A tab that sleeps.
