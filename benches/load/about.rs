@@ -6,7 +6,7 @@ use std::process::Command;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::flags::{Flags, Rate, Share, Sizes};
+use crate::flags::{After, Flags, Rate, Share, Sizes};
 use crate::machine;
 use crate::which;
 use crate::workload::Workload;
@@ -50,7 +50,8 @@ impl About {
 
 fn is_open(flags: &Flags) -> bool {
     let is_searched = flags.find_max || !flags.slo.is_empty();
-    is_searched || flags.rate.is_some() || flags.workload.is_always_open() || flags.workload == Workload::Idle
+    let has_no_loop = matches!(flags.workload, Workload::Idle | Workload::Storm);
+    is_searched || flags.rate.is_some() || flags.workload.is_always_open() || has_no_loop
 }
 
 /// What is measured.
@@ -88,8 +89,13 @@ pub fn title(flags: &Flags) -> String {
     match workload {
         Workload::Paused => title += &format!(", readers pause for {} s", flags.pause()),
         Workload::Slow => title += &format!(", readers take {} bytes a second", flags.read_rate()),
+        Workload::Storm => title += storm(flags),
         Workload::Busy => title += &format!(", the recipient stands still for {} s", flags.pause()),
         _ => {}
+    }
+    if flags.half_open + flags.slow_senders > 0 {
+        let (half_open, slow) = (flags.half_open, flags.slow_senders);
+        title += &format!(", beside {half_open} half-open connections and {slow} slow senders");
     }
     let threads = flags.threads + u16::from(workload.has_a_pair_beside());
     if workload != Workload::Idle {
@@ -100,7 +106,20 @@ pub fn title(flags: &Flags) -> String {
             false => format!(", {} x {} s", flags.rounds(), flags.seconds()),
         };
     }
+    if workload == Workload::Storm {
+        title += " at most";
+    }
     title
+}
+
+/// How a storm comes.
+fn storm(flags: &Flags) -> &'static str {
+    match (flags.after, flags.rate.is_some() || flags.find_max || !flags.slo.is_empty()) {
+        (Some(After::Cut), _) => ", after their connections were cut",
+        (Some(After::Kill), _) => ", after the server was killed",
+        (None, true) => "",
+        (None, false) => ", all at once",
+    }
 }
 
 /// What it is measured with, and where.
@@ -153,6 +172,9 @@ pub fn settings(flags: &Flags) -> Value {
         "think": flags.think.map(|think| think.to_string()), "ramp": flags.ramp(),
         "pin": flags.pin.as_ref().map(|pin| [Some(pin.own.clone()), pin.server.clone()]),
         "source": flags.source.map(|source| source.to_string()),
+        "after": flags.after,
+        "half_open": (flags.half_open > 0).then_some(flags.half_open),
+        "slow_senders": (flags.slow_senders > 0).then_some(flags.slow_senders),
         "addr": flags.addr, "machine": machine::describe(),
         "launch": flags.launch, "version": if is_ours { version(&flags.server()) } else { String::new() },
         "bench_version": env!("CARGO_PKG_VERSION"), "seed": flags.seed(),

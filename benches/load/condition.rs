@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use crate::figures::Figures;
 use crate::measures::Measure;
+use crate::tally::Turnout;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Condition {
@@ -136,8 +137,8 @@ impl Condition {
         self.subject == Subject::Figure("to_floor")
     }
 
-    /// The condition is about a recipient that stands still.
-    pub fn needs_a_pause(&self) -> bool {
+    /// The condition is about how soon all is as before.
+    pub fn needs_a_return(&self) -> bool {
         self.subject == Subject::Figure("back")
     }
 
@@ -157,7 +158,9 @@ impl Condition {
             Subject::Figure(name) => match name {
                 "rate" => figures.rate,
                 "back" => {
-                    figures.services.iter().map(|it| it.back.map_or(f64::INFINITY, |s| s * 1e6)).fold(0.0, f64::max)
+                    let services = figures.services.iter().map(|service| service.back);
+                    let backs = services.chain(figures.turnout.iter().map(Turnout::all));
+                    backs.map(|back| back.map_or(f64::INFINITY, |seconds| seconds * 1e6)).fold(0.0, f64::max)
                 }
                 "cpu" => figures.cpu(),
                 "cpu.user" => figures.user(),

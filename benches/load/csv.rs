@@ -29,6 +29,18 @@ fn text(run: &Run) -> anyhow::Result<String> {
             numbers.try_for_each(|(figure, value)| row(None, figure, value))?;
         }
         row(None, "refusals", figures.counts.refusals() as f64)?;
+        for (why, refusal) in &figures.counts.refused {
+            row(None, &format!("refused, {why}"), refusal.count as f64)?;
+        }
+        if let Some(turnout) = &figures.turnout {
+            row(None, "served", turnout.served as f64)?;
+            for (why, attempt) in &turnout.again {
+                row(None, &format!("again, {why}"), attempt.count as f64)?;
+            }
+        }
+        if let Some(strangers) = &figures.strangers {
+            row(None, "strangers closed", strangers.closed as f64)?;
+        }
         for (second, figure, value) in steps(figures) {
             row(Some(second), &figure, value)?;
         }

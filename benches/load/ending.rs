@@ -139,15 +139,27 @@ impl Owned {
     pub fn is_alive(&mut self) -> bool {
         matches!(self.0.try_wait(), Ok(None))
     }
-}
 
-impl Drop for Owned {
-    fn drop(&mut self) {
+    /// Kills it with all that it has started, and waits until it is gone.
+    pub fn kill(&mut self) {
         // It leads its session and group; if it could not be made the leader, there is no such group.
         let group = nix::unistd::Pid::from_raw(self.pid() as i32);
         let _ = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL);
         let _ = self.0.kill();
         let _ = self.0.wait();
         release(self.pid());
+    }
+
+    /// Starts it anew, once it has been killed.
+    pub fn start_again(&mut self, command: &mut Command) -> std::io::Result<()> {
+        self.0 = command.spawn()?;
+        adopt(self.pid());
+        Ok(())
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        self.kill();
     }
 }

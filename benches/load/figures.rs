@@ -9,7 +9,7 @@ use crate::hdr;
 use crate::machine::Cpu;
 use crate::measures::{Measure, Measures};
 use crate::stats::median;
-use crate::tally::Counts;
+use crate::tally::{Counts, Strangers, Turnout};
 use crate::timeline::{STEP, Timeline};
 
 /// The share of all cores, or of one generator thread's time, above which nothing was left to wait with.
@@ -42,6 +42,10 @@ pub struct Figures {
     pub samples: Vec<Sample>,
     /// How a busy recipient was served; else none.
     pub services: Vec<Service>,
+    /// How a storm's users were served; else none.
+    pub turnout: Option<Turnout>,
+    /// Who was there beside those that are measured, if anybody.
+    pub strangers: Option<Strangers>,
     /// It ended before its time, and why.
     pub cut_short: Option<String>,
 }
@@ -191,6 +195,10 @@ impl Figures {
             let back = service.back.unwrap_or(service.rest).max(STEP as f64 / 1e9);
             rows.push((format!("back ms, {}", service.name), back * 1000.0, false));
         }
+        if let Some(turnout) = &self.turnout {
+            // Those that are not served have taken all the time that there was, at least.
+            rows.push(("all served ms".to_owned(), turnout.all().unwrap_or(self.seconds) * 1000.0, false));
+        }
         for measure in self.measures.seen().filter(|&measure| measure != Measure::Lag) {
             for (name, part) in [("p50", 0.5), ("p99", 0.99), ("p999", 0.999)] {
                 rows.push((format!("{}.{name} us", measure.key()), self.measures.quantile(measure, part), false));
@@ -206,9 +214,17 @@ pub fn together(rounds: &[Figures]) -> anyhow::Result<Figures> {
     let of = |figure: &dyn Fn(&Figures) -> f64| median(rounds.iter().map(figure).collect());
     let ratios: Vec<f64> = rounds.iter().filter_map(|round| round.to_floor).collect();
     let (mut measures, mut counts) = (Measures::new()?, Counts::default());
+    let (mut turnout, mut strangers): (Option<Turnout>, Option<Strangers>) = (None, None);
     for round in rounds {
         measures.add(&round.measures)?;
         counts.add(&round.counts);
+        if let Some(it) = &round.turnout {
+            turnout.get_or_insert_default().add(it);
+        }
+        if let Some(it) = &round.strangers {
+            let before = strangers.take().map_or(0, |before| before.closed);
+            strangers = Some(Strangers { closed: before + it.closed, ..it.clone() });
+        }
     }
     let last = &rounds[rounds.len() - 1];
     let services = last.services.iter().enumerate().map(|(n, service)| {
@@ -243,6 +259,8 @@ pub fn together(rounds: &[Figures]) -> anyhow::Result<Figures> {
         sampled: last.sampled,
         samples: last.samples.clone(),
         services: services.collect(),
+        turnout,
+        strangers,
         cut_short: rounds.iter().find_map(|round| round.cut_short.clone()),
     })
 }

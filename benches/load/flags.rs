@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail, ensure};
 use clap::parser::ValueSource;
-use clap::{CommandFactory, FromArgMatches, Parser};
+use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -248,6 +248,13 @@ Exit status:
        interval of compare is worse, a --fail-if was met, or no rate keeps each --slo
   130  (143) ended by Ctrl-C (SIGTERM), and nothing was wrong until then
 
+A storm's times: served, from when a user was due to the reply to its login, which is all that follows;
+  lag, until this program had begun, its own delay; connect, until the connection was there; accept, from then to the
+  first answer, of a PING, or with --ws to the upgrade, and none where a server answers neither; login, from the LOGIN
+  to its reply; and by the server's own metrics, in the steps of their buckets, rounded up, queue, what its jobs waited
+  for a worker, and store, what the store took for each of its operations. These two are parts of login, and none where
+  there are no metrics. What this program is busy with itself is in connect, accept and login, too: see the marks.
+
 compare OLD NEW runs two server binaries in turn, at least 7 rounds each, and tells which rows differ; or it compares
 two files that --out has written.
 
@@ -283,7 +290,7 @@ pub struct Flags {
     /// Fresh servers to start; several make a cluster with a MariaDB and a Redis of its own [default: 1; busy: 2]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=16))]
     pub nodes: Option<u16>,
-    /// [default: 200; idle: 7500; crowd: 10002; mix: 2000; paused, slow: 22; busy: 5]
+    /// [default: 200; idle: 7500; crowd: 10002; mix: 2000; storm: 1000; paused, slow: 22; busy: 5]
     #[arg(long)]
     pub users: Option<usize>,
     /// Users of each group: --members 3, --members 10 [default: all]
@@ -303,8 +310,8 @@ pub struct Flags {
     /// What a user sends in one turn leaves in one write; without it, each message in its own
     #[arg(long)]
     pub batch: bool,
-    /// Messages a second, sent when due whatever the server does; latency counts from then (pairs,
-    /// group, store, mix, paused, slow, busy). As 50%: of what a closed loop of window 16 is measured to carry (pairs)
+    /// Messages a second, or users of a storm, sent when due whatever the server does; latency counts from then (pairs,
+    /// group, store, storm, mix, paused, slow, busy). As 50%: of what a closed loop of window 16 is measured to carry (pairs)
     #[arg(long, value_name = "N|N%")]
     pub rate: Option<Rate>,
     /// In a closed loop, a user waits so long before it acts again, or anything between two: 0.5-2
@@ -320,6 +327,18 @@ pub struct Flags {
     /// slow: what each recipient reads, in bytes a second [default: 16384]
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1024..))]
     pub read_rate: Option<u32>,
+    /// storm: all users have been logged in, and this has happened; they come back until they are served
+    #[arg(long, value_enum)]
+    pub after: Option<After>,
+    /// Beside the users, so many connections that send nothing, or half a request; those that the server closes come again
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub half_open: u32,
+    /// Beside the users, so many clients that never log in and send PINGs slowly, a byte each 200 ms
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub slow_senders: u32,
+    /// storm: where the servers of --addr serve their metrics
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
+    pub metrics: Vec<String>,
     /// Both users of a pair on one reactor; without it, on two
     #[arg(long)]
     pub together: bool,
@@ -335,7 +354,8 @@ pub struct Flags {
     /// Generator threads; each has its own share of the users, and its own group
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: u16,
-    /// How long each round is measured [default: 3; busy: 20]
+    /// How long each round is measured [default: 3; busy: 20]; how long a storm may take [default: 60 s after the last
+    /// user is due]
     #[arg(long)]
     pub seconds: Option<f64>,
     /// Number of rounds: medians of throughput and CPU, latencies of all together [default: 1; compare: 7;
@@ -350,8 +370,8 @@ pub struct Flags {
     /// server of the family on 127.0.0.1. The packages give no acks
     #[arg(long, value_name = "NAMES|COMMAND")]
     pub rival: Vec<Rivals>,
-    /// Exit status 2 if the server's figures are so: 'chat.p99>5ms', 'rate<100k', 'cpu>8us', 'lost>0', of busy 'back>3s';
-    /// repeatable
+    /// Exit status 2 if the server's figures are so: 'chat.p99>5ms', 'rate<100k', 'cpu>8us', 'lost>0', of busy and storm
+    /// 'back>3s'; repeatable
     #[arg(long, value_name = "CONDITION")]
     pub fail_if: Vec<Condition>,
     /// Refusals with this errno are what is expected: they are counted, and are no failure; repeatable
@@ -425,6 +445,16 @@ pub struct Flags {
     /// Which flags the command line has.
     #[arg(skip)]
     pub given: Vec<String>,
+}
+
+/// What has befallen a storm's users before they come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum After {
+    /// All their connections were reset
+    Cut,
+    /// The servers were killed, and are starting again. Not with --addr
+    Kill,
 }
 
 /// What the command line asks for.
@@ -567,7 +597,22 @@ impl Flags {
     }
 
     pub fn seconds(&self) -> f64 {
-        self.seconds.unwrap_or(self.workload.usual_seconds())
+        // The last user of a storm is due when all others have been.
+        let until_due = match self.rate().filter(|_| self.workload == Workload::Storm) {
+            Some(rate) => self.users() as f64 / rate + self.ramp() / 2.0,
+            None => 0.0,
+        };
+        self.seconds.unwrap_or(until_due + self.workload.usual_seconds())
+    }
+
+    /// How long it goes on before anything is measured, in seconds.
+    pub fn warm_up(&self) -> f64 {
+        if self.workload == Workload::Storm { 0.0 } else { self.ramp() + (self.seconds() / 4.0).min(1.0) }
+    }
+
+    /// The clients of this generator that never log in: half-open ones, and slow senders.
+    pub fn strangers(&self) -> [usize; 2] {
+        [self.half_open, self.slow_senders].map(|count| count as usize / self.shares())
     }
 
     pub fn pause(&self) -> f64 {
@@ -609,14 +654,15 @@ impl Flags {
     /// # Errors
     /// A name is not known, or there is no port.
     pub fn addresses(&self) -> anyhow::Result<Vec<SocketAddr>> {
-        let resolved = self.addr.iter().map(|text| {
-            let found = text.to_socket_addrs().with_context(|| format!("--addr {text}: HOST:PORT is asked for"))?;
-            let mut found: Vec<SocketAddr> = found.collect();
-            // Servers of the family listen on IPv4, and many names have both.
-            found.sort_by_key(SocketAddr::is_ipv6);
-            found.into_iter().next().with_context(|| format!("--addr {text}: the name has no address"))
-        });
-        resolved.collect()
+        self.addr.iter().map(|text| address("--addr", text)).collect()
+    }
+
+    /// Where servers that run already serve their metrics.
+    ///
+    /// # Errors
+    /// A name is not known, or there is no port.
+    pub fn metrics(&self) -> anyhow::Result<Vec<SocketAddr>> {
+        self.metrics.iter().map(|text| address("--metrics", text)).collect()
     }
 
     /// # Errors
@@ -640,7 +686,8 @@ impl Flags {
         );
         ensure!(workload != Workload::Busy || threads == 1, "busy has one recipient: --threads 1");
         ensure!(!workload.has_a_pair_beside() || users >= 4, "{} needs a pair and two more users", workload.name());
-        let are_pairs = !matches!(workload, Workload::Group | Workload::Mix | Workload::Idle | Workload::Busy);
+        let are_pairs =
+            !matches!(workload, Workload::Group | Workload::Mix | Workload::Idle | Workload::Storm | Workload::Busy);
         let step = if are_pairs { 2 * threads } else { threads };
         let are_enough = users >= 2 * threads && users.is_multiple_of(step);
         ensure!(are_enough, "--users must be {} or more, and a multiple of {step}", 2 * threads);
@@ -686,8 +733,8 @@ impl Flags {
             );
             ensure!(!condition.needs_floor() || self.floor, "{flag} {condition} needs --floor");
             ensure!(
-                !condition.needs_a_pause() || self.workload == Workload::Busy,
-                "{flag} {condition} needs --workload busy"
+                !condition.needs_a_return() || matches!(self.workload, Workload::Busy | Workload::Storm),
+                "{flag} {condition} needs --workload busy or storm"
             );
             ensure!(
                 !condition.needs_pid() || self.addr.is_empty() || !self.pid.is_empty(),
@@ -699,7 +746,7 @@ impl Flags {
 
     /// Why a flag means nothing beside the others.
     fn use_of(&self, id: &str) -> Result<(), String> {
-        use Workload::{Busy, Group, Idle, Mix, Pairs, Paused, Register, Slow};
+        use Workload::{Busy, Group, Idle, Mix, Pairs, Paused, Register, Slow, Storm};
         let (mode, workload, name) = (self.mode(), self.workload, self.workload.name());
         let is_foreign = !self.addr.is_empty();
         let only = |is_used: bool, why: &str| if is_used { Ok(()) } else { Err(why.to_owned()) };
@@ -771,7 +818,7 @@ impl Flags {
             "size" => not_here(workload.sends_messages()),
             "seq" if workload.always_acks() => Err(format!("{name} asks for acks anyway")),
             "seq" => not_here(workload.sends_messages()),
-            "batch" => not_here(!matches!(workload, Idle | Register)),
+            "batch" => not_here(!matches!(workload, Idle | Register | Storm)),
             "rate" if matches!(self.rate, Some(Rate::Percent(_))) => {
                 only(mode != Mode::Find, "the search begins at a number")?;
                 only(workload == Pairs, "a percentage goes with pairs, whose capacity can be measured")
@@ -781,13 +828,27 @@ impl Flags {
                 only(!self.floor && self.rival.is_empty(), "the floor and the rivals are reached from one address")
             }
             "think" if self.rate().is_some() => Err("in an open loop, nobody waits for an answer".to_owned()),
-            "think" => not_here(workload != Idle),
+            "think" => not_here(!matches!(workload, Idle | Storm)),
+            "ramp" if workload == Storm => only(self.rate.is_some(), "without a --rate, all users come at once"),
             "ramp" => not_here(workload != Idle),
             "pin" if is_foreign && self.pin.as_ref().is_some_and(|pin| pin.server.is_some()) => {
                 Err("a server of --addr has its cores already: without the part behind the colon".to_owned())
             }
             "pause" => not_here(matches!(workload, Paused | Busy)),
             "read_rate" => not_here(workload == Slow),
+            "after" => {
+                not_here(workload == Storm)?;
+                only(!is_foreign || self.after != Some(After::Kill), "a server of --addr was not started here")
+            }
+            "metrics" => {
+                not_here(workload == Storm)?;
+                only(is_foreign, "of a server that is started here, it is known where they are")
+            }
+            "half_open" | "slow_senders" => {
+                not_here(workload != Idle)?;
+                let is_family = !self.floor && self.rivals().all(|rival| matches!(rival, Rival::Command(_)));
+                only(is_family, "the floor and the packages have no clients beside those that are measured")
+            }
             "together" => {
                 not_here(workload == Pairs)?;
                 only(!is_foreign, "nobody knows how many reactors a server of --addr has")
@@ -812,6 +873,14 @@ impl Flags {
             _ => Ok(()),
         }
     }
+}
+
+fn address(flag: &str, text: &str) -> anyhow::Result<SocketAddr> {
+    let found = text.to_socket_addrs().with_context(|| format!("{flag} {text}: HOST:PORT is asked for"))?;
+    let mut found: Vec<SocketAddr> = found.collect();
+    // Servers of the family listen on IPv4, and many names have both.
+    found.sort_by_key(SocketAddr::is_ipv6);
+    found.into_iter().next().with_context(|| format!("{flag} {text}: the name has no address"))
 }
 
 /// What this run times.

@@ -17,20 +17,33 @@ const MASKED: u8 = 0x80;
 /// The server's answer is shorter.
 const MAX_HEAD: usize = 8192;
 
-/// Asks for a WebSocket, and returns what has come behind the server's answer.
-pub fn open(stream: &mut TcpStream, address: SocketAddr) -> anyhow::Result<Vec<u8>> {
-    let request = format!(
+/// What asks for a WebSocket.
+pub fn request(address: SocketAddr) -> String {
+    format!(
         "GET /ws HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
          Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-    );
-    stream.write_all(request.as_bytes())?;
+    )
+}
+
+/// The length of the server's answer, once it is whole.
+///
+/// # Errors
+/// It is no yes.
+pub fn answer(input: &[u8]) -> anyhow::Result<Option<usize>> {
+    let end = memmem::find(input, b"\r\n\r\n").map(|at| at + 4);
+    let is_yes = if end.is_some() { input.starts_with(b"HTTP/1.1 101 ") } else { input.len() < MAX_HEAD };
+    ensure!(is_yes, "{}", sample(input));
+    Ok(end)
+}
+
+/// Asks for a WebSocket, and returns what has come behind the server's answer.
+pub fn open(stream: &mut TcpStream, address: SocketAddr) -> anyhow::Result<Vec<u8>> {
+    stream.write_all(request(address).as_bytes())?;
     let mut input = Vec::new();
     loop {
-        if let Some(at) = memmem::find(&input, b"\r\n\r\n") {
-            ensure!(input.starts_with(b"HTTP/1.1 101 "), "no WebSocket at {address}: {}", sample(&input));
-            return Ok(input.split_off(at + 4));
+        if let Some(end) = answer(&input).with_context(|| format!("no WebSocket at {address}"))? {
+            return Ok(input.split_off(end));
         }
-        ensure!(input.len() < MAX_HEAD, "no WebSocket at {address}: {}", sample(&input));
         let mut buffer = [0; 1024];
         let length = stream.read(&mut buffer).with_context(|| format!("no WebSocket at {address}"))?;
         ensure!(length > 0, "no WebSocket at {address}: it closes the connection");

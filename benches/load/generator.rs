@@ -5,7 +5,7 @@
 //! [`Traffic`].
 
 use std::io::{ErrorKind, Read, Write};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use mio::net::TcpStream;
@@ -20,7 +20,7 @@ use crate::roles::{Role, Troupe};
 use crate::schedule::Schedule;
 use crate::series::Series;
 use crate::stats::mix;
-use crate::tally::Counts;
+use crate::tally::{Counts, Turnout};
 use crate::timeline::Timeline;
 use crate::traffic::{Plan, Traffic};
 
@@ -37,13 +37,13 @@ const READING: Duration = Duration::from_millis(5);
 /// How often lost messages are looked for.
 const SWEEP: u64 = 250_000_000;
 /// An act this long after it was due, or later, is the generator's fault. Nanoseconds.
-const LATE: u64 = 10_000_000;
+pub const LATE: u64 = 10_000_000;
 /// Acts before the next look at what has come.
 const ACTS: usize = 64;
 /// How many bytes of one client may wait for the kernel; with more, the client does not act.
 const FULL: usize = 256 * 1024;
 const ALARM: Token = Token(usize::MAX);
-const NOT_YET: u64 = u64::MAX;
+pub const NOT_YET: u64 = u64::MAX;
 
 /// What all threads share with the one that measures.
 #[derive(Debug)]
@@ -57,6 +57,8 @@ pub struct Shared {
     pub hurry: AtomicBool,
     /// Messages that have arrived, or requests that were answered.
     pub done: AtomicU64,
+    /// Threads of a storm in which nobody is to come any more.
+    pub calm: AtomicUsize,
     pub series: Series,
 }
 
@@ -68,6 +70,7 @@ impl Shared {
             stopping: AtomicBool::new(false),
             hurry: AtomicBool::new(false),
             done: AtomicU64::new(0),
+            calm: AtomicUsize::new(0),
             series: Series::default(),
         }
     }
@@ -85,6 +88,8 @@ pub struct Outcome {
     /// Accounts that it has opened.
     pub opened: u64,
     pub timelines: [Timeline; 2],
+    /// How a storm's users were served.
+    pub turnout: Option<Turnout>,
     /// All its connections were closed by the server.
     pub is_alone: bool,
     /// It ended while objects still arrived.
@@ -261,6 +266,7 @@ impl<'a> Generator<'a> {
             measures: self.traffic.measures,
             counts: self.traffic.counts,
             timelines: self.traffic.timelines,
+            turnout: None,
             busiest: cpu.busy(),
             due,
             late,
@@ -502,13 +508,13 @@ impl<'a> Generator<'a> {
 
 /// CPU time of this thread while it is measured.
 #[derive(Debug, Default)]
-struct Cpu {
+pub struct Cpu {
     first: Option<(f64, u64)>,
     last: Option<(f64, u64)>,
 }
 
 impl Cpu {
-    fn look(&mut self, from: u64, to: u64) -> anyhow::Result<()> {
+    pub fn look(&mut self, from: u64, to: u64) -> anyhow::Result<()> {
         if from != NOT_YET && self.first.is_none() {
             self.first = Some((CpuClock::THREAD.seconds()?, clock::now()));
         }
@@ -518,7 +524,7 @@ impl Cpu {
         Ok(())
     }
 
-    fn busy(&self) -> f64 {
+    pub fn busy(&self) -> f64 {
         match (self.first, self.last) {
             (Some((first, from)), Some((last, to))) if to > from => (last - first) * 1e9 / (to - from) as f64,
             _ => 0.0,

@@ -17,8 +17,10 @@
 //! | `about.rs`, `run.rs`, `shares.rs` | a run: what was measured and what came out, also as a file |
 //! | `frames.rs`, `dialect.rs`, `message.rs` | what goes over the wire |
 //! | `program.rs`, `stores.rs`, `target.rs`, `rivals.rs`, `floor.rs` | what is put under load |
+//! | `scrape.rs` | what servers tell of their own times |
 //! | `book.rs`, `users.rs`, `detect.rs`, `preflight.rs`, `roles.rs` | the users, what they find, and their roles |
 //! | `traffic.rs`, `generator.rs` | a thread full of clients: what they send and get, and its loop |
+//! | `storm.rs`, `strangers.rs` | users that come all at once or at a rate; clients that never log in |
 //! | `round.rs` | what is measured |
 //! | `table.rs`, `advice.rs`, `plot.rs`, `report.rs`, `csv.rs` | how it is shown |
 //! | `idle.rs`, `find.rs`, `sweep.rs`, `goals.rs`, `compare.rs`, `smoke.rs` | what else can be asked for |
@@ -57,12 +59,15 @@ pub(crate) mod roles;
 pub(crate) mod round;
 pub(crate) mod run;
 pub(crate) mod schedule;
+pub(crate) mod scrape;
 pub(crate) mod search;
 pub(crate) mod series;
 pub(crate) mod shares;
 pub(crate) mod smoke;
 pub(crate) mod stats;
 pub(crate) mod stores;
+pub(crate) mod storm;
+pub(crate) mod strangers;
 pub(crate) mod sweep;
 pub(crate) mod table;
 pub(crate) mod tally;

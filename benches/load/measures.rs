@@ -24,8 +24,18 @@ pub enum Measure {
     Ack,
     /// The time from a chat's sending to the ack that it is stored.
     Stored,
+    /// The time from when a storm's user was due to the reply to its login: all of what follows, and the lag.
+    Served,
+    /// The time from the beginning of a connection until it was there.
+    Connect,
+    /// The time from then to the server's first answer.
+    Accept,
     /// The time from a login's sending (or due time) to its reply.
     Login,
+    /// The time that the server's jobs waited for a worker, by its own account.
+    Queue,
+    /// The time that its store took for each of them, by its own account.
+    Store,
     /// The time from the same to the last of the messages that were stored for the user.
     Return,
     /// The time from a registration to its reply.
@@ -37,13 +47,18 @@ pub enum Measure {
 }
 
 impl Measure {
-    pub const ALL: [Measure; 10] = [
+    pub const ALL: [Measure; 15] = [
         Measure::Chat,
         Measure::Member,
         Measure::LastMember,
         Measure::Ack,
         Measure::Stored,
+        Measure::Served,
+        Measure::Connect,
+        Measure::Accept,
         Measure::Login,
+        Measure::Queue,
+        Measure::Store,
         Measure::Return,
         Measure::Register,
         Measure::CatchUp,
@@ -58,7 +73,12 @@ impl Measure {
             Measure::LastMember => "last member",
             Measure::Ack => "ack",
             Measure::Stored => "stored",
+            Measure::Served => "served",
+            Measure::Connect => "connect",
+            Measure::Accept => "accept",
             Measure::Login => "login",
+            Measure::Queue => "queue",
+            Measure::Store => "store",
             Measure::Return => "return",
             Measure::Register => "register",
             Measure::CatchUp => "catch up",
@@ -89,8 +109,13 @@ impl Measures {
     }
 
     pub fn record(&mut self, measure: Measure, nanoseconds: u64) {
+        self.record_many(measure, nanoseconds, 1);
+    }
+
+    /// The same time, so often.
+    pub fn record_many(&mut self, measure: Measure, nanoseconds: u64, count: u64) {
         let times = &mut self.0[measure as usize];
-        times.histogram.saturating_record(nanoseconds.max(1));
+        times.histogram.saturating_record_n(nanoseconds.max(1), count);
         times.max = times.max.max(nanoseconds);
     }
 

@@ -20,7 +20,7 @@ const LARGEST_PIECE: usize = 1024;
 /// The number of connections that the workload makes, with those of users that are absent later.
 fn connections(flags: &Flags) -> u64 {
     let absent = if flags.workload == Workload::Store { 2 } else { 1 };
-    (flags.users() * absent) as u64
+    (flags.users() * absent + flags.strangers().iter().sum::<usize>()) as u64
 }
 
 /// # Errors
@@ -82,7 +82,9 @@ fn check_process(flags: &Flags, pid: u32, connections: u64) -> anyhow::Result<()
         Some(number) => number.parse::<u64>().ok(),
         None => internet.filter(|_| is_internet),
     };
-    let registrations = if flags.accounts.as_ref().is_some_and(|file| file.exists()) { 0 } else { connections };
+    let strangers = flags.strangers().iter().sum::<usize>() as u64;
+    let new = connections.saturating_sub(strangers);
+    let registrations = if flags.accounts.as_ref().is_some_and(|file| file.exists()) { 0 } else { new };
     let registrations = if flags.workload == Workload::Register { u64::MAX } else { registrations };
     let members = match flags.workload {
         Workload::Group => flags.members().unwrap_or(flags.users() / usize::from(flags.threads)) as u64,
@@ -152,6 +154,9 @@ fn missing(flags: &Flags, it: &Capabilities, is_cluster: bool) -> Option<String>
     }
     if workload.is_a_storm() {
         return why("logins and disconnects side by side end it");
+    }
+    if flags.strangers() != [0; 2] {
+        return why("half a request ends it: without --half-open and --slow-senders");
     }
     if workload.is_always_open() || flags.window() > 1 {
         return why("two objects in one read end it, so each connection may have one in flight: --window 1");

@@ -23,6 +23,8 @@ pub struct Program {
     pub process: Owned,
     pub folder: TempDir,
     pub address: SocketAddr,
+    /// What has started it, and can do so again.
+    pub command: Command,
 }
 
 /// How it is known that a program can be used.
@@ -37,6 +39,13 @@ pub enum Ready {
 impl Program {
     pub fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// The address that follows these words in its log, the last time that they stand there.
+    pub fn logged(&self, words: &str) -> Option<SocketAddr> {
+        let log = log_of(self.folder.path());
+        let (_, rest) = log.rsplit_once(words)?;
+        rest.split(|c: char| c == '/' || c.is_whitespace()).next()?.parse().ok()
     }
 
     /// How it has ended, if it has, and what it has logged last.
@@ -84,7 +93,7 @@ pub fn start(
         let deadline = Instant::now() + STARTING;
         let child = command.stdin(Stdio::null()).stdout(stdout).stderr(stderr).spawn();
         let process = Owned::new(child.with_context(|| format!("{name} cannot be started"))?);
-        let mut program = Program { process, folder, address };
+        let mut program = Program { process, folder, address, command };
         while program.process.is_alive() && Instant::now() < deadline && ending::signal().is_none() {
             if program.is(ready)? {
                 return Ok(program);

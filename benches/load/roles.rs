@@ -116,9 +116,13 @@ pub fn cast(flags: &Flags, target: &Target, book: &mut Book) -> anyhow::Result<V
                 let senders = (1..all).map(|n| Role::Sender { is_elsewhere: n % nodes != 0 });
                 std::iter::once(Role::Recipient).chain(senders).collect()
             }
-            Workload::Pairs | Workload::Crowd | Workload::Idle | Workload::Paused | Workload::Slow => {
-                vec![Role::Partner; all]
-            }
+            // Idle sessions and storms have loops of their own.
+            Workload::Pairs
+            | Workload::Crowd
+            | Workload::Idle
+            | Workload::Storm
+            | Workload::Paused
+            | Workload::Slow => vec![Role::Partner; all],
         };
         troupes.push(Troupe { users: mine, roles, rate: flags.rate().map(|rate| rate / threads as f64) });
     }

@@ -12,7 +12,7 @@ use crate::clock::{self, CpuClock};
 use crate::detect;
 use crate::ending;
 use crate::figures::{Figures, Load, Part, Sample, Service};
-use crate::flags::{Flags, Rate, Rival, workload_measures};
+use crate::flags::{After, Flags, Rate, Rival, workload_measures};
 use crate::generator::{Generator, Outcome, Shared};
 use crate::live;
 use crate::machine::{self, Cpu};
@@ -20,8 +20,11 @@ use crate::measures::Measures;
 use crate::preflight;
 use crate::roles;
 use crate::run::Run;
+use crate::scrape::Scrape;
 use crate::series;
 use crate::stats::mix;
+use crate::storm;
+use crate::strangers::Company;
 use crate::tally::Counts;
 use crate::target::Target;
 use crate::traffic::Plan;
@@ -143,7 +146,12 @@ fn round(flags: &Flags, target: &mut Target, book: &mut Book) -> anyhow::Result<
         detect::find_out(target, book)?;
         preflight::check_capabilities(flags, target)?;
     }
-    let troupes = roles::cast(flags, target, book)?;
+    let (mut troupes, mut calm) = (Vec::new(), None);
+    match flags.workload {
+        Workload::Storm => calm = Some(storm::gather(flags, target, book)?),
+        _ => troupes = roles::cast(flags, target, book)?,
+    }
+    let company = Company::gather(flags, target)?;
     if let Some(start) = flags.start_at {
         wait_until(start.0)?;
     }
@@ -165,9 +173,22 @@ fn round(flags: &Flags, target: &mut Target, book: &mut Book) -> anyhow::Result<
     };
     let generators: Vec<Generator<'_>> =
         troupes.into_iter().map(|troupe| Generator::new(plan, troupe, &shared)).collect::<Result<_, _>>()?;
+    // What a killed server has counted is gone.
+    let is_kill = flags.after == Some(After::Kill);
+    let scraped = if is_kill { Some(Scrape::default()) } else { Scrape::of(&target.metrics(flags)?) };
+    let storms = calm.map_or(Ok(Vec::new()), |calm| calm.end(flags, target, &shared))?;
     let mut figures = std::thread::scope(|scope| -> anyhow::Result<Figures> {
-        let threads: Vec<_> = generators.into_iter().map(|generator| scope.spawn(|| generator.run())).collect();
-        let seen = watch(flags, target, &shared, || threads.iter().any(|thread| thread.is_finished()));
+        let storms = storms.into_iter().map(|storm| scope.spawn(|| storm.run())).collect::<Vec<_>>();
+        let generators = generators.into_iter().map(|generator| scope.spawn(|| generator.run()));
+        let threads: Vec<_> = storms.into_iter().chain(generators).collect();
+        let company = company.map(|company| scope.spawn(|| company.run(&shared.stopping)));
+        let is_calm = || flags.workload == Workload::Storm && shared.calm.load(Relaxed) == threads.len();
+        let mut seen = watch(flags, target, &shared, || is_calm() || threads.iter().any(|thread| thread.is_finished()));
+        if let (Ok(seen), Some(before)) = (&mut seen, &scraped)
+            && let Some(now) = Scrape::of(&target.metrics(flags)?)
+        {
+            now.record_since(before, &mut seen.measures);
+        }
         shared.hurry.store(ending::signal().is_some(), Relaxed);
         shared.stopping.store(true, Relaxed);
         while !threads.iter().all(|thread| thread.is_finished()) {
@@ -178,6 +199,9 @@ fn round(flags: &Flags, target: &mut Target, book: &mut Book) -> anyhow::Result<
             threads.into_iter().map(|thread| thread.join().expect("a generator does not panic")).collect();
         let outcomes = outcomes?;
         let mut figures = finish(seen?, &outcomes, book)?;
+        if let Some(company) = company {
+            figures.strangers = Some(company.join().expect("who never logs in does not panic")?);
+        }
         let step = series::step(flags.seconds());
         for sample in &mut figures.samples {
             sample.times = shared.series.of(sample.step(step));
@@ -218,7 +242,7 @@ fn watch(flags: &Flags, target: &Target, shared: &Shared, given_up: impl Fn() ->
             std::thread::sleep(GLANCE.min(deadline.saturating_duration_since(Instant::now())));
         }
     };
-    let warm_up = flags.ramp() + (flags.seconds() / 4.0).min(1.0);
+    let warm_up = flags.warm_up();
     live::show(&format!("{}, {}: warming up for {}", flags.workload.name(), target.name, live::time(warm_up)));
     wait(Duration::from_secs_f64(warm_up));
     let length = Duration::from_secs_f64(flags.seconds());
@@ -247,7 +271,7 @@ fn watch(flags: &Flags, target: &Target, shared: &Shared, given_up: impl Fn() ->
         last = these;
         let before = shared.series.of(sample.step(step).saturating_sub(1));
         let p99 = (!before.is_empty()).then(|| before.value_at_quantile(0.99));
-        live::show(&progress(flags, target, &sample, p99));
+        live::show(&progress(flags, target, &sample, p99, shared.done.load(Relaxed)));
         // What is left of the last step may be too short to say anything.
         if time > step / 2.0 || samples.is_empty() {
             samples.push(sample);
@@ -285,6 +309,8 @@ fn watch(flags: &Flags, target: &Target, shared: &Shared, given_up: impl Fn() ->
         sampled: workload_measures(flags).first().copied(),
         samples,
         services: Vec::new(),
+        turnout: None,
+        strangers: None,
         cut_short: target.ended().map(|pid| format!("process {pid} has ended in mid-run, after {seconds:.1} s")),
     })
 }
@@ -308,9 +334,16 @@ fn finish(mut figures: Figures, outcomes: &[Outcome], book: &mut Book) -> anyhow
         figures.counts.add(&outcome.counts);
         figures.load.busiest = figures.load.busiest.max(outcome.busiest);
         (due, late) = (due + outcome.due, late + outcome.late);
+        if let Some(turnout) = &outcome.turnout {
+            figures.turnout.get_or_insert_default().add(turnout);
+        }
         book.opened += outcome.opened;
     }
     figures.load.late = late as f64 / due.max(1) as f64;
+    if let Some(turnout) = figures.turnout.as_ref().filter(|turnout| turnout.last > 0.0) {
+        // It was watched a little longer.
+        figures.rate = turnout.served as f64 / turnout.last;
+    }
     if figures.cut_short.is_none() && outcomes.iter().any(|outcome| outcome.is_alone) {
         figures.cut_short = Some("the server has closed all connections of a thread in mid-run".to_owned());
     }
@@ -340,15 +373,20 @@ fn services(flags: &Flags, target: &Target, shared: &Shared, outcomes: &[Outcome
     services.collect()
 }
 
-/// How far it is, on a terminal. `p99`: of the step before, in microseconds, if anything was timed.
-fn progress(flags: &Flags, target: &Target, sample: &Sample, p99: Option<u64>) -> String {
+/// How far it is, on a terminal. `p99`: of the step before, in microseconds, if anything was timed. `served`: of a storm's
+/// users.
+fn progress(flags: &Flags, target: &Target, sample: &Sample, p99: Option<u64>, served: u64) -> String {
     let Sample { at, rate, cores, generator, all, resident_kib, .. } = sample;
     let p99 = p99.map_or(String::new(), |p99| format!(", p99 {}", live::latency(p99)));
-    let (workload, name, left) = (flags.workload.name(), &target.name, live::time(flags.seconds() - at));
+    let (workload, name, time) = (flags.workload.name(), &target.name, live::time(flags.seconds() - at));
+    let left = match flags.workload {
+        Workload::Storm => format!("{served} of {} users served, {time} left at most", flags.users()),
+        _ => format!("{time} left"),
+    };
     let own = if target.processes.is_empty() { String::new() } else { format!("{name} {cores:.2}, ") };
     let (cores, mib) = (machine::cores(), resident_kib / 1024);
     format!(
         "{workload}, {name}: {rate:.0} messages/s{p99}; CPU: {own}generator {generator:.2}, all {all:.2} of {cores:.0} \
-         cores; {mib} MiB; {left} left"
+         cores; {mib} MiB; {left}"
     )
 }

@@ -9,6 +9,7 @@ use crate::flags::Flags;
 use crate::machine::Cpu;
 use crate::run::Run;
 use crate::series;
+use crate::tally::Strangers;
 
 /// What the shares of one run may differ in.
 const FREE: [&str; 7] = ["machine", "seed", "addr", "version", "bench_version", "pin", "source"];
@@ -65,6 +66,14 @@ fn sum(all: &[&Figures]) -> anyhow::Result<Figures> {
     for other in &all[1..] {
         sum.measures.add(&other.measures)?;
         sum.counts.add(&other.counts);
+        if let (Some(sum), Some(other)) = (&mut sum.turnout, &other.turnout) {
+            sum.add(other);
+        }
+        if let (Some(sum), Some(other)) = (&mut sum.strangers, &other.strangers) {
+            let Strangers { half_open, slow, closed } = other;
+            *sum =
+                Strangers { half_open: sum.half_open + half_open, slow: sum.slow + slow, closed: sum.closed + closed };
+        }
     }
     sum.rate = all.iter().map(|figures| figures.rate).sum();
     let seer = all.iter().find(|figures| !figures.parts.is_empty());

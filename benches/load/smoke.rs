@@ -4,7 +4,7 @@ use anyhow::ensure;
 use clap::ValueEnum;
 
 use crate::ending::is_installed;
-use crate::flags::{Flags, Rate, Rival, Rivals, Sizes, Think};
+use crate::flags::{After, Flags, Rate, Rival, Rivals, Sizes, Think};
 use crate::which::say;
 use crate::workload::Workload;
 use crate::{idle, report, round, sweep, table};
@@ -22,6 +22,12 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
             Workload::Mix => clean(&Flags { users: Some(40), rate: Some(RATE), ..few })?,
             Workload::Pairs | Workload::Group => clean(&Flags { floor: true, threads: 2, ..few })?,
             Workload::Paused => clean(&Flags { rate: Some(RATE), pause: Some(0.05), ..few })?,
+            Workload::Storm => {
+                let storm = Flags { seconds: None, half_open: 4, slow_senders: 4, ..few };
+                clean(&storm)?;
+                clean(&Flags { after: Some(After::Cut), ..storm.clone() })?;
+                clean(&Flags { after: Some(After::Kill), ..storm })?;
+            }
             Workload::Slow => clean(&Flags { rate: Some(RATE), ..few })?,
             Workload::Busy => {
                 clean(&Flags { rate: Some(RATE), nodes: Some(1), seconds: Some(3.0), pause: Some(0.1), ..few })?;

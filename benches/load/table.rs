@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::figures::{Figures, Limit, TOO_LATE};
 use crate::measures::Measure;
 use crate::run::Run;
+use crate::tally::{Refusal, Strangers, Turnout};
 use crate::timeline::{STEP, Step};
 
 /// A row of a timeline is a second.
@@ -24,6 +25,7 @@ pub fn text(run: &Run) -> Result<String, std::fmt::Error> {
     counts(&mut out, &run.shown)?;
     for figures in &run.shown {
         services(&mut out, figures)?;
+        turnout(&mut out, figures)?;
     }
     for figures in &run.shown {
         writeln!(out, "{}: {}", figures.name, verdict(figures))?;
@@ -88,7 +90,7 @@ fn counts(out: &mut String, shown: &[Figures]) -> std::fmt::Result {
         write!(out, "{:9} {:8} {refused:8} {:7} {:7} ", c.out_of_order, c.changed, c.missed, c.closed)?;
         writeln!(out, "{:10} {:9} {:8}", c.acks_lost, c.acks_repeated, c.acks_changed)?;
         for (errno, refusal) in &c.refused {
-            writeln!(out, "          errno {errno}: {} refused, as with {}", refusal.count, refusal.sample)?;
+            refusal_row(out, errno, "refused", refusal)?;
         }
         if let Some(sample) = &c.changed_sample {
             writeln!(out, "          changed, as: {sample}")?;
@@ -122,6 +124,31 @@ fn services(out: &mut String, figures: &Figures) -> std::fmt::Result {
         writeln!(out, "{}, messages from its {}: {back}, at 95 % of the rate and live", figures.name, service.name)?;
     }
     Ok(())
+}
+
+/// How a storm's users were served, and who was there beside those that are measured.
+fn turnout(out: &mut String, figures: &Figures) -> std::fmt::Result {
+    let name = &figures.name;
+    if let Some(Turnout { users, served, last, again }) = &figures.turnout {
+        writeln!(out, "{name}: {served} of {users} users were served, the last of them after {last:.2} s")?;
+        for (why, refusal) in again {
+            refusal_row(out, why, "tried again", refusal)?;
+        }
+    }
+    if let Some(Strangers { half_open, slow, closed }) = &figures.strangers {
+        writeln!(
+            out,
+            "{name}: {half_open} half-open and {slow} slow clients were beside; their connections were closed {closed} times"
+        )?;
+    }
+    Ok(())
+}
+
+/// `why`: its errno, or what else went wrong.
+fn refusal_row(out: &mut String, why: &str, what: &str, Refusal { count, sample }: &Refusal) -> std::fmt::Result {
+    let errno = if why.parse::<i64>().is_ok() { "errno " } else { "" };
+    let sample = if sample.is_empty() { String::new() } else { format!(", as with {sample}") };
+    writeln!(out, "          {errno}{why}: {count} {what}{sample}")
 }
 
 /// The machine's use by its users, and what that says of the figures.
@@ -163,6 +190,10 @@ pub fn result(figures: &Figures) -> Value {
         });
         (service.name.replace(' ', "_"), json!({ "back_s": service.back, "seconds": seconds.collect::<Vec<_>>() }))
     });
+    let storm = figures.turnout.as_ref().map(|turnout| {
+        let Turnout { users, served, again, .. } = turnout;
+        json!({ "users": users, "served": served, "all_s": turnout.all(), "again": again })
+    });
     let load = &figures.load;
     let of_pids = |value: f64| (!figures.parts.is_empty()).then_some(value);
     let mut result = json!({
@@ -170,6 +201,7 @@ pub fn result(figures: &Figures) -> Value {
         "cpu_user_us": of_pids(figures.user()), "cpu_system_us": of_pids(figures.system()), "cpu_to_floor": figures.to_floor,
         "parts": parts.collect::<Map<_, _>>(), "resident_kib": of_pids(figures.resident_kib as f64),
         "latency": latencies.collect::<Map<_, _>>(), "service": services.collect::<Map<_, _>>(),
+        "storm": storm, "strangers": figures.strangers,
         "load": { "generator_cores": load.generator, "all_cores": load.all, "cores": load.cores,
             "busiest_thread": load.busiest, "late": load.late },
         "limit": figures.limit().map(Limit::name), "cut_short": figures.cut_short,

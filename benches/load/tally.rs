@@ -134,7 +134,7 @@ pub struct Counts {
     /// Messages that arrived with another text, name, id or recipient, and objects that make no sense.
     pub changed: u64,
     pub changed_sample: Option<String>,
-    /// The refusals by their errno.
+    /// The refusals by their errno; in a storm, also attempts that failed, by how they did.
     pub refused: BTreeMap<String, Refusal>,
     pub acks_lost: u64,
     pub acks_repeated: u64,
@@ -150,11 +150,7 @@ pub struct Counts {
 
 impl Counts {
     pub fn refuse(&mut self, errno: &str, times: u64, said: &[u8]) {
-        let refusal = self.refused.entry(errno.to_owned()).or_default();
-        if refusal.count == 0 {
-            refusal.sample = sample(said);
-        }
-        refusal.count += times;
+        refuse(&mut self.refused, errno, times, said);
     }
 
     pub fn change(&mut self, object: &[u8]) {
@@ -201,6 +197,52 @@ impl Counts {
         self.missed += other.missed;
         self.closed += other.closed;
     }
+}
+
+/// How a storm's users were served.
+#[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Turnout {
+    pub users: u64,
+    pub served: u64,
+    /// When the last of those was, in seconds since the storm began.
+    pub last: f64,
+    /// Attempts that came to nothing and were made again, by what went wrong.
+    pub again: BTreeMap<String, Refusal>,
+}
+
+impl Turnout {
+    /// How long it took until all were served, in seconds; `None`: not all were.
+    pub fn all(&self) -> Option<f64> {
+        (self.served == self.users).then_some(self.last)
+    }
+
+    pub fn try_again(&mut self, why: &str, times: u64, said: &[u8]) {
+        refuse(&mut self.again, why, times, said);
+    }
+
+    pub fn add(&mut self, other: &Turnout) {
+        self.users += other.users;
+        self.served += other.served;
+        self.last = self.last.max(other.last);
+        other.again.iter().for_each(|(why, it)| self.try_again(why, it.count, it.sample.as_bytes()));
+    }
+}
+
+/// Clients that never log in, beside those that are measured.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Strangers {
+    pub half_open: u64,
+    pub slow: u64,
+    /// How often the server has closed or refused the connection of one of them.
+    pub closed: u64,
+}
+
+fn refuse(refused: &mut BTreeMap<String, Refusal>, why: &str, times: u64, said: &[u8]) {
+    let refusal = refused.entry(why.to_owned()).or_default();
+    if refusal.count == 0 {
+        refusal.sample = sample(said);
+    }
+    refusal.count += times;
 }
 
 /// The beginning of what a server has said.

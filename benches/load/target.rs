@@ -10,12 +10,14 @@ use anyhow::{Context, ensure};
 use chat_server::home::Homes;
 use ipnet::IpNet;
 
+use crate::clock;
 use crate::dialect::{Capabilities, Dialect};
 use crate::ending::{Owned, apart, is_installed};
 use crate::flags::Flags;
 use crate::machine;
 use crate::program::{self, Program, Ready, STARTING, open_log};
 use crate::stores::{MariaDb, start_redis};
+use crate::workload::Workload;
 
 /// Given to every server that takes one, so that it is known which reactor each user belongs to.
 const HOME_SEED: u64 = 1;
@@ -121,6 +123,9 @@ impl Target {
         let mut words: Vec<String> = vec!["--password-cost".to_owned(), flags.password_cost().to_owned()];
         words.extend(["--reactors".to_owned(), flags.reactors().to_string()]);
         words.extend(["--workers".to_owned(), flags.workers().to_string()]);
+        if flags.workload == Workload::Storm {
+            words.extend(["--metrics".to_owned(), "127.0.0.1:0".to_owned()]);
+        }
         let homes = has_homes(binary)?.then(|| Homes::new(HOME_SEED, flags.reactors()));
         if homes.is_some() {
             words.extend(["--home-seed".to_owned(), HOME_SEED.to_string()]);
@@ -177,7 +182,7 @@ impl Target {
         let mut line = String::new();
         BufReader::new(output).read_line(&mut line)?;
         let port: u16 = line.trim().parse().context("the floor has no port")?;
-        let program = Program { process, folder, address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)) };
+        let program = Program { process, folder, address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)), command };
         Ok(Target::program("floor", Dialect::Chat(Capabilities::FLOOR), program))
     }
 
@@ -201,6 +206,42 @@ impl Target {
 
     pub fn is_sturdy(&self) -> bool {
         self.servers.iter().all(|server| server.dialect.is_sturdy())
+    }
+
+    /// Where its servers tell what they do, as far as they do and it is known.
+    pub fn metrics(&self, flags: &Flags) -> anyhow::Result<Vec<SocketAddr>> {
+        match &self.keep {
+            Keep::Foreign => flags.metrics(),
+            Keep::Nodes { servers, .. } => {
+                Ok(servers.iter().filter_map(|server| server.logged("metrics on http://")).collect())
+            }
+            Keep::Program(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// Kills its servers and starts them anew, with the same addresses and stores. They are not ready when this returns,
+    /// with the time when they were dead, in nanoseconds.
+    ///
+    /// # Errors
+    /// They were not started here, or cannot be started again.
+    pub fn kill_and_start_again(&mut self) -> anyhow::Result<u64> {
+        let is_one = matches!(self.keep, Keep::Program(_));
+        let programs = match &mut self.keep {
+            Keep::Foreign => &mut [],
+            Keep::Nodes { servers, .. } => &mut servers[..],
+            Keep::Program(program) => std::slice::from_mut(program),
+        };
+        ensure!(!programs.is_empty(), "a server that was not started here is not killed");
+        programs.iter_mut().for_each(|program| program.process.kill());
+        let dead = clock::now();
+        for Program { process, command, .. } in &mut *programs {
+            process.start_again(command).with_context(|| format!("{} cannot be started again", self.name))?;
+        }
+        if let Some(processes) = self.processes.first_mut() {
+            let pids = programs.iter().map(Program::pid);
+            processes.pids = if is_one { pids.flat_map(session).collect() } else { pids.collect() };
+        }
+        Ok(dead)
     }
 
     /// Which of its processes have ended.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, anyhow, bail, ensure};
 use chat_server::store::UserId;
 use ipnet::IpNet;
+use nix::errno::Errno;
 use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -57,14 +58,10 @@ impl User {
     /// `receive_buffer`: how much the kernel takes for a client that does not read. It must be known before the
     /// connection is made: a window that shrinks later has the kernel drop what it then gets.
     pub fn connect(server: Endpoint, account: Account, receive_buffer: Option<usize>) -> anyhow::Result<User> {
-        let Endpoint { address, dialect, source } = server;
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        let Endpoint { address, dialect, .. } = server;
+        let socket = socket(server)?;
         if let Some(bytes) = receive_buffer {
             socket.set_recv_buffer_size(bytes)?;
-        }
-        if let Some(source) = source.and_then(next_of) {
-            let bound = socket.bind(&SocketAddr::new(source, 0).into());
-            bound.with_context(|| format!("cannot connect from {source} for {}", account.name))?;
         }
         socket
             .connect_timeout(&address.into(), PATIENCE)
@@ -238,6 +235,32 @@ impl Drop for User {
         if let Some(stream) = &mut self.stream {
             pace::farewell(self.dialect.is_sturdy(), stream, TcpStream::shutdown);
         }
+    }
+}
+
+/// A socket from which a connection to this server can be made.
+fn socket(server: Endpoint) -> anyhow::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(server.address), Type::STREAM, Some(Protocol::TCP))?;
+    if let Some(source) = server.source.and_then(next_of) {
+        let bound = socket.bind(&SocketAddr::new(source, 0).into());
+        bound.with_context(|| format!("cannot connect from {source}"))?;
+    }
+    Ok(socket)
+}
+
+/// Begins to connect, and does not wait for it: when the socket is writable it is known what has become of it.
+///
+/// # Errors
+/// There are no more descriptors or ports.
+pub fn dial(server: Endpoint) -> anyhow::Result<mio::net::TcpStream> {
+    let socket = socket(server)?;
+    socket.set_nonblocking(true)?;
+    socket.set_tcp_nodelay(true)?;
+    match socket.connect(&server.address.into()) {
+        Err(error) if error.raw_os_error() != Some(Errno::EINPROGRESS as i32) => {
+            Err(error).with_context(|| format!("cannot connect to {}", server.address))
+        }
+        _ => Ok(mio::net::TcpStream::from_std(socket.into())),
     }
 }
 

@@ -21,6 +21,9 @@ pub enum Workload {
     Drain,
     /// All users log out and in again, over and over
     Login,
+    /// Users that are not connected come, at a --rate or all at once, connect, log in, and stay: each once, or --after
+    /// a cut or a kill until it is served. It ends when all are; see below
+    Storm,
     /// New accounts, over and over
     Register,
     /// Like people: most are idle, few talk, some in groups, some come and go
@@ -46,6 +49,7 @@ impl Workload {
             Workload::Idle => 7500,
             Workload::Crowd => 10_002,
             Workload::Mix => 2000,
+            Workload::Storm => 1000,
             Workload::Paused | Workload::Slow => 22,
             Workload::Busy => 5,
             _ => 200,
@@ -57,14 +61,18 @@ impl Workload {
         if self == Workload::Busy { 2 } else { 1 }
     }
 
-    /// How long a round is measured, in seconds, where nothing is said.
+    /// How long a round is measured, in seconds, where nothing is said; a storm, after the last user is due, at most.
     pub fn usual_seconds(self) -> f64 {
-        if self == Workload::Busy { 20.0 } else { 3.0 }
+        match self {
+            Workload::Busy => 20.0,
+            Workload::Storm => 60.0,
+            _ => 3.0,
+        }
     }
 
     /// Sends chats or group chats.
     pub fn sends_messages(self) -> bool {
-        !matches!(self, Workload::Idle | Workload::Login | Workload::Register)
+        !matches!(self, Workload::Idle | Workload::Login | Workload::Storm | Workload::Register)
     }
 
     /// Keeps a window of messages in flight.
@@ -74,7 +82,7 @@ impl Workload {
 
     /// Can send in time, whatever the server does.
     pub fn may_be_open(self) -> bool {
-        matches!(self, Workload::Pairs | Workload::Group | Workload::Store) || self.is_always_open()
+        matches!(self, Workload::Pairs | Workload::Group | Workload::Store | Workload::Storm) || self.is_always_open()
     }
 
     pub fn is_always_open(self) -> bool {
@@ -102,7 +110,7 @@ impl Workload {
 
     /// Many log in, out or register side by side.
     pub fn is_a_storm(self) -> bool {
-        matches!(self, Workload::Drain | Workload::Login | Workload::Register | Workload::Mix)
+        matches!(self, Workload::Drain | Workload::Login | Workload::Storm | Workload::Register | Workload::Mix)
     }
 
     /// What is timed. `acks`: with --seq; `is_open`: at a rate.
@@ -115,6 +123,9 @@ impl Workload {
             Workload::Store => vec![Measure::Stored],
             Workload::Drain => vec![Measure::Stored, Measure::Login, Measure::Return],
             Workload::Login => vec![Measure::Login],
+            Workload::Storm => {
+                vec![Measure::Served, Measure::Connect, Measure::Accept, Measure::Login, Measure::Queue, Measure::Store]
+            }
             Workload::Register => vec![Measure::Register],
             Workload::Mix => vec![
                 Measure::Chat,
@@ -130,7 +141,7 @@ impl Workload {
         if acks && !self.always_acks() {
             measures.push(Measure::Ack);
         }
-        if is_open || self.has_a_pair_beside() {
+        if is_open || self.has_a_pair_beside() || self == Workload::Storm {
             measures.push(Measure::Lag);
         }
         measures

@@ -91,6 +91,16 @@ fn flags_that_a_workload_does_not_use_are_refused() {
         ("--fail-if chat.p99>5", "unit"),
         ("--fail-if chat.q99>5ms", "chat.q99"),
         ("--rival noone", "--rival"),
+        ("--after cut", "--after"),
+        ("--workload storm --after kill --addr 127.0.0.1:1", "--after"),
+        ("--workload storm --size 400", "--size"),
+        ("--workload storm --think 1", "--think"),
+        ("--workload storm --ramp 1", "--ramp"),
+        ("--workload storm --window 2", "--window"),
+        ("--workload storm --metrics 127.0.0.1:1", "--metrics"),
+        ("--addr 127.0.0.1:1 --metrics 127.0.0.1:1", "--metrics"),
+        ("--workload idle --half-open 3", "--half-open"),
+        ("--slow-senders 3 --floor", "--slow-senders"),
     ];
     for (line, named) in lines {
         let said = run(line);

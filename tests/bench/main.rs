@@ -11,6 +11,7 @@ mod flags;
 mod numbers;
 mod order;
 mod proxy;
+mod storm;
 mod tool;
 
 #[path = "../support/mod.rs"]
