@@ -114,7 +114,7 @@ pub fn title(flags: &Flags) -> String {
 
 /// How a storm comes.
 fn storm(flags: &Flags) -> &'static str {
-    match (flags.after, flags.rate.is_some() || flags.find_max || !flags.slo.is_empty()) {
+    match (flags.after, flags.rate.is_some()) {
         (Some(After::Cut), _) => ", after their connections were cut",
         (Some(After::Kill), _) => ", after the server was killed",
         (None, true) => "",

@@ -750,6 +750,8 @@ impl Flags {
         let (mode, workload, name) = (self.mode(), self.workload, self.workload.name());
         let is_foreign = !self.addr.is_empty();
         let only = |is_used: bool, why: &str| if is_used { Ok(()) } else { Err(why.to_owned()) };
+        // The users of a storm all come, however few seconds they have for that.
+        let is_searchable = workload.may_be_open() && !matches!(workload, Busy | Storm);
         let not_here = |is_used: bool| if is_used { Ok(()) } else { Err(format!("{name} has no use for it")) };
         match mode {
             Mode::Goals => {
@@ -773,7 +775,7 @@ impl Flags {
             {
                 return Err("compare starts two servers, and shows how they differ".to_owned());
             }
-            Mode::Find if id == "find_max" => return not_here(workload.may_be_open() && workload != Busy),
+            Mode::Find if id == "find_max" => return not_here(is_searchable),
             Mode::Find
                 if [
                     "clean", "floor", "rival", "html", "out", "csv", "fail_if", "window", "think", "batch", "share",
@@ -804,7 +806,7 @@ impl Flags {
             }
             "slo" | "budget" if !(self.find_max || self.sweep) => Err("it goes with --find-max or --sweep".to_owned()),
             "slo" | "rate" if mode == Mode::Sweep => {
-                not_here(workload.may_be_open() && workload != Busy)?;
+                not_here(is_searchable)?;
                 only(!self.slo.is_empty(), "without --slo, a sweep is a closed loop")
             }
             "server" | "nodes" | "reactors" | "workers" | "password_cost" => {

@@ -243,7 +243,9 @@ fn watch(flags: &Flags, target: &Target, shared: &Shared, given_up: impl Fn() ->
         }
     };
     let warm_up = flags.warm_up();
-    live::show(&format!("{}, {}: warming up for {}", flags.workload.name(), target.name, live::time(warm_up)));
+    if warm_up > 0.0 {
+        live::show(&format!("{}, {}: warming up for {}", flags.workload.name(), target.name, live::time(warm_up)));
+    }
     wait(Duration::from_secs_f64(warm_up));
     let length = Duration::from_secs_f64(flags.seconds());
     let step = series::step(flags.seconds());

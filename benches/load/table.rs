@@ -130,7 +130,8 @@ fn services(out: &mut String, figures: &Figures) -> std::fmt::Result {
 fn turnout(out: &mut String, figures: &Figures) -> std::fmt::Result {
     let name = &figures.name;
     if let Some(Turnout { users, served, last, again }) = &figures.turnout {
-        writeln!(out, "{name}: {served} of {users} users were served, the last of them after {last:.2} s")?;
+        let when = if *served > 0 { format!(", the last of them after {last:.2} s") } else { String::new() };
+        writeln!(out, "{name}: {served} of {users} users were served{when}")?;
         for (why, refusal) in again {
             refusal_row(out, why, "tried again", refusal)?;
         }

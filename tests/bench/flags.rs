@@ -93,6 +93,7 @@ fn flags_that_a_workload_does_not_use_are_refused() {
         ("--rival noone", "--rival"),
         ("--after cut", "--after"),
         ("--workload storm --after kill --addr 127.0.0.1:1", "--after"),
+        ("--workload storm --find-max", "--find-max"),
         ("--workload storm --size 400", "--size"),
         ("--workload storm --think 1", "--think"),
         ("--workload storm --ramp 1", "--ramp"),
