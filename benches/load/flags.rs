@@ -354,8 +354,8 @@ pub struct Flags {
     /// Generator threads; each has its own share of the users, and its own group
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: u16,
-    /// How long each round is measured [default: 3; busy: 20]; how long a storm may take [default: 60 s after the last
-    /// user is due]
+    /// How long each round is measured [default: 3; busy: 20]; idle: how long sessions rest before their memory is read
+    /// [default: 12]; how long a storm may take [default: 60 s after the last user is due]
     #[arg(long)]
     pub seconds: Option<f64>,
     /// Number of rounds: medians of throughput and CPU, latencies of all together [default: 1; compare: 7;
@@ -862,7 +862,7 @@ impl Flags {
                 only(!is_percent && !self.floor && self.rival.is_empty(), "the server is all that is measured so")?;
                 not_here(!workload.has_a_pair_beside() && !matches!(workload, Idle | Busy))
             }
-            "threads" | "seconds" | "rounds" | "html" | "out" | "csv" | "sweep" => not_here(workload != Idle),
+            "threads" | "rounds" | "html" | "out" | "csv" | "sweep" => not_here(workload != Idle),
             "fail_if" | "expect_errno" => not_here(workload != Idle),
             "floor" => not_here(matches!(workload, Pairs | Group)),
             "rival" => {

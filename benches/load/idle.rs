@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::about;
 use crate::book::Book;
 use crate::detect;
+use crate::ending;
 use crate::flags::Flags;
 use crate::machine;
 use crate::preflight;
@@ -82,9 +83,10 @@ pub fn measure(flags: &Flags, mut target: Target) -> anyhow::Result<Idle> {
         Ok(users)
     };
     let _few = sessions(few)?;
-    let before = settled(target)?;
+    let rest = Duration::from_secs_f64(flags.seconds());
+    let before = settled(target, rest)?;
     let _more = sessions(all - few)?;
-    let after = settled(target)?;
+    let after = settled(target, rest)?;
     if let Some(file) = &flags.accounts {
         book.save(file)?;
     }
@@ -94,8 +96,12 @@ pub fn measure(flags: &Flags, mut target: Target) -> anyhow::Result<Idle> {
     Ok(Idle { sessions: [few, all], resident_kib: [before, after] })
 }
 
-/// Resident memory in KiB, once it has not changed for a while.
-fn settled(target: &Target) -> anyhow::Result<u64> {
+/// Resident memory in KiB, once the sessions have had their rest and it has not changed for a while.
+fn settled(target: &Target, rest: Duration) -> anyhow::Result<u64> {
+    let rested = Instant::now() + rest;
+    while Instant::now() < rested && ending::signal().is_none() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
     let pids: Vec<u32> = target.pids().collect();
     let (mut resident, mut since) = (machine::resident(&pids)?, Instant::now());
     let deadline = since + PATIENCE;

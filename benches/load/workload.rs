@@ -61,11 +61,13 @@ impl Workload {
         if self == Workload::Busy { 2 } else { 1 }
     }
 
-    /// How long a round is measured, in seconds, where nothing is said; a storm, after the last user is due, at most.
+    /// How long a round is measured, in seconds, where nothing is said; a storm, after the last user is due, at most. Idle
+    /// sessions rest: a server keeps what it needs for a login until the login's deadline, 10 s with ours.
     pub fn usual_seconds(self) -> f64 {
         match self {
             Workload::Busy => 20.0,
             Workload::Storm => 60.0,
+            Workload::Idle => 12.0,
             _ => 3.0,
         }
     }

@@ -98,7 +98,7 @@ fn both_of_a_pair_are_where_they_are_said_to_be() {
 
 #[test]
 fn sessions_that_do_nothing_are_compared_by_their_memory() {
-    let said = load(&["compare", SERVER, SERVER, "--workload", "idle", "--users", "600", "--json"]);
+    let said = load(&["compare", SERVER, SERVER, "--workload", "idle", "--users", "600", "--seconds", "0.1", "--json"]);
     assert!(matches!(said.status, 0 | 2), "{said:?}");
     let rows = said.json()["rows"].as_array().unwrap().clone();
     assert!(rows.len() == 1 && rows[0]["row"] == "bytes a session", "{said:?}");

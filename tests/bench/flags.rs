@@ -8,7 +8,6 @@ use crate::tool::{finish, ours, run, start};
 #[test]
 fn flags_that_a_workload_does_not_use_are_refused() {
     let lines = [
-        ("--workload idle --seconds 1", "--seconds"),
         ("--workload idle --rounds 3", "--rounds"),
         ("--workload idle --seq", "--seq"),
         ("--workload login --window 4", "--window"),
