@@ -61,6 +61,9 @@ pub fn title(flags: &Flags) -> String {
     if let Some(members) = flags.members() {
         title += &format!(" in groups of {members}");
     }
+    if let Some(mix) = flags.mix {
+        title += &format!(", {mix}");
+    }
     if workload.has_window() && !is_open(flags) {
         title += &format!(", window {}", flags.window());
     }
@@ -162,6 +165,7 @@ pub fn settings(flags: &Flags) -> Value {
     let size = if low == high { Value::from(low) } else { Value::from(flags.size().to_string()) };
     json!({
         "workload": flags.workload.name(), "users": flags.all_users(), "members": flags.members(),
+        "mix": flags.acts().map(|mix| mix.to_string()),
         "window": flags.window(), "size": size, "seq": flags.seq, "batch": flags.batch,
         "together": flags.together, "ws": flags.ws, "rate": flags.rate().map(whole),
         "loop": if is_open(flags) { "open" } else { "closed" },

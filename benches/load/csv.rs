@@ -24,6 +24,7 @@ fn text(run: &Run) -> anyhow::Result<String> {
             writeln!(out, "{},{},{second},{},{value}", quoted(&figures.name), round + 1, quoted(figure))
         };
         figures.rows().into_iter().try_for_each(|(figure, value, _)| row(None, &figure, value))?;
+        figures.acts.iter().try_for_each(|(act, rate)| row(None, &format!("acts.{act}/s"), *rate))?;
         if let Value::Object(counts) = serde_json::to_value(&figures.counts)? {
             let mut numbers = counts.iter().filter_map(|(figure, value)| Some((figure, value.as_f64()?)));
             numbers.try_for_each(|(figure, value)| row(None, figure, value))?;

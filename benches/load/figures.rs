@@ -1,5 +1,6 @@
 //! What rounds have shown.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use hdrhistogram::Histogram;
@@ -33,6 +34,9 @@ pub struct Figures {
     pub to_floor: Option<f64>,
     pub resident_kib: u64,
     pub counts: Counts,
+    /// What the users of a mix did, by the acts' names, in acts a second; else nothing.
+    #[serde(default)]
+    pub acts: BTreeMap<String, f64>,
     pub load: Load,
     /// The measures of all rounds together.
     pub measures: Measures,
@@ -238,6 +242,7 @@ pub fn together(rounds: &[Figures]) -> anyhow::Result<Figures> {
         let cpu = Cpu { user: of(&|part| part.cpu.user), system: of(&|part| part.cpu.system) };
         Part { name: part.name.clone(), cpu, cores: of(&|part| part.cores) }
     });
+    let acts = last.acts.keys().map(|act| (act.clone(), of(&|f| f.acts.get(act).copied().unwrap_or(0.0))));
     Ok(Figures {
         name: last.name.clone(),
         began: rounds[0].began,
@@ -247,6 +252,7 @@ pub fn together(rounds: &[Figures]) -> anyhow::Result<Figures> {
         to_floor: (!ratios.is_empty()).then(|| median(ratios)),
         resident_kib: of(&|f| f.resident_kib as f64) as u64,
         counts,
+        acts: acts.collect(),
         load: Load {
             generator: of(&|f| f.load.generator),
             all: of(&|f| f.load.all),

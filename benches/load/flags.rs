@@ -11,6 +11,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::acts::{Act, Mix};
 use crate::condition::Condition;
 use crate::machine;
 use crate::measures::Measure;
@@ -339,6 +340,10 @@ pub struct Flags {
     /// storm: where the servers of --addr serve their metrics
     #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
     pub metrics: Vec<String>,
+    /// mix: what its users do, by weight, and nothing else: chat, group, return, login, store, register. Weights that add up
+    /// to 100 are per cent; of return, half of the acts leave and half come back [default: chat=10,group=1,return=1]
+    #[arg(long, value_name = "ACT=WEIGHT,…")]
+    pub mix: Option<Mix>,
     /// Both users of a pair on one reactor; without it, on two
     #[arg(long)]
     pub together: bool,
@@ -628,6 +633,16 @@ impl Flags {
         self.read_rate.unwrap_or(16_384)
     }
 
+    /// What the users of a mix do.
+    pub fn acts(&self) -> Option<Mix> {
+        (self.workload == Workload::Mix).then(|| self.mix.unwrap_or_default())
+    }
+
+    /// Users of a mix do this.
+    pub fn mixes_in(&self, act: Act) -> bool {
+        self.acts().is_some_and(|mix| mix.has(act))
+    }
+
     /// Some clients want an ack for each of their messages.
     pub fn wants_acks(&self) -> bool {
         self.seq || self.workload.always_acks() || self.workload == Workload::Mix
@@ -851,6 +866,7 @@ impl Flags {
                 let is_family = !self.floor && self.rivals().all(|rival| matches!(rival, Rival::Command(_)));
                 only(is_family, "the floor and the packages have no clients beside those that are measured")
             }
+            "mix" => not_here(workload == Mix),
             "together" => {
                 not_here(workload == Pairs)?;
                 only(!is_foreign, "nobody knows how many reactors a server of --addr has")
@@ -888,5 +904,9 @@ fn address(flag: &str, text: &str) -> anyhow::Result<SocketAddr> {
 /// What this run times.
 pub fn workload_measures(flags: &Flags) -> Vec<Measure> {
     let is_in_time = flags.rate.is_some() || flags.think.is_some() || flags.workload.is_always_open();
-    flags.workload.measures(flags.seq, is_in_time)
+    let mut measures = flags.workload.measures(flags.seq, is_in_time);
+    if let Some(mix) = flags.acts() {
+        measures.splice(0..0, mix.measures());
+    }
+    measures
 }

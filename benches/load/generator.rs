@@ -4,6 +4,7 @@
 //! each read, and a comparison of bytes for each object. What is sent and what has come is the business of
 //! [`Traffic`].
 
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
@@ -19,10 +20,10 @@ use crate::pace;
 use crate::roles::{Role, Troupe};
 use crate::schedule::Schedule;
 use crate::series::Series;
-use crate::stats::mix;
 use crate::tally::{Counts, Turnout};
 use crate::timeline::Timeline;
 use crate::traffic::{Plan, Traffic};
+use crate::turns::Turns;
 
 /// How long a thread waits, after the last thing it received, for what is still in flight; …
 const QUIET: u64 = 5_000_000_000;
@@ -87,6 +88,10 @@ pub struct Outcome {
     pub late: u64,
     /// Accounts that it has opened.
     pub opened: u64,
+    /// Messages that it has had stored for those who never come.
+    pub deposited: u64,
+    /// How often each act of a mix was done while it was measured.
+    pub acts: BTreeMap<String, f64>,
     pub timelines: [Timeline; 2],
     /// How a storm's users were served.
     pub turnout: Option<Turnout>,
@@ -131,8 +136,8 @@ pub struct Generator<'a> {
     dirty: Vec<usize>,
     /// Clients that do not always read.
     readers: Vec<usize>,
-    /// The clients that send in an open loop, and how many acts they have had.
-    senders: Vec<usize>,
+    /// Whose turn it is in an open loop, and how many acts there were.
+    turns: Turns,
     scheduled: u64,
     late: u64,
 }
@@ -161,7 +166,7 @@ impl<'a> Generator<'a> {
             });
             accounts.push((account, dialect));
         }
-        let senders = scattered((0..roles.len()).filter(|&n| roles[n].acts()).collect(), plan.seed);
+        let turns = Turns::new(&roles, plan.mix, plan.seed);
         let readers = (0..roles.len()).filter(|&n| matches!(roles[n], Role::Reader | Role::Recipient)).collect();
         let traffic = Traffic::new(plan, rate.is_some(), accounts, &roles)?;
         let alarm = Alarm::new(poll.registry(), ALARM)?;
@@ -175,7 +180,7 @@ impl<'a> Generator<'a> {
             alarm,
             dirty: Vec::new(),
             readers,
-            senders,
+            turns,
             scheduled: 0,
             late: 0,
         })
@@ -263,6 +268,8 @@ impl<'a> Generator<'a> {
         let (late, due) = (self.late + self.traffic.counts.missed, self.scheduled.max(1));
         Ok(Outcome {
             opened: self.traffic.opened(),
+            deposited: self.traffic.deposited(),
+            acts: self.turns.measured(),
             measures: self.traffic.measures,
             counts: self.traffic.counts,
             timelines: self.traffic.timelines,
@@ -280,7 +287,7 @@ impl<'a> Generator<'a> {
         let glance = if self.readers.is_empty() { GLANCE } else { READING };
         let due = match &self.schedule {
             _ if self.traffic.stopping => None,
-            Some(schedule) => (!self.senders.is_empty()).then(|| schedule.at(self.scheduled)),
+            Some(schedule) => (!self.turns.is_empty()).then(|| schedule.at(self.scheduled)),
             None => self.traffic.next_thought(),
         };
         let Some(due) = due else { return Ok(glance) };
@@ -293,15 +300,13 @@ impl<'a> Generator<'a> {
 
     /// Sends from all senders in turn, each at its own time; arrivals are read soon, however much is due.
     fn send_what_is_due(&mut self, schedule: Schedule, end: u64) {
-        if self.senders.is_empty() {
-            return;
-        }
         for _ in 0..ACTS {
             let (now, at) = (clock::now(), schedule.at(self.scheduled));
             if at > now || at >= end {
                 break;
             }
-            let sender = self.senders[(self.scheduled % self.senders.len() as u64) as usize];
+            let is_measured = at >= self.traffic.from && at < self.traffic.to;
+            let Some(sender) = self.turns.next(is_measured) else { break };
             self.traffic.act(sender, at);
             self.has_acted(at, now);
         }
@@ -327,7 +332,7 @@ impl<'a> Generator<'a> {
 
     /// Does the last acts that were due; if they are more than a moment's work, counts those that are not done.
     fn end_in_time(&mut self) {
-        let Some(schedule) = self.schedule.filter(|_| !self.senders.is_empty()) else { return };
+        let Some(schedule) = self.schedule.filter(|_| !self.turns.is_empty()) else { return };
         self.traffic.to = self.shared.to.load(Relaxed);
         let end = self.traffic.to;
         self.send_what_is_due(schedule, end);
@@ -530,10 +535,4 @@ impl Cpu {
             _ => 0.0,
         }
     }
-}
-
-/// Puts the senders into an order in which neighbours stand far apart, so that an open loop's roles mix.
-fn scattered(mut senders: Vec<usize>, seed: u64) -> Vec<usize> {
-    senders.sort_by_key(|&n| mix(n as u64 ^ seed));
-    senders
 }

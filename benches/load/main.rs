@@ -13,19 +13,20 @@
 //! | `ending.rs`, `pace.rs` | how a run ends, and the pace for servers that support one request at a time |
 //! | `hdr.rs`, `measures.rs`, `series.rs`, `tally.rs`, `timeline.rs` | the results: what is timed and counted |
 //! | `figures.rs`, `condition.rs` | the same, of a round or of several, and what fails |
-//! | `workload.rs`, `flags.rs` | the workloads, and the command line |
+//! | `workload.rs`, `acts.rs`, `flags.rs` | the workloads, what the users of a mix do, and the command line |
 //! | `about.rs`, `run.rs`, `shares.rs` | a run: what was measured and what came out, also as a file |
 //! | `frames.rs`, `dialect.rs`, `message.rs` | what goes over the wire |
 //! | `program.rs`, `stores.rs`, `target.rs`, `rivals.rs`, `floor.rs` | what is put under load |
 //! | `scrape.rs` | what servers tell of their own times |
 //! | `book.rs`, `users.rs`, `detect.rs`, `preflight.rs`, `roles.rs` | the users, what they find, and their roles |
-//! | `traffic.rs`, `generator.rs` | a thread full of clients: what they send and get, and its loop |
+//! | `traffic.rs`, `turns.rs`, `generator.rs` | a thread full of clients: what they send and get, who acts next, and its loop |
 //! | `storm.rs`, `strangers.rs` | users that come all at once or at a rate; clients that never log in |
 //! | `round.rs` | what is measured |
 //! | `table.rs`, `advice.rs`, `plot.rs`, `report.rs`, `csv.rs` | how it is shown |
 //! | `idle.rs`, `find.rs`, `sweep.rs`, `goals.rs`, `compare.rs`, `smoke.rs` | what else can be asked for |
 
 pub(crate) mod about;
+pub(crate) mod acts;
 pub(crate) mod advice;
 pub(crate) mod book;
 pub(crate) mod bytes;
@@ -74,6 +75,7 @@ pub(crate) mod tally;
 pub(crate) mod target;
 pub(crate) mod timeline;
 pub(crate) mod traffic;
+pub(crate) mod turns;
 pub(crate) mod users;
 pub(crate) mod which;
 pub(crate) mod workload;

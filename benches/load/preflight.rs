@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use anyhow::{bail, ensure};
 
+use crate::acts::Act;
 use crate::dialect::{Capabilities, GroupIds};
 use crate::flags::{Flags, Rival, workload_measures};
 use crate::machine;
@@ -19,7 +20,7 @@ const LARGEST_PIECE: usize = 1024;
 
 /// The number of connections that the workload makes, with those of users that are absent later.
 fn connections(flags: &Flags) -> u64 {
-    let absent = if flags.workload == Workload::Store { 2 } else { 1 };
+    let absent = if flags.workload == Workload::Store || flags.mixes_in(Act::Store) { 2 } else { 1 };
     (flags.users() * absent + flags.strangers().iter().sum::<usize>()) as u64
 }
 
@@ -85,7 +86,8 @@ fn check_process(flags: &Flags, pid: u32, connections: u64) -> anyhow::Result<()
     let strangers = flags.strangers().iter().sum::<usize>() as u64;
     let new = connections.saturating_sub(strangers);
     let registrations = if flags.accounts.as_ref().is_some_and(|file| file.exists()) { 0 } else { new };
-    let registrations = if flags.workload == Workload::Register { u64::MAX } else { registrations };
+    let registers = flags.workload == Workload::Register || flags.mixes_in(Act::Register);
+    let registrations = if registers { u64::MAX } else { registrations };
     let members = match flags.workload {
         Workload::Group => flags.members().unwrap_or(flags.users() / usize::from(flags.threads)) as u64,
         Workload::Crowd => connections - 2,

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::acts::{Act, Mix};
 use crate::book::Book;
 use crate::flags::Flags;
 use crate::target::Target;
@@ -10,6 +11,8 @@ use crate::workload::Workload;
 
 /// Members of a group in the mix.
 const GROUP: usize = 20;
+/// The part of the users of a mix that is not idle, in per cent.
+const ACTING: usize = 32;
 /// What the pair beside a crowd sends, in messages a second.
 const PAIR_RATE: f64 = 1000.0;
 /// The receive buffer of a client that does not read, in bytes, more or less: the rest is the server's business.
@@ -59,6 +62,19 @@ pub enum Role {
 impl Role {
     pub fn acts(self) -> bool {
         !matches!(self, Role::Listener { .. } | Role::Sleeper | Role::Reader | Role::Recipient | Role::Idle)
+    }
+
+    /// What it does in a mix.
+    pub fn act(self) -> Option<Act> {
+        Some(match self {
+            Role::Partner => Act::Chat,
+            Role::Speaker { .. } => Act::Group,
+            Role::Feeder => Act::Return,
+            Role::Visitor => Act::Login,
+            Role::Depositor { .. } => Act::Store,
+            Role::Registrar => Act::Register,
+            _ => return None,
+        })
     }
 }
 
@@ -110,7 +126,7 @@ pub fn cast(flags: &Flags, target: &Target, book: &mut Book) -> anyhow::Result<V
             Workload::Drain => [Role::Feeder, Role::Sleeper].repeat(all / 2),
             Workload::Login => vec![Role::Visitor; all],
             Workload::Register => vec![Role::Registrar; all],
-            Workload::Mix => people(&mut mine, book)?,
+            Workload::Mix => people(flags.mix.unwrap_or_default(), target, &mut mine, book)?,
             Workload::Busy => {
                 let nodes = target.servers.len();
                 let senders = (1..all).map(|n| Role::Sender { is_elsewhere: n % nodes != 0 });
@@ -158,14 +174,29 @@ fn depositors(target: &Target, count: usize, book: &mut Book) -> anyhow::Result<
     Ok(absent.iter().map(|user| Role::Depositor { to: user.account.id }).collect())
 }
 
-/// A tenth chats in pairs, a fiftieth comes and goes, a fifth is in groups in which one talks, and the
-/// rest is idle.
-fn people(users: &mut [User], book: &mut Book) -> anyhow::Result<Vec<Role>> {
-    let even = |n: usize| (n & !1).max(2);
-    let mut roles = vec![Role::Partner; even(users.len() / 10)];
-    roles.extend([Role::Feeder, Role::Sleeper].repeat(even(users.len() / 50) / 2));
-    let first = roles.len();
-    roles.extend(groups(users, first..first + users.len() / 5, GROUP, book)?);
-    roles.resize(users.len(), Role::Idle);
+/// A third of the users acts, in each role as many as its weight says, and the rest is idle; but since nobody logs in or
+/// registers twice at a time, a tenth does so at least. With the usual weights a tenth
+/// chats in pairs, a fifth is in groups in which one talks, and a fiftieth comes and goes.
+fn people(mix: Mix, target: &Target, users: &mut [User], book: &mut Book) -> anyhow::Result<Vec<Role>> {
+    let all = users.len();
+    let each = |act: Act| match act {
+        Act::Group => GROUP,
+        Act::Return => 2,
+        _ => 1,
+    };
+    let whole: usize = mix.acts().map(|act| mix.weight(act) as usize * each(act)).sum();
+    let acting = |act: Act| match mix.weight(act) as usize {
+        0 => 0,
+        weight => (all * ACTING * weight / (100 * whole)).max(1),
+    };
+    let many = |act: Act| if mix.has(act) { acting(act).max(all / 10) } else { 0 };
+    let mut roles = vec![Role::Partner; (acting(Act::Chat) & !1).max(2 * acting(Act::Chat).min(1))];
+    roles.extend([Role::Feeder, Role::Sleeper].repeat(acting(Act::Return)));
+    let (first, members) = (roles.len(), GROUP.min(all / 5));
+    roles.extend(groups(users, first..first + acting(Act::Group) * members, members, book)?);
+    roles.extend(vec![Role::Visitor; many(Act::Login)]);
+    roles.extend(depositors(target, acting(Act::Store), book)?);
+    roles.extend(vec![Role::Registrar; many(Act::Register)]);
+    roles.resize(all, Role::Idle);
     Ok(roles)
 }

@@ -1,6 +1,7 @@
 //! One round: users come, generators run, and the target is watched. And all rounds of a run, in turn with the others
 //! that are measured beside it.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -16,7 +17,7 @@ use crate::flags::{After, Flags, Rate, Rival, workload_measures};
 use crate::generator::{Generator, Outcome, Shared};
 use crate::live;
 use crate::machine::{self, Cpu};
-use crate::measures::Measures;
+use crate::measures::{Measure, Measures};
 use crate::preflight;
 use crate::roles;
 use crate::run::Run;
@@ -144,8 +145,8 @@ pub fn once(flags: &Flags, mut target: Target, book: &mut Book) -> anyhow::Resul
 fn round(flags: &Flags, target: &mut Target, book: &mut Book) -> anyhow::Result<Figures> {
     if target.is_unknown {
         detect::find_out(target, book)?;
-        preflight::check_capabilities(flags, target)?;
     }
+    preflight::check_capabilities(flags, target)?;
     let (mut troupes, mut calm) = (Vec::new(), None);
     match flags.workload {
         Workload::Storm => calm = Some(storm::gather(flags, target, book)?),
@@ -158,6 +159,7 @@ fn round(flags: &Flags, target: &mut Target, book: &mut Book) -> anyhow::Result<
     let shared = Shared::new();
     let plan = Plan {
         window: flags.window(),
+        mix: flags.acts(),
         seq: flags.seq,
         batch: flags.batch,
         size: flags.size(),
@@ -168,7 +170,7 @@ fn round(flags: &Flags, target: &mut Target, book: &mut Book) -> anyhow::Result<
         one_at_a_time: !target.is_sturdy(),
         pause: if matches!(flags.workload, Workload::Paused | Workload::Busy) { nanoseconds(flags.pause()) } else { 0 },
         pauses_after: nanoseconds(flags.pauses_after()),
-        series: (workload_measures(flags).first().copied(), nanoseconds(series::step(flags.seconds()))),
+        step: nanoseconds(series::step(flags.seconds())),
         read_rate: if flags.workload == Workload::Slow { flags.read_rate() } else { 0 },
     };
     let generators: Vec<Generator<'_>> =
@@ -204,7 +206,8 @@ fn round(flags: &Flags, target: &mut Target, book: &mut Book) -> anyhow::Result<
         }
         let step = series::step(flags.seconds());
         for sample in &mut figures.samples {
-            sample.times = shared.series.of(sample.step(step));
+            sample.times =
+                figures.sampled.map_or_else(series::times, |measure| shared.series.of(sample.step(step), measure));
         }
         if flags.workload == Workload::Busy {
             figures.services = services(flags, target, &shared, &outcomes);
@@ -214,9 +217,6 @@ fn round(flags: &Flags, target: &mut Target, book: &mut Book) -> anyhow::Result<
     if figures.cut_short.is_some() {
         figures.cut_short =
             figures.cut_short.map(|why| format!("{why}\n{}", target.last_words()).trim_end().to_owned());
-    }
-    if flags.workload == Workload::Store {
-        book.messages += figures.counts.stored;
     }
     Ok(figures)
 }
@@ -271,9 +271,8 @@ fn watch(flags: &Flags, target: &Target, shared: &Shared, given_up: impl Fn() ->
         let [_, rate, cores, generator, all] = std::array::from_fn(|n| (these[n] - last[n]) / time);
         let sample = Sample { at, rate, cores, generator, all, resident_kib, times: series::times() };
         last = these;
-        let before = shared.series.of(sample.step(step).saturating_sub(1));
-        let p99 = (!before.is_empty()).then(|| before.value_at_quantile(0.99));
-        live::show(&progress(flags, target, &sample, p99, shared.done.load(Relaxed)));
+        let p99s = p99s(flags, shared, sample.step(step).saturating_sub(1));
+        live::show(&progress(flags, target, &sample, &p99s, shared.done.load(Relaxed)));
         // What is left of the last step may be too short to say anything.
         if time > step / 2.0 || samples.is_empty() {
             samples.push(sample);
@@ -306,6 +305,7 @@ fn watch(flags: &Flags, target: &Target, shared: &Shared, given_up: impl Fn() ->
         to_floor: None,
         resident_kib,
         counts: Counts::default(),
+        acts: BTreeMap::new(),
         load,
         measures: Measures::new()?,
         sampled: workload_measures(flags).first().copied(),
@@ -340,6 +340,10 @@ fn finish(mut figures: Figures, outcomes: &[Outcome], book: &mut Book) -> anyhow
             figures.turnout.get_or_insert_default().add(turnout);
         }
         book.opened += outcome.opened;
+        book.messages += outcome.deposited;
+        for (act, times) in &outcome.acts {
+            *figures.acts.entry(act.clone()).or_default() += times / figures.seconds;
+        }
     }
     figures.load.late = late as f64 / due.max(1) as f64;
     if let Some(turnout) = figures.turnout.as_ref().filter(|turnout| turnout.last > 0.0) {
@@ -375,11 +379,22 @@ fn services(flags: &Flags, target: &Target, shared: &Shared, outcomes: &[Outcome
     services.collect()
 }
 
-/// How far it is, on a terminal. `p99`: of the step before, in microseconds, if anything was timed. `served`: of a storm's
-/// users.
-fn progress(flags: &Flags, target: &Target, sample: &Sample, p99: Option<u64>, served: u64) -> String {
+/// The p99 of what was timed in a step: of the workload's first measure, and of a mix of all.
+fn p99s(flags: &Flags, shared: &Shared, step: usize) -> String {
+    let (mut words, is_mix) = (String::new(), flags.acts().is_some());
+    for measure in workload_measures(flags).into_iter().take(if is_mix { usize::MAX } else { 1 }) {
+        let times = shared.series.of(step, measure);
+        if !times.is_empty() && measure != Measure::Lag {
+            let of = if is_mix { format!("{} ", measure.name()) } else { String::new() };
+            words += &format!(", {of}p99 {}", live::latency(times.value_at_quantile(0.99)));
+        }
+    }
+    words
+}
+
+/// How far it is, on a terminal. `served`: of a storm's users.
+fn progress(flags: &Flags, target: &Target, sample: &Sample, p99s: &str, served: u64) -> String {
     let Sample { at, rate, cores, generator, all, resident_kib, .. } = sample;
-    let p99 = p99.map_or(String::new(), |p99| format!(", p99 {}", live::latency(p99)));
     let (workload, name, time) = (flags.workload.name(), &target.name, live::time(flags.seconds() - at));
     let left = match flags.workload {
         Workload::Storm => format!("{served} of {} users served, {time} left at most", flags.users()),
@@ -388,7 +403,7 @@ fn progress(flags: &Flags, target: &Target, sample: &Sample, p99: Option<u64>, s
     let own = if target.processes.is_empty() { String::new() } else { format!("{name} {cores:.2}, ") };
     let (cores, mib) = (machine::cores(), resident_kib / 1024);
     format!(
-        "{workload}, {name}: {rate:.0} messages/s{p99}; CPU: {own}generator {generator:.2}, all {all:.2} of {cores:.0} \
+        "{workload}, {name}: {rate:.0} messages/s{p99s}; CPU: {own}generator {generator:.2}, all {all:.2} of {cores:.0} \
          cores; {mib} MiB; {left}"
     )
 }

@@ -1,5 +1,6 @@
-//! Latency over time: the times of a workload's first measure, step by step.
+//! Latency over time: the times of each measure, step by step.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use hdrhistogram::Histogram;
@@ -21,58 +22,54 @@ pub fn times() -> Histogram<u64> {
     Histogram::new(2).expect("there may be two digits")
 }
 
-/// The steps of all threads.
+/// The steps of all threads, by the number of the step and by the measure.
 #[derive(Debug, Default)]
-pub struct Series(Mutex<Vec<Histogram<u64>>>);
+pub struct Series(Mutex<BTreeMap<(usize, usize), Histogram<u64>>>);
 
 impl Series {
-    fn add(&self, step: usize, those: &Histogram<u64>) {
+    fn add(&self, step: usize, measure: usize, those: &Histogram<u64>) {
         let mut steps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if steps.len() <= step {
-            steps.resize_with(step + 1, times);
-        }
         // A histogram that grows takes every time.
-        let _ = steps[step].add(those);
+        let _ = steps.entry((step, measure)).or_insert_with(times).add(those);
     }
 
     /// The times of one step, as far as the threads have told them.
-    pub fn of(&self, step: usize) -> Histogram<u64> {
+    pub fn of(&self, step: usize, measure: Measure) -> Histogram<u64> {
         let steps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        steps.get(step).cloned().unwrap_or_else(times)
+        steps.get(&(step, measure as usize)).cloned().unwrap_or_else(times)
     }
 }
 
 /// One thread's own.
 #[derive(Debug)]
 pub struct Recorder {
-    measure: Option<Measure>,
     /// The length of a step, in nanoseconds.
     step: u64,
     current: usize,
-    times: Histogram<u64>,
+    /// The times of each measure.
+    times: Vec<Histogram<u64>>,
     /// Steps that are over, and that the other threads have not been told.
-    over: Vec<(usize, Histogram<u64>)>,
+    over: Vec<(usize, usize, Histogram<u64>)>,
 }
 
 impl Recorder {
-    pub fn new(measure: Option<Measure>, step: u64) -> Recorder {
-        Recorder { measure, step: step.max(1), current: 0, times: times(), over: Vec::new() }
+    pub fn new(step: u64) -> Recorder {
+        let times = Measure::ALL.iter().map(|_| times()).collect();
+        Recorder { step: step.max(1), current: 0, times, over: Vec::new() }
     }
 
     /// A time in nanoseconds, of what has ended `at` nanoseconds after the beginning of the measurement.
     pub fn record(&mut self, measure: Measure, at: u64, time: u64) {
-        if self.measure == Some(measure) {
-            self.go_on(at);
-            // A histogram that grows takes every time.
-            let _ = self.times.record((time / 1000).max(1));
-        }
+        self.go_on(at);
+        // A histogram that grows takes every time.
+        let _ = self.times[measure as usize].record((time / 1000).max(1));
     }
 
     fn go_on(&mut self, at: u64) {
         let step = (at / self.step) as usize;
         if step > self.current {
-            if !self.times.is_empty() {
-                self.over.push((self.current, std::mem::replace(&mut self.times, times())));
+            for (measure, recorded) in self.times.iter_mut().enumerate().filter(|(_, recorded)| !recorded.is_empty()) {
+                self.over.push((self.current, measure, std::mem::replace(recorded, times())));
             }
             self.current = step;
         }
@@ -81,6 +78,6 @@ impl Recorder {
     /// Tells the others which steps are over at this time.
     pub fn tell(&mut self, series: &Series, at: u64) {
         self.go_on(at);
-        self.over.drain(..).for_each(|(step, times)| series.add(step, &times));
+        self.over.drain(..).for_each(|(step, measure, times)| series.add(step, measure, &times));
     }
 }

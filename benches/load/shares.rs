@@ -74,6 +74,9 @@ fn sum(all: &[&Figures]) -> anyhow::Result<Figures> {
             *sum =
                 Strangers { half_open: sum.half_open + half_open, slow: sum.slow + slow, closed: sum.closed + closed };
         }
+        for (act, rate) in &other.acts {
+            *sum.acts.entry(act.clone()).or_default() += rate;
+        }
     }
     sum.rate = all.iter().map(|figures| figures.rate).sum();
     let seer = all.iter().find(|figures| !figures.parts.is_empty());

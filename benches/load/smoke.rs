@@ -3,6 +3,7 @@
 use anyhow::ensure;
 use clap::ValueEnum;
 
+use crate::acts::Mix;
 use crate::ending::is_installed;
 use crate::flags::{After, Flags, Rate, Rival, Rivals, Sizes, Think};
 use crate::which::say;
@@ -41,6 +42,8 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
         size: Some(Sizes { low: 150, high: 1000 }),
         ..few.clone()
     })?;
+    let mix: Mix = "chat=1,group=1,return=1,login=1,store=1,register=1".parse().map_err(anyhow::Error::msg)?;
+    clean(&Flags { workload: Workload::Mix, mix: Some(mix), users: Some(40), rate: Some(RATE), ..few.clone() })?;
     clean(&Flags { rate: Some(RATE), seq: true, batch: true, ramp: Some(SECONDS), ..few.clone() })?;
     let think = Some(Think { low: 0.0, high: 0.02 });
     clean(&Flags { workload: Workload::Group, members: Some(3), think, ramp: Some(SECONDS), ..few.clone() })?;

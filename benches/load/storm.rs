@@ -4,7 +4,7 @@
 //! unless its account's last session has not ended yet.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream as Blocking;
 use std::sync::atomic::Ordering::Relaxed;
@@ -19,7 +19,7 @@ use crate::book::{Account, Book};
 use crate::bytes::{Piece, errno, msgid, number_after};
 use crate::clock::{self, Alarm};
 use crate::dialect::Cutter;
-use crate::flags::{After, Flags, workload_measures};
+use crate::flags::{After, Flags};
 use crate::frames;
 use crate::generator::{Cpu, LATE, NOT_YET, Outcome, Shared};
 use crate::measures::{Measure, Measures};
@@ -159,7 +159,7 @@ impl Calm {
                 left: each,
                 counts: Counts::default(),
                 measures: Measures::new()?,
-                series: Recorder::new(workload_measures(flags).first().copied(), step),
+                series: Recorder::new(step),
                 turnout: Turnout { users: each as u64, ..Turnout::default() },
                 late: 0,
             })
@@ -243,6 +243,8 @@ impl Storm<'_> {
             due: self.turnout.users,
             late: self.late,
             opened: 0,
+            deposited: 0,
+            acts: BTreeMap::new(),
             timelines: Default::default(),
             turnout: Some(self.turnout),
             is_alone: false,

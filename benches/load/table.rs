@@ -22,6 +22,7 @@ pub fn text(run: &Run) -> Result<String, std::fmt::Error> {
     writeln!(out, "\n{}", run.about.setting)?;
     figures(&mut out, &run.shown)?;
     latencies(&mut out, &run.shown)?;
+    acts(&mut out, &run.shown)?;
     counts(&mut out, &run.shown)?;
     for figures in &run.shown {
         services(&mut out, figures)?;
@@ -45,15 +46,21 @@ pub fn text(run: &Run) -> Result<String, std::fmt::Error> {
     Ok(out)
 }
 
+/// The width of the names at the left.
+fn width(shown: &[Figures]) -> usize {
+    shown.iter().map(|figures| figures.name.chars().count()).max().unwrap_or(0).max(9)
+}
+
 fn figures(out: &mut String, shown: &[Figures]) -> std::fmt::Result {
-    writeln!(out, "              msg/s   CPU us    user  system  to floor   RSS MB")?;
+    let width = width(shown);
+    writeln!(out, "{:width$}     msg/s   CPU us    user  system  to floor   RSS MB", "")?;
     for figures in shown {
         let to_floor = figures.to_floor.map_or("-".to_owned(), |ratio| format!("{ratio:.2}"));
         let or_none = |value: f64| if figures.parts.is_empty() { "-".to_owned() } else { format!("{value:.2}") };
         let (name, rate, mark) = (&figures.name, figures.rate, figures.mark());
         let [cpu, user, system] = [figures.cpu(), figures.user(), figures.system()].map(or_none);
         let mb = figures.resident_kib as f64 / 1024.0;
-        writeln!(out, "{name:9} {rate:9.0}{mark:1} {cpu:>7} {user:>7} {system:>7} {to_floor:>9} {mb:8.1}")?;
+        writeln!(out, "{name:width$} {rate:9.0}{mark:1} {cpu:>7} {user:>7} {system:>7} {to_floor:>9} {mb:8.1}")?;
         if figures.parts.len() > 1 {
             let parts = figures.parts.iter().map(|part| format!("{} {:.2}", part.name, part.cpu.total()));
             writeln!(out, "          of that, us: {}", parts.collect::<Vec<_>>().join(", "))?;
@@ -66,27 +73,42 @@ fn latencies(out: &mut String, shown: &[Figures]) -> std::fmt::Result {
     if shown.iter().all(|figures| figures.measures.seen().next().is_none()) {
         return Ok(());
     }
-    writeln!(out, "latency, us             p50       p99      p999       max     count")?;
+    let width = width(shown);
+    let edge = width + 2;
+    writeln!(out, "{:edge$}             p50       p99      p999       max     count", "latency, us")?;
     for figures in shown {
         for measure in figures.measures.seen() {
             let (name, what, mark) = (&figures.name, measure.name(), figures.mark());
             let [p50, p99, p999, max] = [0.5, 0.99, 0.999, 1.0].map(|part| figures.measures.quantile(measure, part));
             let count = figures.measures.count(measure);
-            writeln!(out, "{name:9} {what:11} {p50:6.0} {p99:9.0} {p999:9.0} {max:9.0}{mark:1} {count:8}")?;
+            writeln!(out, "{name:width$} {what:11} {p50:6.0} {p99:9.0} {p999:9.0} {max:9.0}{mark:1} {count:8}")?;
         }
     }
     Ok(())
 }
 
+/// What the users of a mix did.
+fn acts(out: &mut String, shown: &[Figures]) -> std::fmt::Result {
+    let width = width(shown);
+    for figures in shown.iter().filter(|figures| !figures.acts.is_empty()) {
+        let all = figures.acts.values().sum::<f64>().max(f64::MIN_POSITIVE);
+        let acts = figures.acts.iter().map(|(act, rate)| format!("{act} {rate:.1} ({:.1} %)", rate / all * 100.0));
+        writeln!(out, "{:width$} acts a second: {}", figures.name, acts.collect::<Vec<_>>().join(", "))?;
+    }
+    Ok(())
+}
+
 fn counts(out: &mut String, shown: &[Figures]) -> std::fmt::Result {
+    let width = width(shown);
     writeln!(
         out,
-        "counted     delivered    stored  lost  repeated  disorder  changed  refused  missed  closed  acks lost  repeated  \
-         changed"
+        "{:width$}   delivered    stored  lost  repeated  disorder  changed  refused  missed  closed  acks lost  repeated  \
+         changed",
+        "counted"
     )?;
     for figures in shown {
         let (name, c, refused) = (&figures.name, &figures.counts, figures.counts.refusals());
-        write!(out, "{name:9} {:11} {:9} {:5} {:9} ", c.delivered, c.stored, c.lost, c.repeated)?;
+        write!(out, "{name:width$} {:11} {:9} {:5} {:9} ", c.delivered, c.stored, c.lost, c.repeated)?;
         write!(out, "{:9} {:8} {refused:8} {:7} {:7} ", c.out_of_order, c.changed, c.missed, c.closed)?;
         writeln!(out, "{:10} {:9} {:8}", c.acks_lost, c.acks_repeated, c.acks_changed)?;
         for (errno, refusal) in &c.refused {
@@ -203,6 +225,7 @@ pub fn result(figures: &Figures) -> Value {
         "parts": parts.collect::<Map<_, _>>(), "resident_kib": of_pids(figures.resident_kib as f64),
         "latency": latencies.collect::<Map<_, _>>(), "service": services.collect::<Map<_, _>>(),
         "storm": storm, "strangers": figures.strangers,
+        "acts_per_s": figures.acts,
         "load": { "generator_cores": load.generator, "all_cores": load.all, "cores": load.cores,
             "busiest_thread": load.busiest, "late": load.late },
         "limit": figures.limit().map(Limit::name), "cut_short": figures.cut_short,

@@ -7,6 +7,7 @@ use std::collections::{BinaryHeap, HashMap, VecDeque};
 use memchr::{memchr, memmem, memrchr};
 use serde_json::Value;
 
+use crate::acts::Mix;
 use crate::book::Account;
 use crate::bytes::{errno, msgid, number_after};
 use crate::dialect::Dialect;
@@ -30,6 +31,8 @@ const LATELY: u64 = 500_000_000;
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
     pub window: usize,
+    /// What the users of a mix do.
+    pub mix: Option<Mix>,
     /// Ask for acks.
     pub seq: bool,
     /// What a client sends in one turn leaves in one write; else each message in its own.
@@ -51,8 +54,8 @@ pub struct Plan {
     pub pauses_after: u64,
     /// What a reader reads at most, in bytes a second; 0: all.
     pub read_rate: u32,
-    /// What is timed step by step, if anything, and the length of a step in nanoseconds.
-    pub series: (Option<Measure>, u64),
+    /// The length of a step in which times are gathered, in nanoseconds.
+    pub step: u64,
 }
 
 /// Acts of a closed loop that have not had their answer.
@@ -112,7 +115,8 @@ pub struct Client {
     /// An open loop's feeder: its sleeper comes back next.
     comes_back: bool,
     registered: u64,
-    /// Where one message at a time is in flight: how many are, and the due times of those that wait.
+    /// How many of its messages are in flight, and the due times of acts that wait: for a message where one at a time may be
+    /// in flight, or for the reply to its last login or registration.
     in_air: u64,
     waiting: VecDeque<u64>,
     /// The server has closed its connection.
@@ -209,7 +213,7 @@ impl Traffic {
             sends: Vec::new(),
             counts: Counts::default(),
             measures: Measures::new()?,
-            series: Recorder::new(plan.series.0, plan.series.1),
+            series: Recorder::new(plan.step),
             from: u64::MAX,
             to: u64::MAX,
             stopping: false,
@@ -299,6 +303,7 @@ impl Traffic {
                 self.note(n, at, |step| step.sent += 1);
             }
             Role::Feeder => self.feed(n, at),
+            Role::Visitor | Role::Registrar if client.asked.is_some() => client.waiting.push_back(at),
             Role::Visitor => {
                 self.launch(n, at);
                 self.log_out(n);
@@ -871,7 +876,7 @@ impl Traffic {
             self.done += u64::from(!is_sleeper);
         }
         if !is_sleeper {
-            return self.answered(n, n, now);
+            return self.replied(n, now);
         }
         self.clients[n].is_away = false;
         if memmem::find(reply, b"\"offlinemsg\"").is_some() {
@@ -910,7 +915,17 @@ impl Traffic {
         } else {
             self.counts.refuse(&errno(reply).to_string(), 1, reply);
         }
+        self.replied(n, now);
+    }
+
+    /// Client `n` has the reply to its login or registration: the next one follows.
+    fn replied(&mut self, n: usize, now: u64) {
         self.answered(n, n, now);
+        if !self.stopping
+            && let Some(at) = self.clients[n].waiting.pop_front()
+        {
+            self.act(n, at);
+        }
     }
 
     pub fn time(&mut self, measure: Measure, since: u64, now: u64) {
@@ -932,6 +947,12 @@ impl Traffic {
     /// How many accounts were opened by requests that were answered.
     pub fn opened(&self) -> u64 {
         self.clients.iter().map(|client| client.registered).sum()
+    }
+
+    /// How many messages the server says it has stored for accounts that never come.
+    pub fn deposited(&self) -> u64 {
+        let depositors = self.clients.iter().filter(|client| matches!(client.role, Role::Depositor { .. }));
+        depositors.map(|client| client.sent - client.acks.pending() - client.refused.len() as u64).sum()
     }
 
     /// Nothing more comes: what has not come by now is lost.

@@ -8,6 +8,7 @@ mod faults;
 mod files;
 mod find;
 mod flags;
+mod mix;
 mod numbers;
 mod order;
 mod proxy;
