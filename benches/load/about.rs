@@ -87,6 +87,7 @@ pub fn title(flags: &Flags) -> String {
         (flags.batch, ", batched"),
         (flags.together, ", each pair on one reactor"),
         (flags.ws, ", over WebSockets"),
+        (flags.tls, ", over TLS"),
     ];
     told.iter().filter(|(is_so, _)| *is_so).for_each(|(_, words)| title += words);
     match workload {
@@ -167,7 +168,7 @@ pub fn settings(flags: &Flags) -> Value {
         "workload": flags.workload.name(), "users": flags.all_users(), "members": flags.members(),
         "mix": flags.acts().map(|mix| mix.to_string()),
         "window": flags.window(), "size": size, "seq": flags.seq, "batch": flags.batch,
-        "together": flags.together, "ws": flags.ws, "rate": flags.rate().map(whole),
+        "together": flags.together, "ws": flags.ws, "tls": flags.tls, "rate": flags.rate().map(whole),
         "loop": if is_open(flags) { "open" } else { "closed" },
         "nodes": flags.nodes(), "reactors": is_fresh.then(|| flags.reactors()),
         "workers": is_fresh.then(|| flags.workers()), "threads": flags.threads,

@@ -15,7 +15,7 @@ static HEIR: OnceLock<Mutex<ChildStdin>> = OnceLock::new();
 static CORES: OnceLock<String> = OnceLock::new();
 
 /// Outlives this process, however that ends: it reads which processes belong to it, and which do not any more, and
-/// at the end of its input kills those that are left, and every process that was started with something below the
+/// at the end of its input kills those that are left, with their groups, and every process that was started with something below the
 /// folder, and removes the folder.
 const HEIR_SCRIPT: &str = r#"
 trap '' INT TERM HUP
@@ -31,7 +31,7 @@ for file in /proc/[0-9]*/cmdline; do
     pid=${pid%/cmdline}
     if [ "$pid" != $$ ] && grep -qaF "$0" "$file" 2>/dev/null; then pids="$pids$pid "; fi
 done
-for pid in $pids; do kill -9 "$pid" 2>/dev/null; done
+for pid in $pids; do kill -9 "-$pid" 2>/dev/null; kill -9 "$pid" 2>/dev/null; done
 tries=0
 until rm -rf "$0" 2>/dev/null || [ "$tries" -ge 50 ]; do tries=$((tries + 1)); sleep 0.1; done
 "#;

@@ -350,6 +350,18 @@ pub struct Flags {
     /// Connect over WebSockets, as browsers do
     #[arg(long)]
     pub ws: bool,
+    /// Connect with TLS. Before a fresh server stands an nginx with a certificate of its own, and is measured with it
+    #[arg(long)]
+    pub tls: bool,
+    /// Trust the certificates in this PEM file, besides those that the system trusts. With --addr
+    #[arg(long, value_name = "FILE", visible_alias = "cacert")]
+    pub tls_ca: Option<PathBuf>,
+    /// The name that the server's certificate is for, if not its name in --addr
+    #[arg(long, value_name = "NAME")]
+    pub tls_name: Option<String>,
+    /// Trust any certificate, as for a test machine. With --addr
+    #[arg(long, visible_alias = "insecure")]
+    pub tls_insecure: bool,
     /// Connect from the addresses of this network in turn: one address has some 28,000 ports for all connections
     #[arg(long, value_name = "NETWORK", value_parser = source)]
     pub source: Option<IpNet>,
@@ -841,6 +853,16 @@ impl Flags {
                 only(workload == Pairs, "a percentage goes with pairs, whose capacity can be measured")
             }
             "rate" => not_here(workload.may_be_open()),
+            "tls" if workload == Idle => only(is_foreign, "it would measure the memory of nginx as well"),
+            "tls" => {
+                let are_plain = self.rivals().any(|rival| !matches!(rival, Rival::Command(_)));
+                only(!self.floor && !are_plain, "the floor, inspircd and nats have none here")
+            }
+            "tls_ca" | "tls_name" | "tls_insecure" if !self.tls => Err("it goes with --tls".to_owned()),
+            "tls_ca" | "tls_name" if self.tls_insecure => Err("--tls-insecure trusts anybody".to_owned()),
+            "tls_ca" | "tls_name" | "tls_insecure" => {
+                only(is_foreign, "the certificate of a fresh server is made here, and trusted")
+            }
             "source" => {
                 only(!self.floor && self.rival.is_empty(), "the floor and the rivals are reached from one address")
             }

@@ -1,7 +1,7 @@
 //! What `--ws` puts around objects: the client's side of a WebSocket.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 
 use anyhow::{Context, ensure};
 use memchr::memmem;
@@ -37,7 +37,7 @@ pub fn answer(input: &[u8]) -> anyhow::Result<Option<usize>> {
 }
 
 /// Asks for a WebSocket, and returns what has come behind the server's answer.
-pub fn open(stream: &mut TcpStream, address: SocketAddr) -> anyhow::Result<Vec<u8>> {
+pub fn open(stream: &mut (impl Read + Write), address: SocketAddr) -> anyhow::Result<Vec<u8>> {
     stream.write_all(request(address).as_bytes())?;
     let mut input = Vec::new();
     loop {

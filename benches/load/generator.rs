@@ -16,12 +16,12 @@ use crate::bytes::Piece;
 use crate::clock::{self, Alarm, CpuClock};
 use crate::dialect::Cutter;
 use crate::measures::{Measure, Measures};
-use crate::pace;
 use crate::roles::{Role, Troupe};
 use crate::schedule::Schedule;
 use crate::series::Series;
 use crate::tally::{Counts, Turnout};
 use crate::timeline::Timeline;
+use crate::tls::Stream;
 use crate::traffic::{Plan, Traffic};
 use crate::turns::Turns;
 
@@ -103,7 +103,7 @@ pub struct Outcome {
 
 /// A client's connection.
 struct Line {
-    stream: TcpStream,
+    stream: Stream<TcpStream>,
     cutter: Cutter,
     /// The beginning of an object whose end has not come yet.
     rest: Vec<u8>,
@@ -119,7 +119,7 @@ struct Line {
 
 impl Drop for Line {
     fn drop(&mut self) {
-        pace::farewell(self.is_sturdy, &mut self.stream, TcpStream::shutdown);
+        self.stream.end(self.is_sturdy, TcpStream::shutdown);
     }
 }
 
@@ -150,9 +150,9 @@ impl<'a> Generator<'a> {
         for (n, user) in users.into_iter().enumerate() {
             let (cutter, dialect) = (user.cutter(), user.dialect);
             let (account, stream, rest) = user.into_parts()?;
-            stream.set_nonblocking(true)?;
-            let mut stream = TcpStream::from_std(stream);
-            poll.registry().register(&mut stream, Token(n), Interest::READABLE | Interest::WRITABLE)?;
+            stream.socket.set_nonblocking(true)?;
+            let mut stream = stream.map(TcpStream::from_std);
+            poll.registry().register(&mut stream.socket, Token(n), Interest::READABLE | Interest::WRITABLE)?;
             lines.push(Line {
                 stream,
                 cutter,
@@ -410,7 +410,7 @@ impl<'a> Generator<'a> {
                 self.lines[n].rest = input;
             }
             // A short read has emptied the socket: what comes later is a new edge.
-            if length < most {
+            if length < most && self.lines[n].stream.is_emptied() {
                 self.lines[n].is_ready = false;
                 return Ok(any);
             }
@@ -489,12 +489,18 @@ impl<'a> Generator<'a> {
     /// Writes what the kernel takes; the rest waits for the socket to be writable.
     fn flush(&mut self, n: usize) {
         let line = &mut self.lines[n];
-        while !line.output.is_empty() && !line.is_gone {
+        let mut has_room = match line.stream.flush() {
+            Err(error) if !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+                return self.hang_up(n);
+            }
+            flushed => flushed.is_ok(),
+        };
+        while has_room && !line.output.is_empty() && !line.is_gone {
             match line.stream.write(&line.output) {
                 Ok(length) if length == line.output.len() => line.output.clear(),
                 Ok(length) => drop(line.output.drain(..length)),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => has_room = false,
                 Err(_) => return self.hang_up(n),
             }
         }

@@ -16,7 +16,8 @@
 //! | `workload.rs`, `acts.rs`, `flags.rs` | the workloads, what the users of a mix do, and the command line |
 //! | `about.rs`, `run.rs`, `shares.rs` | a run: what was measured and what came out, also as a file |
 //! | `frames.rs`, `dialect.rs`, `message.rs` | what goes over the wire |
-//! | `program.rs`, `stores.rs`, `target.rs`, `rivals.rs`, `floor.rs` | what is put under load |
+//! | `trust.rs` (the client's), `tls.rs` | what goes around that |
+//! | `program.rs`, `stores.rs`, `front.rs`, `target.rs`, `rivals.rs`, `floor.rs` | what is put under load |
 //! | `scrape.rs` | what servers tell of their own times |
 //! | `book.rs`, `users.rs`, `detect.rs`, `preflight.rs`, `roles.rs` | the users, what they find, and their roles |
 //! | `traffic.rs`, `turns.rs`, `generator.rs` | a thread full of clients: what they send and get, who acts next, and its loop |
@@ -42,6 +43,7 @@ pub(crate) mod find;
 pub(crate) mod flags;
 pub(crate) mod floor;
 pub(crate) mod frames;
+pub(crate) mod front;
 pub(crate) mod generator;
 pub(crate) mod goals;
 pub(crate) mod hdr;
@@ -74,7 +76,10 @@ pub(crate) mod table;
 pub(crate) mod tally;
 pub(crate) mod target;
 pub(crate) mod timeline;
+pub(crate) mod tls;
 pub(crate) mod traffic;
+#[path = "../../src/bin/chat-client/trust.rs"]
+pub(crate) mod trust;
 pub(crate) mod turns;
 pub(crate) mod users;
 pub(crate) mod which;

@@ -48,6 +48,23 @@ impl Program {
         rest.split(|c: char| c == '/' || c.is_whitespace()).next()?.parse().ok()
     }
 
+    /// The processes of the session that it has begun.
+    pub fn session(&self) -> Vec<u32> {
+        let processes = std::fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
+        let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        let is_of_it = |pid: &u32| {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            // state, parent, group, session
+            let rest = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+            rest.split_whitespace().nth(3).and_then(|session| session.parse().ok()) == Some(self.pid())
+        };
+        let mut pids: Vec<u32> = pids.filter(is_of_it).collect();
+        if pids.is_empty() {
+            pids.push(self.pid());
+        }
+        pids
+    }
+
     /// How it has ended, if it has, and what it has logged last.
     pub fn last_words(&mut self, name: &str) -> String {
         let (pid, log) = (self.pid(), log_of(self.folder.path()));

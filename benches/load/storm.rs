@@ -28,6 +28,7 @@ use crate::series::{self, Recorder};
 use crate::stats::mix;
 use crate::tally::{Counts, Turnout};
 use crate::target::{Endpoint, Target};
+use crate::tls::Stream;
 use crate::users::{self, Arrival, User, new_id};
 
 /// A phase that has lasted for so many nanoseconds has failed.
@@ -76,7 +77,7 @@ struct Visitor {
     /// When it was to come.
     due: u64,
     has_tried: bool,
-    stream: Option<TcpStream>,
+    stream: Option<Stream<TcpStream>>,
     phase: Phase,
     /// When the phase began.
     since: u64,
@@ -88,7 +89,7 @@ struct Visitor {
 pub struct Calm {
     accounts: Vec<Account>,
     /// Their connections, which are to be cut.
-    streams: Vec<Blocking>,
+    streams: Vec<Stream<Blocking>>,
     /// The `errno` of the answer to a PING; `None`: there is none.
     answer: Option<i64>,
 }
@@ -127,7 +128,7 @@ impl Calm {
         let began = match flags.after {
             None => None,
             Some(After::Cut) => {
-                streams.iter().try_for_each(|stream| SockRef::from(stream).set_linger(Some(Duration::ZERO)))?;
+                streams.iter().try_for_each(|stream| SockRef::from(&stream.socket).set_linger(Some(Duration::ZERO)))?;
                 Some(clock::now())
             }
             Some(After::Kill) => Some(target.kill_and_start_again()?),
@@ -287,7 +288,7 @@ impl Storm<'_> {
         (visitor.since, visitor.phase) = (clock::now(), Phase::Connect);
         visitor.cutter = Cutter::of(visitor.server.dialect);
         let mut stream = users::dial(visitor.server)?;
-        self.poll.registry().register(&mut stream, Token(n), Interest::READABLE | Interest::WRITABLE)?;
+        self.poll.registry().register(&mut stream.socket, Token(n), Interest::READABLE | Interest::WRITABLE)?;
         visitor.stream = Some(stream);
         Ok(())
     }
@@ -320,8 +321,8 @@ impl Storm<'_> {
         let visitor = &mut self.visitors[n];
         let Some(stream) = &mut visitor.stream else { return };
         if visitor.phase == Phase::Connect {
-            match stream.take_error() {
-                Ok(None) if stream.peer_addr().is_ok() => self.connected(n, began),
+            match stream.socket.take_error() {
+                Ok(None) if stream.socket.peer_addr().is_ok() => self.connected(n, began),
                 Ok(None) => return,
                 Ok(Some(error)) | Err(error) => return self.lost(n, &error),
             }

@@ -12,6 +12,7 @@ use mio::{Events, Interest, Poll, Token};
 use crate::flags::Flags;
 use crate::tally::Strangers;
 use crate::target::{Endpoint, Target};
+use crate::tls::Stream;
 use crate::users;
 
 /// The time between two bytes of a slow sender.
@@ -26,7 +27,7 @@ const HALF: &[u8] = b"{\"msgid\":1,\"id\":1,\"passw";
 
 struct Stranger {
     server: Endpoint,
-    stream: Option<TcpStream>,
+    stream: Option<Stream<TcpStream>>,
     is_connected: bool,
     /// What it sends at once, and what it sends byte by byte, over and over.
     first: &'static [u8],
@@ -98,7 +99,7 @@ impl Company {
     fn dial(&mut self, n: usize) -> anyhow::Result<()> {
         let stranger = &mut self.strangers[n];
         let mut stream = users::dial(stranger.server)?;
-        self.poll.registry().register(&mut stream, Token(n), Interest::READABLE | Interest::WRITABLE)?;
+        self.poll.registry().register(&mut stream.socket, Token(n), Interest::READABLE | Interest::WRITABLE)?;
         (stranger.stream, stranger.is_connected, stranger.sent) = (Some(stream), false, 0);
         Ok(())
     }
@@ -129,10 +130,12 @@ impl Company {
         for n in those {
             let stranger = &mut self.strangers[n];
             let Some(stream) = &mut stranger.stream else { continue };
-            if !stranger.is_connected && stream.peer_addr().is_ok() {
+            if !stranger.is_connected && stream.socket.peer_addr().is_ok() {
                 stranger.is_connected = true;
-                // So short a text is written whole; if the connection is gone, reading says so.
-                let _ = stream.write(stranger.first);
+                if !stranger.first.is_empty() {
+                    // So short a text is written whole; if the connection is gone, reading says so.
+                    let _ = stream.write(stranger.first);
+                }
             }
             let mut buffer = [0; 1024];
             let is_closed = loop {

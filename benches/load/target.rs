@@ -14,9 +14,12 @@ use crate::clock;
 use crate::dialect::{Capabilities, Dialect};
 use crate::ending::{Owned, apart, is_installed};
 use crate::flags::Flags;
+use crate::front::Front;
 use crate::machine;
 use crate::program::{self, Program, Ready, STARTING, open_log};
 use crate::stores::{MariaDb, start_redis};
+use crate::tls;
+use crate::trust::Tls;
 use crate::workload::Workload;
 
 /// Given to every server that takes one, so that it is known which reactor each user belongs to.
@@ -35,14 +38,18 @@ pub struct Target {
     /// The reactor that each user belongs to, by server; `None`: that depends on the connection, or is unknown.
     pub homes: Option<Homes>,
     keep: Keep,
+    /// What speaks TLS for its servers.
+    fronts: Vec<Front>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct Endpoint {
     pub address: SocketAddr,
     pub dialect: Dialect,
     /// Where connections to it come from, if that is not left to the system.
     pub source: Option<IpNet>,
+    /// Connections to it speak TLS, and trust so.
+    pub tls: Option<&'static Tls>,
 }
 
 /// The processes of one name: "server", "redis".
@@ -81,18 +88,24 @@ impl Target {
             }
         }
         let dialect = Dialect::Chat(Capabilities { frames: flags.ws, ..Capabilities::OURS });
+        let addresses = flags.addresses()?.into_iter().zip(&flags.addr);
+        let servers = addresses.map(|(address, named)| {
+            let tls = flags.tls.then(|| {
+                let host = named.rsplit_once(':').map_or(&**named, |(host, _)| host.trim_matches(['[', ']']));
+                let name = flags.tls_name.as_deref().unwrap_or(host);
+                tls::trusting(name, flags.tls_ca.as_deref(), flags.tls_insecure).context("--tls")
+            });
+            Ok(Endpoint { address, dialect, source: flags.source, tls: tls.transpose()? })
+        });
         Ok(Target {
             name: "server".to_owned(),
-            servers: flags
-                .addresses()?
-                .into_iter()
-                .map(|address| Endpoint { address, dialect, source: flags.source })
-                .collect(),
+            servers: servers.collect::<anyhow::Result<_>>()?,
             processes,
             is_foreign: true,
             is_unknown: true,
             homes: None,
             keep: Keep::Foreign,
+            fronts: Vec::new(),
         })
     }
 
@@ -110,7 +123,22 @@ impl Target {
             Target::program(name, Dialect::Chat(Capabilities { frames: flags.ws, ..Capabilities::OURS }), program);
         target.servers[0].source = flags.source;
         target.is_unknown = true;
-        Ok(target)
+        target.behind_tls(flags)
+    }
+
+    /// The same with an nginx before each server, if that is asked for.
+    fn behind_tls(mut self, flags: &Flags) -> anyhow::Result<Target> {
+        if !flags.tls {
+            return Ok(self);
+        }
+        for server in &mut self.servers {
+            let front = Front::start(server.address, flags.users())?;
+            (server.address, server.tls) = (front.program.address, Some(front.tls));
+            self.fronts.push(front);
+        }
+        let pids = self.fronts.iter().flat_map(|front| front.program.session()).collect();
+        self.processes.push(Processes { name: "nginx".to_owned(), pids });
+        Ok(self)
     }
 
     /// Servers of this binary, and what they stand on.
@@ -157,18 +185,20 @@ impl Target {
         let dialect = Dialect::Chat(Capabilities { frames: flags.ws, ..Capabilities::OURS });
         let mut processes = vec![Processes { name: name.to_owned(), pids: servers.iter().map(Program::pid).collect() }];
         processes.extend(beside);
-        Ok(Target {
+        let target = Target {
             name: name.to_owned(),
             servers: servers
                 .iter()
-                .map(|server| Endpoint { address: server.address, dialect, source: flags.source })
+                .map(|server| Endpoint { address: server.address, dialect, source: flags.source, tls: None })
                 .collect(),
             processes,
             is_foreign: false,
             is_unknown: false,
             homes,
             keep: Keep::Nodes { servers, _redis: redis },
-        })
+            fronts: Vec::new(),
+        };
+        target.behind_tls(flags)
     }
 
     /// This program once more, as the floor.
@@ -188,15 +218,16 @@ impl Target {
 
     pub fn program(name: &str, dialect: Dialect, program: Program) -> Target {
         // All that it may have started, too: they share its session.
-        let pids = session(program.pid());
+        let pids = program.session();
         Target {
             name: name.to_owned(),
-            servers: vec![Endpoint { address: program.address, dialect, source: None }],
+            servers: vec![Endpoint { address: program.address, dialect, source: None, tls: None }],
             processes: vec![Processes { name: name.to_owned(), pids }],
             is_foreign: false,
             is_unknown: false,
             homes: None,
             keep: Keep::Program(program),
+            fronts: Vec::new(),
         }
     }
 
@@ -238,8 +269,10 @@ impl Target {
             process.start_again(command).with_context(|| format!("{} cannot be started again", self.name))?;
         }
         if let Some(processes) = self.processes.first_mut() {
-            let pids = programs.iter().map(Program::pid);
-            processes.pids = if is_one { pids.flat_map(session).collect() } else { pids.collect() };
+            processes.pids = match is_one {
+                true => programs.iter().flat_map(Program::session).collect(),
+                false => programs.iter().map(Program::pid).collect(),
+            };
         }
         Ok(dead)
     }
@@ -251,14 +284,16 @@ impl Target {
 
     /// What can be said of a target that has failed: which process has ended, how, and what was logged last.
     pub fn last_words(&mut self) -> String {
-        match &mut self.keep {
+        let of_fronts: String = self.fronts.iter_mut().map(|front| front.program.last_words("nginx")).collect();
+        let of_servers = match &mut self.keep {
             Keep::Foreign => {
                 let gone = self.processes.iter().flat_map(|of| &of.pids).filter(|&&pid| !machine::is_alive(pid));
                 gone.map(|pid| format!("process {pid} has ended\n")).collect()
             }
             Keep::Nodes { servers, .. } => servers.iter_mut().map(|server| server.last_words("server")).collect(),
             Keep::Program(program) => program.last_words(&self.name),
-        }
+        };
+        of_servers + &of_fronts
     }
 }
 
@@ -276,21 +311,4 @@ fn has_homes(binary: &Path) -> anyhow::Result<bool> {
         ensure!(Instant::now() < deadline, "{} does not end when it is asked for help", binary.display());
         std::thread::sleep(Duration::from_millis(2));
     }
-}
-
-/// The processes of the session that this one has begun.
-fn session(first: u32) -> Vec<u32> {
-    let processes = std::fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
-    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let is_of_it = |pid: &u32| {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        // state, parent, group, session
-        let rest = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
-        rest.split_whitespace().nth(3).and_then(|session| session.parse().ok()) == Some(first)
-    };
-    let mut pids: Vec<u32> = pids.filter(is_of_it).collect();
-    if pids.is_empty() {
-        pids.push(first);
-    }
-    pids
 }

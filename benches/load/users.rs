@@ -22,6 +22,7 @@ use crate::live;
 use crate::pace;
 use crate::tally::sample;
 use crate::target::{Endpoint, Target};
+use crate::tls::Stream;
 use crate::which;
 
 /// How many log in side by side. Below the listen backlog of any server.
@@ -45,7 +46,7 @@ pub struct User {
     pub dialect: Dialect,
     pub server: Endpoint,
     /// `None` once another owner has it.
-    stream: Option<TcpStream>,
+    stream: Option<Stream<TcpStream>>,
     /// The server ends its objects with LF.
     pub has_lines: bool,
     /// The last byte that came.
@@ -58,7 +59,7 @@ impl User {
     /// `receive_buffer`: how much the kernel takes for a client that does not read. It must be known before the
     /// connection is made: a window that shrinks later has the kernel drop what it then gets.
     pub fn connect(server: Endpoint, account: Account, receive_buffer: Option<usize>) -> anyhow::Result<User> {
-        let Endpoint { address, dialect, .. } = server;
+        let Endpoint { address, dialect, tls, .. } = server;
         let socket = socket(server)?;
         if let Some(bytes) = receive_buffer {
             socket.set_recv_buffer_size(bytes)?;
@@ -66,12 +67,14 @@ impl User {
         socket
             .connect_timeout(&address.into(), PATIENCE)
             .with_context(|| format!("cannot connect to {address} for {}", account.name))?;
-        let mut stream = TcpStream::from(socket);
-        stream.set_nodelay(true)?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        let socket = TcpStream::from(socket);
+        socket.set_nodelay(true)?;
+        socket.set_write_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        let mut stream =
+            Stream::open(socket, tls).with_context(|| format!("cannot connect to {address} for {}", account.name))?;
         let input = if dialect.has_frames() { frames::open(&mut stream, address)? } else { Vec::new() };
-        stream.set_read_timeout(Some(GLANCE))?;
+        stream.socket.set_read_timeout(Some(GLANCE))?;
         let (has_lines, last_byte, cutter) = (true, 0, Cutter::of(dialect));
         Ok(User { account, dialect, server, stream: Some(stream), has_lines, last_byte, input, cutter })
     }
@@ -83,12 +86,13 @@ impl User {
 
     /// The same connection, for a loop that reads it from here on, and what has come of it already. It ends when
     /// its new owner says so.
-    pub fn into_parts(mut self) -> anyhow::Result<(Account, TcpStream, Vec<u8>)> {
-        let stream = self.stream.take().context("a user has a connection")?;
+    pub fn into_parts(mut self) -> anyhow::Result<(Account, Stream<TcpStream>, Vec<u8>)> {
+        let mut stream = self.stream.take().context("a user has a connection")?;
+        self.input.extend(stream.left());
         Ok((self.account.clone(), stream, std::mem::take(&mut self.input)))
     }
 
-    fn stream(&mut self) -> anyhow::Result<&mut TcpStream> {
+    fn stream(&mut self) -> anyhow::Result<&mut Stream<TcpStream>> {
         self.stream.as_mut().context("a user has a connection")
     }
 
@@ -101,7 +105,8 @@ impl User {
         if !self.dialect.has_frames() {
             bytes.push(b'\n');
         }
-        let sent = self.stream()?.write_all(&bytes);
+        let stream = self.stream()?;
+        let sent = stream.write_all(&bytes).and_then(|()| stream.flush());
         sent.with_context(|| format!("{} sends", self.account.name))
     }
 
@@ -233,7 +238,7 @@ impl User {
 impl Drop for User {
     fn drop(&mut self) {
         if let Some(stream) = &mut self.stream {
-            pace::farewell(self.dialect.is_sturdy(), stream, TcpStream::shutdown);
+            stream.end(self.dialect.is_sturdy(), TcpStream::shutdown);
         }
     }
 }
@@ -252,7 +257,7 @@ fn socket(server: Endpoint) -> anyhow::Result<Socket> {
 ///
 /// # Errors
 /// There are no more descriptors or ports.
-pub fn dial(server: Endpoint) -> anyhow::Result<mio::net::TcpStream> {
+pub fn dial(server: Endpoint) -> anyhow::Result<Stream<mio::net::TcpStream>> {
     let socket = socket(server)?;
     socket.set_nonblocking(true)?;
     socket.set_tcp_nodelay(true)?;
@@ -260,7 +265,7 @@ pub fn dial(server: Endpoint) -> anyhow::Result<mio::net::TcpStream> {
         Err(error) if error.raw_os_error() != Some(Errno::EINPROGRESS as i32) => {
             Err(error).with_context(|| format!("cannot connect to {}", server.address))
         }
-        _ => Ok(mio::net::TcpStream::from_std(socket.into())),
+        _ => Stream::begin(mio::net::TcpStream::from_std(socket.into()), server.tls),
     }
 }
 

@@ -89,8 +89,8 @@ fn a_signal_to_the_whole_group_does_not_reach_the_server() {
 
 #[test]
 fn killed_it_leaves_neither_processes_nor_folders() {
-    for line in ["--users 8 --seconds 60 --floor", "--users 8 --seconds 60 --nodes 2"] {
-        let (mut child, folder, processes) = started(line);
+    for line in ["--floor", "--nodes 2", "--tls"] {
+        let (mut child, folder, processes) = started(&format!("--users 8 --seconds 60 {line}"));
         send("KILL", child.id());
         child.wait().unwrap();
         nothing_is_left(&folder, &processes);

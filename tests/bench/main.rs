@@ -13,6 +13,7 @@ mod numbers;
 mod order;
 mod proxy;
 mod storm;
+mod tls;
 mod tool;
 
 #[path = "../support/mod.rs"]

@@ -19,6 +19,7 @@ mod plain;
 mod signals;
 mod terminal;
 mod text;
+mod trust;
 mod tty;
 
 use std::io::{self, Write};
@@ -32,7 +33,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use signal_hook::consts::SIGINT;
 
 use app::{App, Ask, Effect, Event, Setup};
-use channel::{Target, Tls};
+use channel::Target;
 use connection::{Link, LinkEvent, jitter};
 use dialects::Choice;
 use loss::Loss;
@@ -40,6 +41,7 @@ use plain::plain;
 use signals::Leave;
 use terminal::Terminal;
 use text::{Lang, Text, help_in_chinese, tls_setup_text, tls_text};
+use trust::Tls;
 
 /// A client of the chat server.
 #[derive(Parser)]

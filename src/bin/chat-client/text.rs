@@ -6,7 +6,7 @@
 use clap::ValueEnum;
 use rustls::{CertificateError, Error as TlsError};
 
-use crate::channel::TlsSetupError;
+use crate::trust::TlsSetupError;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Lang {
