@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::flags::{After, Flags, Rate, Share, Sizes};
 use crate::machine;
+use crate::scenario::Phase;
 use crate::which;
 use crate::workload::Workload;
 
@@ -22,6 +23,9 @@ pub struct About {
     pub is_open: bool,
     /// This generator's share, if there are several.
     pub share: Option<Share>,
+    /// The phases of a scenario: the name of each, and what is measured in it.
+    #[serde(default)]
+    pub phases: Vec<String>,
     pub settings: Value,
 }
 
@@ -35,7 +39,20 @@ impl About {
             began: chrono::Local::now().format("%F %T %:z").to_string(),
             is_open: is_open(flags),
             share: flags.share,
+            phases: Vec::new(),
             settings: settings(flags),
+        }
+    }
+
+    /// `whole`: the flags of all phases.
+    pub fn of_phases(whole: &Flags, phases: &[Phase]) -> About {
+        let file = whole.scenario.as_deref().map_or(String::new(), |file| file.display().to_string());
+        About {
+            title: format!("scenario {file}: {} phases", phases.len()),
+            is_open: phases.iter().all(|phase| is_open(&phase.flags)),
+            phases: phases.iter().map(|Phase { name, flags }| format!("{name}: {}", title(flags))).collect(),
+            settings: phases.iter().map(|Phase { name, flags }| (name.clone(), settings(flags))).collect(),
+            ..About::of(whole)
         }
     }
 

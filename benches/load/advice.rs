@@ -16,7 +16,10 @@ pub struct Advice {
 
 impl Advice {
     pub fn of(run: &Run) -> Advice {
-        let server = &run.shown[0];
+        // Of phases, the last one that was limited says the most.
+        let limited = run.shown.iter().rev().find(|figures| figures.limit().is_some()).or(run.shown.last());
+        let phase = limited.filter(|_| !run.about.phases.is_empty());
+        let server = phase.unwrap_or(&run.shown[0]);
         let measured = |measure| {
             let of = |part: f64| server.measures.quantile(measure, part) / 1000.0;
             format!("{}: p50 {:.2} ms, p99 {:.2} ms, at most {:.2} ms", measure.name(), of(0.5), of(0.99), of(1.0))
@@ -25,7 +28,8 @@ impl Advice {
         let latency = first.map_or(String::new(), |measure| format!("; {}", measured(measure)));
         let state =
             if run.problems.is_empty() { "Nothing was lost or wrong" } else { "Something was wrong, see below" };
-        let verdict = format!("{state}: {:.0} messages/s{latency}.", server.rate);
+        let of_phase = phase.map_or(String::new(), |phase| format!(" in {}", phase.name));
+        let verdict = format!("{state}{of_phase}: {:.0} messages/s{latency}.", server.rate);
         let (limit, next) = limit(run, server);
         Advice { verdict, limit: format!("{limit} ({}).", server.shares()), next }
     }

@@ -84,6 +84,11 @@ impl Book {
         self.made += 1;
     }
 
+    /// The same, in words.
+    pub fn speaks(&self) -> Vec<String> {
+        self.known.iter().map(|(address, it)| format!("{address} speaks: {it}")).collect()
+    }
+
     /// What is left at a server that was there before.
     pub fn left(&self) -> String {
         let Book { accounts, made, opened, groups, messages, .. } = self;

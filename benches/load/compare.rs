@@ -77,6 +77,7 @@ pub fn run(flags: &Flags) -> anyhow::Result<Vec<String>> {
                 unused.map_or("", |id| id)
             );
             for (name, file) in [(old_name, old), (new_name, new)] {
+                ensure!(file.about.phases.is_empty(), "{name} is of a scenario, and phases cannot be compared");
                 let rounds = file.rounds[0].len();
                 ensure!(
                     rounds >= usize::from(ROUNDS_TO_COMPARE),

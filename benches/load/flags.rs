@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -241,6 +242,9 @@ impl FromStr for StartAt {
     }
 }
 
+/// Flags by their ids, and what stands behind each: nothing, a value, or several.
+pub type Told = BTreeMap<String, Vec<String>>;
+
 const EXIT_STATUS: &str = "\
 Exit status:
   0    everything arrived, once and in order
@@ -412,6 +416,10 @@ pub struct Flags {
     /// All users have come by then, and begin to act: seconds since 1970, or as in 2026-12-01T12:00:00Z. With --addr
     #[arg(long, value_name = "TIME")]
     pub start_at: Option<StartAt>,
+    /// Run the phases of this TOML file, one after the other, against one server: each [[phase]] has flags as its keys, such as
+    /// rate = "20k"; what stands above the first is for all
+    #[arg(long, value_name = "FILE")]
+    pub scenario: Option<PathBuf>,
     /// Find the highest rate that keeps each --slo: an open loop, from --rate on in steps, then bisected, then confirmed by
     /// --rounds; and say what has limited it
     #[arg(long)]
@@ -462,6 +470,9 @@ pub struct Flags {
     /// Which flags the command line has.
     #[arg(skip)]
     pub given: Vec<String>,
+    /// The same with what stands behind them.
+    #[arg(skip)]
+    pub told: Told,
 }
 
 /// What has befallen a storm's users before they come.
@@ -494,12 +505,30 @@ impl Flags {
     pub fn read<I: Iterator<Item = String>>(words: I) -> Result<Flags, clap::Error> {
         let matches = Flags::command().try_get_matches_from(words)?;
         let mut flags = Flags::from_arg_matches(&matches)?;
-        let ids = Flags::command().get_arguments().map(|argument| argument.get_id().to_string()).collect::<Vec<_>>();
-        let is_given = |id: &String| matches.value_source(id) == Some(ValueSource::CommandLine);
-        flags.given = ids.into_iter().filter(is_given).collect();
+        for flag in Flags::command().get_arguments() {
+            let id = flag.get_id().to_string();
+            if matches.value_source(&id) == Some(ValueSource::CommandLine) {
+                let values = matches.get_raw(&id).into_iter().flatten().filter(|_| flag.get_action().takes_values());
+                flags.told.insert(id.clone(), values.map(|value| value.to_string_lossy().into_owned()).collect());
+                flags.given.push(id);
+            }
+        }
         let by_the_clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |time| time.as_micros() as u64);
         flags.seed.get_or_insert_with(by_the_clock);
         Ok(flags)
+    }
+
+    /// The flags that these are.
+    ///
+    /// # Errors
+    /// The errors of clap.
+    pub fn of(told: &Told) -> Result<Flags, clap::Error> {
+        let words = told.iter().flat_map(|(id, values)| {
+            let flag = format!("--{}", id.replace('_', "-"));
+            let with_values: Vec<String> = values.iter().map(|value| format!("{flag}={value}")).collect();
+            if values.is_empty() { vec![flag] } else { with_values }
+        });
+        Flags::read(std::iter::once(which::name().to_owned()).chain(words))
     }
 
     pub fn mode(&self) -> Mode {

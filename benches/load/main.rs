@@ -14,6 +14,7 @@
 //! | `hdr.rs`, `measures.rs`, `series.rs`, `tally.rs`, `timeline.rs` | the results: what is timed and counted |
 //! | `figures.rs`, `condition.rs` | the same, of a round or of several, and what fails |
 //! | `workload.rs`, `acts.rs`, `flags.rs` | the workloads, what the users of a mix do, and the command line |
+//! | `scenario.rs` | phases, each with flags |
 //! | `about.rs`, `run.rs`, `shares.rs` | a run: what was measured and what came out, also as a file |
 //! | `frames.rs`, `dialect.rs`, `message.rs` | what goes over the wire |
 //! | `trust.rs` (the client's), `tls.rs` | what goes around that |
@@ -22,7 +23,7 @@
 //! | `book.rs`, `users.rs`, `detect.rs`, `preflight.rs`, `roles.rs` | the users, what they find, and their roles |
 //! | `traffic.rs`, `turns.rs`, `generator.rs` | a thread full of clients: what they send and get, who acts next, and its loop |
 //! | `storm.rs`, `strangers.rs` | users that come all at once or at a rate; clients that never log in |
-//! | `round.rs` | what is measured |
+//! | `round.rs`, `phases.rs` | what is measured |
 //! | `table.rs`, `advice.rs`, `plot.rs`, `report.rs`, `csv.rs` | how it is shown |
 //! | `idle.rs`, `find.rs`, `sweep.rs`, `goals.rs`, `compare.rs`, `smoke.rs` | what else can be asked for |
 
@@ -53,6 +54,7 @@ pub(crate) mod machine;
 pub(crate) mod measures;
 pub(crate) mod message;
 pub(crate) mod pace;
+pub(crate) mod phases;
 pub(crate) mod plot;
 pub(crate) mod preflight;
 pub(crate) mod program;
@@ -61,6 +63,7 @@ pub(crate) mod rivals;
 pub(crate) mod roles;
 pub(crate) mod round;
 pub(crate) mod run;
+pub(crate) mod scenario;
 pub(crate) mod schedule;
 pub(crate) mod scrape;
 pub(crate) mod search;
@@ -91,6 +94,7 @@ use std::process::ExitCode;
 use anyhow::{Context, ensure};
 use flags::{Flags, Mode};
 use run::Run;
+use scenario::Scenario;
 use which::say;
 use workload::Workload;
 
@@ -133,6 +137,8 @@ fn run(flags: &Flags) -> anyhow::Result<Vec<String>> {
         say(format_args!("not asked for by '{words}'"));
         return Ok(Vec::new());
     }
+    let scenario = flags.scenario.as_deref().map(|file| Scenario::read(flags, file)).transpose()?;
+    let flags = scenario.as_ref().map_or(flags, |scenario| &scenario.whole);
     rlimit::increase_nofile_limit(u64::MAX)?;
     ending::listen()?;
     if let Some(pin) = &flags.pin {
@@ -144,6 +150,9 @@ fn run(flags: &Flags) -> anyhow::Result<Vec<String>> {
     let folder = tempfile::Builder::new().prefix("load-").tempdir()?;
     ending::leave_nothing(folder.path())?;
     let _ = tempfile::env::override_temp_dir(folder.path());
+    if let Some(scenario) = &scenario {
+        return show(flags, phases::measure(scenario)?);
+    }
     match flags.mode() {
         Mode::Test => smoke::run(flags).map(|()| Vec::new()),
         Mode::Goals => goals::run(flags),

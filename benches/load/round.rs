@@ -71,18 +71,18 @@ pub fn measure(flags: &Flags) -> anyhow::Result<Run> {
     keep_book(flags, &book)?;
     let mut run = Run::new(flags, about, rounds)?;
     run.left = left(flags, &book);
-    run.speaks = book.known.iter().map(|(address, it)| format!("{address} speaks: {it}")).collect();
+    run.speaks = book.speaks();
     // Why it is not all that was asked for.
     run.problems.extend(failed.filter(|_| ending::signal().is_none()));
     Ok(run)
 }
 
 /// What stays at a server that was there before the run.
-fn left(flags: &Flags, book: &Book) -> Option<String> {
+pub fn left(flags: &Flags, book: &Book) -> Option<String> {
     (!flags.addr.is_empty()).then(|| format!("left at {}: {}", flags.addr.join(", "), book.left()))
 }
 
-fn keep_book(flags: &Flags, book: &Book) -> anyhow::Result<()> {
+pub fn keep_book(flags: &Flags, book: &Book) -> anyhow::Result<()> {
     flags.accounts.as_ref().map_or(Ok(()), |file| book.save(file))
 }
 
@@ -137,9 +137,14 @@ pub fn with_rate(
 
 /// One round against a target. If that fails, the error says what the target did last.
 pub fn once(flags: &Flags, mut target: Target, book: &mut Book) -> anyhow::Result<Figures> {
+    at(flags, &mut target, book)
+}
+
+/// The same, and the target stays.
+pub fn at(flags: &Flags, target: &mut Target, book: &mut Book) -> anyhow::Result<Figures> {
     let name = target.name.clone();
-    preflight::check(flags, &target)?;
-    round(flags, &mut target, book).map_err(|failed| anyhow!("{name}: {failed:#}\n{}", target.last_words()))
+    preflight::check(flags, target)?;
+    round(flags, target, book).map_err(|failed| anyhow!("{name}: {failed:#}\n{}", target.last_words()))
 }
 
 fn round(flags: &Flags, target: &mut Target, book: &mut Book) -> anyhow::Result<Figures> {

@@ -56,10 +56,18 @@ impl Run {
         Ok(())
     }
 
-    /// Adds what the conditions of these flags say of it.
+    /// Adds what the conditions of these flags say of it: of each phase that has what they are about, else of the server.
     pub fn judge(&mut self, flags: &Flags) {
-        let met = flags.fail_if.iter().filter_map(|condition| condition.met_by(&self.shown[0]));
-        self.problems.extend(met);
+        for condition in &flags.fail_if {
+            let is_timed = |figures: &&Figures| condition.measure().is_none_or(|it| figures.measures.count(it) > 0);
+            let phases: Vec<&Figures> = self.shown.iter().take(self.about.phases.len()).filter(is_timed).collect();
+            if phases.is_empty() {
+                self.problems.extend(condition.met_by(&self.shown[0]));
+            }
+            for phase in phases {
+                self.problems.extend(condition.met_by(phase).map(|why| format!("{}: {why}", phase.name)));
+            }
+        }
     }
 
     /// Writes the file that `--out` names, if it does.

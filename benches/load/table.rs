@@ -20,6 +20,7 @@ pub fn text(run: &Run) -> Result<String, std::fmt::Error> {
         write!(out, "; share {share} of it")?;
     }
     writeln!(out, "\n{}", run.about.setting)?;
+    run.about.phases.iter().try_for_each(|phase| writeln!(out, "{phase}"))?;
     figures(&mut out, &run.shown)?;
     latencies(&mut out, &run.shown)?;
     acts(&mut out, &run.shown)?;

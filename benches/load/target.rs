@@ -151,7 +151,7 @@ impl Target {
         let mut words: Vec<String> = vec!["--password-cost".to_owned(), flags.password_cost().to_owned()];
         words.extend(["--reactors".to_owned(), flags.reactors().to_string()]);
         words.extend(["--workers".to_owned(), flags.workers().to_string()]);
-        if flags.workload == Workload::Storm {
+        if flags.workload == Workload::Storm || flags.scenario.is_some() {
             words.extend(["--metrics".to_owned(), "127.0.0.1:0".to_owned()]);
         }
         let homes = has_homes(binary)?.then(|| Homes::new(HOME_SEED, flags.reactors()));

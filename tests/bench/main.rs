@@ -12,6 +12,7 @@ mod mix;
 mod numbers;
 mod order;
 mod proxy;
+mod scenario;
 mod storm;
 mod tls;
 mod tool;
