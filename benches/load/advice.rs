@@ -62,6 +62,10 @@ fn limit(run: &Run, server: &Figures) -> (&'static str, &'static str) {
             "The server had all the CPU that it could get",
             "More cores for the server, --sweep, or a flame graph of where its time goes.",
         ),
+        None if server.turnout.is_some() => (
+            "The server has served all who came",
+            "A higher --rate, until served.p99 is more than users bear; --after kill, for how they come back.",
+        ),
         None if run.about.is_open => (
             "The server has kept up: the rate was the limit",
             "--find-max with an --slo, for the highest rate that keeps it.",

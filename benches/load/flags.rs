@@ -332,7 +332,8 @@ pub struct Flags {
     /// slow: what each recipient reads, in bytes a second [default: 16384]
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1024..))]
     pub read_rate: Option<u32>,
-    /// storm: all users have been logged in, and this has happened; they come back until they are served
+    /// storm: all users have been logged in, and this has happened; they try until they are served, again when the server
+    /// says, else after 0.25 to 0.75 s
     #[arg(long, value_enum)]
     pub after: Option<After>,
     /// Beside the users, so many connections that send nothing, or half a request; those that the server closes come again

@@ -74,6 +74,8 @@ impl Phase {
 struct Visitor {
     account: Account,
     server: Endpoint,
+    /// The `errno` of the server's answer to a PING; `None`: there is none.
+    answer: Option<i64>,
     /// When it was to come.
     due: u64,
     has_tried: bool,
@@ -90,18 +92,18 @@ pub struct Calm {
     accounts: Vec<Account>,
     /// Their connections, which are to be cut.
     streams: Vec<Stream<Blocking>>,
-    /// The `errno` of the answer to a PING; `None`: there is none.
-    answer: Option<i64>,
+    /// How each server answers a PING.
+    answers: Vec<Option<i64>>,
 }
 
 /// Sees to it that all users have accounts and, before a cut or a kill, are logged in.
 pub fn gather(flags: &Flags, target: &Target, book: &mut Book) -> anyhow::Result<Calm> {
-    let (count, server) = (flags.users(), target.servers[0]);
-    let answer = if server.dialect.has_frames() { None } else { answer_to_ping(server)? };
+    let count = flags.users();
+    let answers = target.servers.iter().map(|&server| answer_to_ping(server)).collect::<anyhow::Result<_>>()?;
     if flags.after.is_none() {
         users::enroll(target, book, count)?;
         let accounts: Vec<Account> = (0..count).filter_map(|_| book.take(|_| true)).collect();
-        return Ok(Calm { accounts, streams: Vec::new(), answer });
+        return Ok(Calm { accounts, streams: Vec::new(), answers });
     }
     let arrival = Arrival { count, logs_in: true, in_turn: false, receive_buffer: &|_| None };
     let (mut accounts, mut streams) = (Vec::with_capacity(count), Vec::with_capacity(count));
@@ -110,7 +112,7 @@ pub fn gather(flags: &Flags, target: &Target, book: &mut Book) -> anyhow::Result
         accounts.push(account);
         streams.push(stream);
     }
-    Ok(Calm { accounts, streams, answer })
+    Ok(Calm { accounts, streams, answers })
 }
 
 /// Asks as somebody who never logs in.
@@ -124,7 +126,7 @@ fn answer_to_ping(server: Endpoint) -> anyhow::Result<Option<i64>> {
 impl Calm {
     /// Cuts the connections or kills the servers, if that is asked for. The storm's threads, with their users.
     pub fn end<'a>(self, flags: &Flags, target: &mut Target, shared: &'a Shared) -> anyhow::Result<Vec<Storm<'a>>> {
-        let Calm { mut accounts, streams, answer } = self;
+        let Calm { mut accounts, streams, answers } = self;
         let began = match flags.after {
             None => None,
             Some(After::Cut) => {
@@ -138,10 +140,22 @@ impl Calm {
         let each = accounts.len() / threads;
         let storm = |number: usize| {
             let visitors = accounts.drain(..each).enumerate().map(|(n, account)| {
-                let server = target.servers[(number * each + n) % target.servers.len()];
+                let which = (number * each + n) % target.servers.len();
+                let (server, answer) = (target.servers[which], answers[which]);
                 let cutter = Cutter::of(server.dialect);
                 let (stream, phase) = (None, Phase::Waiting);
-                Visitor { account, server, due: 0, has_tried: false, stream, phase, since: 0, cutter, rest: Vec::new() }
+                Visitor {
+                    account,
+                    server,
+                    answer,
+                    due: 0,
+                    has_tried: false,
+                    stream,
+                    phase,
+                    since: 0,
+                    cutter,
+                    rest: Vec::new(),
+                }
             });
             let poll = Poll::new()?;
             let alarm = Alarm::new(poll.registry(), ALARM)?;
@@ -151,7 +165,6 @@ impl Calm {
                 visitors: visitors.collect(),
                 later: BinaryHeap::new(),
                 schedule: flags.rate().map(|rate| Schedule::new(rate / threads as f64, ramp)),
-                answer,
                 tries_again: flags.after.is_some(),
                 began,
                 shared,
@@ -176,7 +189,6 @@ pub struct Storm<'a> {
     later: BinaryHeap<Reverse<(u64, usize)>>,
     /// When they are due, if not all at once.
     schedule: Option<Schedule>,
-    answer: Option<i64>,
     tries_again: bool,
     /// When it began, if something has set it off; else it begins with the measurement.
     began: Option<u64>,
@@ -344,7 +356,7 @@ impl Storm<'_> {
         (self.visitors[n].since, self.visitors[n].phase) = (now, Phase::Accept);
         if server.dialect.has_frames() {
             self.write(n, frames::request(server.address).as_bytes());
-        } else if self.answer.is_some() {
+        } else if self.visitors[n].answer.is_some() {
             self.send(n, PING);
         } else {
             self.log_in(n);
@@ -394,7 +406,7 @@ impl Storm<'_> {
         let (number, errno) = (msgid(object), errno(object));
         match (self.visitors[n].phase, number) {
             (_, Some(202)) => self.send(n, "{\"msgid\":203}"),
-            (Phase::Accept, _) if Some(errno) == self.answer => self.accepted(n, began),
+            (Phase::Accept, _) if Some(errno) == self.visitors[n].answer => self.accepted(n, began),
             // A reply without a msgid is one, too.
             (Phase::Login, None | Some(2)) if errno == 0 && new_id(object).is_some() => self.served(n, began),
             (Phase::Login, None | Some(2)) => self.refused(n, errno, object),

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fs;
 
 use crate::support::eventually;
-use crate::tool::{finish, is_alive, ours, start};
+use crate::tool::{finish, is_alive, ours, signal, start};
 
 /// The children of a process, and theirs.
 fn descendants(pid: u32) -> HashSet<u32> {
@@ -19,11 +19,6 @@ fn descendants(pid: u32) -> HashSet<u32> {
         }
     }
     found
-}
-
-fn send(signal: &str, pid: u32) {
-    let status = std::process::Command::new("kill").arg(format!("-{signal}")).arg(pid.to_string()).status();
-    assert!(status.unwrap().success());
 }
 
 fn program_of(pid: u32) -> String {
@@ -56,10 +51,10 @@ fn nothing_is_left(folder: &tempfile::TempDir, processes: &HashSet<u32>) {
 
 #[test]
 fn a_signal_shows_what_there_is_so_far() {
-    for (signal, status) in [("INT", 130), ("TERM", 143)] {
+    for (name, status) in [("INT", 130), ("TERM", 143)] {
         let (child, folder, processes) = started("--users 8 --seconds 60 --json");
         assert!(processes.len() >= 2, "a server, and who comes after: {processes:?}");
-        send(signal, child.id());
+        signal(name, child.id());
         let said = finish(child);
         assert_eq!(said.status, status, "{said:?}");
         assert!(said.result()["delivered"].as_u64().unwrap() > 0, "{said:?}");
@@ -91,7 +86,7 @@ fn a_signal_to_the_whole_group_does_not_reach_the_server() {
 fn killed_it_leaves_neither_processes_nor_folders() {
     for line in ["--floor", "--nodes 2", "--tls"] {
         let (mut child, folder, processes) = started(&format!("--users 8 --seconds 60 {line}"));
-        send("KILL", child.id());
+        signal("KILL", child.id());
         child.wait().unwrap();
         nothing_is_left(&folder, &processes);
     }
@@ -105,7 +100,7 @@ fn killed_while_its_servers_are_still_starting_it_leaves_none_of_them() {
     let all = || descendants(child.id());
     eventually("MariaDB to begin", || all().into_iter().any(|pid| program_of(pid).starts_with("mariadb")));
     let processes = all();
-    send("KILL", child.id());
+    signal("KILL", child.id());
     child.wait().unwrap();
     // What one of them has started meanwhile is found by the folder in its command line.
     let name = folder.path().display().to_string();
@@ -129,7 +124,7 @@ fn a_server_that_dies_in_mid_run_leaves_the_figures_until_then() {
         if with_pid.is_empty() {
             ours.server.kill();
         } else {
-            send("KILL", pid);
+            signal("KILL", pid);
         }
         let said = finish(child);
         assert_eq!(said.status, 2, "{said:?}");

@@ -1,9 +1,11 @@
 //! Storms: who comes is served or counted, phase by phase; and clients beside them that never log in.
 
+use std::process::Child;
+
 use serde_json::Value;
 
 use crate::support::eventually;
-use crate::tool::{Said, finish, load, ours, run, start};
+use crate::tool::{Ours, Said, finish, load, ours, run, signal, start};
 
 /// How many times there are of a phase.
 fn count(result: &Value, phase: &str) -> u64 {
@@ -105,17 +107,23 @@ fn after_a_cut_all_come_back_at_once_or_at_a_rate() {
     }
 }
 
-#[test]
-fn a_server_that_dies_in_a_storm_leaves_what_failed_by_its_kind() {
-    let mut ours = ours(&[]);
+/// A storm of 60 users of whom ten have come, and what keeps its accounts.
+fn begun(ours: &Ours, further: &str) -> (Child, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let (accounts, before) = (folder.path().join("accounts").display().to_string(), ours.server.descriptors());
     let line = format!("--workload storm --users 60 --json --addr {} --accounts {accounts}", ours.server.address);
     all_are_served(&run(&line), 60);
     // What the store has opened meanwhile are fewer than 20. With accounts, nearly all who come belong to the storm.
     eventually("the first ones to have left", || ours.server.descriptors() < before + 20);
-    let child = start(&format!("{line} --rate 20"));
+    let child = start(&format!("{line} --rate 20 {further}"));
     eventually("ten users", || ours.server.descriptors() >= before + 30);
+    (child, folder)
+}
+
+#[test]
+fn a_server_that_dies_in_a_storm_leaves_what_failed_by_its_kind() {
+    let mut ours = ours(&[]);
+    let (child, _folder) = begun(&ours, "");
     ours.server.kill();
     let said = finish(child);
     let result = said.result();
@@ -124,6 +132,22 @@ fn a_server_that_dies_in_a_storm_leaves_what_failed_by_its_kind() {
     let served = result["storm"]["served"].as_u64().unwrap();
     assert_eq!(served + refusals(&result), 60, "{said:?}");
     assert_eq!(result["closed"], served, "those that were there: {said:?}");
+}
+
+#[test]
+fn a_server_that_stands_still_in_a_storm_leaves_timeouts() {
+    let ours = ours(&[]);
+    let (child, _folder) = begun(&ours, "--seconds 4");
+    signal("STOP", ours.server.pid());
+    let said = finish(child);
+    signal("CONT", ours.server.pid());
+    let result = said.result();
+    let served = result["storm"]["served"].as_u64().unwrap();
+    // The kernel accepts connections for it.
+    let timeouts =
+        ["accept timeout", "login timeout"].map(|kind| result["refused"][kind]["count"].as_u64().unwrap_or(0));
+    assert!(said.status == 2 && timeouts[0] > 0, "{said:?}");
+    assert_eq!((served + timeouts[0] + timeouts[1], &result["closed"]), (60, &0.into()), "{said:?}");
 }
 
 #[test]

@@ -86,6 +86,12 @@ pub fn finish(child: Child) -> Said {
     Said::new(child.wait_with_output().expect("its output can be read"))
 }
 
+/// Sends a signal, by its name.
+pub fn signal(name: &str, pid: u32) {
+    let status = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status();
+    assert!(status.expect("kill can be started").success());
+}
+
 /// A server of ours, with a store of its own.
 pub struct Ours {
     pub server: Server,
