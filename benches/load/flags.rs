@@ -342,7 +342,7 @@ pub struct Flags {
     /// Beside the users, so many clients that never log in and send PINGs slowly, a byte each 200 ms
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     pub slow_senders: u32,
-    /// storm: where the servers of --addr serve their metrics
+    /// storm: where the servers of --addr serve their metrics. With --share, for one of the generators
     #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
     pub metrics: Vec<String>,
     /// mix: what its users do, by weight, and nothing else: chat, group, return, login, store, register. Weights that add up

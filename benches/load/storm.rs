@@ -128,12 +128,12 @@ impl Calm {
     pub fn end<'a>(self, flags: &Flags, target: &mut Target, shared: &'a Shared) -> anyhow::Result<Vec<Storm<'a>>> {
         let Calm { mut accounts, streams, answers } = self;
         let began = match flags.after {
-            None => None,
+            None => NOT_YET,
             Some(After::Cut) => {
                 streams.iter().try_for_each(|stream| SockRef::from(&stream.socket).set_linger(Some(Duration::ZERO)))?;
-                Some(clock::now())
+                clock::now()
             }
-            Some(After::Kill) => Some(target.kill_and_start_again()?),
+            Some(After::Kill) => target.kill_and_start_again()?,
         };
         drop(streams);
         let threads = usize::from(flags.threads);
@@ -190,8 +190,8 @@ pub struct Storm<'a> {
     /// When they are due, if not all at once.
     schedule: Option<Schedule>,
     tries_again: bool,
-    /// When it began, if something has set it off; else it begins with the measurement.
-    began: Option<u64>,
+    /// When it began; [`NOT_YET`]: it begins with the measurement.
+    began: u64,
     shared: &'a Shared,
     poll: Poll,
     alarm: Alarm,
@@ -212,7 +212,8 @@ impl Storm<'_> {
             std::thread::sleep(Duration::from_micros(100));
             measured = self.shared.from.load(Relaxed);
         }
-        let began = self.began.unwrap_or(measured);
+        self.began = self.began.min(measured).min(clock::now());
+        let began = self.began;
         self.schedule.iter_mut().for_each(|schedule| schedule.started = began);
         for (n, visitor) in self.visitors.iter_mut().enumerate() {
             visitor.due = self.schedule.map_or(began, |schedule| schedule.at(n as u64));
@@ -221,7 +222,7 @@ impl Storm<'_> {
         let (mut events, mut buffer, mut cpu) = (Events::with_capacity(1024), vec![0; 16 * 1024], Cpu::default());
         let (mut swept, mut is_calm) = (began, false);
         while !self.shared.stopping.load(Relaxed) {
-            self.begin_those_due(began)?;
+            self.begin_those_due()?;
             let timeout = self.until_next()?;
             match self.poll.poll(&mut events, Some(timeout)) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
@@ -231,7 +232,7 @@ impl Storm<'_> {
             for event in &events {
                 match event.token() {
                     ALARM => self.alarm.rang(),
-                    Token(n) => self.go_on(n, &mut buffer, began),
+                    Token(n) => self.go_on(n, &mut buffer),
                 }
             }
             let now = clock::now();
@@ -274,7 +275,7 @@ impl Storm<'_> {
         Ok(GLANCE)
     }
 
-    fn begin_those_due(&mut self, began: u64) -> anyhow::Result<()> {
+    fn begin_those_due(&mut self) -> anyhow::Result<()> {
         for _ in 0..ACTS {
             let now = clock::now();
             let Some(&Reverse((at, n))) = self.later.peek().filter(|Reverse((at, _))| *at <= now) else { break };
@@ -282,7 +283,7 @@ impl Storm<'_> {
             let is_first = !std::mem::replace(&mut self.visitors[n].has_tried, true);
             self.begin(n)?;
             if is_first {
-                self.time(Measure::Lag, at, clock::now(), began);
+                self.time(Measure::Lag, at, clock::now());
                 // Nobody can begin with all of them in one moment.
                 self.late += u64::from(self.schedule.is_some() && now - at > LATE);
             }
@@ -329,12 +330,12 @@ impl Storm<'_> {
     }
 
     /// Something has happened to the connection of client `n`.
-    fn go_on(&mut self, n: usize, buffer: &mut [u8], began: u64) {
+    fn go_on(&mut self, n: usize, buffer: &mut [u8]) {
         let visitor = &mut self.visitors[n];
         let Some(stream) = &mut visitor.stream else { return };
         if visitor.phase == Phase::Connect {
             match stream.socket.take_error() {
-                Ok(None) if stream.socket.peer_addr().is_ok() => self.connected(n, began),
+                Ok(None) if stream.socket.peer_addr().is_ok() => self.connected(n),
                 Ok(None) => return,
                 Ok(Some(error)) | Err(error) => return self.lost(n, &error),
             }
@@ -342,7 +343,7 @@ impl Storm<'_> {
         while let Some(stream) = &mut self.visitors[n].stream {
             match stream.read(buffer) {
                 Ok(0) => return self.broken(n, "closed"),
-                Ok(length) => self.take(n, &buffer[..length], began),
+                Ok(length) => self.take(n, &buffer[..length]),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return self.lost(n, &error),
@@ -350,9 +351,9 @@ impl Storm<'_> {
         }
     }
 
-    fn connected(&mut self, n: usize, began: u64) {
+    fn connected(&mut self, n: usize) {
         let (now, server) = (clock::now(), self.visitors[n].server);
-        self.time(Measure::Connect, self.visitors[n].since, now, began);
+        self.time(Measure::Connect, self.visitors[n].since, now);
         (self.visitors[n].since, self.visitors[n].phase) = (now, Phase::Accept);
         if server.dialect.has_frames() {
             self.write(n, frames::request(server.address).as_bytes());
@@ -363,13 +364,13 @@ impl Storm<'_> {
         }
     }
 
-    fn accepted(&mut self, n: usize, began: u64) {
-        self.time(Measure::Accept, self.visitors[n].since, clock::now(), began);
+    fn accepted(&mut self, n: usize) {
+        self.time(Measure::Accept, self.visitors[n].since, clock::now());
         self.log_in(n);
     }
 
     /// Handles what is whole of what client `n` has got.
-    fn take(&mut self, n: usize, input: &[u8], began: u64) {
+    fn take(&mut self, n: usize, input: &[u8]) {
         self.visitors[n].rest.extend_from_slice(input);
         let mut rest = std::mem::take(&mut self.visitors[n].rest);
         if self.visitors[n].phase == Phase::Accept && self.visitors[n].server.dialect.has_frames() {
@@ -380,7 +381,7 @@ impl Storm<'_> {
                 }
                 Ok(Some(end)) => {
                     rest.drain(..end);
-                    self.accepted(n, began);
+                    self.accepted(n);
                 }
                 Err(_) => return self.failed(n, "no WebSocket", &rest),
             }
@@ -389,7 +390,7 @@ impl Storm<'_> {
         while self.visitors[n].stream.is_some() {
             match self.visitors[n].cutter.next(&rest[at..]) {
                 Ok(Piece::Whole { start, end }) => {
-                    self.receive(n, &rest[at + start..at + end], began);
+                    self.receive(n, &rest[at + start..at + end]);
                     at += end;
                 }
                 Ok(Piece::Partial { skip }) => {
@@ -402,13 +403,13 @@ impl Storm<'_> {
         }
     }
 
-    fn receive(&mut self, n: usize, object: &[u8], began: u64) {
+    fn receive(&mut self, n: usize, object: &[u8]) {
         let (number, errno) = (msgid(object), errno(object));
         match (self.visitors[n].phase, number) {
             (_, Some(202)) => self.send(n, "{\"msgid\":203}"),
-            (Phase::Accept, _) if Some(errno) == self.visitors[n].answer => self.accepted(n, began),
+            (Phase::Accept, _) if Some(errno) == self.visitors[n].answer => self.accepted(n),
             // A reply without a msgid is one, too.
-            (Phase::Login, None | Some(2)) if errno == 0 && new_id(object).is_some() => self.served(n, began),
+            (Phase::Login, None | Some(2)) if errno == 0 && new_id(object).is_some() => self.served(n),
             (Phase::Login, None | Some(2)) => self.refused(n, errno, object),
             (Phase::Accept | Phase::Login, Some(201 | 203)) => {
                 self.visitors[n].stream = None;
@@ -419,14 +420,14 @@ impl Storm<'_> {
         }
     }
 
-    fn served(&mut self, n: usize, began: u64) {
+    fn served(&mut self, n: usize) {
         let (now, visitor) = (clock::now(), &mut self.visitors[n]);
         visitor.phase = Phase::Served;
         let (due, since) = (visitor.due, visitor.since);
-        self.time(Measure::Login, since, now, began);
-        self.time(Measure::Served, due, now, began);
+        self.time(Measure::Login, since, now);
+        self.time(Measure::Served, due, now);
         self.turnout.served += 1;
-        self.turnout.last = now.saturating_sub(began) as f64 / 1e9;
+        self.turnout.last = now.saturating_sub(self.began) as f64 / 1e9;
         self.left -= 1;
         self.shared.done.fetch_add(1, Relaxed);
     }
@@ -501,9 +502,9 @@ impl Storm<'_> {
         }
     }
 
-    fn time(&mut self, measure: Measure, since: u64, now: u64, began: u64) {
+    fn time(&mut self, measure: Measure, since: u64, now: u64) {
         let time = now.saturating_sub(since);
         self.measures.record(measure, time);
-        self.series.record(measure, now.saturating_sub(began), time);
+        self.series.record(measure, now.saturating_sub(self.began), time);
     }
 }

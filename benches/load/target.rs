@@ -25,6 +25,9 @@ use crate::workload::Workload;
 /// Given to every server that takes one, so that it is known which reactor each user belongs to.
 const HOME_SEED: u64 = 1;
 
+/// How long a command that is started again may take to start what it consists of, to be measured.
+const STARTING_CHILDREN: Duration = Duration::from_millis(200);
+
 /// Dropping it kills what it has started.
 pub struct Target {
     pub name: String,
@@ -269,10 +272,19 @@ impl Target {
             process.start_again(command).with_context(|| format!("{} cannot be started again", self.name))?;
         }
         if let Some(processes) = self.processes.first_mut() {
-            processes.pids = match is_one {
-                true => programs.iter().flat_map(Program::session).collect(),
-                false => programs.iter().map(Program::pid).collect(),
+            let deadline = Instant::now() + STARTING_CHILDREN;
+            let all = || -> Vec<u32> {
+                match is_one {
+                    true => programs.iter().flat_map(Program::session).collect(),
+                    false => programs.iter().map(Program::pid).collect(),
+                }
             };
+            let mut pids = all();
+            while pids.len() < processes.pids.len() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(2));
+                pids = all();
+            }
+            processes.pids = pids;
         }
         Ok(dead)
     }
