@@ -258,8 +258,8 @@ A storm's times: served, from when a user was due to the reply to its login, whi
   first answer, of a PING, or with --ws to the upgrade, and with --tls the handshake before that; none where a server
   answers neither; login, from the LOGIN to its reply; and by the server's own metrics, in the steps of their buckets,
   rounded up, queue, what its jobs waited for a worker, and store, what the store took for each of its operations.
-  These two are parts of login, and none where there are no metrics. What this program is busy with itself is in
-  connect, accept and login, too: see the marks.
+  These two are parts of login, of all users of the server meanwhile, and none where there are no metrics. What this
+  program is busy with itself is in connect, accept and login, too: see the marks.
 
 compare OLD NEW runs two server binaries in turn, at least 7 rounds each, and tells which rows differ; or it compares
 two files that --out has written.
