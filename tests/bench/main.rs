@@ -19,3 +19,10 @@ mod tool;
 
 #[path = "../support/mod.rs"]
 mod support;
+
+// What `benches/load/tls.rs` uses, which is tried on its own.
+#[allow(dead_code)]
+#[path = "../../benches/load/pace.rs"]
+mod pace;
+#[path = "../../src/bin/chat-client/trust.rs"]
+mod trust;

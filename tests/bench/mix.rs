@@ -14,7 +14,7 @@ fn the_acts_of_a_mix_come_as_often_as_their_weights_say() {
     let acts = result["acts_per_s"].as_object().unwrap();
     let rate = |act: &str| acts[act].as_f64().unwrap();
     let all: f64 = acts.keys().map(|act| rate(act)).sum();
-    assert!((150.0..210.0).contains(&all), "{said:?}");
+    assert!((120.0..210.0).contains(&all), "{said:?}");
     for (act, percent) in [("chat", 40.0), ("group", 20.0), ("login", 20.0), ("store", 10.0), ("register", 10.0)] {
         assert!((rate(act) / all * 100.0 - percent).abs() < 2.0, "{act}: {said:?}");
     }
@@ -36,7 +36,7 @@ fn the_acts_of_a_mix_come_as_often_as_their_weights_say() {
 #[test]
 fn a_login_that_is_due_before_the_last_one_was_answered_counts_from_when_it_was_due() {
     // More than any server lets in: no login is done before the one before it, and those that are done have waited.
-    let said = run("--workload mix --mix login=1 --users 20 --rate 20000 --seconds 0.5 --json");
+    let said = run("--workload mix --mix login=1 --users 20 --rate 500000 --seconds 0.5 --json");
     let result = said.result();
     assert_eq!(said.status, 0, "{said:?}");
     assert!(result["latency"]["login"]["max_us"].as_f64().unwrap() > 100_000.0, "{said:?}");

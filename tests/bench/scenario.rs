@@ -59,7 +59,7 @@ fn phases_run_one_after_the_other_against_one_server() {
     assert_eq!(names, ["some are away", "phase 2", "phase 3", "phase 4"]);
     assert!(results[0]["latency"]["stored"]["count"].as_u64().unwrap() > 5, "{again:?}");
     let rate = results[1]["messages_per_s"].as_f64().unwrap();
-    assert!((150.0..220.0).contains(&rate) && results[1]["latency"]["ack"].is_object(), "{again:?}");
+    assert!((100.0..220.0).contains(&rate) && results[1]["latency"]["ack"].is_object(), "{again:?}");
     assert_eq!(again.json()["settings"]["phase 3"]["mix"].as_str(), Some("chat=1,login=1"), "{again:?}");
     let page = std::fs::read_to_string(&html).unwrap();
     assert!(page.contains("some are away") && page.contains("phase 3"), "{page}");

@@ -1,7 +1,106 @@
 //! Loads over TLS: the same messages, byte for byte, and no trust in a wrong certificate.
 
-use crate::support::{Identity, Nginx, NginxOptions};
+#[allow(dead_code)]
+#[path = "../../benches/load/tls.rs"]
+mod stream;
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+
+use rcgen::{CertifiedKey, generate_simple_self_signed};
+use rustls::pki_types::PrivateKeyDer;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+
+use crate::support::{Identity, Nginx, NginxOptions, eventually};
 use crate::tool::{ours, run};
+use stream::{Stream, trusting};
+
+type Served = StreamOwned<ServerConnection, TcpStream>;
+
+/// A connection that does not block, to a server for this one client.
+fn connected(serve: impl FnOnce(Served) + Send + 'static) -> (Stream<TcpStream>, std::thread::JoinHandle<()>) {
+    let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let versions = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap();
+    let key = PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
+    let config = versions.with_no_client_auth().with_single_cert(vec![cert.der().clone()], key).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = std::thread::spawn(move || {
+        let socket = listener.accept().unwrap().0;
+        serve(StreamOwned::new(ServerConnection::new(Arc::new(config)).unwrap(), socket));
+    });
+    let stream = Stream::open(TcpStream::connect(address).unwrap(), Some(trusting("localhost", None, true).unwrap()));
+    let stream = stream.unwrap();
+    stream.socket.set_nonblocking(true).unwrap();
+    (stream, server)
+}
+
+#[test]
+fn what_the_socket_did_not_take_leaves_when_it_is_flushed() {
+    let (go_on, told) = channel();
+    let (tell, taken) = channel();
+    let (mut stream, server) = connected(move |mut stream| {
+        let mut all = Vec::new();
+        stream.read_exact(&mut [0]).unwrap();
+        told.recv().unwrap();
+        let mut buffer = vec![0; 64 * 1024];
+        while let Ok(length @ 1..) = stream.read(&mut buffer) {
+            all.extend_from_slice(&buffer[..length]);
+            tell.send(all.len()).unwrap();
+        }
+        assert!(all.iter().enumerate().all(|(n, byte)| *byte == n as u8));
+    });
+    stream.write_all(b"!").unwrap();
+    // The server reads nothing more for now.
+    let mut sent: usize = 0;
+    loop {
+        let bytes: Vec<u8> = (sent..sent + 60_000).map(|n| n as u8).collect();
+        match stream.write(&bytes) {
+            Ok(length) => sent += length,
+            Err(error) => break assert_eq!(error.kind(), ErrorKind::WouldBlock),
+        }
+        assert!(sent < 1 << 30, "a socket takes no more at some time");
+    }
+    assert_eq!(stream.flush().unwrap_err().kind(), ErrorKind::WouldBlock);
+    go_on.send(()).unwrap();
+    // Nothing more is written, and all that was taken comes.
+    eventually("all to leave", || stream.flush().is_ok());
+    eventually("all to come", || taken.try_iter().any(|length| length == sent));
+    stream.end(true, TcpStream::shutdown);
+    server.join().unwrap();
+}
+
+#[test]
+fn a_read_says_whether_the_socket_may_have_more() {
+    let (go_on, told) = channel();
+    let (mut stream, server) = connected(move |mut stream| {
+        stream.write_all(&[b'a'; 1000]).unwrap();
+        told.recv().unwrap();
+        stream.write_all(&[b'b'; 1000]).unwrap();
+        let _ = stream.read(&mut [0]);
+    });
+    let mut buffer = [0; 4096];
+    let mut first = 0;
+    eventually("the beginning", || {
+        first = stream.read(&mut buffer[..100]).unwrap_or(0);
+        first > 0
+    });
+    assert_eq!(first, 100);
+    go_on.send(()).unwrap();
+    eventually("more", || stream.socket.peek(&mut [0]).is_ok());
+    // What has been decrypted before is less than there is room for, and yet the socket has more.
+    assert_eq!(stream.read(&mut buffer).unwrap(), 900);
+    assert!(!stream.is_emptied());
+    assert_eq!(stream.read(&mut buffer).unwrap(), 1000);
+    assert!(stream.is_emptied());
+    assert_eq!(stream.read(&mut buffer).unwrap_err().kind(), ErrorKind::WouldBlock);
+    stream.end(true, TcpStream::shutdown);
+    server.join().unwrap();
+}
 
 #[test]
 fn everything_arrives_over_tls_as_it_was_sent() {
