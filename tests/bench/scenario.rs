@@ -98,7 +98,7 @@ fn a_fault_of_a_scenario_is_told_with_its_line() {
         (&format!("{phase}\n[[phase]]\nseq = 1\n"), 5, "seq is true or false"),
         (&format!("{phase}addr = \"127.0.0.1:1\"\n"), 3, "of the whole run"),
         (&format!("{phase}workload = \"mix\"\nmix = \"talk=1\"\n"), 4, "one of chat, group, return"),
-        (&format!("{phase}workload = \"idle\"\nseconds = 1\n"), 4, "--seconds"),
+        (&format!("{phase}workload = \"idle\"\nusers = 8\n"), 3, "measures memory"),
         (&format!("{phase}name = \"a\"\n[[phase]]\nname = \"a\"\n"), 4, "another phase"),
     ] {
         std::fs::write(&scenario, text).unwrap();
