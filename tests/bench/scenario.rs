@@ -65,6 +65,8 @@ fn phases_run_one_after_the_other_against_one_server() {
     assert!(page.contains("some are away") && page.contains("phase 3"), "{page}");
     let judged = load(&["report", &out, "--fail-if", "login.max>1ns"]);
     assert!(judged.status == 2 && judged.err.contains("phase 3: login.max>1ns"), "{judged:?}");
+    let compared = load(&["compare", &out, &out]);
+    assert!(compared.status == 1 && compared.err.contains("is of a scenario"), "{compared:?}");
 }
 
 #[test]
