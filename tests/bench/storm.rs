@@ -137,7 +137,7 @@ fn a_server_that_dies_in_a_storm_leaves_what_failed_by_its_kind() {
 #[test]
 fn a_server_that_stands_still_in_a_storm_leaves_timeouts() {
     let ours = ours(&[]);
-    let (child, _folder) = begun(&ours, "--seconds 4");
+    let (child, _folder) = begun(&ours, "--seconds 6");
     signal("STOP", ours.server.pid());
     let said = finish(child);
     signal("CONT", ours.server.pid());
