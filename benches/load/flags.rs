@@ -267,196 +267,223 @@ two files that --out has written.
 report FILE... shows a file that --out has written, also as --html, --csv or --json; several files, which several
 generators have written with --share, become one run.";
 
-/// Puts a chat server under load.
+// Under which heading of --help a flag stands.
+const TARGET: &str = "What is put under load";
+const LOAD: &str = "The load";
+const CONNECTIONS: &str = "Its connections";
+const GENERATOR: &str = "The generator";
+const MEASUREMENT: &str = "What is measured";
+const RESULTS: &str = "Where the results go";
+
+/// The end of --help.
+fn after_help() -> String {
+    let command = which::invocation();
+    format!(
+        "\
+Examples:
+  a fresh server under a load like people's, with a report
+    {command} --workload mix --users 2000 --html report.html
+  a server that runs, with 20,000 messages a second
+    {command} --addr 127.0.0.1:6000 --pid PID --rate 20000
+  the highest rate at which 99 % of the messages take at most 5 ms
+    {command} --find-max --slo chat.p99=5ms
+  5,000 users who connect and log in, 500 a second
+    {command} --workload storm --users 5000 --rate 500
+
+{EXIT_STATUS}"
+    )
+}
+
+/// Puts a chat server under load: this one, the muduo ChatServer, or any of its copies.
 #[derive(Debug, Clone, Parser)]
-#[command(name = which::name(), version, after_help = EXIT_STATUS)]
+#[command(name = which::name(), version, after_help = after_help())]
 pub struct Flags {
-    #[arg(long, value_enum, default_value = "pairs")]
-    pub workload: Workload,
     /// Servers that run already, taken in turn, each with what it is found to speak; without it, fresh ones of ours
     /// are started
-    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
+    #[arg(long, help_heading = TARGET, value_name = "HOST:PORT", value_delimiter = ',')]
     pub addr: Vec<String>,
     /// The target's processes, for CPU and memory, with names if there are several kinds: cpp=1,mariadb=2,redis=3
-    #[arg(long, value_name = "[NAME=]PID", value_delimiter = ',')]
+    #[arg(long, help_heading = TARGET, value_name = "[NAME=]PID", value_delimiter = ',')]
     pub pid: Vec<NamedPid>,
+    /// storm: where the servers of --addr serve their metrics. With --share, for one of the generators
+    #[arg(long, help_heading = TARGET, value_name = "HOST:PORT", value_delimiter = ',')]
+    pub metrics: Vec<String>,
     /// Keeps the accounts of a run in this file, and takes them from there in the next one. With --addr
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, help_heading = TARGET, value_name = "FILE")]
     pub accounts: Option<PathBuf>,
     /// At the end, logs in every user with stored messages, and reads them, so that none are left there. With --addr
-    #[arg(long)]
+    #[arg(long, help_heading = TARGET)]
     pub clean: bool,
     /// A command that starts another server of the family on {port} of 127.0.0.1, instead of ours; it may have {reactors}
     /// and {workers} in it
-    #[arg(long, value_name = "COMMAND")]
+    #[arg(long, help_heading = TARGET, value_name = "COMMAND")]
     pub launch: Option<String>,
     /// The server to start [default: the one of this build; chat-bench: the chat-server beside it, or on the path]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, help_heading = TARGET, value_name = "FILE")]
     pub server: Option<PathBuf>,
     /// Fresh servers to start; several make a cluster with a MariaDB and a Redis of its own [default: 1; busy: 2]
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=16))]
+    #[arg(long, help_heading = TARGET, value_parser = clap::value_parser!(u16).range(1..=16))]
     pub nodes: Option<u16>,
+    /// Reactors of the fresh server [default: 2; sweep: 1,2,4 and so on, to twice the cores]
+    #[arg(long, help_heading = TARGET, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub reactors: Vec<u16>,
+    /// Workers of the fresh server [default: 4; sweep: 1,2,4 where the workload has work for them]
+    #[arg(long, help_heading = TARGET, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub workers: Vec<u16>,
+    /// Password cost of the fresh server; cheap, unless passwords are what is to be measured [default: 8,1]
+    #[arg(long, help_heading = TARGET, value_name = "KIB,PASSES")]
+    pub password_cost: Option<String>,
+    #[arg(long, help_heading = LOAD, value_enum, default_value = "pairs")]
+    pub workload: Workload,
     /// [default: 200; idle: 7500; crowd: 10002; mix: 2000; storm: 1000; paused, slow: 22; busy: 5]
-    #[arg(long)]
+    #[arg(long, help_heading = LOAD)]
     pub users: Option<usize>,
     /// Users of each group: --members 3, --members 10 [default: all]
-    #[arg(long, value_parser = clap::value_parser!(u32).range(2..))]
+    #[arg(long, help_heading = LOAD, value_parser = clap::value_parser!(u32).range(2..))]
     pub members: Option<u32>,
     /// Messages in flight for each pair, group or sender; drain, mix: messages for each return [default: 1;
     /// sweep: 16]
-    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, help_heading = LOAD, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..))]
     pub window: Vec<u16>,
     /// Size of each message, as the whole object that is sent, in bytes, or anything between two: 150-4096
     /// [default: 150]
-    #[arg(long, value_name = "BYTES[-BYTES]")]
+    #[arg(long, help_heading = LOAD, value_name = "BYTES[-BYTES]")]
     pub size: Option<Sizes>,
     /// Ask for an ack for each message
-    #[arg(long)]
+    #[arg(long, help_heading = LOAD)]
     pub seq: bool,
     /// What a user sends in one turn leaves in one write; without it, each message in its own
-    #[arg(long)]
+    #[arg(long, help_heading = LOAD)]
     pub batch: bool,
     /// Messages a second, or users of a storm, sent when due whatever the server does; latency counts from then (pairs,
     /// group, store, storm, mix, paused, slow, busy). As 50%: of what a closed loop of window 16 is measured to carry (pairs)
-    #[arg(long, value_name = "N|N%")]
+    #[arg(long, help_heading = LOAD, value_name = "N|N%")]
     pub rate: Option<Rate>,
     /// In a closed loop, a user waits so long before it acts again, or anything between two: 0.5-2
-    #[arg(long, value_name = "SECONDS[-SECONDS]")]
+    #[arg(long, help_heading = LOAD, value_name = "SECONDS[-SECONDS]")]
     pub think: Option<Think>,
     /// The load grows from nothing to all of it within this time, before anything is measured [default: 0]
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, help_heading = LOAD, value_name = "SECONDS")]
     pub ramp: Option<f64>,
     /// paused: how long a recipient does not read, and then reads, in seconds; busy: how long it does not read, a quarter
     /// of --seconds after the begin [default: 1; busy: 2.6]
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, help_heading = LOAD, value_name = "SECONDS")]
     pub pause: Option<f64>,
     /// slow: what each recipient reads, in bytes a second [default: 16384]
-    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1024..))]
+    #[arg(long, help_heading = LOAD, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1024..))]
     pub read_rate: Option<u32>,
     /// storm: all users have been logged in, and this has happened; they try until they are served, again when the server
     /// says, else after 0.25 to 0.75 s
-    #[arg(long, value_enum)]
+    #[arg(long, help_heading = LOAD, value_enum)]
     pub after: Option<After>,
-    /// Beside the users, so many connections that send nothing, or half a request; those that the server closes come again
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
-    pub half_open: u32,
-    /// Beside the users, so many clients that never log in and send PINGs slowly, a byte each 200 ms
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
-    pub slow_senders: u32,
-    /// storm: where the servers of --addr serve their metrics. With --share, for one of the generators
-    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
-    pub metrics: Vec<String>,
     /// mix: what its users do, by weight, and nothing else: chat, group, return, login, store, register. Weights that add up
     /// to 100 are per cent; of return, half of the acts leave and half come back [default: chat=10,group=1,return=1]
-    #[arg(long, value_name = "ACT=WEIGHT,…")]
+    #[arg(long, help_heading = LOAD, value_name = "ACT=WEIGHT,…")]
     pub mix: Option<Mix>,
+    /// Beside the users, so many connections that send nothing, or half a request; those that the server closes come again
+    #[arg(long, help_heading = LOAD, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub half_open: u32,
+    /// Beside the users, so many clients that never log in and send PINGs slowly, a byte each 200 ms
+    #[arg(long, help_heading = LOAD, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub slow_senders: u32,
     /// Both users of a pair on one reactor; without it, on two
-    #[arg(long)]
+    #[arg(long, help_heading = LOAD)]
     pub together: bool,
+    /// Seed of the order in which users send in an open loop, and of the bootstrap [default: by the clock]
+    #[arg(long, help_heading = LOAD)]
+    pub seed: Option<u64>,
     /// Connect over WebSockets, as browsers do
-    #[arg(long)]
+    #[arg(long, help_heading = CONNECTIONS)]
     pub ws: bool,
     /// Connect with TLS. Before a fresh server stands an nginx with a certificate of its own, and is measured with it
-    #[arg(long)]
+    #[arg(long, help_heading = CONNECTIONS)]
     pub tls: bool,
     /// Trust the certificates in this PEM file, besides those that the system trusts. With --addr
-    #[arg(long, value_name = "FILE", visible_alias = "cacert")]
+    #[arg(long, help_heading = CONNECTIONS, value_name = "FILE", visible_alias = "cacert")]
     pub tls_ca: Option<PathBuf>,
     /// The name that the server's certificate is for, if not its name in --addr
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, help_heading = CONNECTIONS, value_name = "NAME")]
     pub tls_name: Option<String>,
     /// Trust any certificate, as for a test machine. With --addr
-    #[arg(long, visible_alias = "insecure")]
+    #[arg(long, help_heading = CONNECTIONS, visible_alias = "insecure")]
     pub tls_insecure: bool,
     /// Connect from the addresses of this network in turn: one address has some 28,000 ports for all connections
-    #[arg(long, value_name = "NETWORK", value_parser = source)]
+    #[arg(long, help_heading = CONNECTIONS, value_name = "NETWORK", value_parser = source)]
     pub source: Option<IpNet>,
-    /// Cores of this program, and behind a colon those of the servers that it starts: 0:1-3
-    #[arg(long, value_name = "CORES[:CORES]")]
-    pub pin: Option<Pin>,
     /// Generator threads; each has its own share of the users, and its own group
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, help_heading = GENERATOR, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: u16,
+    /// Cores of this program, and behind a colon those of the servers that it starts: 0:1-3
+    #[arg(long, help_heading = GENERATOR, value_name = "CORES[:CORES]")]
+    pub pin: Option<Pin>,
+    /// This is one of several generators, on as many machines: it takes this share of --users and --rate. With --addr
+    #[arg(long, help_heading = GENERATOR, value_name = "N/OF")]
+    pub share: Option<Share>,
+    /// All users have come by then, and begin to act: seconds since 1970, or as in 2026-12-01T12:00:00Z. With --addr
+    #[arg(long, help_heading = GENERATOR, value_name = "TIME")]
+    pub start_at: Option<StartAt>,
     /// How long each round is measured [default: 3; busy: 20]; idle: how long sessions rest before their memory is read
     /// [default: 12]; how long a storm may take [default: 60 s after the last user is due]
-    #[arg(long)]
+    #[arg(long, help_heading = MEASUREMENT)]
     pub seconds: Option<f64>,
     /// Number of rounds: medians of throughput and CPU, latencies of all together [default: 1; compare: 7;
     /// find-max: 3, of the highest rate; sweep: as many as are needed]
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, help_heading = MEASUREMENT, value_parser = clap::value_parser!(u16).range(1..))]
     pub rounds: Option<u16>,
     /// Measure the least that a relay can do as well, in turn with the server (pairs, group); it gives no acks, and
     /// a group's delivery is compared with a message between its pairs
-    #[arg(long)]
+    #[arg(long, help_heading = MEASUREMENT)]
     pub floor: bool,
     /// Measure these as well, in turn with the server: inspircd, nats (pairs), or 'COMMAND {port}', which starts any
     /// server of the family on 127.0.0.1. The packages give no acks
-    #[arg(long, value_name = "NAMES|COMMAND")]
+    #[arg(long, help_heading = MEASUREMENT, value_name = "NAMES|COMMAND")]
     pub rival: Vec<Rivals>,
-    /// Exit status 2 if the server's figures are so: 'chat.p99>5ms', 'rate<100k', 'cpu>8us', 'lost>0', of busy and storm
-    /// 'back>3s'; repeatable
-    #[arg(long, value_name = "CONDITION")]
-    pub fail_if: Vec<Condition>,
-    /// Refusals with this errno are what is expected: they are counted, and are no failure; repeatable
-    #[arg(long, value_name = "ERRNO", value_delimiter = ',')]
-    pub expect_errno: Vec<i64>,
-    /// One JSON object instead of the table
-    #[arg(long)]
-    pub json: bool,
-    /// Write a report with plots, in one file
-    #[arg(long, value_name = "FILE")]
-    pub html: Option<PathBuf>,
-    /// Write every round, as JSON with HDR histograms, for `compare` and `report`
-    #[arg(long, value_name = "FILE")]
-    pub out: Option<PathBuf>,
-    /// Write every figure of every round, and of each step of it, as CSV
-    #[arg(long, value_name = "FILE")]
-    pub csv: Option<PathBuf>,
-    /// This is one of several generators, on as many machines: it takes this share of --users and --rate. With --addr
-    #[arg(long, value_name = "N/OF")]
-    pub share: Option<Share>,
-    /// All users have come by then, and begin to act: seconds since 1970, or as in 2026-12-01T12:00:00Z. With --addr
-    #[arg(long, value_name = "TIME")]
-    pub start_at: Option<StartAt>,
     /// Run the phases of this TOML file, one after the other, against one server: each [[phase]] has flags as its keys, such as
     /// rate = "20k"; what stands above the first is for all
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, help_heading = MEASUREMENT, value_name = "FILE")]
     pub scenario: Option<PathBuf>,
     /// Find the highest rate that keeps each --slo: an open loop, from --rate on in steps, then bisected, then confirmed by
     /// --rounds; and say what has limited it
-    #[arg(long)]
+    #[arg(long, help_heading = MEASUREMENT)]
     pub find_max: bool,
+    /// Try the workload with several --reactors and --workers, in random order, until it is known which of them differ
+    #[arg(long, help_heading = MEASUREMENT)]
+    pub sweep: bool,
     /// What a figure may be at most, as in chat.p99=5ms; repeatable. With --find-max [default: the p99 of what is timed,
     /// 5 ms]; with --sweep, the settings are judged by the highest rate that keeps it, and not by a closed loop
-    #[arg(long, value_name = "FIGURE=BOUND")]
+    #[arg(long, help_heading = MEASUREMENT, value_name = "FIGURE=BOUND")]
     pub slo: Vec<Slo>,
-    /// Try the workload with several --reactors and --workers, in random order, until it is known which of them differ
-    #[arg(long)]
-    pub sweep: bool,
     /// How long --find-max and --sweep may take, in seconds [default: 900]
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, help_heading = MEASUREMENT, value_name = "SECONDS")]
     pub budget: Option<f64>,
-    /// Write the sweep's plot
-    #[arg(long, value_name = "FILE")]
-    pub svg: Option<PathBuf>,
     /// Measure all that the README states, as a Markdown table
-    #[arg(long)]
+    #[arg(long, help_heading = MEASUREMENT)]
     pub goals: bool,
+    /// Exit status 2 if the server's figures are so: 'chat.p99>5ms', 'rate<100k', 'cpu>8us', 'lost>0', of busy and storm
+    /// 'back>3s'; repeatable
+    #[arg(long, help_heading = MEASUREMENT, value_name = "CONDITION")]
+    pub fail_if: Vec<Condition>,
+    /// Refusals with this errno are what is expected: they are counted, and are no failure; repeatable
+    #[arg(long, help_heading = MEASUREMENT, value_name = "ERRNO", value_delimiter = ',')]
+    pub expect_errno: Vec<i64>,
+    /// One JSON object instead of the table
+    #[arg(long, help_heading = RESULTS)]
+    pub json: bool,
+    /// Write a report with plots, in one file
+    #[arg(long, help_heading = RESULTS, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Write every round, as JSON with HDR histograms, for `compare` and `report`
+    #[arg(long, help_heading = RESULTS, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Write every figure of every round, and of each step of it, as CSV
+    #[arg(long, help_heading = RESULTS, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
+    /// Write the sweep's plot
+    #[arg(long, help_heading = RESULTS, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
     /// Write that table, and what this machine is, into these files, between their marks
-    #[arg(long, value_name = "FILE", value_delimiter = ',')]
+    #[arg(long, help_heading = RESULTS, value_name = "FILE", value_delimiter = ',')]
     pub readme: Vec<PathBuf>,
-    /// Reactors of the fresh server [default: 2; sweep: 1,2,4 and so on, to twice the cores]
-    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=256))]
-    pub reactors: Vec<u16>,
-    /// Workers of the fresh server [default: 4; sweep: 1,2,4 where the workload has work for them]
-    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=256))]
-    pub workers: Vec<u16>,
-    /// Password cost of the fresh server; cheap, unless passwords are what is to be measured [default: 8,1]
-    #[arg(long, value_name = "KIB,PASSES")]
-    pub password_cost: Option<String>,
-    /// Seed of the order in which users send in an open loop, and of the bootstrap [default: by the clock]
-    #[arg(long)]
-    pub seed: Option<u64>,
     /// compare OLD NEW: two server binaries, or two files of --out; report FILE...: files of --out
     #[arg(value_name = "compare OLD NEW | report FILE")]
     pub words: Vec<String>,
