@@ -30,13 +30,16 @@ const LOOK: Duration = Duration::from_secs(1);
 const BACKLOG: i32 = 4096;
 /// What the kernel buffers for a client, in bytes: which of them a client that died has received is not known.
 const SEND_BUFFER: usize = 64 * 1024;
-/// When an idle client is probed, and how long a byte may stay unacknowledged.
-const KEEPALIVE: Duration = Duration::from_secs(60);
+/// After this time of silence a client is probed, and again in steps of...
+const KEEPALIVE: Duration = Duration::from_secs(15);
+const KEEPALIVE_STEP: Duration = Duration::from_secs(3);
+/// ...until this, from the last that was heard of it: five probes may be lost. It also bounds how long sent bytes may stay
+/// unacknowledged. With a first probe later than this, Linux would end the connection as soon as a single one is lost.
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Binds a listening socket. Its options are those of every accepted socket, which inherits them:
-/// no delay, keep-alive after 60 s, 30 s until unacknowledged data ends the connection, a send
-/// buffer of 64 KiB, and urgent bytes in line, as any others. `[::]` means all addresses of both
+/// no delay, keep-alive after 15 s, 30 s until unanswered probes or unacknowledged data end the connection, a
+/// send buffer of 64 KiB, and urgent bytes in line, as any others. `[::]` means all addresses of both
 /// families, whatever the system's default for such a socket is.
 ///
 /// # Errors
@@ -48,7 +51,7 @@ pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     }
     socket.set_reuse_address(true)?;
     socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(Duration::from_secs(10)))?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE_STEP))?;
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
     socket.set_send_buffer_size(SEND_BUFFER)?;
     socket.set_out_of_band_inline(true)?;

@@ -102,8 +102,17 @@ fn who_vanishes_while_somebody_writes_is_noticed_by_the_kernels_retransmissions(
     });
 }
 
+/// How many keepalive probes to the client's machine have gone out without an answer, in this namespace; `None` while
+/// the kernel has something else to wait for.
+fn unanswered_probes() -> Option<u32> {
+    let found = Command::new("ss").args(["-Htno", "state", "established", "dst", "10.77.0.2"]).output();
+    let text = String::from_utf8(found.expect("ss, of the package iproute2, can be started").stdout).expect("text");
+    // timer:(keepalive,2.5sec,1)
+    text.split_once("timer:(keepalive,")?.1.split([',', ')']).nth(1)?.parse().ok()
+}
+
 #[test]
-fn who_vanishes_without_nginx_is_noticed_by_the_nodes_own_timeout() {
+fn who_is_silent_may_lose_some_probes_and_who_vanishes_without_nginx_is_noticed_by_the_nodes_own_timeout() {
     let Some(network) = Network::new() else { return };
     network.at_server(|| {
         let folder = tempfile::tempdir().expect("a temporary directory");
@@ -113,12 +122,20 @@ fn who_vanishes_without_nginx_is_noticed_by_the_nodes_own_timeout() {
         server.args(["--store", &store, "--password-cost", "8,1", &at.ip().to_string(), &at.port().to_string()]);
         let _server = Process(server.stderr(Stdio::null()).spawn().expect("the server can be started"));
         eventually("the server listening", || Client::try_connect(at).is_ok());
-        let [(_vanishing, account), (mut stays, _)] = [true, false].map(|vanishes| {
+        let [(mut vanishing, account), (mut stays, _)] = [true, false].map(|vanishes| {
             let mut client = if vanishes { network.at_client(|| Client::connect(at)) } else { Client::connect(at) };
             let account = client.register(if vanishes { "vanishing" } else { "stays" }, "secret");
             client.login(&account);
             (client, account)
         });
+        eventually("the login reply to be acknowledged", || unanswered_probes() == Some(0));
+        network.vanish();
+        eventually_within(SOON, "three probes to be lost", || unanswered_probes() == Some(3));
+        network.come_back();
+        eventually_within(SOON, "a probe to be answered", || unanswered_probes() == Some(0));
+        assert!(stays.chat(account.id, "still there"));
+        assert_eq!(vanishing.texts(1), ["still there"]);
+
         network.vanish();
         let vanished = Instant::now();
         stays.chat(account.id, "whom nobody hears");

@@ -63,7 +63,16 @@ impl Network {
 
     /// The client's address vanishes: nothing comes from there any more, and what is sent there is lost.
     pub fn vanish(&self) {
-        ip(&["-n", &self.client, "link", "set", CABLE, "down"]).expect("the cable is there");
+        self.set_cable("down");
+    }
+
+    /// It is there again.
+    pub fn come_back(&self) {
+        self.set_cable("up");
+    }
+
+    fn set_cable(&self, state: &str) {
+        ip(&["-n", &self.client, "link", "set", CABLE, state]).expect("the cable is there");
     }
 }
 

@@ -24,8 +24,8 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// After this time of silence, TCP probes whether the other end is still there, and again in steps of...
 const KEEPALIVE: Duration = Duration::from_secs(10);
-const KEEPALIVE_STEP: Duration = Duration::from_secs(5);
-/// ...until this. It also bounds how long sent bytes may stay unacknowledged.
+const KEEPALIVE_STEP: Duration = Duration::from_secs(2);
+/// ...until this: five probes may be lost. It also bounds how long sent bytes may stay unacknowledged.
 const GONE: Duration = Duration::from_secs(20);
 
 /// Where the server is, and how it is spoken to.
