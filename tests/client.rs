@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use chat_server::wire::dialect::list;
 use rustix::termios::LocalModes;
 use serde_json::json;
-use support::{Account, CHAT_CLIENT, ChatClient, Client, Launch, Server, eventually, free_port, script};
+use support::{Account, CHAT_CLIENT, ChatClient, Client, Launch, Server, eventually, script};
 use tempfile::TempDir;
 use unicode_width::UnicodeWidthChar;
 
@@ -159,9 +159,7 @@ fn a_client_in_a_dialect_is_one_of_that_dialects_clients() {
 #[test]
 fn a_client_and_a_server_of_every_dialect_understand_each_other() {
     let directory = tempfile::tempdir().unwrap();
-    let ports: Vec<u16> = list().map(|_| free_port()).collect();
-    let listeners = list().zip(&ports);
-    let listeners = listeners.map(|(dialect, port)| format!("127.0.0.1:{port},dialect={}", dialect.name()));
+    let listeners = list().map(|dialect| format!("127.0.0.1:0,dialect={}", dialect.name()));
     let server = Server::start(&Launch {
         store: format!("sqlite:{}", directory.path().join("chat.db").display()),
         reactors: 2,
@@ -172,9 +170,9 @@ fn a_client_and_a_server_of_every_dialect_understand_each_other() {
     });
     script(server.address.port(), "2\nzhang\nsecret\n3\n");
     let mut zhang = ChatClient::login(server.address.port(), 1);
-    for (group, (dialect, port)) in (1..).zip(list().zip(ports)) {
+    for (group, (dialect, at)) in (1..).zip(list().zip(server.further_addresses(list().count()))) {
         let (name, id) = (dialect.name(), group + 1);
-        let mut client = ChatClient::start(port, &["--dialect", name]);
+        let mut client = ChatClient::start(at.port(), &["--dialect", name]);
         client.line(&format!("2\n{name}\nsecret\n1\n{id}\nsecret\naddfriend:1\nchat:1:from {name}"));
         client.wait_for(&format!("userid is {id},"));
         zhang.wait_for(&format!("[{id}]{name} said: from {name}\n"));

@@ -335,13 +335,13 @@ fn large_messages_have_their_rate_in_bytes(config: &'static Config) {
 
 fn who_answers_pings_is_never_idle_and_who_knows_none_is_sent_none(config: &'static Config) {
     let world = config.own(&["--idle-timeout", "1s"]);
+    let began = Instant::now();
     let (mut answering, mut mute) = (world.online("answering"), world.online("mute"));
     let account = world.account("plain");
     // A client of the original logs in like this.
     let mut plain = world.client();
     plain.post(&login(&account));
     assert_eq!(plain.recv()["errno"], 0);
-    let began = Instant::now();
     for _ in 0..5 {
         assert_eq!(answering.recv(), json!({"msgid": 202}));
         answering.post(&json!({"msgid": 203}));

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use chat_server::wire::Framing;
 use serde_json::json;
 
-use crate::support::{Client, Process, eventually, free_port};
+use crate::support::{Client, Process, eventually, free_ports};
 use crate::{Running, server_after};
 
 /// What is logged of a client, where everything is, is a few hundred bytes.
@@ -37,7 +37,7 @@ fn metric(monitor: SocketAddr, name: &str) -> f64 {
 /// A server whose log goes where `redirection` says, on ports that it was given.
 fn started(redirection: &str, stderr: Stdio) -> (Process, SocketAddr, SocketAddr, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
-    let [port, metrics] = [free_port(), free_port()].map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    let [port, metrics] = free_ports().map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
     let setup = format!("export RUST_LOG=trace; exec {redirection}");
     let words = ["--metrics", &metrics.to_string(), "127.0.0.1", &port.port().to_string()];
     let mut command = server_after(&setup, &dir, &words);

@@ -1,7 +1,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use tempfile::TempDir;
 
-use super::{DEADLINE, eventually};
+use super::{DEADLINE, eventually, free_ports};
 
 /// A certificate that signs itself, and its key, as PEM.
 #[derive(Debug, Clone)]
@@ -74,7 +74,7 @@ impl Nginx {
 
     fn try_start(backends: &[SocketAddr], options: &NginxOptions) -> Result<Nginx, String> {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let (port, tls_port) = two_free_ports();
+        let [port, tls_port] = free_ports();
         fs::write(directory.path().join("nginx.conf"), configuration(backends, options, port, tls_port)).unwrap();
         if let Some(Identity { certificate, key }) = &options.tls {
             fs::write(directory.path().join("cert.pem"), certificate).unwrap();
@@ -230,10 +230,4 @@ fn configuration(backends: &[SocketAddr], options: &NginxOptions, port: u16, tls
 fn module_exists(directive: &str) -> bool {
     let path = directive.trim_start_matches("load_module").trim_matches([' ', ';']);
     Path::new(path).exists()
-}
-
-fn two_free_ports() -> (u16, u16) {
-    let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    let (one, two) = (bind(), bind());
-    (one.local_addr().unwrap().port(), two.local_addr().unwrap().port())
 }

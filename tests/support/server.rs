@@ -104,9 +104,15 @@ impl Server {
     /// The address of its first `--listen`, which must be of 127.0.0.1.
     #[track_caller]
     pub fn further_address(&self) -> SocketAddr {
-        let ports = || -> Vec<u16> { self.log_tail().lines().filter_map(port_in).collect() };
-        eventually("the second listener", || ports().len() > 1);
-        SocketAddr::from((Ipv4Addr::LOCALHOST, ports()[1]))
+        self.further_addresses(1)[0]
+    }
+
+    /// The same of the first `count`.
+    #[track_caller]
+    pub fn further_addresses(&self, count: usize) -> Vec<SocketAddr> {
+        let ports = || -> Vec<u16> { self.log_tail().lines().filter_map(port_in).skip(1).collect() };
+        eventually("the further listeners", || ports().len() >= count);
+        ports().into_iter().take(count).map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port))).collect()
     }
 
     /// How many descriptors the server holds.
