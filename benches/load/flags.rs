@@ -528,6 +528,11 @@ pub enum Mode {
     Test,
 }
 
+/// What a flag is called on the command line, behind its two dashes.
+pub fn long_name(id: &str) -> String {
+    id.replace('_', "-")
+}
+
 impl Flags {
     /// # Errors
     /// The errors of clap, of which `--help` is one.
@@ -553,7 +558,7 @@ impl Flags {
     /// The errors of clap.
     pub fn of(told: &Told) -> Result<Flags, clap::Error> {
         let words = told.iter().flat_map(|(id, values)| {
-            let flag = format!("--{}", id.replace('_', "-"));
+            let flag = format!("--{}", long_name(id));
             let with_values: Vec<String> = values.iter().map(|value| format!("{flag}={value}")).collect();
             if values.is_empty() { vec![flag] } else { with_values }
         });
@@ -755,7 +760,7 @@ impl Flags {
     pub fn check(&self) -> anyhow::Result<()> {
         for id in &self.given {
             if let Err(why) = self.use_of(id) {
-                bail!("--{} would not be used: {why}", id.replace('_', "-"));
+                bail!("--{} would not be used: {why}", long_name(id));
             }
         }
         let (users, threads, workload) = (self.users(), usize::from(self.threads), self.workload);

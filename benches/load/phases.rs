@@ -1,6 +1,6 @@
 //! The phases of a scenario, one after the other: against the same server, with the same accounts.
 
-use crate::about::About;
+use crate::about::{self, About};
 use crate::book::Book;
 use crate::ending;
 use crate::flags::Flags;
@@ -22,11 +22,11 @@ pub fn measure(scenario: &Scenario) -> anyhow::Result<Run> {
     for (n, Phase { name, flags }) in phases.iter().enumerate() {
         if n > 0 && book.messages > 0 {
             // Else they would come in the midst of what is measured next.
-            book.messages = book.messages.saturating_sub(users::clean(&target, &book)?);
+            users::clean(&target, &mut book)?;
         }
         book.give_back();
         target.name.clone_from(name);
-        say(format_args!("{name}, {} of {}: {}", n + 1, phases.len(), crate::about::title(flags)));
+        say(format_args!("{name}, {} of {}: {}", n + 1, phases.len(), about::title(flags)));
         match round::at(flags, &mut target, &mut book) {
             Ok(figures) => {
                 let of_it = Run::new(flags, About::of(flags), vec![vec![figures.clone()]])?.problems;
@@ -52,7 +52,7 @@ pub fn measure(scenario: &Scenario) -> anyhow::Result<Run> {
         }
     }
     if whole.clean && ending::signal().is_none() {
-        book.messages = book.messages.saturating_sub(users::clean(&target, &book)?);
+        users::clean(&target, &mut book)?;
     }
     round::keep_book(whole, &book)?;
     // What is wrong in a phase has been found with its own flags.

@@ -66,7 +66,7 @@ pub fn measure(flags: &Flags) -> anyhow::Result<Run> {
     if flags.clean && ending::signal().is_none() {
         let mut target = Target::server(flags)?;
         detect::find_out(&mut target, &mut book)?;
-        book.messages = book.messages.saturating_sub(users::clean(&target, &book)?);
+        users::clean(&target, &mut book)?;
     }
     keep_book(flags, &book)?;
     let mut run = Run::new(flags, about, rounds)?;

@@ -8,7 +8,7 @@ use clap::CommandFactory;
 use clap::error::ContextKind;
 use toml::de::{DeTable, DeValue};
 
-use crate::flags::{Flags, Rate, Told};
+use crate::flags::{Flags, Rate, Told, long_name};
 use crate::workload::Workload;
 
 /// What may differ from phase to phase. The server, its users' connections, and the outputs are those of all.
@@ -89,7 +89,7 @@ impl Scenario {
         ensure!(!tables.is_empty(), "{name} has no phase: [[phase]], and below it flags such as seconds = 10");
         let of_others = flags.told.keys().find(|id| OF_OTHERS.contains(&id.as_str()));
         if let Some(id) = of_others {
-            bail!("--{} would not be used: a scenario measures each of its phases once", id.replace('_', "-"));
+            bail!("--{} would not be used: a scenario measures each of its phases once", long_name(id));
         }
         let mut told = Told::new();
         for key in &above {
@@ -97,7 +97,7 @@ impl Scenario {
                 !OF_OTHERS.contains(&&*key.id),
                 "{name}, line {}: {} would not be used: a scenario measures each of its phases once",
                 key.line,
-                key.id.replace('_', "-")
+                long_name(&key.id)
             );
             enter(&mut told, key);
         }
@@ -120,7 +120,7 @@ impl Scenario {
                         ensure!(
                             OF_A_PHASE.contains(&&*key.id),
                             "{name}, line {here}: {} is of the whole run: above the first phase, or on the command line",
-                            key.id.replace('_', "-")
+                            long_name(&key.id)
                         );
                         enter(&mut told, &key);
                         keys.push(key);
@@ -204,7 +204,7 @@ fn parsed(told: &Told, keys: &[Key]) -> Result<Flags, (Option<usize>, String)> {
 /// The line of the first key whose flag the words name.
 fn line_named(keys: &[Key], words: &str) -> Option<usize> {
     let is_named = |key: &&Key| {
-        let flag = format!("--{}", key.id.replace('_', "-"));
+        let flag = format!("--{}", long_name(&key.id));
         words.split(|c: char| !(c == '-' || c.is_alphanumeric())).any(|word| word == flag)
     };
     keys.iter().find(is_named).map(|key| key.line)

@@ -73,6 +73,11 @@ enum Keep {
     Program(Program),
 }
 
+/// What is spoken with a server that is taken for one of ours.
+fn ours(flags: &Flags) -> Dialect {
+    Dialect::Chat(Capabilities { frames: flags.ws, ..Capabilities::OURS })
+}
+
 impl Target {
     /// The servers that the flags describe.
     pub fn server(flags: &Flags) -> anyhow::Result<Target> {
@@ -90,7 +95,7 @@ impl Target {
                 None => processes.push(Processes { name: named.name.clone(), pids: vec![named.pid] }),
             }
         }
-        let dialect = Dialect::Chat(Capabilities { frames: flags.ws, ..Capabilities::OURS });
+        let dialect = ours(flags);
         let addresses = flags.addresses()?.into_iter().zip(&flags.addr);
         let servers = addresses.map(|(address, named)| {
             let tls = flags.tls.then(|| {
@@ -122,8 +127,7 @@ impl Target {
             shell.arg("-c").arg(numbers.into_iter().fold(command.to_owned(), fill));
             Ok(shell)
         })?;
-        let mut target =
-            Target::program(name, Dialect::Chat(Capabilities { frames: flags.ws, ..Capabilities::OURS }), program);
+        let mut target = Target::program(name, ours(flags), program);
         target.servers[0].source = flags.source;
         target.is_unknown = true;
         target.behind_tls(flags)
@@ -185,7 +189,7 @@ impl Target {
             })
         };
         let servers = (0..flags.nodes()).map(start).collect::<anyhow::Result<Vec<Program>>>()?;
-        let dialect = Dialect::Chat(Capabilities { frames: flags.ws, ..Capabilities::OURS });
+        let dialect = ours(flags);
         let mut processes = vec![Processes { name: name.to_owned(), pids: servers.iter().map(Program::pid).collect() }];
         processes.extend(beside);
         let target = Target {

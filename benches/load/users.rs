@@ -530,15 +530,16 @@ pub fn group_in(reply: &[u8], name: &str) -> Option<u64> {
     groups.find(|group: &Value| group["groupname"] == name)?["id"].as_u64()
 }
 
-/// Logs in every user in the book, reads what is stored for them, and logs them out. Returns the number of messages.
-pub fn clean(target: &Target, book: &Book) -> anyhow::Result<u64> {
+/// Logs in every user in the book, reads what is stored for them, and logs them out. The book has as many messages less.
+pub fn clean(target: &Target, book: &mut Book) -> anyhow::Result<()> {
     let (mut read, mut progress) = (0, Progress::new("have read what was stored", book.accounts.len()));
     for (n, account) in book.accounts.iter().enumerate() {
         progress.at(n)?;
         let mut user = User::connect(target.servers[n % target.servers.len()], account.clone(), None)?;
         read_stored(&mut user, &mut read)?;
     }
-    Ok(read)
+    book.messages = book.messages.saturating_sub(read);
+    Ok(())
 }
 
 /// Logs in and out until a login's reply has nothing stored.
