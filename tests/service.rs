@@ -1327,6 +1327,7 @@ fn who_waits_for_another_node_can_log_in_here_at_once_and_the_claim_waits_on() {
 #[test]
 fn a_return_that_fails_leaves_the_account_to_the_session_that_is_ending() {
     let (mut node, number) = waits_for_an_answer();
+    let former = node.epoch_of(1);
     let conn = node.connect();
     node.unconfirmed = Some(Vec::new());
     node.ask(conn, LOGIN);
@@ -1335,10 +1336,11 @@ fn a_return_that_fails_leaves_the_account_to_the_session_that_is_ending() {
     node.jobs.clear();
     node.confirm_listening();
     assert!(node.jobs.is_empty(), "what was sent before is not settled: {:?}", node.jobs);
-    // Others know the account by this claim now.
+    // Others know the account by this claim now, not by the one that it may have replaced.
     node.published.clear();
     node.hear_from_there(launched("1", epoch, 1, 0));
-    assert_eq!(node.published_there(), [answer(1, Delivery::Stored)]);
+    node.hear_from_there(launched("2", former, 2, 1));
+    assert_eq!(node.published_there(), [answer(1, Delivery::Stored), answer(2, Delivery::Gone)]);
     node.jobs.clear();
     node.hear_from_there(Envelope::Answer(vec![Answered { user: 2, number, delivery: Delivery::Delivered }]));
     assert!(node.jobs.iter().all(|(_, op)| is_release(op)), "{:?}", node.jobs);
@@ -1346,6 +1348,29 @@ fn a_return_that_fails_leaves_the_account_to_the_session_that_is_ending() {
     node.sent.clear();
     node.ask(conn, LOGIN);
     assert!(node.reply().contains("\"errno\":0"));
+}
+
+#[test]
+fn who_returns_gets_nothing_more_by_the_former_session_as_soon_as_its_claim_may_be_replaced() {
+    let (mut node, _) = waits_for_an_answer();
+    let former = node.epoch_of(1);
+    node.waits = is_claim;
+    let conn = node.connect();
+    node.ask(conn, LOGIN);
+    node.published.clear();
+    // The store may have the next claim by now: the node there reads so, and stores or launches what follows.
+    node.hear_from_there(launched("late", former, 1, 0));
+    node.hear_from_there(Envelope::Nudge { user: 1, epoch: former, number: 2 });
+    assert_eq!(node.published_there(), [answer(1, Delivery::Gone), Envelope::Nudged { user: 1, number: 2 }]);
+    node.hear_from_there(launched("to the next", former + 1, 3, 0));
+    node.hear_from_there(launched("later", former, 4, 3));
+    assert_eq!(node.published_there(), [answer(4, Delivery::Gone)]);
+    node.sent.clear();
+    node.wait_no_more();
+    assert_eq!(node.epoch_of(1), former + 1);
+    let all = node.sent.concat();
+    assert!(all.contains("to the next") && !all.contains("late"), "{all}");
+    assert!(!node.jobs.iter().any(|(_, op)| is_keep(op)), "{:?}", node.jobs);
 }
 
 #[test]

@@ -1,9 +1,13 @@
 //! Acceptor thread: memory that a crowd of clients has used goes back to the system.
 //!
-//! Thread `lives` gives back what a life of the node has used.
+//! Thread `lives` gives back what a life of the node has used. The thread that starts the server sets the bounds.
 
 /// The least number of connections that are a crowd.
 const CROWD: usize = 64;
+/// Free memory that each thread's heap may keep at its end, and the least that is taken from the system as a block of
+/// its own: 1 MiB, in bytes.
+#[cfg(target_env = "gnu")]
+const AT_HEAPS_END: libc::c_int = 1 << 20;
 
 /// Notices when most of a crowd has left. The allocator by itself keeps the memory that they used, wherever
 /// something that is in use lies behind it.
@@ -22,6 +26,17 @@ impl Crowd {
             self.most = connections;
         }
         has_left
+    }
+}
+
+/// Bounds what the allocator keeps at the end of each thread's heap, which [`give_back`] does not reach. By itself it
+/// keeps up to twice the largest block that was ever freed, and up to 64 MiB. To be called before threads start.
+pub fn bound() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it sets two numbers of the allocator under the allocator's own lock.
+    unsafe {
+        libc::mallopt(libc::M_TRIM_THRESHOLD, AT_HEAPS_END);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, AT_HEAPS_END);
     }
 }
 

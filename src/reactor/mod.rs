@@ -66,7 +66,7 @@ pub use handler::{Handler, Taken};
 pub use id::{ConnId, ConnIds, ConnMap, ListenerId};
 pub use io::Io;
 pub use mailbox::{Mail, Mailbox, Moving, mailboxes};
-pub use memory::give_back as give_back_memory;
+pub use memory::{bound as bound_free_memory, give_back as give_back_memory};
 pub use outbox::{Body, Message, Outbox, SendOptions, Unwritten, WriteResult};
 pub use pressure::Limits;
 pub use reason::{CloseReason, Mark, Reason};

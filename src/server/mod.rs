@@ -47,7 +47,7 @@ use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, Sender, bounded, select};
 
 use crate::config::{Config, Listen, Listener};
-use crate::reactor::{Acceptor, Admission, give_back_memory, listen, listen_everywhere};
+use crate::reactor::{Acceptor, Admission, bound_free_memory, give_back_memory, listen, listen_everywhere};
 use crate::secret::SecretUrl;
 use crate::wire::dialect::DialectChoice;
 use crate::wire::{Errno, Refusal};
@@ -78,6 +78,7 @@ impl Server {
     /// The store cannot be opened, the server cannot listen on an address ([`CannotListen`]), or the system has no
     /// more descriptors or threads; [`advise`] says what to do then.
     pub fn start(config: &Config) -> Result<Server> {
+        bound_free_memory();
         let monitored = config.metrics.map(listen_for_metrics).transpose()?;
         let descriptors = Descriptors::enough(config)?;
         let opened = Opened::new(config)?;

@@ -96,7 +96,7 @@ impl Shard {
     pub(super) fn take_early(&mut self, session: SessionId, early: Early) {
         let SessionId { user, epoch } = session;
         let Some(entry) = self.users.get_mut(&user) else { return self.refuse_early(user, early) };
-        if entry.has_session_by(epoch) {
+        if entry.takes_by(epoch) {
             return self.take_from_node(user, early);
         }
         let entering = entry.more_mut().and_then(|more| more.entering.as_mut());

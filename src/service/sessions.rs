@@ -95,7 +95,7 @@ impl Shard {
             backlog::Step::Settle(receipt, delivery) => self.settle_and_count(receipt, delivery, false),
             backlog::Step::Fence(node) => {
                 // What was settled before may have been the last thing that its end waited for.
-                if let Some(user) = self.users.get_mut(&user).filter(|user| user.has_session_by(id.epoch)) {
+                if let Some(user) = self.users.get_mut(&user).filter(|user| user.is_in(id)) {
                     user.peer(node).fenced = true;
                 }
             }

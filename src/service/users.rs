@@ -171,10 +171,20 @@ impl User {
         self.sends == 0 && self.debts == 0 && !is_here
     }
 
-    /// Whether the account may be claimed for a session by this epoch.
-    pub fn has_session_by(&self, epoch: u64) -> bool {
-        let is_replaced = |more: &More| more.replaced_by.contains(&epoch);
-        self.session.as_ref().is_some_and(|session| session.id.epoch == epoch || self.more().is_some_and(is_replaced))
+    /// Whether this is the user's session.
+    pub fn is_in(&self, id: SessionId) -> bool {
+        self.session.as_ref().is_some_and(|session| session.id == id)
+    }
+
+    /// Whether the session takes what other nodes send to this epoch. It is the last one that the account was claimed
+    /// by: as soon as a login may have replaced that, other nodes may read so in the store, and need not wait for what
+    /// comes by the old one.
+    pub fn takes_by(&self, epoch: u64) -> bool {
+        let last = |session: &Session| match self.more() {
+            Some(more) if more.entering.is_some() => None,
+            more => Some(more.and_then(|more| more.replaced_by.last().copied()).unwrap_or(session.id.epoch)),
+        };
+        self.session.as_ref().and_then(last) == Some(epoch)
     }
 
     /// Whether the user may log in again at once although the last session is ending: its connection is gone, and
