@@ -5,8 +5,8 @@ use std::fmt;
 use crate::model::OrderModel;
 use crate::rules::Rule;
 use crate::state::{
-    Fate, Lease, Life, Line, Mode, NODES, Node, NodeName, Nudge, Number, Payload, Redis, Sender, SessionJob, State,
-    Toward,
+    Chat, Fate, Lease, Life, Line, Mode, NODES, Node, NodeName, Nudge, Number, Payload, Redis, Sender, SessionJob,
+    State, Toward,
 };
 
 macro_rules! kinds {
@@ -77,6 +77,9 @@ kinds! {
     RecipientLogsOut,
     RecipientReleases,
     RecipientLogsIn,
+    /// He logs in where he is ending: the store replaces his claim.
+    RecipientClaims,
+    /// The node knows that it is replaced.
     RecipientReturns,
 
     // The sender.
@@ -338,7 +341,9 @@ impl Possible<'_> {
         if !self.can_be_read_by(to) {
             return;
         }
-        if let Some(position) = node.oldest_to(to, false) {
+        let next = |stale| node.oldest_to(to, stale).filter(|at| !self.is_early(to, node.published[*at].payload));
+        let (next, next_stale) = (next(false), next(true));
+        if let Some(position) = next {
             self.actions.push(Action { kind: Kind::Deliver, node: from, other: to });
             let is_chat = matches!(node.published[position].payload, Payload::Chat(_));
             let addressee = &self.state.nodes[to];
@@ -346,9 +351,18 @@ impl Possible<'_> {
                 self.actions.push(Action { kind: Kind::LoseUnnoticed, node: from, other: to });
             }
         }
-        if node.oldest_to(to, true).is_some() {
+        if next_stale.is_some() {
             self.actions.push(Action { kind: Kind::DeliverStale, node: from, other: to });
         }
+    }
+
+    /// Whether a payload is for a session whose claim is in the store, and which its node does not know yet. It waits
+    /// for it there; in the model it waits to be read, and what is behind it.
+    fn is_early(&self, to: NodeName, payload: Payload) -> bool {
+        let addressee = &self.state.nodes[to];
+        let next = addressee.session.map_or(0, |session| session.next);
+        let (Payload::Chat(Chat { epoch, .. }) | Payload::Nudge { epoch, .. }) = payload else { return false };
+        addressee.line == Line::Up && next != 0 && epoch == next
     }
 
     /// Whether Redis may pass a payload on to the node now: if it is subscribed, it reads it in the same step.
@@ -447,6 +461,9 @@ impl Possible<'_> {
         if spills && !session.to_store && state.faults.spills < bounds.faults.spills {
             self.push(Kind::Spill, name);
         }
+        if session.next != 0 {
+            return self.push(Kind::RecipientReturns, name);
+        }
         let more_sessions = state.recipient_epoch < bounds.recipient_sessions;
         if session.mode != Mode::Ending {
             if more_sessions {
@@ -471,7 +488,7 @@ impl Possible<'_> {
             && self.has(Rule::UserMayReturnAtOnce)
             && (nothing_owed || !self.has(Rule::ReturnWaitsForWhatIsOwed))
         {
-            self.push(Kind::RecipientReturns, name);
+            self.push(Kind::RecipientClaims, name);
         }
     }
 

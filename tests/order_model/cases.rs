@@ -111,6 +111,8 @@ pub const CASES: &[Case] = &[
     ])),
     case(&[UserMayReturnAtOnce], LockedOut, WITHOUT_REDIS),
     case(&[FormerSessionsCount], OutOfOrder, CALM.with_sender(3, &[A, C])),
+    case(&[ReplacedSessionTakesNothing], OutOfOrder,
+        RECIPIENT_MOVES.with_faults(Faults { silences: 2, ..REFUSAL })),
     case(&[ReturnWaitsForWhatIsOwed], LeftInStore, RECIPIENT_MOVES),
 
     // A node's right to act.

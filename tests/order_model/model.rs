@@ -104,6 +104,7 @@ impl OrderModel {
             Kind::RecipientLogsOut => self.recipient_logs_out(state, node),
             Kind::RecipientReleases => self.recipient_releases(state, node),
             Kind::RecipientLogsIn => self.recipient_logs_in(state, node),
+            Kind::RecipientClaims => self.recipient_claims(state, node),
             Kind::RecipientReturns => self.recipient_returns(state, node),
 
             Kind::Send => self.send(state, node),

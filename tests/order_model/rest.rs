@@ -217,7 +217,7 @@ impl Run {
             Kind::Flush | Kind::ReadPage if phase == Phase::ClientsDoNotRead => return None,
             Kind::Spill if phase == Phase::ClientsRead => return None,
             Kind::Resume | Kind::ReturnRedis => 0,
-            Kind::HandleRouteResult | Kind::HandleSessionResult => 1,
+            Kind::HandleRouteResult | Kind::HandleSessionResult | Kind::RecipientReturns => 1,
             Kind::LoseStale => 2,
             Kind::NoticeBrokenLine
             | Kind::Reconnect

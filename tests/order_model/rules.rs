@@ -84,6 +84,8 @@ rules! {
     UserMayReturnAtOnce,
     /// What a former session of the user on the node sent counts for the release.
     FormerSessionsCount,
+    /// A session whose claim may be replaced by now takes nothing more: the store no longer says that its node has it.
+    ReplacedSessionTakesNothing,
     /// A recipient returns at once only when nothing that he was to get is held, being stored or nudged.
     ReturnWaitsForWhatIsOwed,
 

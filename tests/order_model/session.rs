@@ -14,7 +14,8 @@ impl OrderModel {
         let held = Held { message, origin: Origin::Remote(from, number) };
         let mut taken = false;
         if let Some(session) = &mut state.nodes[name].session
-            && (session.epoch == epoch || !self.has(Rule::SessionTakesOnlyItsOwn))
+            && (session.takes_by(epoch, self.has(Rule::ReplacedSessionTakesNothing))
+                || !self.has(Rule::SessionTakesOnlyItsOwn))
             && (session.mode != Mode::Ending || self.has(Rule::EndingSessionTakes))
         {
             let heard = &mut session.heard[from];
@@ -37,7 +38,7 @@ impl OrderModel {
             self.publish(state, name, from, Payload::Nudged { number });
             return;
         };
-        if session.epoch != epoch {
+        if !session.takes_by(epoch, self.has(Rule::ReplacedSessionTakesNothing)) {
             self.publish(state, name, from, Payload::Nudged { number });
             return;
         }
@@ -300,10 +301,18 @@ impl OrderModel {
     }
 
     pub fn recipient_logs_in(&self, state: &mut State, name: NodeName) {
+        let epoch = self.claim_for_recipient(state, name);
+        self.begin_session(state, name, Session { epoch, ..Session::default() });
+    }
+
+    fn claim_for_recipient(&self, state: &mut State, name: NodeName) -> Epoch {
         state.recipient_epoch += 1;
-        let epoch = state.recipient_epoch;
-        state.recipient_claim = Some(Claim { node: name, epoch });
-        state.nodes[name].session = Some(Session { epoch, ..Session::default() });
+        state.recipient_claim = Some(Claim { node: name, epoch: state.recipient_epoch });
+        state.recipient_epoch
+    }
+
+    fn begin_session(&self, state: &mut State, name: NodeName, session: Session) {
+        state.nodes[name].session = Some(session);
         if !self.has(Rule::LoginWaitsForItsNodesRoute)
             && let Some(session) = &mut state.nodes[name].session
         {
@@ -315,23 +324,37 @@ impl OrderModel {
 
     /// He logs in where he is ending: his claim's epoch is replaced. With the rule that he waits for what is owed,
     /// the former session has nothing any more.
-    pub fn recipient_returns(&self, state: &mut State, name: NodeName) {
-        let former = state.nodes[name].session.expect("a session that ends");
-        self.recipient_logs_in(state, name);
-        if let Some(SessionJob::Store(messages)) = former.job {
+    pub fn recipient_claims(&self, state: &mut State, name: NodeName) {
+        let epoch = self.claim_for_recipient(state, name);
+        let session = state.nodes[name].session.as_mut().expect("a session that ends");
+        session.next = epoch;
+        session.finished = None;
+        let (job, held, nudges) = (session.job.take(), session.held.take(), session.nudges.take());
+        if let Some(SessionJob::Store(messages)) = job {
             state.orphan = Some((name, messages));
         }
-        for held in former.held.as_slice() {
+        for held in held.as_slice() {
             self.answer(state, name, *held, Verdict::Gone);
         }
-        for (from, number) in former.nudges.as_slice() {
+        for (from, number) in nudges.as_slice() {
             self.publish(state, name, *from, Payload::Nudged { number: *number });
         }
-        self.advance_route(state, name);
+    }
+
+    /// His node knows that the claim is replaced: the next session begins with what has come for the former one
+    /// meanwhile.
+    pub fn recipient_returns(&self, state: &mut State, name: NodeName) {
+        let Session { next, held, job, finished, nudges, .. } = state.nodes[name].session.expect("a session that ends");
+        self.begin_session(state, name, Session { epoch: next, held, job, finished, nudges, ..Session::default() });
     }
 }
 
 impl Session {
+    /// Whether it takes what is sent to this epoch. `unless_replaced`: not once the store has another claim.
+    fn takes_by(&self, epoch: Epoch, unless_replaced: bool) -> bool {
+        self.epoch == epoch && (self.next == 0 || !unless_replaced)
+    }
+
     /// Whether a transaction is under way, or its result is not handled.
     pub fn is_busy(&self) -> bool {
         self.job.is_some() || self.finished.is_some()

@@ -318,6 +318,9 @@ pub struct Heard {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Session {
     pub epoch: Epoch,
+    /// The epoch by which the store has the claim, once the recipient has logged in where he is ending, until the
+    /// node knows; 0 otherwise.
+    pub next: Epoch,
     pub mode: Mode,
     pub held: List<Held, 8>,
     /// What is held is to be stored, not delivered.
