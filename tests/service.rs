@@ -51,6 +51,8 @@ struct Node {
     store_is_away: bool,
     /// Jobs of this kind wait for a worker.
     waits: fn(&Op) -> bool,
+    /// Jobs that wait are not with a worker yet.
+    workers_are_busy: bool,
     waiting: Vec<Job>,
     timers: Vec<(Instant, usize, Timer)>,
     /// How often a shard has wound up.
@@ -123,6 +125,7 @@ impl Node {
             unconfirmed: None,
             store_is_away: false,
             waits: |_| false,
+            workers_are_busy: false,
             waiting: Vec::new(),
             timers: Vec::new(),
             wound_up: 0,
@@ -251,7 +254,11 @@ impl Node {
             Effect::Submit(lane, job) => {
                 self.jobs.push((lane, copy(&job.op)));
                 if (self.waits)(&job.op) {
-                    self.waiting.push(*job);
+                    let mut job = *job;
+                    if !self.workers_are_busy {
+                        job.taken();
+                    }
+                    self.waiting.push(job);
                 } else {
                     let done = self.work(*job);
                     todo.push_back(letter_for(shard, done));
@@ -1151,6 +1158,35 @@ fn what_is_written_whole_after_it_was_stored_is_removed_and_what_is_cut_off_stay
         node.ask(conn, r#"{"msgid":1,"id":2,"password":"p"}"#);
         assert_eq!(node.reply().contains("half"), is_cut);
     }
+}
+
+#[test]
+fn what_comes_while_its_recipients_job_waits_for_a_worker_is_stored_by_that_job() {
+    let mut node = Node::new();
+    let conns = node.log_in(3);
+    let conn = conns[0];
+    conns[1..].iter().for_each(|conn| node.hang_up(*conn, CloseReason::Handler(Reason::ByClient)));
+    (node.waits, node.workers_are_busy) = (is_keep, true);
+    for (seq, (to, text)) in (1..).zip([(2, "a"), (3, "x"), (2, "b"), (3, "y"), (2, "c")]) {
+        node.ask(conn, &chat_with_seq(1, to, text, seq));
+    }
+    assert_eq!(node.waiting.len(), 2, "one job for each recipient");
+    assert!(node.sent.is_empty(), "{:?}", node.sent);
+    node.wait_no_more();
+    for seq in 1..=5 {
+        let ack = format!("\"seq\":{seq},\"errno\":0");
+        assert_eq!(node.sent.iter().filter(|reply| reply.contains(&ack)).count(), 1, "{:?}", node.sent);
+    }
+    let login = |node: &mut Node, user: u32| {
+        let conn = node.connect();
+        node.sent.clear();
+        node.ask(conn, &format!(r#"{{"msgid":1,"id":{user},"password":"p"}}"#));
+        node.reply()
+    };
+    let (second, third) = (login(&mut node, 2), login(&mut node, 3));
+    let at = |reply: &str, text: &str| reply.find(&format!(r#"\"msg\":\"{text}\""#)).expect("it is there");
+    assert!(at(&second, "a") < at(&second, "b") && at(&second, "b") < at(&second, "c"), "{second}");
+    assert!(at(&third, "x") < at(&third, "y"), "{third}");
 }
 
 #[test]

@@ -4,10 +4,12 @@
 
 /// The least number of connections that are a crowd.
 const CROWD: usize = 64;
-/// Free memory that each thread's heap may keep at its end, and the least that is taken from the system as a block of
-/// its own: 1 MiB, in bytes.
+/// Free memory that each thread's heap may keep at its end, in bytes.
 #[cfg(target_env = "gnu")]
-const AT_HEAPS_END: libc::c_int = 1 << 20;
+const AT_HEAPS_END: libc::c_int = 256 << 10;
+/// The least that is taken from the system as a block of its own, in bytes.
+#[cfg(target_env = "gnu")]
+const LARGE: libc::c_int = 1 << 20;
 
 /// Notices when most of a crowd has left. The allocator by itself keeps the memory that they used, wherever
 /// something that is in use lies behind it.
@@ -36,7 +38,7 @@ pub fn bound() {
     // SAFETY: it sets two numbers of the allocator under the allocator's own lock.
     unsafe {
         libc::mallopt(libc::M_TRIM_THRESHOLD, AT_HEAPS_END);
-        libc::mallopt(libc::M_MMAP_THRESHOLD, AT_HEAPS_END);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::backlog::Backlog;
 use super::cpp::Cpp;
 use super::jobs::Stored;
+use super::late::Late;
 use super::letters::Timer;
 use super::limits::store_is_full;
 use super::questions::{Question, Waiter};
@@ -246,18 +247,19 @@ impl Shard {
 
     /// Submits what this input has put on routes to the store: one job for each lane.
     pub(super) fn store_marked(&mut self) {
-        let mut by_lane: Vec<(Vec<UserId>, Vec<Parcel>)> = vec![Default::default(); self.settings.lanes];
+        let mut by_lane: Vec<(Vec<UserId>, Vec<Parcel>, Option<Late>)> = vec![Default::default(); self.settings.lanes];
         for to in std::mem::take(&mut self.routes.marked) {
-            let route = self.users.get_mut(&to).and_then(|user| user.route());
-            if let Some(parcel) = route.and_then(|route| route.take_batch(to)) {
-                let (users, parcels) = &mut by_lane[to as usize % self.settings.lanes];
+            let (users, parcels, late) = &mut by_lane[to as usize % self.settings.lanes];
+            let Some(route) = self.users.get_mut(&to).and_then(|user| user.route()) else { continue };
+            if let Some(parcel) = route.take_batch(to, late.get_or_insert_with(Late::open), parcels.len()) {
                 users.push(to);
                 parcels.push(parcel);
             }
         }
-        for (users, parcels) in by_lane {
+        for (users, parcels, late) in by_lane {
             if let Some(user) = users.first().copied() {
-                self.write(user, Then::Stored(Stored::Routes(users)), Write::Keep(parcels));
+                let then = Then::Stored(Stored::Routes(users));
+                self.submit_with(self.lane(user), then, Op::Write(Write::Keep(parcels)), late);
             }
         }
     }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::hashing::Place;
+use super::late::Late;
 use super::memo::Memo;
 use super::receipts::{ReplyTo, SessionId};
 use crate::password::{HashError, Hasher, Verdict};
@@ -32,6 +33,21 @@ pub struct Job {
     /// What that shard does with it.
     pub then: Then,
     pub op: Op,
+    /// What may still come for the parcels that it stores.
+    pub(super) late: Option<Late>,
+}
+
+impl Job {
+    /// A worker has the job: what has come for it meanwhile goes along, and nothing more.
+    pub fn taken(&mut self) {
+        if let Op::Write(Write::Keep(parcels)) = &mut self.op
+            && let Some(late) = self.late.take()
+        {
+            for (parcel, body) in late.close() {
+                parcels[parcel].messages.push(body);
+            }
+        }
+    }
 }
 
 /// A job's answer, on its way back to its shard.
@@ -205,7 +221,9 @@ impl JobRunner {
     /// to `done`, in order.
     pub fn run(&mut self, batch: &mut Vec<Job>, mut done: impl FnMut(usize, Done)) {
         let (mut writes, mut waiting) = (Vec::new(), Vec::new());
-        for Job { shard, then, op } in batch.drain(..) {
+        for mut job in batch.drain(..) {
+            job.taken();
+            let Job { shard, then, op, .. } = job;
             match op {
                 Op::Write(write) => {
                     writes.push(write);

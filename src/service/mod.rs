@@ -23,6 +23,7 @@
 //! | file | what |
 //! | --- | --- |
 //! | `receipts.rs` | names of sessions and of replies; messages, and where their outcome is reported |
+//! | `late.rs` | what comes for the parcels of a job while that waits for a worker |
 //! | `route.rs` | the route to a user who is not on this node: a pure state machine |
 //! | `backlog.rs` | what a slow reader's session, or one that begins or ends, keeps: a pure state machine |
 //! | `hashing.rs`, `memo.rs`, `throttle.rs` | the queue of password hashes; passwords that need none; rates an hour |
@@ -57,6 +58,7 @@ mod effects;
 mod groups;
 mod hashing;
 mod jobs;
+mod late;
 mod letters;
 mod limits;
 mod members;

@@ -82,7 +82,7 @@ impl Text<'_> {
 }
 
 /// What one job stores for one user, as it is put together: up to 256 messages and 1 MiB, or one larger message.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct Bounds {
     messages: usize,
     bytes: usize,

@@ -28,6 +28,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::late::Late;
 use super::receipts::{Bounds, Receipt, Undelivered};
 use crate::bus::Delivery;
 use crate::store::{Claim, Holder, Kept, NodeId, Parcel, UserId};
@@ -122,6 +123,17 @@ enum Flight {
 struct Batch {
     messages: Vec<(Undelivered, bool)>,
     past: Option<Holder>,
+    bounds: Bounds,
+    /// Where more goes while the job waits for a worker, and which of its parcels this is.
+    late: (Late, usize),
+}
+
+impl Batch {
+    /// Whether one more message goes along: there is room for it, and the job still waits for a worker.
+    fn takes(&mut self, message: &Undelivered) -> bool {
+        let (late, parcel) = &self.late;
+        self.bounds.admit(message) && late.add(*parcel, &message.body)
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -138,6 +150,13 @@ enum Nudge {
 impl Route {
     /// Takes a message.
     pub fn push(&mut self, message: Undelivered, cx: &mut Context) {
+        let is_next = !cx.here && self.queue.is_empty() && self.launched.is_empty();
+        if is_next
+            && let Some(batch) = &mut self.storing
+            && batch.takes(&message)
+        {
+            return batch.messages.push((message, false));
+        }
         self.queue.push_back(message);
         self.advance(cx);
     }
@@ -378,7 +397,8 @@ impl Route {
     }
 
     /// What the next job is to store for the user of this route; `None`: nothing any more. What came back goes first.
-    pub fn take_batch(&mut self, to: UserId) -> Option<Parcel> {
+    /// It is the job's parcel of this place, and what follows may go into `late` while the job waits.
+    pub fn take_batch(&mut self, to: UserId, late: &Late, place: usize) -> Option<Parcel> {
         self.marked = false;
         if self.storing.is_some() || self.flying > 0 || !self.fenced.is_empty() {
             return None;
@@ -400,20 +420,20 @@ impl Route {
         if messages.is_empty() {
             return None;
         }
-        self.storing = Some(Batch { messages, past });
+        self.storing = Some(Batch { messages, past, bounds, late: (late.clone(), place) });
         self.parcel(to)
     }
 
     /// What a job is storing.
     pub fn parcel(&self, to: UserId) -> Option<Parcel> {
-        let Batch { messages, past } = self.storing.as_ref()?;
+        let Batch { messages, past, .. } = self.storing.as_ref()?;
         let messages = messages.iter().map(|(message, _)| Arc::clone(&message.body)).collect();
         Some(Parcel { to, messages, past: *past })
     }
 
     /// What the store has done with the batch; `None`: nothing, as far as is known.
     pub fn stored(&mut self, kept: Option<Kept>, cx: &mut Context) {
-        let Some(Batch { messages, past }) = self.storing.take() else { return };
+        let Some(Batch { messages, past, .. }) = self.storing.take() else { return };
         let all = messages.len();
         match kept {
             Some(Kept::Stored(_)) => {

@@ -11,6 +11,7 @@ use chrono::{Local, TimeZone};
 use super::call::Call;
 use super::client::{Client, Hold, Moved, Web};
 use super::cpp::Cpp;
+use super::late::Late;
 use super::letters::Translation;
 use super::members::Groups;
 use super::questions::{Burials, Questions};
@@ -599,8 +600,13 @@ impl Shard {
     }
 
     pub(super) fn submit(&mut self, lane: Lane, then: Then, op: Op) {
+        self.submit_with(lane, then, op, None);
+    }
+
+    /// The same for a job to which more may come while it waits for a worker.
+    pub(super) fn submit_with(&mut self, lane: Lane, then: Then, op: Op, late: Option<Late>) {
         self.jobs += 1;
-        self.fx.push(Effect::Submit(lane, Box::new(Job { shard: self.index, then, op })));
+        self.fx.push(Effect::Submit(lane, Box::new(Job { shard: self.index, then, op, late })));
     }
 
     /// A letter to a shard, or to this one, which has it at once.

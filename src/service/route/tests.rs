@@ -14,6 +14,8 @@ struct Table {
     up: bool,
     now: Instant,
     next: u64,
+    /// Closed, as of a job that a worker has at once.
+    late: Late,
 }
 
 /// The sender, by whom messages are named.
@@ -42,7 +44,9 @@ fn show(step: &Step) -> String {
 
 impl Table {
     fn new() -> Table {
-        Table { route: Route::default(), here: false, up: true, now: Instant::now(), next: 0 }
+        let late = Late::open();
+        late.close();
+        Table { route: Route::default(), here: false, up: true, now: Instant::now(), next: 0, late }
     }
 
     /// A route to B, on which the first message was delivered.
@@ -69,9 +73,12 @@ impl Table {
     fn push(&mut self, n: u32, expected: &[&str]) {
         self.take(expected, |route, cx| route.push(message(n), cx));
     }
+    fn take_batch(&mut self) -> Option<Parcel> {
+        self.route.take_batch(1, &self.late, 0)
+    }
     #[track_caller]
     fn batch(&mut self, expected: &[u8], past: Option<Holder>) {
-        let parcel = self.route.take_batch(1).expect("a batch");
+        let parcel = self.take_batch().expect("a batch");
         assert_eq!(parcel.messages.iter().map(|body| body[0]).collect::<Vec<_>>(), expected);
         assert_eq!(parcel.past, past);
     }
@@ -109,7 +116,7 @@ fn ask_what_nobody_has_is_stored_one_batch_at_a_time() {
     table.push(2, &[]);
     table.batch(&[1, 2], None);
     table.push(3, &[]);
-    assert!(table.route.take_batch(1).is_none(), "two jobs at a time");
+    assert!(table.take_batch().is_none(), "two jobs at a time");
     table.stored(Some(Kept::Stored(1)), &["1 Stored", "2 Stored", "store"]);
     table.batch(&[3], None);
     table.stored(None, &["3 Failed(StoreUnavailable)"]);
@@ -117,6 +124,28 @@ fn ask_what_nobody_has_is_stored_one_batch_at_a_time() {
     table.batch(&[4], None);
     table.stored(Some(Kept::NoUser), &["4 Failed(NoSuchUser)"]);
     assert!(table.route.is_nothing());
+}
+
+#[test]
+fn what_comes_while_the_job_waits_for_a_worker_goes_along_up_to_the_bounds_and_not_when_the_user_is_here() {
+    let mut table = Table::new();
+    table.late = Late::open();
+    table.push(1, &["store"]);
+    table.batch(&[1], None);
+    table.push(2, &[]);
+    assert_eq!(table.late.close(), [(0, Arc::from([2]))]);
+    table.push(3, &[]);
+    table.stored(Some(Kept::Stored(1)), &["1 Stored", "2 Stored", "store"]);
+    table.late = Late::open();
+    table.batch(&[3], None);
+    (0..BATCH_MESSAGES as u32).for_each(|n| table.push(n % 100, &[]));
+    assert_eq!(table.late.close().len(), BATCH_MESSAGES - 1);
+    assert!(table.steps(|route, cx| route.stored(Some(Kept::Stored(1)), cx)).ends_with(&[Step::Store]));
+    table.late = Late::open();
+    table.batch(&[(BATCH_MESSAGES - 1) as u8 % 100], None);
+    table.here = true;
+    table.push(4, &[]);
+    table.stored(Some(Kept::Stored(1)), &["55 Stored", "deliver 4"]);
 }
 
 #[test]
@@ -203,7 +232,7 @@ fn fenced_nothing_is_done_until_the_nudge_is_answered() {
     table.push(3, &[]);
     table.stored(None, &["nudge 2 as 3", "watch"]);
     table.push(4, &[]);
-    assert!(table.route.take_batch(1).is_none());
+    assert!(table.take_batch().is_none());
     table.nudged(3, &["2 Failed(StoreUnavailable)", "store"]);
     table.batch(&[3, 4], Some(B));
 }
@@ -322,9 +351,9 @@ fn a_batch_has_its_bounds_and_what_came_back_is_all_stored_before_anything_is_la
         route.give_up(|_| true);
         route.advance(cx);
     });
-    assert_eq!(table.route.take_batch(1).unwrap().messages.len(), BATCH_MESSAGES);
+    assert_eq!(table.take_batch().unwrap().messages.len(), BATCH_MESSAGES);
     let steps = table.steps(|route, cx| route.stored(Some(Kept::Past(1)), cx));
     assert_eq!(steps.last(), Some(&Step::Store), "nothing is launched, nor nudged");
     assert!(!steps.iter().any(|step| matches!(step, Step::Nudge { .. } | Step::Launch { .. })));
-    assert_eq!(table.route.take_batch(1).unwrap().messages.len(), 10);
+    assert_eq!(table.take_batch().unwrap().messages.len(), 10);
 }
