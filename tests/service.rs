@@ -1190,6 +1190,28 @@ fn what_comes_while_its_recipients_job_waits_for_a_worker_is_stored_by_that_job(
 }
 
 #[test]
+fn what_became_of_a_commit_is_asked_for_until_it_is_known_and_what_follows_waits() {
+    let again = |op: &Op| match op {
+        Op::WriteAgain { write: Write::Keep(parcels), key } => Some((parcels[0].messages.len(), *key)),
+        _ => None,
+    };
+    let mut node = Node::new();
+    let conn = node.log_in(1)[0];
+    node.waits = |op| is_keep(op) || matches!(op, Op::WriteAgain { .. });
+    node.ask(conn, &chat_with_seq(1, 2, "a", 1));
+    for _ in 0..2 {
+        node.answer_with(Err(StoreError::InDoubt { key: 7, why: "no answer".into() }));
+        node.ask(conn, &chat_with_seq(1, 2, "b", 2));
+        assert!(node.sent.is_empty() && node.waiting.is_empty(), "{:?}, {:?}", node.sent, node.waiting);
+        node.pass(Duration::from_secs(1));
+        assert_eq!(again(&node.waiting[0].op), Some((1, 7)));
+    }
+    node.answer_kept(Kept::Stored(1));
+    assert!(node.reply().contains("\"seq\":1,\"errno\":0"));
+    assert_texts(&stored_by(&node.waiting[0].op), &["b", "b"]);
+}
+
+#[test]
 fn one_message_that_the_database_refuses_fails_alone_among_those_on_a_route() {
     let mut node = Node::new();
     let conn = node.log_in(1)[0];
@@ -1558,6 +1580,24 @@ fn what_comes_for_a_claim_before_its_session_has_begun_waits_for_it() {
     );
     let published = node.published_there();
     assert!(published.contains(&Envelope::Nudged { user: 1, number: 2 }), "{published:?}");
+}
+
+#[test]
+fn what_a_node_has_sent_for_a_session_that_has_not_begun_when_it_is_dead_never_arrives() {
+    let mut node = Node::new();
+    let conn = node.connect();
+    node.ask(conn, r#"{"msgid":4,"name":"someone","password":"p"}"#);
+    node.unconfirmed = Some(Vec::new());
+    node.ask(conn, LOGIN);
+    let epoch = node.epoch_of(1);
+    node.hear_from_there(launched("of the dead", epoch, 1, 0));
+    node.hear(BusEvent::Envelope(NodeId(THERE.0 + 1), launched("of the living", epoch, 1, 0)));
+    node.hear(BusEvent::Buried { node: THERE, asker: None });
+    node.sent.clear();
+    node.confirm_listening();
+    node.pass(Duration::from_secs(1));
+    let all = node.sent.concat();
+    assert!(all.contains("of the living") && !all.contains("of the dead"), "{all}");
 }
 
 #[test]

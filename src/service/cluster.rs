@@ -148,6 +148,10 @@ impl Shard {
     /// dead one may have stored something there without a nudge.
     fn bury(&mut self, node: NodeId, asker: Option<NodeId>) {
         self.groups.forget();
+        // Its senders may come here and write before a session begins that would get this behind it.
+        for entering in self.users.values_mut().filter_map(|user| user.more_mut()?.entering.as_mut()) {
+            entering.early.retain(|early| early.from() != node);
+        }
         let users = self.users_with(|user| user.session.is_some());
         self.burials.last += 1;
         let number = self.burials.last;

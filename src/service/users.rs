@@ -112,6 +112,14 @@ pub(super) enum Early {
     Nudge { from: NodeId, number: u64 },
 }
 
+impl Early {
+    pub fn from(&self) -> NodeId {
+        match self {
+            Early::Chat { from, .. } | Early::Nudge { from, .. } => *from,
+        }
+    }
+}
+
 /// How a session ends.
 #[derive(Clone, Copy)]
 pub(super) struct Ending {
