@@ -1468,6 +1468,17 @@ fn with_somebody_here() -> (Node, ConnId, u64) {
     (node, conn, epoch)
 }
 
+/// User 1 has claimed the account by this epoch, and waits for Redis.
+fn with_somebody_entering() -> (Node, u64) {
+    let mut node = Node::new();
+    let conn = node.connect();
+    node.ask(conn, r#"{"msgid":4,"name":"someone","password":"p"}"#);
+    node.unconfirmed = Some(Vec::new());
+    node.ask(conn, LOGIN);
+    let epoch = node.epoch_of(1);
+    (node, epoch)
+}
+
 fn launched(text: &str, epoch: u64, number: u64, after: u64) -> Envelope {
     let body = Arc::from(chat(7, 1, text).into_bytes());
     Envelope::Chat { body, to: vec![Addressee { user: 1, epoch, number, after }] }
@@ -1561,12 +1572,7 @@ fn nothing_is_left_of_a_user_whose_end_waited_for_what_the_store_has_refused() {
 
 #[test]
 fn what_comes_for_a_claim_before_its_session_has_begun_waits_for_it() {
-    let mut node = Node::new();
-    let conn = node.connect();
-    node.ask(conn, r#"{"msgid":4,"name":"someone","password":"p"}"#);
-    node.unconfirmed = Some(Vec::new());
-    node.ask(conn, LOGIN);
-    let epoch = node.epoch_of(1);
+    let (mut node, epoch) = with_somebody_entering();
     node.hear_from_there(launched("1", epoch, 1, 0));
     node.hear_from_there(Envelope::Nudge { user: 1, epoch, number: 2 });
     assert_eq!(node.published_there(), []);
@@ -1584,12 +1590,7 @@ fn what_comes_for_a_claim_before_its_session_has_begun_waits_for_it() {
 
 #[test]
 fn what_a_node_has_sent_for_a_session_that_has_not_begun_when_it_is_dead_never_arrives() {
-    let mut node = Node::new();
-    let conn = node.connect();
-    node.ask(conn, r#"{"msgid":4,"name":"someone","password":"p"}"#);
-    node.unconfirmed = Some(Vec::new());
-    node.ask(conn, LOGIN);
-    let epoch = node.epoch_of(1);
+    let (mut node, epoch) = with_somebody_entering();
     node.hear_from_there(launched("of the dead", epoch, 1, 0));
     node.hear(BusEvent::Envelope(NodeId(THERE.0 + 1), launched("of the living", epoch, 1, 0)));
     node.hear(BusEvent::Buried { node: THERE, asker: None });
