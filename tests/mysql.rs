@@ -1718,6 +1718,25 @@ fn many_connections_keep_to_the_same_users_and_nothing_is_lost_or_out_of_order()
 }
 
 #[test]
+fn a_keep_waits_for_a_claim_that_is_under_way() {
+    let fixture = Fixture::on(Arc::new(MariaDb::start()));
+    let [ann] = fixture.node(30).users(["ann"]);
+    let (keeper, mut claimer, mut root) = (fixture.node(31), fixture.foreign(), fixture.foreign());
+    claimer.query_drop(format!("START TRANSACTION; UPDATE User SET node = 32, epoch = 5 WHERE id = {ann}")).unwrap();
+    let mut connection = keeper.store.connection();
+    thread::scope(|scope| {
+        let keeping = scope.spawn(move || kept(connection.write(&[keep(&[ann], "{}")]).unwrap().remove(0)));
+        eventually("it to wait", || {
+            assert!(!keeping.is_finished(), "it has looked past the claim");
+            waiting(&mut root) == 1
+        });
+        claimer.query_drop("COMMIT").unwrap();
+        let there = Holder::Node(Claim { node: NodeId(32), epoch: 5 });
+        assert_eq!(keeping.join().unwrap(), [Kept::Elsewhere(there)]);
+    });
+}
+
+#[test]
 fn a_keep_comes_before_or_after_a_claim_and_the_lower_row_is_never_seen_later() {
     let mut fixture = Fixture::new();
     let [ann, bob] = fixture.node.users(["ann", "bob"]);
