@@ -97,6 +97,7 @@ fn fifteen_thousand_slow_lorises_beside_a_working_pair() {
         assert!(told.contains("\"errno\":20"), "{told:?}");
     }
     let kept = || world.server().resident_kib().saturating_sub(before);
+    println!("{} KiB kept at first", kept());
     eventually("their memory to be given back", || kept() < 12 * 1024);
     println!("gone after {:?}, {} KiB kept", began.elapsed(), kept());
     work(&mut pair, Duration::from_millis(100));

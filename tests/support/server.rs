@@ -130,10 +130,11 @@ impl Server {
         Duration::from_nanos(tasks.filter_map(run).sum())
     }
 
-    /// The server's resident memory, in KiB.
+    /// The memory that the server has allocated and that is resident, in KiB. Pages of its program's file come and go
+    /// as the system likes.
     pub fn resident_kib(&self) -> usize {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the server lives");
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
+        let line = status.lines().find(|line| line.starts_with("RssAnon:")).expect("RssAnon");
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 }
