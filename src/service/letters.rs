@@ -37,6 +37,8 @@ pub enum Letter {
     FanPart { key: u64, part: FanOut, open: u32 },
     /// A user is a debtor by this number of messages less.
     Freed { user: UserId, debts: u32 },
+    /// The process is to end, and nothing follows that a client of that shard has sent.
+    Stopping,
     /// News from the bus.
     Bus(BusEvent),
     /// A job is done.

@@ -63,6 +63,8 @@ pub struct Shard {
     /// Jobs in the pool.
     pub(super) jobs: usize,
     pub(super) shutting_down: bool,
+    /// The number of shards that have begun to end, this one included: what their clients have sent is here by now.
+    stopping: usize,
     wound_up: bool,
     /// The number of messages that were lost since then, since the store did not take them, and their senders.
     pub(super) lost: usize,
@@ -100,6 +102,7 @@ impl Shard {
             held: 0,
             jobs: 0,
             shutting_down: false,
+            stopping: 0,
             wound_up: false,
             lost: 0,
             lost_by: BTreeSet::new(),
@@ -364,6 +367,7 @@ impl Shard {
             Letter::JoinStored { group, user, to, outcome } => self.join_stored(group, user, to, outcome),
             Letter::Joined { to, outcome } => self.joined(to, outcome),
             Letter::Settled { receipt, delivery, open } => self.settle(receipt, delivery, open),
+            Letter::Stopping => self.stopping += 1,
             Letter::Owed { conn, user } => self.owe_send(conn, user),
             Letter::FanSize { key, size } => self.fan_size(key, size),
             Letter::FanPart { key, part, open } => self.fan_part(key, part, open),
@@ -395,6 +399,7 @@ impl Shard {
     fn begin_to_stop(&mut self) {
         self.shutting_down = true;
         self.forget_idle_routes();
+        (0..self.homes().reactors()).for_each(|shard| self.send(shard, Letter::Stopping));
         let mut waiting: Vec<_> = self.users.values_mut().flat_map(|user| user.end_of_service()).collect();
         self.users.retain(|_, user| !user.tidy());
         waiting.sort_unstable_by_key(|login| login.attempt); // the same order in every run of a simulation
@@ -424,7 +429,7 @@ impl Shard {
         self.counts.jobs.set(self.jobs);
         self.counts.questions.set(self.questions_open());
         let is_done = self.clients.is_empty() && self.users.is_empty() && self.jobs == 0;
-        if self.shutting_down && !self.wound_up && is_done {
+        if self.stopping == self.homes().reactors() && !self.wound_up && is_done {
             self.wound_up = true;
             self.fx.push(Effect::WoundUp);
         }
