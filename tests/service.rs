@@ -1409,6 +1409,15 @@ fn a_return_that_fails_leaves_the_account_to_the_session_that_is_ending() {
 }
 
 #[test]
+fn a_shard_has_wound_up_when_it_has_what_the_clients_of_the_others_have_sent() {
+    let mut node = Node::with_shards(2);
+    node.call(0, |shard, now, fx| shard.stop(now, fx));
+    assert_eq!(node.wound_up, 0, "the other one's clients may still write to a user of this one");
+    node.call(1, |shard, now, fx| shard.stop(now, fx));
+    assert_eq!(node.wound_up, 2);
+}
+
+#[test]
 fn who_returns_gets_nothing_more_by_the_former_session_as_soon_as_its_claim_may_be_replaced() {
     let (mut node, _) = waits_for_an_answer();
     let former = node.epoch_of(1);
