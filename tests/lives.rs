@@ -13,14 +13,6 @@ use support::{Account, Client, Cluster, DEADLINE, MariaDb, REAPED, Server, event
 
 const METRICS: [&str; 2] = ["--metrics", "127.0.0.1:0"];
 
-/// Where a node's metrics are.
-#[track_caller]
-fn monitor_of(node: &Server) -> SocketAddr {
-    let log = node.log_tail();
-    let rest = log.split_once("metrics on http://").expect("it serves metrics").1;
-    rest.split('/').next().and_then(|address| address.parse().ok()).expect("an address")
-}
-
 /// What is answered to a GET: status line and headers, and body.
 #[track_caller]
 fn get(address: SocketAddr, path: &str) -> (String, String) {
@@ -72,7 +64,7 @@ fn a_node_that_is_marked_ends_its_sessions_and_begins_anew_under_another_number_
     const QUEUED: usize = 900;
     let (cluster, mut database) = start();
     let node = &cluster.nodes[0];
-    let monitor = monitor_of(node);
+    let monitor = node.monitor();
     let account = Client::connect(node.address).register("someone", "secret");
     let readers: Vec<Account> = (0..READERS)
         .map(|reader| Client::connect(node.address).register(&format!("reader {reader}"), "secret"))
@@ -130,7 +122,7 @@ fn a_node_that_is_marked_ends_its_sessions_and_begins_anew_under_another_number_
 #[test]
 fn a_node_that_cannot_begin_anew_is_not_ready_turns_clients_away_and_tries_until_it_can() {
     let (mut cluster, mut database) = start();
-    let monitor = monitor_of(&cluster.nodes[0]);
+    let monitor = cluster.nodes[0].monitor();
     let mut client = Client::connect(cluster.nodes[0].address);
     let account = client.register("someone", "secret");
     client.login(&account);
@@ -154,10 +146,11 @@ fn a_node_that_cannot_begin_anew_is_not_ready_turns_clients_away_and_tries_until
     let node = &cluster.nodes[0];
     eventually("the node to be ready", || is_ready(monitor));
     eventually_within(REAPED, "a login", || Client::connect(node.address).try_login(&account)["errno"] == 0);
+    let node = &mut cluster.nodes[0];
+    assert_eq!(node.stop("TERM").code(), Some(0));
     let log = node.log_tail();
     assert_eq!(log.matches("cannot begin anew yet").count(), 1, "{log}");
     assert_eq!(log.matches("can begin anew").count(), 1, "{log}");
-    assert_eq!(cluster.nodes[0].stop("TERM").code(), Some(0));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use chat_server::home::Homes;
 use chat_server::wire::Framing;
 use rlimit::Resource;
 use serde_json::json;
-use support::{Account, Config, DEADLINE, Launch, World, eventually, refused_start};
+use support::{Account, Config, DEADLINE, Launch, eventually, refused_start};
 
 static ALONE: Config = Config::new(2);
 static CLUSTER: Config = Config::cluster(2, 1);
@@ -20,19 +20,6 @@ static CLUSTER: Config = Config::cluster(2, 1);
 const ANY_PORT: [&str; 2] = ["--metrics", "127.0.0.1:0"];
 
 // -- asking ---------------------------------------------------------------------------------------
-
-/// Where a node's metrics are.
-#[track_caller]
-fn monitor_of(world: &World, node: usize) -> SocketAddr {
-    let mut address = None;
-    eventually("the address of the metrics in the log", || {
-        let log = world.server_on(node).log_tail();
-        let rest = log.split_once("metrics on http://").map(|(_, rest)| rest.to_owned());
-        address = rest.and_then(|rest| rest.split('/').next()?.parse().ok());
-        address.is_some()
-    });
-    address.unwrap()
-}
 
 /// Status line and headers, and body.
 type Reply = (String, String);
@@ -218,7 +205,7 @@ fn known_traffic_gives_known_numbers() {
     let is_theirs = |seed: &u64| [1, 2, 3, 4].map(|user| Homes::new(*seed, 2).of_user(user)) == [0, 1, 0, 1];
     let seed = (0..).find(is_theirs).unwrap().to_string();
     let world = ALONE.own(&[&ANY_PORT[..], &["--home-seed", &seed]].concat());
-    let at = monitor_of(&world, 0);
+    let at = world.server().monitor();
     let [mut alice, mut bob, mut carol] = ["alice", "bob", "carol"].map(|name| world.online(name));
     let absent = world.account("absent"); // on a connection that is closed by now
     for _ in 0..3 {
@@ -310,7 +297,7 @@ fn known_traffic_gives_known_numbers() {
 #[test]
 fn every_byte_counts_once() {
     let world = ALONE.prepared("export CHAT_METRICS=127.0.0.1:0", &[]);
-    let at = monitor_of(&world, 0);
+    let at = world.server().monitor();
     let mut client = world.client().framed(Framing::Lf);
     for n in 1..=3 {
         client.send(r#"{"msgid":202}"#);
@@ -330,7 +317,7 @@ fn what_limits_refuse_is_counted_by_limit() {
     let limits = "--max-connections-per-address 2 --max-message-rate 2 --max-failed-logins 1 --max-registrations 3 \
                   --max-offline 1 --max-friends 1 --max-groups 1 --max-group-size 1";
     let world = ALONE.own(&[&ANY_PORT[..], &limits.split_whitespace().collect::<Vec<_>>()].concat());
-    let at = monitor_of(&world, 0);
+    let at = world.server().monitor();
     let (mut user, mut other) = (world.online("user"), world.client());
     let friends = [(); 2].map(|()| other.register(&world.name("friend"), "secret"));
     let register = json!({"msgid": 4, "name": world.name("late"), "password": "p"});
@@ -364,7 +351,7 @@ fn what_limits_refuse_is_counted_by_limit() {
 #[test]
 fn connections_are_counted_by_why_they_were_closed() {
     let world = ALONE.own(&[&ANY_PORT[..], &["--login-timeout", "1s"]].concat());
-    let at = monitor_of(&world, 0);
+    let at = world.server().monitor();
     world.client().reset();
     drop(world.client());
     let mut broken = world.client();
@@ -397,7 +384,7 @@ fn connections_are_counted_by_why_they_were_closed() {
 #[test]
 fn who_is_not_accepted_is_counted_and_so_are_the_acceptors_pauses() {
     let world = ALONE.own(&[&ANY_PORT[..], &["--max-connections", "2"]].concat());
-    let at = monitor_of(&world, 0);
+    let at = world.server().monitor();
     let mut client = world.online("client");
     let pid = i32::try_from(world.server().pid()).unwrap();
     let (mut soft, mut hard) = (0, 0);
@@ -420,7 +407,7 @@ fn who_is_not_accepted_is_counted_and_so_are_the_acceptors_pauses() {
 #[test]
 fn who_does_not_read_is_counted_and_so_is_what_waits_for_it() {
     let world = ALONE.own(&[&ANY_PORT[..], &["--high-water", "65536"]].concat());
-    let at = monitor_of(&world, 0);
+    let at = world.server().monitor();
     let mut sender = world.online("sender");
     let sleeper = world.account("sleeper");
     let mut slow = world.client_with_receive_buffer(0, 4096);
@@ -439,9 +426,12 @@ fn who_does_not_read_is_counted_and_so_is_what_waits_for_it() {
     expect_some(at, "chat_messages_total{path=\"stored\"}");
     // Its 10 s begin when it goes over the mark.
     expect(at, "chat_connections_closed_total{reason=\"slow_consumer_high_water\"}", 1.0);
-    let log = world.server().log_tail();
-    assert!(log.contains("as a slow consumer") && log.contains("the high-water mark of 65536 bytes"), "{log}");
-    assert!(log.contains(&format!("was the connection of user {}\n", sleeper.id)), "{log}");
+    let whose = format!("was the connection of user {}\n", sleeper.id);
+    let words = ["as a slow consumer", "the high-water mark of 65536 bytes", &whose];
+    eventually("the reason in the log", || {
+        let log = world.server().log_tail();
+        words.iter().all(|words| log.contains(words))
+    });
     expect(at, "chat_queued_bytes", 0.0);
     drop(slow);
 }
@@ -450,7 +440,7 @@ fn who_does_not_read_is_counted_and_so_is_what_waits_for_it() {
 fn what_waits_for_all_together_is_bounded_and_counted() {
     const MOST: usize = 1 << 20;
     let world = ALONE.own(&[&ANY_PORT[..], &["--max-buffered", &MOST.to_string()]].concat());
-    let at = monitor_of(&world, 0);
+    let at = world.server().monitor();
     let mut sender = world.online("sender");
     let sleepers = world.accounts("sleeper", 16);
     let log_in = |sleeper: &Account| {
@@ -481,7 +471,7 @@ fn what_waits_for_all_together_is_bounded_and_counted() {
 #[test]
 fn who_has_stopped_reading_is_counted_after_a_second() {
     let world = ALONE.own(&ANY_PORT);
-    let at = monitor_of(&world, 0);
+    let at = world.server().monitor();
     let mut sender = world.online("sender");
     let sleeper = world.account("sleeper");
     let mut slow = world.client_with_receive_buffer(0, 4096);
@@ -506,7 +496,7 @@ fn who_has_stopped_reading_is_counted_after_a_second() {
 #[test]
 fn what_goes_between_nodes_is_counted_on_both() {
     let world = CLUSTER.own(&ANY_PORT);
-    let (here, there) = (monitor_of(&world, 0), monitor_of(&world, 1));
+    let (here, there) = (world.server_on(0).monitor(), world.server_on(1).monitor());
     let (mut alice, mut bob) = (world.online("alice"), world.online_on(1, "bob"));
     for _ in 0..5 {
         assert!(alice.chat(bob.id(), "over the bus"));
@@ -606,7 +596,7 @@ fn expect_ready(at: SocketAddr) {
 #[test]
 fn a_node_is_ready_while_its_store_and_its_bus_are_there_and_it_does_not_end() {
     let world = CLUSTER.with_own_mariadb(&ANY_PORT);
-    let at = monitor_of(&world, 0);
+    let at = world.server().monitor();
     expect_ready(at);
     world.mariadb().kill();
     expect_not_ready(at, "storage is unavailable");
@@ -636,7 +626,7 @@ fn a_node_is_ready_while_its_store_and_its_bus_are_there_and_it_does_not_end() {
 #[test]
 fn only_what_is_there_can_be_asked_for_and_only_asked_for() {
     let world = ALONE.own(&ANY_PORT);
-    let at = monitor_of(&world, 0);
+    let at = world.server().monitor();
     let page = get(at, "/");
     assert!(page.0.contains("Content-Type: text/html") && page.1.trim_end().ends_with("</html>"), "{page:?}");
     // The page needs no other server.
@@ -669,7 +659,7 @@ fn only_what_is_there_can_be_asked_for_and_only_asked_for() {
 #[test]
 fn whatever_is_valid_http_is_answered_however_it_is_cut() {
     let world = ALONE.own(&ANY_PORT);
-    let at = monitor_of(&world, 0);
+    let at = world.server().monitor();
     for request in [
         format!("GET http://{at}/healthz HTTP/1.1\r\nHost: {at}\r\n\r\n"),
         "GET HTTP://somewhere.else/healthz?x=http://y/ HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(),
@@ -713,7 +703,7 @@ fn whatever_is_valid_http_is_answered_however_it_is_cut() {
 #[test]
 fn many_may_ask_at_once() {
     let world = ALONE.own(&ANY_PORT);
-    let at = monitor_of(&world, 0);
+    let at = world.server().monitor();
     let mut client = world.online("client");
     thread::scope(|scope| {
         for _ in 0..8 {
@@ -731,7 +721,7 @@ fn many_may_ask_at_once() {
 #[test]
 fn who_asks_slowly_or_too_much_or_does_not_read_hurts_nobody() {
     let world = ALONE.own(&ANY_PORT);
-    let at = monitor_of(&world, 0);
+    let at = world.server().monitor();
     let mut client = world.online("client");
     get(at, "/metrics");
     let before = world.server().descriptors();

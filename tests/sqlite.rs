@@ -62,16 +62,6 @@ fn names_in(folder: &Path) -> Vec<String> {
     names
 }
 
-fn monitor_of(server: &Server) -> SocketAddr {
-    let mut address = None;
-    eventually("the address of the metrics in the log", || {
-        let log = server.log_tail();
-        address = log.split_once("metrics on http://").and_then(|(_, rest)| rest.split('/').next()?.parse().ok());
-        address.is_some()
-    });
-    address.unwrap()
-}
-
 /// The whole answer.
 fn get(address: SocketAddr, path: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(address)?;
@@ -103,7 +93,7 @@ fn a_clean_stop_leaves_one_file_with_all_that_was_acked_whatever_goes_on() {
         let place = Place::new(reactors);
         let mut server = place.start();
         let absent = Client::connect(server.address).register("absent", "secret");
-        let monitor = monitor_of(&server);
+        let monitor = server.monitor();
         // A user who does not read what comes for him.
         let slow = online(&server, "slow");
         let slow_id = slow.id();
@@ -185,10 +175,8 @@ fn a_stop_that_cannot_bring_the_log_home_says_so_and_is_no_success() {
     assert_eq!(store(&mut sender, absent.id, "hello"), Some(Ok(())));
     let status = server.stop("TERM");
     assert_eq!(status.code(), Some(1), "{status}");
-    eventually("the reason in the log", || {
-        let log = server.log_tail();
-        log.contains("another process reads it") && log.contains("chat.db-wal")
-    });
+    let log = server.log_tail();
+    assert!(log.contains("another process reads it") && log.contains("chat.db-wal"), "{log}");
     drop(outside);
     let mut server = place.start();
     assert!(server.stop("TERM").success());
@@ -200,7 +188,7 @@ fn a_stop_that_cannot_bring_the_log_home_says_so_and_is_no_success() {
 fn notices(harm: impl Fn(&Path), mend: impl Fn(&Path), reason: &str, comes_back: bool) {
     let place = Place::new(2);
     let mut server = place.start();
-    let monitor = monitor_of(&server);
+    let monitor = server.monitor();
     let absent = Client::connect(server.address).register("absent", "secret");
     let mut sender = online(&server, "sender");
     let mut reader = online(&server, "reader");
@@ -232,8 +220,8 @@ fn notices(harm: impl Fn(&Path), mend: impl Fn(&Path), reason: &str, comes_back:
     let status = server.stop("TERM");
     assert_eq!(status.code(), Some(1), "{status}");
     assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
-    eventually("the reason for the exit status", || server.log_tail().contains("some users were not set offline"));
     let log = server.log_tail();
+    assert!(log.contains("some users were not set offline"), "{log}");
     let told =
         log.lines().filter(|line| line.contains(reason) && !line.contains("some users were not set offline")).count();
     assert_eq!(told, 1, "{log}");

@@ -33,10 +33,7 @@ const DEAR: [&str; 4] = ["--password-cost", "19456,2", "--metrics", "127.0.0.1:0
 /// What `/metrics` of the first node says, summed over its labels but for `label`.
 #[track_caller]
 fn metric(world: &World, name: &str, label: &str) -> u64 {
-    let log = world.server().log_tail();
-    let address =
-        log.split_once("metrics on http://").and_then(|(_, rest)| rest.split('/').next()).expect("an address");
-    let mut stream = TcpStream::connect(address).expect("the metrics");
+    let mut stream = TcpStream::connect(world.server().monitor()).expect("the metrics");
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     let mut text = String::new();

@@ -1,9 +1,11 @@
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::process::{Command, Output, Stdio};
-use std::sync::{Arc, Mutex, mpsc};
+use std::process::{Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::process::{Process, is_a_process};
 use super::{DEADLINE, eventually};
@@ -53,6 +55,8 @@ pub struct Server {
     process: Process,
     pub address: SocketAddr,
     log: LogTail,
+    /// The port of each line that has been logged and tells one. It ends with the log.
+    listening: Receiver<u16>,
 }
 
 impl Server {
@@ -74,28 +78,47 @@ impl Server {
     fn try_start(launch: &Launch) -> Result<Server, String> {
         let mut child = launch.command().spawn().expect("sh can be started");
         let log = LogTail::default();
-        let (listening, started) = mpsc::channel();
+        let (ports, listening) = crossbeam_channel::unbounded();
         let lines = BufReader::new(child.stderr.take().expect("stderr is piped")).lines();
         let tail = log.clone();
         std::thread::spawn(move || {
-            // Dropping `listening` at the end of the log signals that the server has ended.
             for line in lines.map_while(Result::ok) {
-                if let Some(port) = port_in(&line) {
-                    let _ = listening.send(port);
-                }
+                let port = port_in(&line);
                 let mut tail = tail.lock().unwrap();
                 if tail.len() == 200 {
                     tail.pop_front();
                 }
                 tail.push_back(line);
+                // Whoever is told of the port finds its line in the log.
+                if let Some(port) = port {
+                    let _ = ports.send(port);
+                }
             }
         });
-        let port = started.recv_timeout(DEADLINE);
+        let port = listening.recv_timeout(DEADLINE);
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port.unwrap_or(0)));
-        let server = Server { process: Process(child), address, log };
+        let server = Server { process: Process(child), address, log, listening };
         if port.is_ok() { Ok(server) } else { Err(server.log_tail()) }
     }
 
+    /// Sends TERM or INT and waits for the exit.
+    #[track_caller]
+    pub fn stop(&mut self, signal: &str) -> ExitStatus {
+        self.signal(signal);
+        self.wait()
+    }
+
+    /// Waits for the exit; all that the server has logged can be read behind this.
+    #[track_caller]
+    pub fn wait(&mut self) -> ExitStatus {
+        let status = self.process.wait();
+        eventually("the end of the log", || {
+            matches!(self.listening.recv_timeout(DEADLINE), Err(RecvTimeoutError::Disconnected))
+        });
+        status
+    }
+
+    /// What has come of the log: all that stood before a line which a test has waited for, all behind [`Server::wait`].
     pub fn log_tail(&self) -> String {
         let tail = self.log.lock().unwrap();
         tail.iter().map(|line| format!("    {line}\n")).collect()
@@ -113,6 +136,14 @@ impl Server {
         let ports = || -> Vec<u16> { self.log_tail().lines().filter_map(port_in).skip(1).collect() };
         eventually("the further listeners", || ports().len() >= count);
         ports().into_iter().take(count).map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port))).collect()
+    }
+
+    /// Where its metrics are.
+    #[track_caller]
+    pub fn monitor(&self) -> SocketAddr {
+        let log = self.log_tail();
+        let (_, rest) = log.split_once("metrics on http://").expect("it serves metrics");
+        rest.split('/').next().and_then(|address| address.parse().ok()).expect("an address")
     }
 
     /// How many descriptors the server holds.
@@ -136,6 +167,21 @@ impl Server {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the server lives");
         let line = status.lines().find(|line| line.starts_with("RssAnon:")).expect("RssAnon");
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    /// Where that memory is: a line for each part of its address space that has some.
+    pub fn residents(&self) -> String {
+        let maps = std::fs::read_to_string(format!("/proc/{}/smaps", self.pid())).expect("the server lives");
+        let mut residents = String::new();
+        let mut place = "";
+        for line in maps.lines() {
+            match line.split_whitespace().collect::<Vec<_>>()[..] {
+                ["Anonymous:", kib, "kB"] if kib != "0" => residents += &format!("{kib:>8} KiB in {place}\n"),
+                [name, ..] if !name.ends_with(':') => place = line,
+                _ => {}
+            }
+        }
+        residents
     }
 }
 
