@@ -223,9 +223,16 @@ impl<T> Output<T> {
         if tight { self.queued() } else { self.counted() }
     }
 
-    /// When the kernel last took something, or the queue began to wait for it.
-    pub fn progress(&self) -> Option<Instant> {
-        self.outbox.as_ref().and_then(|outbox| outbox.progress)
+    /// Whether something is left to be written that neither this turn nor the next will write.
+    pub fn waits(&self) -> bool {
+        let is_held_up = self.blocked || self.pace == Pace::Waiting;
+        is_held_up && self.outbox.as_ref().is_some_and(|outbox| !outbox.is_empty())
+    }
+
+    /// Since when the kernel takes nothing, or a message with a tag waits for it.
+    pub fn stalls_since(&self) -> Option<Instant> {
+        let outbox = self.outbox.as_ref()?;
+        [outbox.progress, outbox.waits_since()].into_iter().flatten().min()
     }
 
     /// When the queue passed the soft mark.

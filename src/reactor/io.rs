@@ -197,7 +197,7 @@ impl<H: Types> Io<H> {
                 Anew::Watch | Anew::Recall | Anew::Nothing => {}
             }
         }
-        outbox.push(Message { options: SendOptions { own_write, ..message.options }, ..message });
+        outbox.push(Message { options: SendOptions { own_write, ..message.options }, ..message }, self.now);
         if connection.pressure.is_news(outbox.counted(), self.limits.high_water, self.limits.hard) {
             self.over.push(conn);
         }
@@ -326,7 +326,7 @@ impl<H: Types> Io<H> {
             self.timers.set(self.now + PACE, LoopTimer::Pace(id));
         }
         if output.stall_timer {
-            self.timers.set(output.progress().unwrap_or(self.now) + STALLED, LoopTimer::Stalled(id));
+            self.timers.set(output.stalls_since().unwrap_or(self.now) + STALLED, LoopTimer::Stalled(id));
         }
         if connection.pressure.is_over() {
             self.timers.set(output.over_since().unwrap_or(self.now) + SLOW_CONSUMER, LoopTimer::Slow(id));

@@ -66,7 +66,8 @@ struct Queued<T> {
     own_write: bool,
     /// Does not count towards the high-water mark.
     uncounted: bool,
-    tag: Option<T>,
+    /// And since when it waits.
+    tag: Option<(T, Instant)>,
 }
 
 impl<T> Queued<T> {
@@ -160,7 +161,7 @@ impl<T> Default for Outbox<T> {
 impl<T> Outbox<T> {
     /// Appends a message with what stands around it. An empty one with a tag is a barrier: it counts as
     /// written when all before it is.
-    pub fn push(&mut self, message: Message<'_, T>) {
+    pub fn push(&mut self, message: Message<'_, T>, now: Instant) {
         let len = message.len();
         let Message { prefix, body, terminator, tag, options } = message;
         let SendOptions { own_write, uncounted } = options;
@@ -194,7 +195,7 @@ impl<T> Outbox<T> {
             last.len = joined;
             return;
         }
-        let prefix = prefix.len() as u8;
+        let (prefix, tag) = (prefix.len() as u8, tag.map(|tag| (tag, now)));
         let message = Queued { shared, len: len as u32, prefix, terminator, own_write, uncounted, tag };
         self.special += usize::from(message.is_special());
         self.messages.push_back(message);
@@ -212,6 +213,11 @@ impl<T> Outbox<T> {
 
     pub fn is_empty(&self) -> bool {
         self.messages.is_empty()
+    }
+
+    /// Since when the first of the messages with a tag waits.
+    pub(super) fn waits_since(&self) -> Option<Instant> {
+        self.messages.iter().find_map(|message| message.tag.as_ref()).map(|(_, since)| *since)
     }
 
     /// Writes until all is gone, the socket is full, or a message that stands alone was written.
@@ -316,7 +322,7 @@ impl<T> Outbox<T> {
             self.copied_head += first.copied();
             if let Some(message) = self.messages.pop_front() {
                 self.special -= usize::from(message.is_special());
-                done.extend(message.tag);
+                done.extend(message.tag.map(|(tag, _)| tag));
             }
         }
         if self.messages.is_empty() {
@@ -348,7 +354,7 @@ impl<T> Outbox<T> {
             };
             let is_begun = begun > 0;
             match &message.tag {
-                Some(tag) if wanted(tag) => {
+                Some((tag, _)) if wanted(tag) => {
                     recalled.push(Unwritten { tag: tag.clone(), body: body(), begun: is_begun });
                     if !is_begun {
                         continue;
@@ -433,7 +439,7 @@ mod tests {
         tag: Option<T>,
         options: SendOptions,
     ) {
-        outbox.push(Message { prefix, body, terminator, tag, options });
+        outbox.push(Message { prefix, body, terminator, tag, options }, Instant::now());
     }
 
     fn text(pieces: &[Vec<u8>]) -> Vec<u8> {

@@ -10,7 +10,7 @@
 //! | state | event | next state | what the loop does |
 //! | --- | --- | --- | --- |
 //! | [`Pressure::None`] | the queue is above the soft mark | [`Pressure::Over`] | recalls what is [`Recall::Reroutable`](super::Recall::Reroutable), reads no more input, and looks again in 10 s |
-//! | `None` | the socket has taken nothing for 1 s | [`Pressure::Recalled`] | recalls what is reroutable |
+//! | `None` | for 1 s the socket has taken nothing, or a tagged message waits | [`Pressure::Recalled`] | recalls what is reroutable |
 //! | `None` | the handler asks for a recall | `Recalled` | recalls what the handler wants |
 //! | `Recalled` | the handler queues a tagged message | `None` | watches anew whether the client stalls |
 //! | `Over` | the handler queues a tagged message | `Over` | recalls it, if it is reroutable |
@@ -52,8 +52,8 @@ use super::reason::Mark;
 
 /// How long a queue may take to be emptied once it has passed the soft mark.
 pub(super) const SLOW_CONSUMER: Duration = Duration::from_secs(10);
-/// How long a client may take nothing before its messages are recalled. Senders wait for their outcome, also when the
-/// queue is far below the high-water mark.
+/// How long a client may take nothing, or a tagged message wait, before messages are recalled. Senders wait for their
+/// outcome, also when the queue is far below the high-water mark and the client takes a little of it now and then.
 pub(super) const STALLED: Duration = Duration::from_secs(1);
 
 /// What bounds a connection's queue, in bytes.
@@ -105,8 +105,8 @@ pub(super) enum Pressure {
     /// Nothing is known against the client.
     #[default]
     None,
-    /// Its messages were recalled, because the socket took nothing for a second or the handler wanted them; the queue
-    /// was not drained since.
+    /// Its messages were recalled, because the socket has not taken them for a second or the handler wanted them; the
+    /// queue was not drained since.
     Recalled,
     /// Its queue has passed the soft mark, by its own bytes or by its share of all; it was not drained since.
     Over(Mark),
@@ -163,7 +163,7 @@ impl Pressure {
         std::mem::take(self) != Pressure::None
     }
 
-    /// Whether it makes a difference that the socket takes nothing.
+    /// Whether it makes a difference that the socket does not take what waits.
     pub fn watches_for_a_stall(self) -> bool {
         self == Pressure::None
     }

@@ -94,16 +94,16 @@ impl<H: Handler> Running<H> {
         self.flush_one(id);
     }
 
-    /// A socket was full: has it taken anything since?
+    /// A socket was full, or a message had to wait for its time: is there one that has waited for too long?
     pub(super) fn check_stalled(&mut self, id: ConnId) {
         let io = &mut self.io;
         let Some(connection) = io.connections.get_mut(id) else { return };
         let output = &mut connection.output;
         output.stall_timer = false;
-        if !output.blocked || !connection.pressure.watches_for_a_stall() || connection.life != Life::Open {
+        if !output.waits() || !connection.pressure.watches_for_a_stall() || connection.life != Life::Open {
             return;
         }
-        let due = output.progress().unwrap_or(io.now).max(self.resumed) + STALLED;
+        let due = output.stalls_since().unwrap_or(io.now).max(self.resumed) + STALLED;
         if due > io.now {
             output.stall_timer = true;
             io.timers.set(due, LoopTimer::Stalled(id));

@@ -103,14 +103,14 @@ impl<H: Handler> Running<H> {
             if moved || (blocked && !output.armed) {
                 outbox.progress = Some(io.now);
             }
-            if blocked && !output.stall_timer && connection.pressure.watches_for_a_stall() {
-                output.stall_timer = true;
-                io.timers.set(outbox.progress.unwrap_or(io.now) + STALLED, LoopTimer::Stalled(id));
-            }
         }
         if output.pace == Pace::Ready && moved {
             output.pace = Pace::Waiting;
             io.timers.set(io.now + PACE, LoopTimer::Pace(id));
+        }
+        if output.waits() && !output.stall_timer && connection.pressure.watches_for_a_stall() {
+            output.stall_timer = true;
+            io.timers.set(output.stalls_since().unwrap_or(io.now) + STALLED, LoopTimer::Stalled(id));
         }
         if connection.arm(&io.registry).is_err() {
             io.kill(id, CloseReason::SocketError);

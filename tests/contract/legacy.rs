@@ -2,16 +2,18 @@
 //! parses up to the first NUL, and forgets the rest: `docs/PROTOCOL.md#what-a-c-client-does-and-what-follows-from-it`.
 
 use std::io::Read;
+use std::time::{Duration, Instant};
 
 use chat_server::wire::Framing;
 use serde_json::Value;
 
-use crate::support::{Account, Client, Config, World, eventually, login, parse, strings};
+use crate::support::{Account, Client, Config, World, eventually, login, parse, strings, text_of};
 
 in_every_configuration! {
     a_login_reply_stays_under_1024_bytes_and_the_rest_follows_as_pushes,
     friends_that_do_not_fit_are_left_out,
     a_burst_reaches_a_cpp_client_one_object_to_a_recv,
+    what_comes_faster_than_a_cpp_client_can_take_it_is_acked_soon_and_comes_once,
     a_client_that_uses_seq_is_not_held_back,
     without_the_flag_a_login_reply_lists_all_friends_and_offline_messages_follow,
 }
@@ -116,6 +118,33 @@ fn a_burst_reaches_a_cpp_client_one_object_to_a_recv(config: &'static Config) {
         joined.push(most);
     }
     panic!("objects in one recv, at most, in each attempt: {joined:?}");
+}
+
+fn what_comes_faster_than_a_cpp_client_can_take_it_is_acked_soon_and_comes_once(config: &'static Config) {
+    /// They take 4 s. A node that hears nothing of a message for 2 s stores it.
+    const BURST: usize = 400;
+    let world = legacy_world(config);
+    let mut sender = world.online("sender");
+    let account = world.account("cpp");
+    let mut client = cpp_client(&world);
+    client.post(&login(&account));
+    assert_eq!(client.recv()["errno"], 0);
+    let mut burst = String::new();
+    for n in 0..BURST {
+        let mut chat = sender.chat_to(account.id, &n.to_string());
+        chat["seq"] = n.into();
+        burst += &chat.to_string();
+    }
+    let began = Instant::now();
+    sender.send_raw(burst);
+    (0..BURST).for_each(|_| assert_eq!(sender.recv()["errno"], 0));
+    let took = began.elapsed();
+    for n in 0..BURST {
+        assert_eq!(text_of(&client.push()), n.to_string());
+    }
+    assert!(took < Duration::from_secs(3), "the last ack came after {took:?}");
+    sender.chat(account.id, "the last");
+    assert_eq!(client.push()["msg"], "the last", "something came twice");
 }
 
 fn a_client_that_uses_seq_is_not_held_back(config: &'static Config) {

@@ -91,18 +91,60 @@ fn a_client_that_reads_nothing_for_a_second_holds_up_no_message_however_few_wait
 }
 
 #[test]
-fn a_client_that_reads_a_little_all_the_time_has_not_stalled() {
+fn a_client_that_reads_a_little_all_the_time_holds_up_no_message_either() {
     let reactors = reactors();
     let (mut client, conn) = reactors.connect();
     jam(&reactors, conn);
-    reactors.ask(0, move |_, io| send(io, conn, b"few", Some(Tag::Chat(0))));
+    let (mut sent, mut recalled) = (Vec::new(), Vec::new());
     let began = Instant::now();
-    // A tenth of a megabyte every tenth of a second is progress, though far from all.
+    // A tenth of a megabyte every tenth of a second is progress, though far from all, and so is a message.
     while began.elapsed() < Duration::from_millis(2500) {
+        let number = sent.len();
+        reactors.ask(0, move |_, io| send(io, conn, b"few", Some(Tag::Chat(number))));
+        sent.push(Instant::now());
         expect_bytes(&mut client, &vec![b'x'; 100 << 10]);
         reactors.pass(Duration::from_millis(100));
+        recalled.extend(reactors.told().into_iter().filter_map(|event| match event {
+            Event::Recalled(id, recalled) if id == conn => Some((Instant::now(), recalled)),
+            _ => None,
+        }));
     }
-    assert!(!reactors.told().iter().any(|event| matches!(event, Event::Recalled(..))), "recalled too early");
+    let waited: Vec<Duration> = recalled
+        .iter()
+        .flat_map(|(at, messages)| messages.iter().map(|message| *at - sent[number(message.tag)]))
+        .collect();
+    let (all, longest) = (waited.len(), waited.iter().max());
+    // The first waits for a second, and takes those behind it along; then the same for the next ones.
+    assert!(longest.is_some_and(|longest| *longest >= Duration::from_millis(900)), "recalled too early: {waited:?}");
+    assert!(waited.iter().all(|waited| *waited < Duration::from_millis(1600)), "recalled too late: {waited:?}");
+    let left = sent.iter().skip(all).filter(|at| at.elapsed() > Duration::from_millis(1600)).count();
+    assert_eq!(left, 0, "of {} messages {all} were recalled: {waited:?}", sent.len());
+}
+
+#[test]
+fn a_message_that_is_spaced_out_waits_no_longer_than_others_do() {
+    const ALL: usize = 300;
+    let reactors = reactors();
+    let (mut client, conn) = reactors.connect();
+    reactors.ask(0, move |_, io| {
+        io.pace(conn);
+        // At this pace they take 3 s.
+        (0..ALL).for_each(|n| assert!(send(io, conn, b".", Some(Tag::Chat(n)))));
+    });
+    let began = Instant::now();
+    let recalled = reactors.wait("the rest to be handed back", |event| match event {
+        Event::Recalled(id, recalled) if *id == conn => {
+            Some(recalled.iter().map(|message| number(message.tag)).collect::<Vec<_>>())
+        }
+        _ => None,
+    });
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(900) && took < Duration::from_secs(3), "after {took:?}");
+    let written = ALL - recalled.len();
+    assert!((10..=110).contains(&written), "{written} messages in {took:?}");
+    assert_eq!(recalled, (written..ALL).collect::<Vec<_>>());
+    reactors.expect(&Event::Drained(conn));
+    expect_bytes(&mut client, &vec![b'.'; written]);
 }
 
 #[test]
@@ -240,10 +282,10 @@ fn one_message_over_the_hard_mark_does_not_wait_for_a_second_one() {
 
 #[test]
 fn a_recall_does_not_leave_its_bytes_exemption_to_others() {
-    let mut outbox: Outbox<Tag> = Outbox::default();
-    outbox.push(message(&[b'c'; 1000], Some(Tag::Chat(0))));
-    outbox.push(Message { options: UNCOUNTED, ..message(&[b'r'; 100], None) });
-    outbox.push(message(&[b'a'; 500], None));
+    let (mut outbox, now) = (Outbox::<Tag>::default(), Instant::now());
+    outbox.push(message(&[b'c'; 1000], Some(Tag::Chat(0))), now);
+    outbox.push(Message { options: UNCOUNTED, ..message(&[b'r'; 100], None) }, now);
+    outbox.push(message(&[b'a'; 500], None), now);
     assert_eq!(outbox.counted(), 1500);
     outbox.recall(|tag| matches!(tag, Tag::Chat(_)));
     assert_eq!(outbox.counted(), 500);

@@ -106,7 +106,7 @@ impl Write for Stuck {
 #[test]
 fn a_write_that_takes_nothing_is_an_error_not_a_loop() {
     let mut outbox: Outbox<()> = Outbox::default();
-    outbox.push(Message::plain(b"something"));
+    outbox.push(Message::plain(b"something"), Instant::now());
     let error = outbox.write_to(&mut Stuck, &mut Vec::new()).expect_err("nothing was written");
     assert_eq!(error.kind(), io::ErrorKind::WriteZero);
 }

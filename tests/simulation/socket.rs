@@ -14,7 +14,7 @@ use crate::world::{PEER, World};
 
 pub type SocketId = u64;
 
-/// How long a client may read nothing before its messages go through the store.
+/// How long a client may read nothing, or a tagged message wait for it, before its messages go through the store.
 const STALLED: Duration = Duration::from_secs(1);
 /// How long a connection may stay over the mark.
 const SLOW_CONSUMER: Duration = Duration::from_secs(10);
@@ -36,6 +36,7 @@ pub enum Side {
 pub struct Queued {
     bytes: Vec<u8>,
     tag: Option<Tag>,
+    since: Duration,
     uncounted: bool,
 }
 
@@ -130,6 +131,13 @@ impl Socket {
         self.closing.is_some() && self.queue.is_empty()
     }
 
+    /// Since when it takes nothing, or not the first message with a tag, where that makes a difference.
+    fn stalls_since(&self) -> Option<Duration> {
+        let blocked = !self.queue.is_empty() && self.over.is_none() && !self.recalled;
+        let tagged = self.queue.iter().find(|queued| queued.tag.is_some());
+        blocked.then(|| tagged.map_or(self.progress, |queued| queued.since.min(self.progress)))
+    }
+
     pub fn resume(&mut self) {
         self.paused = false;
         self.again = true;
@@ -159,7 +167,7 @@ impl World {
         }
         socket.recalled &= tag.is_none() || socket.over.is_some();
         socket.anew |= tag.is_some() && socket.over.is_some();
-        socket.queue.push_back(Queued { bytes, tag, uncounted: options.uncounted });
+        socket.queue.push_back(Queued { bytes, tag, since: self.clock, uncounted: options.uncounted });
     }
 
     /// The reactor reads a connection, or sees what has become of it.
@@ -314,8 +322,7 @@ impl World {
             self.cut(id, CloseReason::SlowConsumer(Mark::HighWater));
             return true;
         }
-        let blocked = !socket.queue.is_empty() && socket.over.is_none() && !socket.recalled;
-        let is_late = blocked && socket.progress + STALLED < self.clock;
+        let is_late = socket.stalls_since().is_some_and(|since| since + STALLED < self.clock);
         if is_late {
             self.recall(id, Recall::Reroutable);
         }
@@ -325,11 +332,10 @@ impl World {
     /// When `watch` is next to be called; `None`: nothing waits for time.
     pub fn watch_at(&self, id: SocketId) -> Option<Duration> {
         let socket = self.sockets.get(&id)?;
-        let blocked = !socket.queue.is_empty() && socket.over.is_none() && !socket.recalled;
         let times = [
             socket.closing.map(|(_, since)| since + LINGER),
             socket.over.map(|since| since + SLOW_CONSUMER),
-            blocked.then_some(socket.progress + STALLED),
+            socket.stalls_since().map(|since| since + STALLED),
         ];
         times.into_iter().flatten().min()
     }
