@@ -223,7 +223,7 @@ impl<T> Output<T> {
         if tight { self.queued() } else { self.counted() }
     }
 
-    /// Whether something is left to be written that neither this turn nor the next will write.
+    /// Whether what is queued has to wait: for the kernel, or for its time.
     pub fn waits(&self) -> bool {
         let is_held_up = self.blocked || self.pace == Pace::Waiting;
         is_held_up && self.outbox.as_ref().is_some_and(|outbox| !outbox.is_empty())
