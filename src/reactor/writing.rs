@@ -99,10 +99,10 @@ impl<H: Handler> Running<H> {
         let Some(connection) = io.connections.get_mut(id) else { return };
         let output = &mut connection.output;
         output.blocked = blocked;
-        if let Some(outbox) = &mut output.outbox {
-            if moved || (blocked && !output.armed) {
-                outbox.progress = Some(io.now);
-            }
+        if let Some(outbox) = &mut output.outbox
+            && (moved || (blocked && !output.armed))
+        {
+            outbox.progress = Some(io.now);
         }
         if output.pace == Pace::Ready && moved {
             output.pace = Pace::Waiting;
