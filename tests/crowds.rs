@@ -105,6 +105,9 @@ fn fifteen_thousand_slow_lorises_beside_a_working_pair() {
         thread::sleep(Duration::from_millis(5));
     }
     println!("gone after {:?}, {} KiB kept", began.elapsed(), kept());
+    // Or it is back some seconds later.
+    let may_be_huge = world.server().may_be_huge_kib();
+    assert!(may_be_huge < 16 * 1024, "{may_be_huge} KiB may be filled with huge pages");
     work(&mut pair, Duration::from_millis(100));
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Thread `lives` gives back what a life of the node has used. The thread that starts the server sets the bounds.
 
-use std::mem;
+use std::{fs, mem, ptr};
 
 /// The least number of connections that are a crowd.
 const CROWD: usize = 64;
@@ -50,11 +50,39 @@ pub fn bound() {
 /// Has the allocator give free pages back, of all threads, also of those that have ended: what they have used it would
 /// keep for later ones. It takes some milliseconds for 100 MB.
 pub fn give_back() {
+    #[cfg(target_os = "linux")]
+    refuse_huge_pages();
     #[cfg(target_env = "gnu")]
     // SAFETY: it takes the allocator's own locks and touches nothing that is in use.
     unsafe {
         libc::malloc_trim(0);
     }
+}
+
+/// Has the kernel put no huge pages where memory is allocated now. Where it does so for all programs, Debian's default,
+/// one page in use is enough for it to fill the 2 MiB around it: what was given back is resident again, seconds later.
+/// Memory that is allocated anew is not concerned: a password is hashed faster in huge pages.
+#[cfg(target_os = "linux")]
+fn refuse_huge_pages() {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    for (start, end) in maps.lines().filter_map(anonymous) {
+        // SAFETY: it never changes what the memory holds, and fails where there is none any more.
+        unsafe {
+            libc::madvise(ptr::with_exposed_provenance_mut(start), end - start, libc::MADV_NOHUGEPAGE);
+        }
+    }
+}
+
+/// The bounds of a private mapping without a file, in a line of `/proc/self/maps`: addresses, permissions, offset,
+/// device, inode, and a name or none.
+#[cfg(target_os = "linux")]
+fn anonymous(line: &str) -> Option<(usize, usize)> {
+    let mut words = line.split_whitespace();
+    let (start, end) = words.next()?.split_once('-')?;
+    let is_private = words.next()?.ends_with('p');
+    let is_of_no_file = words.nth(2)? == "0" && words.next().is_none_or(|name| name == "[heap]");
+    let address = |digits| usize::from_str_radix(digits, 16).ok();
+    Some((address(start)?, address(end)?)).filter(|_| is_private && is_of_no_file)
 }
 
 #[cfg(test)]
@@ -68,5 +96,20 @@ mod tests {
         assert!(!crowd.has_left(1000) && !crowd.has_left(251));
         assert!(crowd.has_left(250) && crowd.has_left(250) && !crowd.has_left(250) && !crowd.has_left(63));
         assert!(crowd.has_left(62) && crowd.has_left(0) && !crowd.has_left(0));
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_mapping_is_anonymous_if_it_is_private_and_has_no_file() {
+        let of = |rest: &str| anonymous(&format!("7f00-7fff {rest}"));
+        let is_it = Some((0x7f00, 0x7fff));
+        assert_eq!(
+            ["rw-p 00000000 00:00 0", "---p 00000000 00:00 0 ", "rw-p 00000000 00:00 0    [heap]"].map(of),
+            [is_it; 3]
+        );
+        let others =
+            ["rw-s 00000000 00:01 7  /dev/zero", "r--p 00001000 08:01 42  /bin/x", "rw-p 00000000 00:00 0 [stack]"];
+        assert_eq!(others.map(of), [None; 3]);
+        assert_eq!(["", "x", "7f00 rw-p", "z-z rw-p 0 00:00 0"].map(anonymous), [None; 4]);
     }
 }

@@ -169,7 +169,23 @@ impl Server {
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
-    /// Where that memory is: a line for each part of its address space that has some.
+    /// The memory that the kernel may fill with huge pages though only some of it is in use, in KiB.
+    pub fn may_be_huge_kib(&self) -> usize {
+        let maps = std::fs::read_to_string(format!("/proc/{}/smaps", self.pid())).expect("the server lives");
+        let (mut all, mut size, mut is_private) = (0, 0, false);
+        for line in maps.lines() {
+            match line.split_whitespace().collect::<Vec<_>>()[..] {
+                [_, permissions, _, _, "0"] => is_private = permissions.ends_with('p'),
+                [_, _, _, _, _, _] => is_private = false,
+                ["Size:", kib, "kB"] => size = kib.parse().expect("a number"),
+                ["VmFlags:", ref flags @ ..] if is_private && !flags.contains(&"nh") => all += size,
+                _ => {}
+            }
+        }
+        all
+    }
+
+    /// Where the resident memory is: a line for each part of its address space that has some.
     pub fn residents(&self) -> String {
         let maps = std::fs::read_to_string(format!("/proc/{}/smaps", self.pid())).expect("the server lives");
         let mut residents = String::new();
