@@ -4,6 +4,7 @@ mod support;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -105,9 +106,10 @@ fn fifteen_thousand_slow_lorises_beside_a_working_pair() {
         thread::sleep(Duration::from_millis(5));
     }
     println!("gone after {:?}, {} KiB kept", began.elapsed(), kept());
-    // Or it is back some seconds later.
-    let may_be_huge = world.server().may_be_huge_kib();
-    assert!(may_be_huge < 16 * 1024, "{may_be_huge} KiB may be filled with huge pages");
+    // Where huge pages are for all programs, the kernel would fill it again.
+    if Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
+        eventually("small pages to be wanted", || world.server().may_be_huge_kib() < 16 * 1024);
+    }
     work(&mut pair, Duration::from_millis(100));
 }
 
