@@ -70,6 +70,7 @@ fn imports_only_go_down() {
 fn each_mutation_applies_and_says_what_catches_it() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut wrong = Vec::new();
+    let table = fs::read_to_string(root.join("tests/mutations/README.md")).unwrap();
     for entry in fs::read_dir(root.join("tests/mutations")).unwrap() {
         let path = entry.unwrap().path();
         if path.extension().is_none_or(|extension| extension != "patch") {
@@ -79,6 +80,9 @@ fn each_mutation_applies_and_says_what_catches_it() {
         let text = fs::read_to_string(&path).unwrap();
         if !text.lines().any(|line| line.starts_with("caught by: -")) {
             wrong.push(format!("{name} does not say what catches it"));
+        }
+        if !table.contains(&format!("({name})")) {
+            wrong.push(format!("{name} has no row in README.md"));
         }
         let applied = Command::new("git").args(["apply", "--check"]).arg(&path).current_dir(root).output();
         let applied = applied.expect("git can be started");
